@@ -1,0 +1,11 @@
+//! Latent-space synthesis of preference pairs for reward models.
+
+pub mod backend;
+pub mod dtype;
+pub mod error;
+pub mod matrix;
+pub mod model;
+pub mod noise;
+pub mod shard;
+
+pub use error::{Error, Result};

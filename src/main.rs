@@ -1,0 +1,3 @@
+//! The `lensmith` command.
+
+fn main() {}

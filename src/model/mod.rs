@@ -1,0 +1,13 @@
+//! The two models: sizes, parameters, initialisation, the affine map of the data, and checkpoints on disk.
+
+mod config;
+mod linear;
+mod reward;
+mod standardizer;
+mod vae;
+
+pub use config::{RewardSize, VaeSize};
+pub use linear::Linear;
+pub use reward::RewardModel;
+pub use standardizer::Standardizer;
+pub use vae::Vae;

@@ -1,0 +1,60 @@
+//! The affine map that gives every embedding dimension mean 0 and standard deviation 1.
+
+use crate::matrix::RowSet;
+
+/// x -> (x - mean) / std, per dimension. Fitted on the seed pairs; folded into saved models, so that those take and
+/// give raw embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standardizer {
+    /// Mean of each dimension, `[d]`.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each dimension, `[d]`; 1 where the data is constant.
+    pub std: Vec<f32>,
+}
+
+impl Standardizer {
+    /// The map that changes nothing.
+    pub fn identity(dim: usize) -> Standardizer {
+        Standardizer { mean: vec![0.0; dim], std: vec![1.0; dim] }
+    }
+
+    /// Mean and (population) standard deviation over the rows of all sets together; two passes in F64.
+    pub fn fit(sets: &[&RowSet<'_>]) -> Standardizer {
+        let dim = sets.first().map_or(0, |s| s.cols());
+        let n: usize = sets.iter().map(|s| s.rows()).sum();
+        let mut row = vec![0f32; dim];
+        let mut each = |f: &mut dyn FnMut(usize, f64)| {
+            for set in sets {
+                for r in 0..set.rows() {
+                    set.row(r).widen(&mut row);
+                    row.iter().enumerate().for_each(|(j, &v)| f(j, f64::from(v)));
+                }
+            }
+        };
+        let mut mean = vec![0f64; dim];
+        each(&mut |j, v| mean[j] += v);
+        mean.iter_mut().for_each(|m| *m /= n.max(1) as f64);
+        let mut variance = vec![0f64; dim];
+        each(&mut |j, v| variance[j] += (v - mean[j]) * (v - mean[j]));
+        let std = variance
+            .iter()
+            .zip(&mean)
+            .map(|(v, m)| {
+                let std = (v / n.max(1) as f64).sqrt();
+                // A dimension that is constant but for rounding carries nothing: leave its scale alone.
+                let rounding = m.abs() * f64::from(f32::EPSILON);
+                if std > rounding && std > f64::from(f32::MIN_POSITIVE) { std as f32 } else { 1.0 }
+            })
+            .collect();
+        Standardizer { mean: mean.iter().map(|&m| m as f32).collect(), std }
+    }
+
+    /// Applies the map in place to rows of width d.
+    pub fn apply(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.mean.len()) {
+            for ((x, m), s) in row.iter_mut().zip(&self.mean).zip(&self.std) {
+                *x = (*x - m) / s;
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Embedding shards on disk: safetensors files, read through memory maps and written atomically.
