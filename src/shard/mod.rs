@@ -1,1 +1,22 @@
 //! Embedding shards on disk: safetensors files, read through memory maps and written atomically.
+//!
+//! [`PairSet`], [`CandidateSet`] and [`EmbeddingSet`] read files, folders or glob patterns as one matrix;
+//! [`ShardWriter`] writes a shard whose checksums travel in its header; [`Manifest`] lists a folder of them.
+
+mod column;
+mod format;
+mod manifest;
+mod map;
+mod reader;
+mod source;
+mod writer;
+
+pub use column::{RowBlock, Scan, ShardFile, SourceFile};
+pub use format::{Header, TensorInfo};
+pub use manifest::{FolderLock, Manifest, require_absent};
+pub use map::{FileBytes, Io};
+pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
+pub use writer::{
+    AtomicFile, NamedTensor, ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard, write_atomic,
+    write_tensors,
+};

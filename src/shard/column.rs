@@ -1,0 +1,347 @@
+//! One tensor over one or more files, read as one matrix. Everything that reads embeddings is made of these.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use safetensors::Dtype as FileDtype;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::matrix::{RowSet, Rows, RowsBuf, Values};
+use crate::shard::format::TensorInfo;
+use crate::shard::map::Io;
+use crate::shard::source::{Source, expand};
+
+/// Bytes held at a time by a pass over all data.
+const BLOCK_BYTES: usize = 16 << 20;
+/// Values that one thread checks at a time.
+const CHECK_VALUES: usize = 1 << 16;
+const EMBEDDING_DTYPES: &str = "F32, F16 or BF16";
+
+/// One file of a set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShardFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Rows of each of its tensors.
+    pub rows: usize,
+    /// Storage type of its embeddings.
+    pub dtype: Dtype,
+    /// Length of the file.
+    pub bytes: u64,
+}
+
+/// What identifies the data of one file, wherever the file lies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// File name without its folder.
+    pub file: String,
+    /// Rows of each tensor.
+    pub rows: u64,
+    /// Storage type.
+    pub dtype: String,
+    /// Values per row.
+    pub dim: u64,
+    /// Length of the file.
+    pub bytes: u64,
+    /// xxh3-128 over the payload of the tensors that were read (of a pair set: chosen, then rejected), as 32
+    /// hexadecimal digits.
+    pub xxh3: String,
+}
+
+/// The result of a pass over all data: every value is finite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scan {
+    /// The files in order.
+    pub sources: Vec<SourceFile>,
+}
+
+/// Consecutive rows of a set, borrowed from memory maps where possible, else copied.
+#[derive(Debug)]
+pub struct RowBlock<'a>(Vec<Part<'a>>);
+
+#[derive(Debug)]
+enum Part<'a> {
+    Borrowed(Rows<'a>),
+    Owned(RowsBuf),
+}
+
+impl RowBlock<'_> {
+    /// The rows, numbered from 0 within the block.
+    pub fn view(&self) -> RowSet<'_> {
+        let parts = self.0.iter().map(|part| match part {
+            Part::Borrowed(rows) => *rows,
+            Part::Owned(buf) => buf.view(),
+        });
+        RowSet::new(parts.collect()).expect("a block has a part, and its parts have one width")
+    }
+
+    /// Whether every row is borrowed: nothing was copied.
+    pub fn is_borrowed(&self) -> bool {
+        self.0.iter().all(|part| matches!(part, Part::Borrowed(_)))
+    }
+}
+
+/// Opens the files that `sources` stand for, in order.
+pub(super) fn open_all(sources: &[String], io: Io) -> Result<Vec<Arc<Source>>> {
+    expand(sources)?.iter().map(|path| Source::open(path, io).map(Arc::new)).collect()
+}
+
+/// One tensor's rows in one file.
+#[derive(Debug)]
+struct Stretch {
+    source: Arc<Source>,
+    /// First byte in the file.
+    at: u64,
+    rows: usize,
+    dtype: Dtype,
+}
+
+/// The tensor called `name` in each of several files, joined in order.
+#[derive(Debug)]
+pub(super) struct Column {
+    name: String,
+    stretches: Vec<Stretch>,
+    /// First row of each stretch, and the total at the end.
+    starts: Vec<usize>,
+    dim: usize,
+}
+
+impl Column {
+    /// Takes tensor `name`, of `rank` axes, from every file: the last axis is the width, the others together
+    /// number the rows. Fails on a missing tensor, another rank or type, no columns, widths that differ
+    /// between files, or no row at all.
+    pub fn new(sources: &[Arc<Source>], name: &str, rank: usize) -> Result<Column> {
+        let mut column = Column { name: name.into(), stretches: Vec::new(), starts: vec![0], dim: 0 };
+        let mut total = 0usize;
+        for source in sources {
+            let info = source.header.tensor(&source.path, name)?;
+            check_rank(&source.path, info, rank)?;
+            let dtype = embedding_dtype(&source.path, info)?;
+            let (rows, dim) = (info.shape[..rank - 1].iter().product(), info.shape[rank - 1]);
+            if dim == 0 {
+                let what = format!("{}: columns of tensor `{name}`", source.path.display());
+                return Err(Error::TooFew { what, needed: 1, found: 0 });
+            }
+            if let Some(first) = column.stretches.first().filter(|_| dim != column.dim) {
+                let what = format!("{}: columns of tensor `{name}`", source.path.display());
+                let expected = format!("{} as in {}", column.dim, first.source.path.display());
+                return Err(Error::shape(what, expected, dim));
+            }
+            column.dim = dim;
+            // Cannot overflow: each file holds its rows, and files are bounded by the address space; but a
+            // sparse file costs nothing, so the sum is checked all the same.
+            total = total.checked_add(rows).ok_or_else(|| {
+                Error::shape(format!("{}: rows", source.path.display()), "a countable number", "more")
+            })?;
+            column.starts.push(total);
+            let at = info.range.start as u64;
+            column.stretches.push(Stretch { source: source.clone(), at, rows, dtype });
+        }
+        if total == 0 {
+            let path = sources.first().map_or(String::new(), |s| format!("{}: ", s.path.display()));
+            return Err(Error::TooFew {
+                what: format!("{path}rows of tensor `{name}`"),
+                needed: 1,
+                found: 0,
+            });
+        }
+        Ok(column)
+    }
+
+    /// Fails unless `other`, which was made from the same files, has the same rows, width and type in each.
+    pub fn require_same_shape(&self, other: &Column) -> Result<()> {
+        for (a, b) in self.stretches.iter().zip(&other.stretches) {
+            let path = &b.source.path;
+            if (a.rows, self.dim) != (b.rows, other.dim) {
+                let what = format!("{}: tensor `{}`", path.display(), other.name);
+                let expected = format!("{:?} as in `{}`", [a.rows, self.dim], self.name);
+                return Err(Error::shape(what, expected, format!("{:?}", [b.rows, other.dim])));
+            }
+            if a.dtype != b.dtype {
+                return Err(Error::WrongDtype {
+                    path: path.clone(),
+                    tensor: other.name.clone(),
+                    expected: "the dtype of the other side",
+                    found: b.dtype.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn len(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    pub fn files(&self) -> Vec<ShardFile> {
+        let file = |s: &Stretch| ShardFile {
+            path: s.source.path.clone(),
+            rows: s.rows,
+            dtype: s.dtype,
+            bytes: s.source.len,
+        };
+        self.stretches.iter().map(file).collect()
+    }
+
+    /// The rows in `range`; fails if it reaches past the end or a file cannot be read.
+    pub fn rows(&self, range: Range<usize>) -> Result<RowBlock<'_>> {
+        if range.start > range.end || range.end > self.len() {
+            let what = format!("rows of tensor `{}`", self.name);
+            return Err(Error::shape(what, format!("a range in 0..{}", self.len()), format!("{range:?}")));
+        }
+        let mut parts = Vec::new();
+        for (stretch, &start) in self.stretches.iter().zip(&self.starts) {
+            let from = range.start.max(start);
+            let to = range.end.min(start + stretch.rows);
+            if from < to {
+                parts.push(stretch.rows(from - start..to - start, self.dim)?);
+            }
+        }
+        if parts.is_empty() {
+            parts.push(Part::Owned(RowsBuf::zeros(self.stretches[0].dtype, 0, self.dim)));
+        }
+        Ok(RowBlock(parts))
+    }
+}
+
+impl Stretch {
+    fn rows(&self, range: Range<usize>, dim: usize) -> Result<Part<'_>> {
+        let row_bytes = dim * self.dtype.size();
+        let at = self.at + (range.start * row_bytes) as u64;
+        let mapped = self.source.mapped(at, range.len() * row_bytes);
+        if let Some(values) = mapped.and_then(|bytes| typed(self.dtype, bytes)) {
+            return Ok(Part::Borrowed(Rows::new(values, range.len(), dim)?));
+        }
+        let mut buf = RowsBuf::zeros(self.dtype, range.len(), dim);
+        self.source.read(at, buf.bytes_mut())?;
+        Ok(Part::Owned(buf))
+    }
+
+    /// Feeds the bytes of all rows to `hash` and finds the first value among the first `limit` rows that is
+    /// not finite: its row, column and value.
+    fn scan(&self, dim: usize, limit: usize, hash: &mut Xxh3) -> Result<Option<(usize, usize, f32)>> {
+        let step = (BLOCK_BYTES / (dim * self.dtype.size())).max(1);
+        let mut worst = None;
+        for start in (0..self.rows).step_by(step) {
+            let part = self.rows(start..self.rows.min(start + step), dim)?;
+            let values = match &part {
+                Part::Borrowed(rows) => rows.values(),
+                Part::Owned(buf) => buf.view().values(),
+            };
+            let wanted = worst.is_none() && start < limit;
+            let find = || if wanted { first_non_finite(values) } else { None };
+            let (found, ()) = rayon::join(find, || hash.update(values.bytes()));
+            if let Some((at, value)) = found.filter(|(at, _)| start + at / dim < limit) {
+                worst = Some((start + at / dim, at % dim, value));
+            }
+        }
+        Ok(worst)
+    }
+}
+
+/// One pass over all rows of columns that share their files: checks that every value is finite and takes the
+/// fingerprint of each file. The error names the lowest file, then row, then column of this list.
+pub(super) fn scan(columns: &[&Column]) -> Result<Scan> {
+    let Some(first) = columns.first() else { return Ok(Scan { sources: Vec::new() }) };
+    let mut sources = Vec::new();
+    for (i, file) in first.stretches.iter().enumerate() {
+        let mut hash = Xxh3::new();
+        let mut error = None;
+        let mut limit = usize::MAX;
+        for column in columns {
+            if let Some((row, at, value)) = column.stretches[i].scan(column.dim, limit, &mut hash)? {
+                limit = row;
+                error = Some(Error::NonFinite {
+                    path: file.source.path.clone(),
+                    tensor: column.name.clone(),
+                    row: row as u64,
+                    column: at as u64,
+                    value,
+                });
+            }
+        }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let name = file.source.path.file_name().unwrap_or_default();
+        sources.push(SourceFile {
+            file: name.to_string_lossy().into_owned(),
+            rows: file.rows as u64,
+            dtype: file.dtype.to_string(),
+            dim: first.dim as u64,
+            bytes: file.source.len,
+            xxh3: hex(hash.digest128()),
+        });
+    }
+    Ok(Scan { sources })
+}
+
+/// A checksum as 32 hexadecimal digits.
+pub(super) fn hex(digest: u128) -> String {
+    format!("{digest:032x}")
+}
+
+/// Fails unless `info` has `rank` axes.
+pub(super) fn check_rank(path: &Path, info: &TensorInfo, rank: usize) -> Result<()> {
+    if info.shape.len() != rank {
+        let what = format!("{}: axes of tensor `{}`", path.display(), info.name);
+        return Err(Error::shape(what, rank, format!("{} ({:?})", info.shape.len(), info.shape)));
+    }
+    Ok(())
+}
+
+fn embedding_dtype(path: &Path, info: &TensorInfo) -> Result<Dtype> {
+    match info.dtype {
+        FileDtype::F32 => Ok(Dtype::F32),
+        FileDtype::F16 => Ok(Dtype::F16),
+        FileDtype::BF16 => Ok(Dtype::Bf16),
+        _ => Err(wrong_dtype(path, info, EMBEDDING_DTYPES)),
+    }
+}
+
+pub(super) fn wrong_dtype(path: &Path, info: &TensorInfo, expected: &'static str) -> Error {
+    let (path, tensor) = (path.to_path_buf(), info.name.clone());
+    Error::WrongDtype { path, tensor, expected, found: info.dtype.to_string() }
+}
+
+/// Views bytes as values, where their alignment allows it.
+fn typed(dtype: Dtype, bytes: &[u8]) -> Option<Values<'_>> {
+    match dtype {
+        Dtype::F32 => bytemuck::try_cast_slice(bytes).ok().map(Values::F32),
+        Dtype::F16 => bytemuck::try_cast_slice(bytes).ok().map(Values::F16),
+        Dtype::Bf16 => bytemuck::try_cast_slice(bytes).ok().map(Values::Bf16),
+    }
+}
+
+/// Index and value of the first value that is NaN or infinite.
+fn first_non_finite(values: Values<'_>) -> Option<(usize, f32)> {
+    match values {
+        Values::F32(v) => first_bad(v, |x| x.to_bits() & 0x7f80_0000 == 0x7f80_0000, |x| x),
+        Values::F16(v) => first_bad(v, |x| x.to_bits() & 0x7c00 == 0x7c00, f16::to_f32),
+        Values::Bf16(v) => first_bad(v, |x| x.to_bits() & 0x7f80 == 0x7f80, bf16::to_f32),
+    }
+}
+
+fn first_bad<T: Copy + Sync>(
+    values: &[T],
+    bad: impl Fn(T) -> bool + Sync,
+    widen: impl Fn(T) -> f32,
+) -> Option<(usize, f32)> {
+    // A fold without an early exit becomes SIMD code; the search runs only over the one chunk that failed.
+    let chunk = values
+        .par_chunks(CHECK_VALUES)
+        .position_first(|chunk| chunk.iter().fold(false, |any, &v| any | bad(v)))?;
+    let start = chunk * CHECK_VALUES;
+    let at = start + values[start..].iter().position(|&v| bad(v))?;
+    Some((at, widen(values[at])))
+}

@@ -1,0 +1,180 @@
+//! From what a user names (files, folders, patterns) to open files with parsed headers.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::shard::format::{self, Header};
+use crate::shard::map::{FileBytes, Io};
+
+/// Opens a regular file and tells its length in bytes. Anything else is refused before it is opened: opening
+/// a pipe would wait for a writer, and a folder fails only later, with a message that says less.
+pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
+    if !meta.is_file() {
+        let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
+        return Err(format::bad(path, kind));
+    }
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let len = file.metadata().map_err(Error::io("open", path))?.len();
+    Ok((file, len))
+}
+
+/// One open file: its header, and a way to its payload.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub path: PathBuf,
+    pub header: Header,
+    /// Length of the file in bytes.
+    pub len: u64,
+    access: Access,
+}
+
+#[derive(Debug)]
+enum Access {
+    Map(FileBytes),
+    File(File),
+}
+
+impl Source {
+    /// Opens `path` and parses its header. With [`Io::Read`] nothing but the header is read.
+    pub fn open(path: &Path, io: Io) -> Result<Source> {
+        let (file, len) = open_regular(path)?;
+        let (header, len, access) = match io {
+            Io::Mmap => {
+                let map = FileBytes::from_file(path, &file, len, io)?;
+                let header = Header::parse(path, map.bytes())?;
+                (header, map.bytes().len() as u64, Access::Map(map))
+            }
+            Io::Read => {
+                let header = Header::from_prefix(path, &read_prefix(path, &file, len)?, len)?;
+                (header, len, Access::File(file))
+            }
+        };
+        Ok(Source { path: path.to_path_buf(), header, len, access })
+    }
+
+    /// The `len` bytes from `at`, where the file is mapped.
+    pub fn mapped(&self, at: u64, len: usize) -> Option<&[u8]> {
+        match &self.access {
+            Access::Map(map) => map.bytes().get(at as usize..)?.get(..len),
+            Access::File(_) => None,
+        }
+    }
+
+    /// Copies the bytes from `at` into `out`.
+    pub fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        match &self.access {
+            Access::Map(_) => {
+                let bytes = self.mapped(at, out.len()).ok_or_else(|| changed(&self.path))?;
+                out.copy_from_slice(bytes);
+                Ok(())
+            }
+            Access::File(file) => read_at(&self.path, file, at, out),
+        }
+    }
+}
+
+fn changed(path: &Path) -> Error {
+    format::bad(path, "it changed while it was read: it is shorter than when it was opened")
+}
+
+fn read_at(path: &Path, file: &File, at: u64, out: &mut [u8]) -> Result<()> {
+    file.read_exact_at(out, at).map_err(|source| match source.kind() {
+        std::io::ErrorKind::UnexpectedEof => changed(path),
+        _ => Error::Io { action: "read", path: path.to_path_buf(), source },
+    })
+}
+
+/// The bytes before the payload of a file of `len` bytes. The length they claim is checked before anything
+/// of that size is allocated.
+fn read_prefix(path: &Path, file: &File, len: u64) -> Result<Vec<u8>> {
+    let mut first = vec![0; format::LEN_BYTES.min(usize::try_from(len).unwrap_or(usize::MAX))];
+    read_at(path, file, 0, &mut first)?;
+    let end = format::header_end(&first, len).map_err(|detail| format::bad(path, detail))?;
+    let mut prefix = vec![0; end];
+    read_at(path, file, 0, &mut prefix)?;
+    Ok(prefix)
+}
+
+/// The files that `sources` stand for, in order: a file itself; every `*.safetensors` directly in a folder,
+/// by name; the matches of a glob pattern, by name. Fails if a source stands for nothing or a file for two.
+pub(super) fn expand(sources: &[String]) -> Result<Vec<PathBuf>> {
+    if sources.is_empty() {
+        return Err(Error::TooFew { what: "data sources".into(), needed: 1, found: 0 });
+    }
+    let mut files = Vec::new();
+    for source in sources {
+        let path = Path::new(source);
+        // A path that exists is never a pattern, whatever characters it holds.
+        if path.is_dir() {
+            files.extend(folder(path)?);
+        } else if !path.exists() && source.contains(['*', '?', '[']) {
+            files.extend(pattern(source)?);
+        } else {
+            files.push(path.to_path_buf());
+        }
+    }
+    let mut seen = HashMap::new();
+    for file in &files {
+        let real = fs::canonicalize(file).map_err(Error::io("open", file))?;
+        if seen.insert(real, file).is_some() {
+            return Err(Error::shape(format!("{}: times it is given as a source", file.display()), 1, 2));
+        }
+    }
+    Ok(files)
+}
+
+fn hidden_or_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") || name.ends_with(b".tmp")
+}
+
+fn folder(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(Error::io("read folder", path))? {
+        let entry = entry.map_err(Error::io("read folder", path))?;
+        let name = entry.file_name();
+        if !hidden_or_temporary(&name) && name.as_encoded_bytes().ends_with(b".safetensors") {
+            files.push(entry.path());
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        let what = format!("{}: *.safetensors files in this folder", path.display());
+        return Err(Error::TooFew { what, needed: 1, found: 0 });
+    }
+    Ok(files)
+}
+
+fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
+    // A pattern's `*` should not find hidden files, nor reach into subfolders.
+    let options = glob::MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
+    let matches = glob::glob_with(pattern, options).map_err(|e| {
+        Error::option("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
+    })?;
+    let mut files = Vec::new();
+    for found in matches {
+        let found = found.map_err(|e| {
+            let path = e.path().to_path_buf();
+            Error::Io { action: "read folder", path, source: e.into() }
+        })?;
+        if found.is_dir() {
+            files.extend(folder(&found)?);
+        } else if !found.file_name().is_some_and(hidden_or_temporary) {
+            files.push(found);
+        }
+    }
+    if files.is_empty() {
+        let what = format!("{pattern}: files that match this pattern");
+        return Err(Error::TooFew { what, needed: 1, found: 0 });
+    }
+    Ok(files)
+}

@@ -1,0 +1,300 @@
+//! Writing: files that appear whole or not at all, and shards whose checksums travel in their headers.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use crate::error::{Error, Result};
+use crate::shard::column::hex;
+use crate::shard::format::{self, Header, Layout, TensorInfo};
+use crate::shard::map::Io;
+use crate::shard::source::Source;
+
+/// A file that is written beside its final place and moved there when it is complete. The temporary name is
+/// fixed (`.NAME.tmp`), so that a crash leaves at most one file, which the next attempt replaces; writers of
+/// one folder exclude each other with a [`FolderLock`](crate::shard::FolderLock).
+#[derive(Debug)]
+pub struct AtomicFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    moved: bool,
+}
+
+impl AtomicFile {
+    /// Creates the temporary file beside `path`; whatever is at `path` stays as it is. Fails if the folder is
+    /// missing or cannot be written.
+    pub fn create(path: &Path) -> Result<AtomicFile> {
+        let name = path.file_name().ok_or(ErrorKind::InvalidFilename);
+        let name = name.map_err(|kind| Error::io("create", path)(kind.into()))?;
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(".tmp");
+        let temporary = path.with_file_name(hidden);
+        let file = File::create(&temporary).map_err(Error::io("create", path))?;
+        Ok(AtomicFile { path: path.to_path_buf(), temporary, file, moved: false })
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Forces the bytes to the disk, moves the file over its final path and forces the folder to the disk.
+    /// After a crash the path holds the old file or the new one, never a part.
+    pub fn commit(mut self) -> Result<()> {
+        self.file.sync_all().map_err(Error::io("write", &self.path))?;
+        fs::rename(&self.temporary, &self.path).map_err(Error::io("create", &self.path))?;
+        self.moved = true;
+        let folder = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        match File::open(folder).and_then(|f| f.sync_all()) {
+            // Some network filesystems keep no folders to be forced to the disk, and say so.
+            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+            result => result.map_err(Error::io("write folder", folder)),
+        }
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.moved {
+            // The error that led here is the one to report; a leftover is replaced by the next attempt.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Writes a small file, whole or not at all.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let out = AtomicFile::create(path)?;
+    out.file().write_all_at(bytes, 0).map_err(Error::io("write", path))?;
+    out.commit()
+}
+
+/// A tensor of a shard to be written: its shape is `[rows]` followed by `shape_tail`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// Name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// The axes after the first.
+    pub shape_tail: Vec<usize>,
+}
+
+/// A whole tensor for [`write_tensors`]: name, element type, shape, bytes (little endian).
+pub type NamedTensor<'a> = (String, Dtype, Vec<usize>, &'a [u8]);
+
+/// What was written to a shard, as a manifest keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// File name without its folder.
+    pub file: String,
+    /// Length of the first axis of the first tensor.
+    pub rows: u64,
+    /// Length of the file.
+    pub bytes: u64,
+    /// xxh3-128 of each tensor's bytes, by name, as 32 hexadecimal digits.
+    pub tensors: BTreeMap<String, String>,
+}
+
+impl ShardRecord {
+    fn new(
+        path: &Path,
+        bytes: u64,
+        tensors: &[TensorInfo],
+        digests: BTreeMap<String, String>,
+    ) -> ShardRecord {
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let rows = tensors.first().map_or(0, |t| t.shape.first().copied().unwrap_or(1));
+        ShardRecord { file, rows: rows as u64, bytes, tensors: digests }
+    }
+}
+
+/// Metadata entry with the checksum of the header, taken with its own digits as zeros.
+const HEADER_KEY: &str = "xxh3";
+
+/// Metadata entry with the checksum of a tensor.
+fn tensor_key(name: &str) -> String {
+    format!("xxh3.{name}")
+}
+
+/// Writes one shard piece by piece. Nothing is seen at the path before [`ShardWriter::finish`], and an
+/// unfinished shard leaves nothing behind.
+pub struct ShardWriter {
+    out: AtomicFile,
+    layout: Layout,
+    metadata: BTreeMap<String, String>,
+    /// Bytes of each tensor that are written.
+    written: Vec<usize>,
+    hashes: Vec<Xxh3>,
+}
+
+impl ShardWriter {
+    /// Starts a shard of `rows` rows at `path`. The payload starts at a multiple of 4,096 bytes and holds the
+    /// tensors one behind the other in the order given. Fails if names repeat or the file cannot be created.
+    pub fn create(
+        path: &Path,
+        tensors: &[TensorSpec],
+        rows: usize,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<ShardWriter> {
+        let shape = |tail: &[usize]| std::iter::once(rows).chain(tail.iter().copied()).collect();
+        let tensors = tensors.iter().map(|t| (t.name.as_str(), t.dtype, shape(&t.shape_tail)));
+        ShardWriter::start(path, tensors.collect(), metadata)
+    }
+
+    fn start(
+        path: &Path,
+        tensors: Vec<(&str, Dtype, Vec<usize>)>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<ShardWriter> {
+        // Zeros hold the places of the checksums: the header's length is fixed before they are known.
+        let mut metadata = metadata.clone();
+        for (name, ..) in &tensors {
+            metadata.insert(tensor_key(name), hex(0));
+        }
+        metadata.insert(HEADER_KEY.into(), hex(0));
+        let count = tensors.len();
+        let layout = Layout::new(path, tensors, &metadata)?;
+        let out = AtomicFile::create(path)?;
+        Ok(ShardWriter { out, layout, metadata, written: vec![0; count], hashes: vec![Xxh3::new(); count] })
+    }
+
+    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns.
+    /// Fails if there is no such tensor, if it would overflow, or if the disk is full.
+    pub fn append(&mut self, tensor: usize, bytes: &[u8]) -> Result<()> {
+        let path = &self.out.path;
+        let Some(info) = self.layout.tensors.get(tensor) else {
+            let what = format!("{}: number of the tensor", path.display());
+            return Err(Error::shape(what, format!("below {}", self.layout.tensors.len()), tensor));
+        };
+        let done = self.written[tensor];
+        if bytes.len() > info.range.len() - done {
+            let what = format!("{}: bytes of tensor `{}`", path.display(), info.name);
+            return Err(Error::shape(what, info.range.len(), done + bytes.len()));
+        }
+        let at = (info.range.start + done) as u64;
+        self.out.file().write_all_at(bytes, at).map_err(Error::io("write", path))?;
+        self.hashes[tensor].update(bytes);
+        self.written[tensor] += bytes.len();
+        Ok(())
+    }
+
+    /// Writes the header with the checksums, forces everything to the disk and moves the shard to its place.
+    /// Fails, and leaves nothing, if a tensor is not full or the length on disk is not the one computed.
+    pub fn finish(mut self) -> Result<ShardRecord> {
+        let path = self.out.path.clone();
+        let mut digests = BTreeMap::new();
+        for ((info, &written), hash) in self.layout.tensors.iter().zip(&self.written).zip(&self.hashes) {
+            if written != info.range.len() {
+                let what = format!("{}: bytes of tensor `{}`", path.display(), info.name);
+                return Err(Error::shape(what, info.range.len(), written));
+            }
+            let digest = hex(hash.digest128());
+            self.metadata.insert(tensor_key(&info.name), digest.clone());
+            digests.insert(info.name.clone(), digest);
+        }
+        let blank = self.layout.header(&path, &self.metadata)?;
+        self.metadata.insert(HEADER_KEY.into(), hex(xxh3_128(&blank)));
+        let header = self.layout.header(&path, &self.metadata)?;
+        self.out.file().write_all_at(&header, 0).map_err(Error::io("write", &path))?;
+
+        let len = self.out.file().metadata().map_err(Error::io("write", &path))?.len();
+        if len != self.layout.total as u64 {
+            let source =
+                io::Error::other(format!("expected {} bytes on disk, found {len}", self.layout.total));
+            return Err(Error::Io { action: "write", path, source });
+        }
+        self.out.commit()?;
+        Ok(ShardRecord::new(&path, len, &self.layout.tensors, digests))
+    }
+}
+
+/// Writes whole tensors as one file with the layout and the checksums of a shard; for checkpoints. Fails if
+/// the bytes of a tensor are not as many as its shape says, or as [`ShardWriter`] does.
+pub fn write_tensors(
+    path: &Path,
+    tensors: &[NamedTensor<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<ShardRecord> {
+    let specs = tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.clone()));
+    let mut writer = ShardWriter::start(path, specs.collect(), metadata)?;
+    for (i, (.., bytes)) in tensors.iter().enumerate() {
+        writer.append(i, bytes)?;
+    }
+    writer.finish()
+}
+
+/// Reads the header alone: the tensors, and the record of the writer, or `None` if the file holds no
+/// checksums. Fails with [`Error::Mismatch`] if the header is not the one that was written.
+pub fn inspect_shard(path: &Path) -> Result<(Header, Option<ShardRecord>)> {
+    let source = Source::open(path, Io::Read)?;
+    let record = recorded(&source)?;
+    Ok((source.header, record))
+}
+
+/// Reads the whole shard and compares every checksum. Fails with [`Error::Mismatch`] naming the first tensor
+/// that differs, or with [`Error::Format`] if the file holds no checksums.
+pub fn verify_shard(path: &Path, io: Io) -> Result<ShardRecord> {
+    const BLOCK_BYTES: usize = 16 << 20;
+    let source = Source::open(path, io)?;
+    let Some(record) = recorded(&source)? else {
+        return Err(format::bad(path, "it holds no checksums to verify it by"));
+    };
+    let mut buffer = Vec::new();
+    for info in &source.header.tensors {
+        let mut hash = Xxh3::new();
+        for at in info.range.clone().step_by(BLOCK_BYTES) {
+            let len = BLOCK_BYTES.min(info.range.end - at);
+            if let Some(bytes) = source.mapped(at as u64, len) {
+                hash.update(bytes);
+            } else {
+                buffer.resize(len, 0);
+                source.read(at as u64, &mut buffer)?;
+                hash.update(&buffer);
+            }
+        }
+        let what = || format!("checksum of tensor `{}`", format::quote(&info.name));
+        compare(path, what, &record.tensors[&info.name], hex(hash.digest128()))?;
+    }
+    Ok(record)
+}
+
+fn compare(path: &Path, what: impl Fn() -> String, expected: &str, found: String) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Mismatch { path: path.to_path_buf(), what: what(), expected: format::quote(expected), found })
+}
+
+/// The record that the header holds, once the header agrees with its own checksum.
+fn recorded(source: &Source) -> Result<Option<ShardRecord>> {
+    let header = &source.header;
+    let Some(expected) = header.metadata.get(HEADER_KEY) else { return Ok(None) };
+    let digest = |t: &TensorInfo| Some((t.name.clone(), header.metadata.get(&tensor_key(&t.name))?.clone()));
+    let digests: Option<BTreeMap<_, _>> = header.tensors.iter().map(digest).collect();
+    let Some(digests) = digests else { return Ok(None) };
+
+    let mut bytes = vec![0; header.payload];
+    source.read(0, &mut bytes)?;
+    // Inside a JSON string quotes are escaped, so this text can only be the entry itself. A header that some
+    // other program wrote with other spacing is not found, hence not equal.
+    let entry = format!("\"{HEADER_KEY}\":\"{expected}\"");
+    if let Some(at) = bytes.windows(entry.len()).position(|w| w == entry.as_bytes()) {
+        let digits = at + entry.len() - 1 - expected.len()..at + entry.len() - 1;
+        bytes[digits].fill(b'0');
+    }
+    compare(&source.path, || "checksum of the header".into(), expected, hex(xxh3_128(&bytes)))?;
+    Ok(Some(ShardRecord::new(&source.path, source.len, &header.tensors, digests)))
+}
