@@ -102,6 +102,21 @@ impl Plan {
         PairId { seed, chosen, rejected }
     }
 
+    /// All pairs as rows of one matrix per side that holds the n originals and behind them k samples of each seed:
+    /// an original is row i, the a-th best sample of seed i row n + i k + a - 1. Below 2^32 rows.
+    pub fn rows(&self) -> Vec<[u32; 2]> {
+        let (n, k) = (self.seeds, u64::from(self.per_side));
+        let row = |seed: u64, rank: u32| match rank {
+            0 => seed as u32,
+            a => (n + seed * k + u64::from(a) - 1) as u32,
+        };
+        let mut pairs: Vec<[u32; 2]> = (0..n).map(|i| [i as u32, i as u32]).collect();
+        for seed in 0..n {
+            pairs.extend(self.combinations(seed).into_iter().map(|(a, b)| [row(seed, a), row(seed, b)]));
+        }
+        pairs
+    }
+
     /// The `fold - 1` synthetic pairs of one seed as (chosen, rejected) samples.
     pub fn combinations(&self, seed: u64) -> Vec<(u32, u32)> {
         let extra = (self.fold - 1) as u32;

@@ -106,12 +106,12 @@ pub fn pair_metrics<B: Backend>(
 ///
 /// # Errors
 /// No pairs, sizes that do not fit, or a loss that is no longer finite.
-pub fn train_reward<'e, B: Backend + 'e>(
+pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
     backend: &B,
     data: &RewardData<'_, 'e, B>,
     mut pairs: Vec<PairRows>,
     standardizer: &Standardizer,
-    validation: Option<Validation<'_, 'e, B>>,
+    validation: Option<Validation<'_, 'v, B>>,
     how: &RewardTraining,
     on_epoch: &mut dyn FnMut(&RewardEpoch),
 ) -> Result<TrainedReward> {
