@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod dtype;
+mod engine;
 pub mod error;
 pub mod eval;
 pub mod matrix;
@@ -11,4 +12,8 @@ pub mod shard;
 pub mod synth;
 pub mod train;
 
+pub use engine::{Engine, PairStream};
 pub use error::{Error, Result};
+pub use model::{RewardModel, Vae};
+pub use shard::PairSet;
+pub use synth::Recipe;

@@ -1,0 +1,273 @@
+//! Options that several commands share, named after the paper's terms, with its defaults.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::backend::{
+    Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Reduction, RewardObjective, VaeObjective,
+};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::shard::{Io, PairOptions, require_absent};
+use crate::synth::{Pairing, SynthesisOptions};
+use crate::train::{RewardTraining, Updates, VaeTraining};
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Device: auto, cpu, or reference (the slow F64 oracle)
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+    /// Threads; 0 takes one per core
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+    /// Seed of all randomness: the same seed gives the same bytes
+    #[arg(long, global = true, default_value_t = 0, value_name = "S")]
+    pub seed: u64,
+    /// How input is read: mmap, or read (network file systems)
+    #[arg(long, global = true, default_value = "mmap", value_name = "HOW")]
+    pub io: Io,
+    /// Results as one JSON object on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress bars
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+impl Common {
+    /// Opens the device.
+    pub fn engine(&self) -> Result<Engine> {
+        Engine::open(self.device, self.threads)
+    }
+}
+
+/// Which tensors hold the pairs.
+#[derive(Clone, Debug, Args)]
+pub struct PairArgs {
+    /// Tensor of the preferred responses
+    #[arg(long, default_value = "chosen", value_name = "NAME")]
+    pub chosen: String,
+    /// Tensor of the other responses
+    #[arg(long, default_value = "rejected", value_name = "NAME")]
+    pub rejected: String,
+}
+
+impl PairArgs {
+    /// The options of [`crate::PairSet::open`].
+    pub fn options(&self, common: &Common) -> PairOptions {
+        PairOptions {
+            chosen: self.chosen.clone(),
+            rejected: self.rejected.clone(),
+            group: None,
+            io: common.io,
+        }
+    }
+}
+
+/// Reads a value through its serde names, so that the command line and the files agree on them.
+pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(Value::String(text.into())).map_err(|e| e.to_string())
+}
+
+/// How the VAE is trained.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "VAE")]
+pub struct VaeArgs {
+    /// Width of the VAE's hidden layers, a multiple of 16
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub hidden: usize,
+    /// Dimension of the latent space, a multiple of 16
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub latent: usize,
+    /// Passes over the seed pairs
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub vae_epochs: usize,
+    /// Pairs per step
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub vae_batch: usize,
+    /// Learning rate of Adam
+    #[arg(long, default_value_t = 1e-4, value_name = "X")]
+    pub vae_lr: f64,
+    /// Weight of the KL term [default: 0.001 with --reduction mean, 1 with sum]
+    #[arg(long, value_name = "X")]
+    pub beta: Option<f64>,
+    /// Weight of the divergence between the posteriors of a pair
+    #[arg(long, default_value_t = 0.1, value_name = "X")]
+    pub gamma: f64,
+    /// Reduction of the reconstruction error over dimensions: mean or sum
+    #[arg(long, default_value = "mean", value_parser = named::<Reduction>, value_name = "HOW")]
+    pub reduction: Reduction,
+    /// Divergence: w2 (2-Wasserstein distance) or w2-squared
+    #[arg(long, default_value = "w2", value_parser = named::<Divergence>, value_name = "HOW")]
+    pub divergence: Divergence,
+}
+
+impl VaeArgs {
+    /// Checks the values.
+    pub fn training(&self, seed: u64) -> Result<VaeTraining> {
+        positive("--vae-epochs", self.vae_epochs)?;
+        positive("--vae-batch", self.vae_batch)?;
+        let beta = self.beta.unwrap_or(match self.reduction {
+            Reduction::Mean => 1e-3,
+            Reduction::Sum => 1.0,
+        });
+        weight("--beta", beta)?;
+        weight("--gamma", self.gamma)?;
+        Ok(VaeTraining {
+            hidden: self.hidden,
+            latent: self.latent,
+            epochs: self.vae_epochs,
+            objective: VaeObjective {
+                reconstruction: self.reduction,
+                beta,
+                gamma: self.gamma,
+                divergence: self.divergence,
+                batch: self.vae_batch,
+                adam: Adam::with_lr(rate("--vae-lr", self.vae_lr)?),
+                seed,
+            },
+        })
+    }
+}
+
+/// How pairs are synthesised.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Synthesis")]
+pub struct SynthArgs {
+    /// Pairs per seed in total, originals included (m-fold) [default: 4, or all of --per-side]
+    #[arg(long, value_name = "M")]
+    pub fold: Option<u64>,
+    /// Samples per seed and side, k [default: the smallest that allows the fold]
+    #[arg(long, value_name = "K")]
+    pub per_side: Option<u32>,
+    /// Variance of the Gaussian noise in latent space
+    #[arg(long, default_value_t = 0.01, value_name = "X")]
+    pub sigma2: f32,
+    /// Candidates drawn per sample kept
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub oversample: u32,
+    /// Likelihood that ranks candidates: posterior, prior or none
+    #[arg(long, default_value = "posterior", value_parser = named::<Likelihood>, value_name = "HOW")]
+    pub likelihood: Likelihood,
+    /// What is perturbed: sample (of the posterior) or mean
+    #[arg(long, default_value = "sample", value_parser = named::<LatentSource>, value_name = "HOW")]
+    pub source: LatentSource,
+    /// Decoding: plain (the paper's) or residual (e + decoder(z') - decoder(mu))
+    #[arg(long, default_value = "plain", value_parser = named::<DecodeMode>, value_name = "HOW")]
+    pub mode: DecodeMode,
+    /// Which samples of a seed meet: combine (all with all) or match (a-th with a-th)
+    #[arg(long, default_value = "combine", value_parser = named::<Pairing>, value_name = "HOW")]
+    pub pairing: Pairing,
+}
+
+impl SynthArgs {
+    /// The options with the run's seed.
+    pub fn options(&self, seed: u64) -> SynthesisOptions {
+        let fold = if self.fold.is_none() && self.per_side.is_none() { Some(4) } else { self.fold };
+        SynthesisOptions {
+            fold,
+            per_side: self.per_side,
+            pairing: self.pairing,
+            sigma2: self.sigma2,
+            oversample: self.oversample,
+            likelihood: self.likelihood,
+            source: self.source,
+            mode: self.mode,
+            seed,
+        }
+    }
+}
+
+/// How the reward model is trained.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Reward model")]
+pub struct RewardArgs {
+    /// Width of the reward model's hidden layer, a multiple of 16
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub reward_hidden: usize,
+    /// Most passes over the pairs
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub epochs: usize,
+    /// Pairs per step
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub batch: usize,
+    /// Learning rate of Adam
+    #[arg(long, default_value_t = 1e-4, value_name = "X")]
+    pub lr: f64,
+    /// Epochs without a lower validation loss before training stops; 0 trains to the end
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub patience: usize,
+}
+
+impl RewardArgs {
+    /// Checks the values.
+    pub fn training(&self, seed: u64) -> Result<RewardTraining> {
+        positive("--epochs", self.epochs)?;
+        positive("--batch", self.batch)?;
+        Ok(RewardTraining {
+            hidden: self.reward_hidden,
+            updates: Updates::Epochs(self.epochs),
+            patience: (self.patience > 0).then_some(self.patience),
+            evaluate_every: 1,
+            objective: RewardObjective { batch: self.batch, adam: Adam::with_lr(rate("--lr", self.lr)?) },
+            seed,
+        })
+    }
+}
+
+/// Where a single-file result goes.
+#[derive(Clone, Debug, Args)]
+pub struct OutArgs {
+    /// Output file
+    #[arg(long, short, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Replace the output if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+impl OutArgs {
+    /// Fails before any work if the output exists or its folder does not.
+    pub fn check(&self) -> Result<&Path> {
+        if !self.overwrite {
+            require_absent(&self.out, "--overwrite replaces it")?;
+        }
+        let folder = match self.out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if !folder.is_dir() {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::io("find folder", folder)(source));
+        }
+        Ok(&self.out)
+    }
+}
+
+/// A count of at least 1.
+pub fn positive(name: &str, value: usize) -> Result<usize> {
+    if value == 0 {
+        return Err(Error::option(name, "1 or more", value));
+    }
+    Ok(value)
+}
+
+/// A finite weight of at least 0.
+fn weight(name: &str, value: f64) -> Result<f64> {
+    if !(value.is_finite() && value >= 0.0) {
+        return Err(Error::option(name, "a finite number, 0 or more", value));
+    }
+    Ok(value)
+}
+
+/// A finite learning rate above 0.
+fn rate(name: &str, value: f64) -> Result<f64> {
+    if !(value.is_finite() && value > 0.0) {
+        return Err(Error::option(name, "a finite number above 0", value));
+    }
+    Ok(value)
+}

@@ -1,0 +1,90 @@
+//! What people and machines see: results on standard output, progress and errors on standard error.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::Common;
+use crate::error::Error;
+
+/// How a command speaks.
+#[derive(Debug)]
+pub struct Console {
+    json: bool,
+    bars: bool,
+}
+
+impl Console {
+    /// Bars only on a terminal, and not with `--json` or `--quiet`.
+    pub fn new(common: &Common) -> Console {
+        let bars = std::io::stderr().is_terminal() && !common.json && !common.quiet;
+        Console { json: common.json, bars }
+    }
+
+    /// Whether results are JSON.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// A command's result: one JSON object, or text for people.
+    pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
+        let text = if self.json {
+            serde_json::to_string(value).expect("results are plain data")
+        } else {
+            text()
+        };
+        print_line(&text);
+    }
+
+    /// A progress bar over `length` steps of `unit`; hidden where nobody looks.
+    pub fn bar(&self, what: &str, length: u64, unit: &str) -> ProgressBar {
+        if !self.bars {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+        let template =
+            format!("{{prefix:24}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}}  {{msg}}");
+        let style = ProgressStyle::with_template(&template).expect("the template is well formed");
+        bar.set_style(style.progress_chars("━╸ "));
+        bar.set_prefix(what.to_string());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        bar
+    }
+
+    /// One line for people about what is going on; silent with `--json` and `--quiet`, and where bars say it.
+    pub fn error(&self, error: &Error) {
+        if self.json {
+            print_line(&json!({ "error": error.to_string(), "exit_code": error.exit_code() }).to_string());
+        }
+        eprintln!("lensmith: {}", one_line(&error.to_string()));
+    }
+}
+
+/// Prints a line; a reader that has gone away (`| head`) is no error.
+pub fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn one_line(text: &str) -> String {
+    text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Prints help or a usage error (its first paragraph, on one line) and gives the exit code.
+pub fn report_usage(error: &clap::Error) -> u8 {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return 0;
+    }
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        return 2;
+    }
+    let text = error.render().to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let message = one_line(first.trim_start_matches("error: "));
+    eprintln!("lensmith: {message} (--help explains)");
+    2
+}

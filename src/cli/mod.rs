@@ -1,0 +1,84 @@
+//! The command line: one file a subcommand, over the library's public items.
+
+mod args;
+mod best_of_n;
+mod console;
+mod demo;
+mod eval;
+mod inspect;
+mod run;
+mod score;
+mod synth;
+mod table;
+mod train_reward;
+mod train_vae;
+mod verify;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+use console::Console;
+
+/// Latent-space synthesis of preference pairs: better reward models from few human preferences.
+#[derive(Debug, Parser)]
+#[command(name = "lensmith", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    common: args::Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  lensmith demo                                                  see the whole method on simulated data
+  lensmith run pairs.safetensors --seeds 1000 --out runs/first   the whole method on your embeddings
+  lensmith inspect pairs.safetensors                             what is in a file
+
+Exit codes: 0 done, 1 failed, 2 wrong usage. Pairs are safetensors files with tensors `chosen` and
+`rejected`, both [n, d], F32, F16 or BF16.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    TrainVae(train_vae::TrainVae),
+    Synth(synth::Synth),
+    TrainReward(train_reward::TrainReward),
+    Score(score::Score),
+    Eval(eval::Eval),
+    BestOfN(best_of_n::BestOfNArgs),
+    Run(run::Run),
+    Inspect(inspect::Inspect),
+    Verify(verify::Verify),
+    Demo(demo::Demo),
+}
+
+/// Runs the command line `arguments` (the program's name first) and gives the exit code.
+pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return console::report_usage(&error),
+    };
+    let console = Console::new(&cli.common);
+    match execute(&cli, &console) {
+        Ok(()) => 0,
+        Err(error) => {
+            console.error(&error);
+            error.exit_code()
+        }
+    }
+}
+
+fn execute(cli: &Cli, console: &Console) -> Result<()> {
+    let common = &cli.common;
+    match &cli.command {
+        Command::TrainVae(command) => command.execute(common, console),
+        Command::Synth(command) => command.execute(common, console),
+        Command::TrainReward(command) => command.execute(common, console),
+        Command::Score(command) => command.execute(common, console),
+        Command::Eval(command) => command.execute(common, console),
+        Command::BestOfN(command) => command.execute(common, console),
+        Command::Run(command) => command.execute(common, console),
+        Command::Inspect(command) => command.execute(common, console),
+        Command::Verify(command) => command.execute(common, console),
+        Command::Demo(command) => command.execute(common, console),
+    }
+}

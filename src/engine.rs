@@ -1,0 +1,274 @@
+//! The crate's front door: one device, and the whole method on it.
+
+use std::ops::Range;
+use std::path::Path;
+
+use crate::backend::{AnyBackend, Backend, DeviceChoice, DeviceInfo, RewardData, RewardSide, VaeLoss, dispatch};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
+use crate::matrix::{RowSet, Side};
+use crate::model::{RewardModel, Standardizer, Vae};
+use crate::shard::{CandidateSet, EmbeddingSet, Io, PairSet};
+use crate::synth::{
+    Augmented, PairBatch, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder, write_synthetic,
+};
+use crate::train::{
+    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation, pair_metrics,
+    train_reward, train_vae,
+};
+
+/// Bytes of embeddings scored at a time.
+const BLOCK: usize = 64 << 20;
+
+/// Both sides of blocks as a backend's embeddings, and how many pairs they are.
+macro_rules! load_sides {
+    ($b:expr, $blocks:expr) => {
+        (|| Ok::<_, Error>(($b.embeddings($blocks[0].view())?, $b.embeddings($blocks[1].view())?, $blocks[0].view().rows())))()
+    };
+}
+
+/// An opened device with the whole method on it.
+#[derive(Debug)]
+pub struct Engine {
+    backend: AnyBackend,
+}
+
+impl Engine {
+    /// Opens a device; `threads` 0 means one per core.
+    pub fn open(device: DeviceChoice, threads: usize) -> Result<Engine> {
+        Ok(Engine { backend: AnyBackend::open(device, threads)? })
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> DeviceInfo {
+        self.backend.info()
+    }
+
+    /// Trains a VAE on preference pairs; `on_epoch` hears the epoch (from 1) and its loss.
+    pub fn train_vae(
+        &self,
+        pairs: &PairSet,
+        how: &VaeTraining,
+        on_epoch: &mut dyn FnMut(usize, &VaeLoss),
+    ) -> Result<TrainedVae> {
+        let sides = whole(pairs)?;
+        self.train_vae_rows(&[sides[0].view(), sides[1].view()], how, on_epoch)
+    }
+
+    /// The same on rows in memory, chosen and rejected.
+    pub fn train_vae_rows(
+        &self,
+        rows: &[RowSet<'_>; 2],
+        how: &VaeTraining,
+        on_epoch: &mut dyn FnMut(usize, &VaeLoss),
+    ) -> Result<TrainedVae> {
+        dispatch!(&self.backend, b => train_vae(b, &rows[0], &rows[1], how, on_epoch))
+    }
+
+    /// Writes a recipe's pairs as shards; see [`write_synthetic`].
+    pub fn write(
+        &self,
+        job: &SynthJob<'_>,
+        seeds: &PairSet,
+        vae: &Vae,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<SynthSummary> {
+        let r = job.recipe;
+        dispatch!(&self.backend, b => {
+            let make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
+            write_synthetic(job, &make, progress)
+        })
+    }
+
+    /// A recipe's pairs, `batch` at a time, without touching the disk.
+    pub fn stream<'a>(
+        &'a self,
+        recipe: &Recipe,
+        seeds: &'a PairSet,
+        vae: &Vae,
+        batch: usize,
+        dtype: Dtype,
+    ) -> Result<PairStream<'a>> {
+        if batch == 0 {
+            return Err(Error::option("batch", "1 or more", 0));
+        }
+        let setup = (recipe.plan, recipe.perturbation);
+        let make: MakePairs<'a> = dispatch!(&self.backend, b => {
+            let make = Synthesizer::new(b, vae, seeds, setup, recipe.mode)?;
+            Box::new(move |pairs| make.batch(pairs, dtype))
+        });
+        Ok(PairStream { make, next: 0, pairs: recipe.plan.pairs(), batch: batch as u64 })
+    }
+
+    /// Checks a folder that [`Engine::write`] made; see [`verify_folder`].
+    pub fn verify(&self, folder: &Path, io: Io, recompute: u64) -> Result<Verified> {
+        dispatch!(&self.backend, b => verify_folder(folder, io, b, recompute))
+    }
+
+    /// Trains a reward model on pairs on disk, each pair as it stands. `standardize_on` is the number of leading
+    /// pairs that embeddings are standardised with (None: all).
+    pub fn train_reward(
+        &self,
+        pairs: &PairSet,
+        standardize_on: Option<usize>,
+        validation: Option<&PairSet>,
+        how: &RewardTraining,
+        on_epoch: &mut dyn FnMut(&RewardEpoch),
+    ) -> Result<TrainedReward> {
+        let blocks = whole(pairs)?;
+        let sides = [blocks[0].view(), blocks[1].view()];
+        let leading = standardize_on.unwrap_or(pairs.len()).min(pairs.len());
+        let standardizer = Standardizer::fit(&[&sides[0].slice(0..leading), &sides[1].slice(0..leading)]);
+        let held = validation.map(whole).transpose()?;
+        let rows = u32::try_from(pairs.len())
+            .map_err(|_| Error::shape("pairs for reward training", format!("at most {}", u32::MAX), pairs.len()))?;
+        dispatch!(&self.backend, b => {
+            let (chosen, rejected) = (b.embeddings(sides[0].clone())?, b.embeddings(sides[1].clone())?);
+            let data = RewardData {
+                chosen: RewardSide { originals: &chosen, synthetic: None },
+                rejected: RewardSide { originals: &rejected, synthetic: None },
+            };
+            let order = (0..rows).map(|i| [i, i]).collect();
+            let held = held.as_ref().map(|h| load_sides!(b, h)).transpose()?;
+            let held = held.as_ref().map(|(c, r, n)| Validation { chosen: c, rejected: r, pairs: *n });
+            train_reward(b, &data, order, &standardizer, held, how, on_epoch)
+        })
+    }
+
+    /// Trains a reward model straight from a recipe: synthetic samples stay latents, nothing is written.
+    pub fn train_reward_from_recipe(
+        &self,
+        recipe: &Recipe,
+        seeds: &PairSet,
+        vae: &Vae,
+        validation: Option<&PairSet>,
+        how: &RewardTraining,
+        on_epoch: &mut dyn FnMut(&RewardEpoch),
+    ) -> Result<TrainedReward> {
+        let blocks = whole(seeds)?;
+        let sides = [blocks[0].view(), blocks[1].view()];
+        let standardizer = Standardizer::fit(&[&sides[0], &sides[1]]);
+        let held = validation.map(whole).transpose()?;
+        dispatch!(&self.backend, b => {
+            let made = Augmented::new(b, vae, seeds, &recipe.plan, &recipe.perturbation, recipe.mode)?;
+            let (chosen, rejected) = (b.embeddings(sides[0].clone())?, b.embeddings(sides[1].clone())?);
+            let data = made.data(&chosen, &rejected);
+            let held = held.as_ref().map(|h| load_sides!(b, h)).transpose()?;
+            let held = held.as_ref().map(|(c, r, n)| Validation { chosen: c, rejected: r, pairs: *n });
+            train_reward(b, &data, made.pairs.clone(), &standardizer, held, how, on_epoch)
+        })
+    }
+
+    /// Runs one arm of an experiment.
+    pub fn experiment(
+        &self,
+        experiment: &Experiment<'_>,
+        arm: Arm,
+        on_epoch: &mut dyn FnMut(&RewardEpoch),
+    ) -> Result<(ArmResult, RewardModel)> {
+        dispatch!(&self.backend, b => experiment.run(b, arm, on_epoch))
+    }
+
+    /// Rewards of embeddings, handed to `sink` in order, a stretch at a time.
+    pub fn score(
+        &self,
+        model: &RewardModel,
+        embeddings: &EmbeddingSet,
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        dispatch!(&self.backend, b => {
+            let model = b.load_reward(model)?;
+            for range in stretches(embeddings.len(), embeddings.dim()) {
+                let mut rewards = vec![0f32; range.len()];
+                let block = embeddings.rows(range)?;
+                b.score(&model, &b.embeddings(block.view())?, &mut rewards)?;
+                sink(&rewards)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Accuracy and loss of a reward model on pairs.
+    pub fn evaluate(&self, model: &RewardModel, pairs: &PairSet) -> Result<PairMetrics> {
+        dispatch!(&self.backend, b => {
+            let model = b.load_reward(model)?;
+            let mut total = PairMetrics { pairs: 0, accuracy: 0.0, loss: 0.0 };
+            for range in stretches(pairs.len(), pairs.dim()) {
+                let n = range.len();
+                let sides = (pairs.rows(Side::Chosen, range.clone())?, pairs.rows(Side::Rejected, range)?);
+                let (c, r) = (b.embeddings(sides.0.view())?, b.embeddings(sides.1.view())?);
+                let part = pair_metrics(b, &model, &c, &r, n)?;
+                let weight = n as f64 / pairs.len() as f64;
+                total.pairs += part.pairs;
+                total.accuracy += weight * part.accuracy;
+                total.loss += weight * part.loss;
+            }
+            Ok(total)
+        })
+    }
+
+    /// Best-of-N figures of a reward model.
+    pub fn best_of_n(&self, model: &RewardModel, set: &CandidateSet) -> Result<BestOfN> {
+        let mut rewards = Vec::with_capacity(set.gold().len());
+        dispatch!(&self.backend, b => {
+            let model = b.load_reward(model)?;
+            for range in stretches(set.gold().len(), set.dim()) {
+                let mut part = vec![0f32; range.len()];
+                let block = set.rows(range)?;
+                b.score(&model, &b.embeddings(block.view())?, &mut part)?;
+                rewards.extend(part);
+            }
+            Ok::<(), Error>(())
+        })?;
+        Ok(best_of_n(&rewards, set.gold(), set.per_prompt()))
+    }
+
+    /// How often `model` orders a recipe's synthetic pairs as their seeds.
+    pub fn order_preservation(
+        &self,
+        recipe: &Recipe,
+        seeds: &PairSet,
+        vae: &Vae,
+        model: &RewardModel,
+    ) -> Result<OrderPreservation> {
+        dispatch!(&self.backend, b => {
+            let make = Synthesizer::new(b, vae, seeds, (recipe.plan, recipe.perturbation), recipe.mode)?;
+            order_preservation(b, &make, &b.load_reward(model)?)
+        })
+    }
+}
+
+type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + 'a>;
+
+/// A recipe's pairs in order; made by [`Engine::stream`].
+pub struct PairStream<'a> {
+    make: MakePairs<'a>,
+    next: u64,
+    pairs: u64,
+    batch: u64,
+}
+
+impl Iterator for PairStream<'_> {
+    type Item = Result<PairBatch>;
+
+    fn next(&mut self) -> Option<Result<PairBatch>> {
+        if self.next >= self.pairs {
+            return None;
+        }
+        let range = self.next..(self.next + self.batch).min(self.pairs);
+        self.next = range.end;
+        Some((self.make)(range))
+    }
+}
+
+/// Both sides of a set.
+fn whole(pairs: &PairSet) -> Result<[crate::shard::RowBlock<'_>; 2]> {
+    Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
+}
+
+/// Ranges of rows of about [`BLOCK`] bytes in F32.
+fn stretches(rows: usize, dim: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (BLOCK / (4 * dim)).max(1);
+    (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
+}
