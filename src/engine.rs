@@ -101,6 +101,12 @@ impl Engine {
         Ok(PairStream { make, next: 0, pairs: recipe.plan.pairs(), batch: batch as u64 })
     }
 
+    /// Pair `j` of a recipe alone: the same bits as in a shard.
+    pub fn pair(&self, recipe: &Recipe, seeds: &PairSet, vae: &Vae, j: u64, dtype: Dtype) -> Result<PairBatch> {
+        let setup = (recipe.plan, recipe.perturbation);
+        dispatch!(&self.backend, b => Synthesizer::new(b, vae, seeds, setup, recipe.mode)?.pair(j, dtype))
+    }
+
     /// Checks a folder that [`Engine::write`] made; see [`verify_folder`].
     pub fn verify(&self, folder: &Path, io: Io, recompute: u64) -> Result<Verified> {
         dispatch!(&self.backend, b => verify_folder(folder, io, b, recompute))

@@ -116,6 +116,24 @@ impl SynthJob<'_> {
         Ok(shard_rows)
     }
 
+    /// Numbers of this part's shards.
+    fn shards(&self, shard_rows: u64) -> std::ops::Range<u64> {
+        if self.kind == OutputKind::Recipe {
+            return 0..0;
+        }
+        let all = self.recipe.plan.pairs().div_ceil(shard_rows);
+        let Part { index, count } = self.part;
+        index * all / count..(index + 1) * all / count
+    }
+
+    /// Pairs of this part.
+    pub fn pairs(&self) -> Result<u64> {
+        let shard_rows = self.check()?;
+        let shards = self.shards(shard_rows);
+        let all = self.recipe.plan.pairs();
+        Ok((shards.end * shard_rows).min(all) - (shards.start * shard_rows).min(all))
+    }
+
     /// What determines the bytes of the folder.
     fn settings(&self, shard_rows: u64) -> Value {
         let mut settings = self.recipe.settings();
@@ -187,8 +205,6 @@ pub fn write_synthetic<B: Backend>(
     let settings = job.settings(shard_rows);
     let fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(settings.to_string().as_bytes()));
     let plan = make.plan();
-    let shards = if job.kind == OutputKind::Recipe { 0 } else { plan.pairs().div_ceil(shard_rows) };
-    let mine = job.part.index * shards / job.part.count..(job.part.index + 1) * shards / job.part.count;
     let mut manifest = Manifest {
         format: 1,
         complete: false,
@@ -204,7 +220,7 @@ pub fn write_synthetic<B: Backend>(
     manifest.write(&job.manifest_path())?;
 
     let mut summary = SynthSummary { pairs: 0, resumed: 0, shards: 0, bytes: 0, seconds: 0.0 };
-    for index in mine {
+    for index in job.shards(shard_rows) {
         let pairs = index * shard_rows..((index + 1) * shard_rows).min(plan.pairs());
         let count = pairs.end - pairs.start;
         let path = job.out.join(shard_name(index));

@@ -1,0 +1,81 @@
+//! `lensmith eval`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::args::{Common, PairArgs};
+use super::console::Console;
+use super::table::count;
+use super::train_reward::open_checked;
+use crate::error::{Error, Result};
+use crate::model::{Checkpoint, RewardModel};
+use crate::synth::Recipe;
+
+/// Accuracy and loss of a reward model on held-out pairs
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lensmith eval test.safetensors --model reward.safetensors
+  lensmith eval test.safetensors --model reward.safetensors --recipe synth/recipe.json
+
+With --recipe also the share of synthetic pairs that the model orders as their seeds (order preservation).")]
+pub struct Eval {
+    /// Held-out pairs: safetensors files, folders or patterns
+    #[arg(required = true, value_name = "PAIRS")]
+    pairs: Vec<String>,
+    #[command(flatten)]
+    tensors: PairArgs,
+    /// Reward model checkpoint
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Recipe whose synthetic pairs are looked at for order preservation
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+}
+
+impl Eval {
+    pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
+        let (model, _) = RewardModel::load(&self.model)?;
+        let pairs = open_checked(&self.pairs, &self.tensors.options(common))?;
+        require_model_dim(&self.model, &model, pairs.dim())?;
+        let engine = common.engine()?;
+        let metrics = engine.evaluate(&model, &pairs)?;
+        let order = match &self.recipe {
+            Some(path) => {
+                let recipe = Recipe::read(path)?;
+                let (seeds, vae) = recipe.open(path, common.io)?;
+                require_model_dim(&self.model, &model, seeds.dim())?;
+                Some(engine.order_preservation(&recipe, &seeds, &vae, &model)?)
+            }
+            None => None,
+        };
+        console.result(&json!({ "pairs": metrics, "order": order }), || {
+            let mut text = format!(
+                "accuracy {:.4}, loss {:.4} on {} pairs",
+                metrics.accuracy,
+                metrics.loss,
+                count(metrics.pairs)
+            );
+            if let Some(o) = order {
+                text.push_str(&format!(
+                    "\norder preserved in {:.4} of {} synthetic pairs; chosen higher in {:.4}",
+                    o.preserved,
+                    count(o.pairs),
+                    o.chosen_higher
+                ));
+            }
+            text
+        });
+        Ok(())
+    }
+}
+
+/// A reward model must take embeddings of dimension `dim`.
+pub fn require_model_dim(path: &std::path::Path, model: &RewardModel, dim: usize) -> Result<()> {
+    if model.size().dim != dim {
+        let what = format!("{}: embedding dimension of the reward model", path.display());
+        return Err(Error::shape(what, format!("{dim}, that of the data"), model.size().dim));
+    }
+    Ok(())
+}

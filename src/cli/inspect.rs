@@ -1,0 +1,147 @@
+//! `lensmith inspect`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::args::Common;
+use super::console::Console;
+use super::table::{bytes, count, table};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::shard::{Manifest, inspect_shard};
+use crate::synth::Recipe;
+
+/// What is in a shard, checkpoint, recipe or folder
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lensmith inspect pairs.safetensors
+  lensmith inspect synth/
+  lensmith inspect synth/recipe.json --pair 123456     make one pair alone and show it")]
+pub struct Inspect {
+    /// A safetensors file, a recipe or manifest, or a folder made by synth
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Pair of a recipe to make and show
+    #[arg(long, value_name = "J")]
+    pair: Option<u64>,
+}
+
+impl Inspect {
+    pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
+        let path = &self.path;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(j) = self.pair {
+            let recipe = if path.is_dir() { path.join("recipe.json") } else { path.clone() };
+            return self.show_pair(&recipe, j, common, console);
+        }
+        if path.is_dir() {
+            return show_json(&path.join("manifest.json"), console);
+        }
+        if name.ends_with(".json") {
+            return show_json(path, console);
+        }
+        let (header, record) = inspect_shard(path)?;
+        let rows: Vec<Vec<String>> = header
+            .tensors
+            .iter()
+            .map(|t| {
+                vec![t.name.clone(), t.dtype.to_string(), format!("{:?}", t.shape), bytes(t.range.len() as u64)]
+            })
+            .collect();
+        let tensors: Vec<Value> = header
+            .tensors
+            .iter()
+            .map(|t| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape }))
+            .collect();
+        let value = json!({ "path": path, "tensors": tensors, "metadata": header.metadata, "record": record });
+        console.result(&value, || {
+            let mut text = table(&["tensor", "dtype", "shape", "size"], &rows);
+            for (key, value) in &header.metadata {
+                let short: String = value.chars().take(90).collect();
+                let dots = if short.len() < value.len() { " ..." } else { "" };
+                text.push_str(&format!("\n{key}: {short}{dots}"));
+            }
+            text
+        });
+        Ok(())
+    }
+
+    fn show_pair(&self, path: &Path, j: u64, common: &Common, console: &Console) -> Result<()> {
+        let recipe = Recipe::read(path)?;
+        if j >= recipe.plan.pairs() {
+            return Err(Error::option("--pair", format!("below {}", recipe.plan.pairs()), j));
+        }
+        let (seeds, vae) = recipe.open(path, common.io)?;
+        let engine = common.engine()?;
+        let made = engine.pair(&recipe, &seeds, &vae, j, Dtype::F32)?;
+        let id = recipe.plan.pair(j);
+        let values = |side: &crate::matrix::RowsBuf| {
+            let mut wide = vec![0f32; side.cols()];
+            side.view().row(0).widen(&mut wide);
+            wide
+        };
+        let (chosen, rejected) = (values(&made.chosen), values(&made.rejected));
+        let value = json!({
+            "pair": j, "seed": id.seed, "chosen_sample": id.chosen, "rejected_sample": id.rejected,
+            "chosen": chosen, "rejected": rejected,
+        });
+        console.result(&value, || {
+            let show = |name: &str, rank: u32, values: &[f32]| {
+                let what = if rank == 0 { "the original".into() } else { format!("sample {rank}") };
+                let head: Vec<String> = values.iter().take(6).map(|v| format!("{v:.5}")).collect();
+                let norm = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+                format!("{name:9} {what:12} [{} ...] norm {norm:.4}", head.join(", "))
+            };
+            format!(
+                "pair {j} of seed {}\n{}\n{}",
+                id.seed,
+                show("chosen", id.chosen, &chosen),
+                show("rejected", id.rejected, &rejected)
+            )
+        });
+        Ok(())
+    }
+}
+
+/// Shows a manifest or a recipe.
+fn show_json(path: &Path, console: &Console) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if name.starts_with("manifest") {
+        let manifest = Manifest::read(path)?;
+        console.result(&manifest, || {
+            let rows: u64 = manifest.shards.iter().map(|s| s.rows).sum();
+            let size: u64 = manifest.shards.iter().map(|s| s.bytes).sum();
+            format!(
+                "{}: {}, {} of {} pairs in {} shards of {} ({})\n{}",
+                path.display(),
+                if manifest.complete { "complete" } else { "interrupted" },
+                count(rows),
+                count(manifest.pairs),
+                manifest.shards.len(),
+                count(manifest.shard_rows),
+                bytes(size),
+                pretty(&manifest.settings)
+            )
+        });
+    } else {
+        let recipe = Recipe::read(path)?;
+        console.result(&recipe, || {
+            format!(
+                "{}: {} pairs from {} seeds, {}-fold, {} samples per side\n{}",
+                path.display(),
+                count(recipe.plan.pairs()),
+                count(recipe.plan.seeds),
+                recipe.plan.fold,
+                recipe.plan.per_side,
+                pretty(&recipe.settings())
+            )
+        });
+    }
+    Ok(())
+}
+
+fn pretty(value: &Value) -> String {
+    serde_json::to_string_pretty(value).expect("settings are plain data")
+}

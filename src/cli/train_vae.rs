@@ -1,0 +1,84 @@
+//! `lensmith train-vae`.
+
+use std::time::Instant;
+
+use clap::Args;
+use serde_json::json;
+
+use super::args::{Common, OutArgs, PairArgs, VaeArgs};
+use super::console::Console;
+use crate::error::Result;
+use crate::model::{Checkpoint, Provenance};
+use crate::shard::PairSet;
+
+/// Train the VAE on preference pairs
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  lensmith train-vae seeds.safetensors --out vae.safetensors
+
+The checkpoint is a PyTorch state dict in safetensors (encoder.0.weight ... decoder.2.bias) for raw
+embeddings: the standardisation is folded into it.")]
+pub struct TrainVae {
+    /// Preference pairs: safetensors files, folders or patterns
+    #[arg(required = true, value_name = "PAIRS")]
+    pairs: Vec<String>,
+    #[command(flatten)]
+    tensors: PairArgs,
+    #[command(flatten)]
+    vae: VaeArgs,
+    #[command(flatten)]
+    out: OutArgs,
+}
+
+impl TrainVae {
+    pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
+        let how = self.vae.training(common.seed)?;
+        let out = self.out.check()?;
+        let pairs = PairSet::open(&self.pairs, &self.tensors.options(common))?;
+        let sources = pairs.scan()?.sources;
+        let engine = common.engine()?;
+        let start = Instant::now();
+        let bar = console.bar("VAE", how.epochs as u64, "epochs");
+        let trained = engine.train_vae(&pairs, &how, &mut |_, loss| {
+            bar.inc(1);
+            bar.set_message(format!("loss {:.4}", loss.total));
+        })?;
+        bar.finish_and_clear();
+        let seconds = start.elapsed().as_secs_f64();
+        let size = trained.vae.size();
+        let provenance = Provenance::from([
+            ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("lensmith.training".into(), json!(how).to_string()),
+            ("lensmith.sources".into(), json!(sources).to_string()),
+        ]);
+        trained.vae.save(out, &provenance)?;
+        let last = trained.history.last().copied().unwrap_or_default();
+        let value = json!({
+            "out": out, "size": size, "parameters": size.parameters(), "pairs": pairs.len(),
+            "epochs": how.epochs, "loss": last, "history": trained.history, "seconds": seconds,
+            "device": engine.info(),
+        });
+        console.result(&value, || {
+            format!(
+                "{}: VAE {} -> {} -> {} ({} parameters) from {} pairs\nloss {:.4} = reconstruction {:.4} + {} KL {:.2} \
+                 + {} divergence {:.3}, {} epochs in {:.1} s on {}",
+                out.display(),
+                size.dim,
+                size.hidden,
+                size.latent,
+                super::table::count(size.parameters() as u64),
+                super::table::count(pairs.len() as u64),
+                last.total,
+                last.reconstruction,
+                how.objective.beta,
+                last.kl,
+                how.objective.gamma,
+                last.divergence,
+                how.epochs,
+                seconds,
+                engine.info().name,
+            )
+        });
+        Ok(())
+    }
+}
