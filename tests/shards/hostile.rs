@@ -80,6 +80,7 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, Expected)> {
             entry(r#""dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]"#),
             (FORMAT, "`chosen` an impossible shape"),
         ),
+        ("offsets that overflow", uncountable(), (FORMAT, "more bytes than can be counted")),
         ("metadata of numbers", raw(r#"{"__metadata__":{"a":1}}"#, &[]), (FORMAT, "expected a string")),
         ("no rejected", file(&[good()]), (MISSING, "no tensor named `rejected`; found: `chosen`")),
         ("line break in a name", file(&[one("a\nb", "F32", &[1], 4)]), (MISSING, r"`a\nb`")),
@@ -128,6 +129,16 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, Expected)> {
             (SHAPE, "axes"),
         ),
     ]
+}
+
+/// Eight tensors whose offsets are consistent and end 8 bytes below 2^64: the header does not fit in front.
+fn uncountable() -> Vec<u8> {
+    const EACH: u64 = (1 << 61) - 1;
+    let entry = |i: u64| {
+        let (from, to) = (i * EACH, (i + 1) * EACH);
+        format!(r#""t{i}":{{"dtype":"U8","shape":[{EACH}],"data_offsets":[{from},{to}]}}"#)
+    };
+    raw(&format!("{{{}}}", (0..8).map(entry).collect::<Vec<_>>().join(",")), &[0; 16])
 }
 
 fn good_rejected() -> Tensor<'static> {
