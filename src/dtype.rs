@@ -96,12 +96,14 @@ impl Element for f16 {
 
 impl Element for bf16 {
     const DTYPE: Dtype = Dtype::Bf16;
+    #[inline(always)]
     fn widen(from: &[bf16], to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
         for (t, f) in to.iter_mut().zip(from) {
             *t = f32::from_bits(u32::from(f.to_bits()) << 16);
         }
     }
+    #[inline(always)]
     fn narrow(from: &[f32], to: &mut [bf16]) {
         assert_eq!(from.len(), to.len());
         for (t, f) in to.iter_mut().zip(from) {

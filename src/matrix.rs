@@ -220,6 +220,13 @@ impl<'a> RowSet<'a> {
         RowSet { parts, starts, cols: self.cols }
     }
 
+    /// The rows with these numbers, in this order, each a part of its own.
+    pub fn pick(&self, rows: &[usize]) -> RowSet<'a> {
+        let parts: Vec<Rows<'a>> =
+            rows.iter().map(|&r| Rows { values: self.row(r), rows: 1, cols: self.cols }).collect();
+        RowSet { starts: (0..=parts.len()).collect(), parts, cols: self.cols }
+    }
+
     /// Widens the rows in `range` into `out`, row-major.
     pub fn widen(&self, range: Range<usize>, out: &mut [f32]) {
         for (row, out) in range.zip(out.chunks_exact_mut(self.cols)) {

@@ -4,6 +4,14 @@
 //! asked for. In training an epoch, not a step, is what crosses the boundary. Every operation is defined per row, so
 //! that a result never depends on how rows are cut into calls.
 
+mod check;
+pub mod cpu;
+mod device;
+pub mod reference;
+
+pub(crate) use device::dispatch;
+pub use device::{AnyBackend, DeviceChoice};
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -206,6 +214,16 @@ pub struct VaeLoss {
     pub kl: f64,
     /// L_div: minus the W2 distance (or its square).
     pub divergence: f64,
+}
+
+impl VaeLoss {
+    /// Adds `weight` times `other`, term by term.
+    pub fn add_scaled(&mut self, other: &VaeLoss, weight: f64) {
+        self.total += weight * other.total;
+        self.reconstruction += weight * other.reconstruction;
+        self.kl += weight * other.kl;
+        self.divergence += weight * other.divergence;
+    }
 }
 
 /// What reward training minimises: -log sigmoid(r(a) - r(b)), the Bradley-Terry model.

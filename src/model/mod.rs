@@ -5,9 +5,11 @@ mod linear;
 mod reward;
 mod standardizer;
 mod vae;
+mod weights;
 
 pub use config::{RewardSize, VaeSize};
 pub use linear::Linear;
 pub use reward::RewardModel;
 pub use standardizer::Standardizer;
 pub use vae::Vae;
+pub use weights::{Checkpoint, Provenance, file_fingerprint};

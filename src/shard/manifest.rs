@@ -84,16 +84,16 @@ fn first_difference(path: &str, a: Option<&Value>, b: Option<&Value>) -> Option<
     }
 }
 
-/// The right to write to a folder, held by one process at a time.
+/// The right to write something in a folder, held by one process at a time.
 #[derive(Debug)]
 pub struct FolderLock(#[expect(dead_code, reason = "the lock lasts as long as this file is open")] File);
 
 impl FolderLock {
-    /// Locks the folder `dir`, which must exist, through a file `.lock` that stays behind. Fails with
-    /// [`Error::Busy`] at once if another process, or another lock of this one, holds it. The system releases
-    /// it when the process ends, however it ends.
-    pub fn acquire(dir: &Path) -> Result<FolderLock> {
-        let path = dir.join(".lock");
+    /// Locks `name` in the folder `dir`, which must exist, through a file `.NAME.lock` that stays behind. Fails
+    /// with [`Error::Busy`] at once if another process, or another lock of this one, holds it. The system
+    /// releases it when the process ends, however it ends.
+    pub fn acquire(dir: &Path, name: &str) -> Result<FolderLock> {
+        let path = dir.join(format!(".{name}.lock"));
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(Error::io("create", &path))?;
         match file.try_lock() {

@@ -1,0 +1,271 @@
+//! Encode, decode and score: blocks of rows over threads, the hidden tile in the first-level cache.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::panel::{Panels, accumulate, pad_lanes};
+use super::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::dtype::Element;
+use crate::matrix::{RowSet, ValuesMut};
+use crate::model::{Linear, RewardModel, Vae, VaeSize};
+
+/// Rows that one task takes through all layers.
+const BLOCK: usize = 64;
+/// Inputs of a wide layer that are widened at a time: 64 rows of them fill the first-level cache's neighbour.
+const DEPTH: usize = 256;
+/// Panels of a wide output that are made at a time.
+const GROUP: usize = 8;
+
+/// A layer packed for inference.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    weights: Panels,
+    bias: Vec<Lane>,
+}
+
+impl Layer {
+    fn new(linear: &Linear) -> Layer {
+        Layer {
+            weights: Panels::pack(&linear.weight, linear.inputs, linear.outputs),
+            bias: pad_lanes(&linear.bias),
+        }
+    }
+
+    /// W x + b for rows in memory: `a` as in [`accumulate`].
+    #[inline(always)]
+    fn forward<S: Simd>(&self, simd: S, a: (&[f32], usize), rows: usize) -> Vec<Lane> {
+        let mut out = self.bias.repeat(rows);
+        let all = (0..self.weights.inputs(), 0..self.weights.count());
+        accumulate(simd, a, &self.weights, all.0, all.1, &mut out);
+        out
+    }
+
+    /// W x + b for stored rows, widened a stretch at a time.
+    #[inline(always)]
+    fn forward_stored<S: Simd>(&self, simd: S, rows: &RowSet<'_>, range: Range<usize>) -> Vec<Lane> {
+        let mut out = self.bias.repeat(range.len());
+        let mut stretch = vec![0f32; range.len() * DEPTH.min(rows.cols())];
+        for from in (0..rows.cols()).step_by(DEPTH) {
+            let k = from..(from + DEPTH).min(rows.cols());
+            let depth = k.len();
+            for (row, to) in range.clone().zip(stretch.chunks_exact_mut(depth)) {
+                rows.row(row).slice(k.clone()).widen(to);
+            }
+            accumulate(simd, (&stretch, depth), &self.weights, k, 0..self.weights.count(), &mut out);
+        }
+        out
+    }
+}
+
+#[inline(always)]
+fn relu(lanes: &mut [Lane]) {
+    for v in lanes.as_flattened_mut() {
+        // Written so that NaN stays NaN.
+        *v = if *v < 0.0 { 0.0 } else { *v };
+    }
+}
+
+/// A VAE packed for inference.
+#[derive(Clone, Debug)]
+pub struct PackedVae {
+    encoder: [Layer; 2],
+    decoder: [Layer; 2],
+    size: VaeSize,
+}
+
+impl PackedVae {
+    /// Packs a model.
+    pub fn new(vae: &Vae) -> PackedVae {
+        PackedVae {
+            encoder: vae.encoder.each_ref().map(Layer::new),
+            decoder: vae.decoder.each_ref().map(Layer::new),
+            size: vae.size(),
+        }
+    }
+
+    /// The sizes.
+    pub fn size(&self) -> VaeSize {
+        self.size
+    }
+
+    /// The decoder's hidden layer of latents `[rows, latent]`: `[rows][panels]`, after ReLU.
+    #[inline(always)]
+    fn decoder_hidden<S: Simd>(&self, simd: S, z: &[f32]) -> Vec<Lane> {
+        let mut hidden = self.decoder[0].forward(simd, (z, self.size.latent), z.len() / self.size.latent);
+        relu(&mut hidden);
+        hidden
+    }
+}
+
+/// A reward model packed for inference.
+#[derive(Clone, Debug)]
+pub struct PackedReward {
+    first: Layer,
+    second: Vec<Lane>,
+    bias: f32,
+    dim: usize,
+}
+
+impl PackedReward {
+    /// Packs a model.
+    pub fn new(model: &RewardModel) -> PackedReward {
+        PackedReward {
+            first: Layer::new(&model.layers[0]),
+            second: pad_lanes(&model.layers[1].weight),
+            bias: model.layers[1].bias[0],
+            dim: model.size().dim,
+        }
+    }
+
+    /// Dimension of the embeddings.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+}
+
+/// Posteriors `[rows, latent]` as (mu, logvar).
+pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Vec<f32>) {
+    struct Block<'a>(&'a PackedVae, &'a RowSet<'a>, Range<usize>, &'a mut [f32], &'a mut [f32]);
+    impl Task for Block<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(vae, rows, range, mu, logvar) = self;
+            let count = range.len();
+            let mut hidden = vae.encoder[0].forward_stored(simd, rows, range);
+            relu(&mut hidden);
+            let stride = vae.encoder[0].weights.count() * WIDTH;
+            let code = vae.encoder[1].forward(simd, (hidden.as_flattened(), stride), count);
+            let latent = vae.size.latent;
+            let stride = vae.encoder[1].weights.count() * WIDTH;
+            let codes = code.as_flattened().chunks_exact(stride);
+            for ((code, mu), logvar) in codes.zip(mu.chunks_mut(latent)).zip(logvar.chunks_mut(latent)) {
+                mu.copy_from_slice(&code[..latent]);
+                logvar.copy_from_slice(&code[latent..2 * latent]);
+            }
+        }
+    }
+    let n = rows.rows();
+    let latent = vae.size.latent;
+    let (mut mu, mut logvar) = (vec![0f32; n * latent], vec![0f32; n * latent]);
+    mu.par_chunks_mut(BLOCK * latent).zip(logvar.par_chunks_mut(BLOCK * latent)).enumerate().for_each(
+        |(block, (mu, logvar))| {
+            let range = block * BLOCK..(block * BLOCK + mu.len() / latent);
+            level.run(Block(vae, rows, range, mu, logvar));
+        },
+    );
+    (mu, logvar)
+}
+
+/// What residual decoding adds to: the embeddings and means of the seeds, and the seed of each latent.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// Embeddings of the block.
+    pub embeddings: &'a RowSet<'a>,
+    /// Posterior means of the block, `[rows, latent]`.
+    pub mu: &'a [f32],
+    /// Block row of each latent.
+    pub rows: &'a [u32],
+}
+
+/// Embeddings of latents `z`, `[rows, latent]`, into `out`, `[rows, d]`.
+pub fn decode(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, out: ValuesMut<'_>) {
+    match out {
+        ValuesMut::F32(out) => decode_into(level, vae, z, base, out),
+        ValuesMut::F16(out) => decode_into(level, vae, z, base, out),
+        ValuesMut::Bf16(out) => decode_into(level, vae, z, base, out),
+    }
+}
+
+fn decode_into<T: Element>(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, out: &mut [T]) {
+    struct Block<'a, T>(&'a PackedVae, &'a [f32], Option<Base<'a>>, &'a mut [T]);
+    impl<T: Element> Task for Block<'_, T> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(vae, z, base, out) = self;
+            let VaeSize { dim, latent, .. } = vae.size;
+            let count = z.len() / latent;
+            let mut hidden = vae.decoder_hidden(simd, z);
+            if let Some(base) = base {
+                // The last layer is linear: decoder(z') - decoder(mu) = W (h' - h_mu).
+                let mu: Vec<f32> = base
+                    .rows
+                    .iter()
+                    .flat_map(|&r| &base.mu[r as usize * latent..][..latent])
+                    .copied()
+                    .collect();
+                let mean = vae.decoder_hidden(simd, &mu);
+                for (h, m) in hidden.as_flattened_mut().iter_mut().zip(mean.as_flattened()) {
+                    *h -= m;
+                }
+            }
+            let last = &vae.decoder[1];
+            let (panels, inputs) = (last.weights.count(), last.weights.inputs());
+            let stride = hidden.as_flattened().len() / count;
+            let mut group = Vec::with_capacity(count * GROUP);
+            for first in (0..panels).step_by(GROUP) {
+                let range = first..(first + GROUP).min(panels);
+                let columns = first * WIDTH..(range.end * WIDTH).min(dim);
+                group.clear();
+                for row in 0..count {
+                    let from = group.len();
+                    group.extend_from_slice(&last.bias[range.clone()]);
+                    if let Some(base) = base {
+                        let stored = base.embeddings.row(base.rows[row] as usize);
+                        let lanes = group[from..].as_flattened_mut();
+                        stored.slice(columns.clone()).widen(&mut lanes[..columns.len()]);
+                    }
+                }
+                let width = range.len() * WIDTH;
+                let a = (hidden.as_flattened(), stride);
+                accumulate(simd, a, &last.weights, 0..inputs, range, &mut group);
+                for (made, out) in group.as_flattened().chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
+                    T::narrow(&made[..columns.len()], &mut out[columns.clone()]);
+                }
+            }
+        }
+    }
+    let VaeSize { dim, latent, .. } = vae.size;
+    z.par_chunks(BLOCK * latent).zip(out.par_chunks_mut(BLOCK * dim)).enumerate().for_each(
+        |(block, (z, out))| {
+            let base = base.map(|b| Base { rows: &b.rows[block * BLOCK..][..z.len() / latent], ..b });
+            level.run(Block(vae, z, base, out));
+        },
+    );
+}
+
+/// Rewards of stored rows.
+pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
+    struct Block<'a>(&'a PackedReward, &'a RowSet<'a>, Range<usize>, &'a mut [f32]);
+    impl Task for Block<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(model, rows, range, out) = self;
+            let mut hidden = model.first.forward_stored(simd, rows, range);
+            relu(&mut hidden);
+            for (hidden, out) in hidden.chunks_exact(model.second.len()).zip(out) {
+                let mut acc = [0f32; WIDTH];
+                for (h, w) in hidden.iter().zip(&model.second) {
+                    for i in 0..WIDTH {
+                        acc[i] = h[i].mul_add(w[i], acc[i]);
+                    }
+                }
+                let mut width = WIDTH / 2;
+                while width > 0 {
+                    for i in 0..width {
+                        acc[i] += acc[i + width];
+                    }
+                    width /= 2;
+                }
+                *out = acc[0] + model.bias;
+            }
+        }
+    }
+    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
+        let range = block * BLOCK..block * BLOCK + out.len();
+        level.run(Block(model, rows, range, out));
+    });
+}

@@ -1,0 +1,262 @@
+//! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 arithmetic.
+//!
+//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products ([`panel`]), so that a row's
+//! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
+
+mod gemm;
+mod infer;
+mod latent;
+mod layers;
+mod panel;
+pub mod simd;
+mod train_reward;
+mod train_vae;
+
+pub use infer::{PackedReward, PackedVae};
+pub use latent::Posteriors;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+pub use simd::Level;
+pub use train_reward::RewardTrainer;
+pub use train_vae::VaeTrainer;
+
+use super::{
+    Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Residual, RewardData,
+    RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, check,
+};
+use crate::error::{Error, Result};
+use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::model::{RewardModel, Standardizer, Vae};
+
+/// The CPU backend with its own thread pool.
+#[derive(Debug)]
+pub struct Cpu {
+    pool: ThreadPool,
+    level: Level,
+    threads: usize,
+}
+
+impl Cpu {
+    /// Starts `threads` workers (0: one per core) at the machine's best SIMD level.
+    pub fn new(threads: usize) -> Result<Cpu> {
+        Cpu::with_level(threads, Level::detect())
+    }
+
+    /// The same at a given level.
+    pub fn with_level(threads: usize, level: Level) -> Result<Cpu> {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { cores } else { threads };
+        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
+        Ok(Cpu { pool, level, threads })
+    }
+}
+
+/// Latents on the CPU, `[m, latent]`, with the block row each belongs to.
+#[derive(Clone, Debug)]
+pub struct Latents {
+    z: Vec<f32>,
+    latent: usize,
+    rows: Vec<u32>,
+}
+
+fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> train_reward::Rows<'a> {
+    train_reward::Rows {
+        originals: side.originals,
+        synthetic: side.synthetic.as_ref().map(|s| train_reward::SyntheticRows {
+            vae: s.vae,
+            z: &s.latents.z,
+            rows: &s.latents.rows,
+            residual: s.residual.map(|r| (r.embeddings, r.posteriors)),
+        }),
+    }
+}
+
+fn check_reward_data(dim: usize, sides: [&train_reward::Rows<'_>; 2], pairs: &[PairRows]) -> Result<()> {
+    for (column, side) in sides.into_iter().enumerate() {
+        check::width("reward model", dim, side.originals.cols())?;
+        check::pair_rows(pairs, column, side.len())?;
+    }
+    Ok(())
+}
+
+impl Backend for Cpu {
+    type Embeddings<'a> = RowSet<'a>;
+    type Vae = PackedVae;
+    type Reward = PackedReward;
+    type Posteriors = Posteriors;
+    type Latents = Latents;
+    type VaeTrainer = VaeTrainer;
+    type RewardTrainer = RewardTrainer;
+
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            name: "cpu".into(),
+            detail: format!("{} {}", std::env::consts::ARCH, self.level.name()),
+            threads: self.threads,
+        }
+    }
+
+    fn embeddings<'a>(&'a self, rows: RowSet<'a>) -> Result<RowSet<'a>> {
+        Ok(rows)
+    }
+
+    fn load_vae(&self, vae: &Vae) -> Result<PackedVae> {
+        Ok(PackedVae::new(vae))
+    }
+
+    fn load_reward(&self, model: &RewardModel) -> Result<PackedReward> {
+        Ok(PackedReward::new(model))
+    }
+
+    fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
+        check::latent_rows(z, rows)?;
+        Ok(Latents { z: z.values.clone(), latent: z.cols, rows: rows.to_vec() })
+    }
+
+    fn encode(&self, vae: &PackedVae, embeddings: &RowSet<'_>) -> Result<Posteriors> {
+        check::width("VAE", vae.size().dim, embeddings.cols())?;
+        let (mu, logvar) = self.pool.install(|| infer::encode(self.level, vae, embeddings));
+        Ok(Posteriors { mu, logvar, latent: vae.size().latent })
+    }
+
+    fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {
+        Ok(PosteriorsHost {
+            mu: Matrix::new(p.mu.clone(), p.rows(), p.latent)?,
+            logvar: Matrix::new(p.logvar.clone(), p.rows(), p.latent)?,
+        })
+    }
+
+    fn select(&self, p: &Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection> {
+        let candidates = self.pool.install(|| latent::select(self.level, p, origin, how));
+        Ok(Selection { keep: how.keep as usize, candidates })
+    }
+
+    fn perturb(
+        &self,
+        p: &Posteriors,
+        origin: Origin,
+        how: &Perturbation,
+        samples: &[Sample],
+    ) -> Result<Latents> {
+        check::samples(samples, p.rows())?;
+        let z = self.pool.install(|| latent::perturb(self.level, p, origin, how, samples));
+        Ok(Latents { z, latent: p.latent, rows: samples.iter().map(|s| s.row).collect() })
+    }
+
+    fn latents(&self, latents: &Latents) -> Result<Matrix> {
+        Matrix::new(latents.z.clone(), latents.rows.len(), latents.latent)
+    }
+
+    fn decode<'e>(
+        &self,
+        vae: &PackedVae,
+        latents: &Latents,
+        residual: Option<Residual<'_, 'e, Self>>,
+        out: ValuesMut<'_>,
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        let seeds = residual.map(|r| (r.embeddings.rows(), r.embeddings.cols()));
+        check::decode(vae.size(), (latents.latent, &latents.rows), seeds, out.len())?;
+        let base = residual.map(|r| infer::Base {
+            embeddings: r.embeddings,
+            mu: &r.posteriors.mu,
+            rows: &latents.rows,
+        });
+        self.pool.install(|| infer::decode(self.level, vae, &latents.z, base, out));
+        Ok(())
+    }
+
+    fn score(&self, model: &PackedReward, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
+        check::width("reward model", model.dim(), embeddings.cols())?;
+        check::length("scores", embeddings.rows(), out.len())?;
+        self.pool.install(|| infer::score(self.level, model, embeddings, out));
+        Ok(())
+    }
+
+    fn vae_trainer(
+        &self,
+        initial: &Vae,
+        standardizer: &Standardizer,
+        objective: &VaeObjective,
+    ) -> Result<VaeTrainer> {
+        Ok(VaeTrainer::new(initial, standardizer, objective))
+    }
+
+    fn vae_epoch<'e>(
+        &self,
+        trainer: &mut VaeTrainer,
+        data: &PairData<'_, 'e, Self>,
+        order: &[u32],
+        epoch: u32,
+    ) -> Result<VaeLoss>
+    where
+        Self: 'e,
+    {
+        check::pair_data(trainer.dim(), data.chosen, data.rejected, order)?;
+        Ok(self.pool.install(|| trainer.epoch([data.chosen, data.rejected], order, epoch, self.threads)))
+    }
+
+    fn vae_gradients<'e>(
+        &self,
+        trainer: &mut VaeTrainer,
+        data: &PairData<'_, 'e, Self>,
+        batch: &[u32],
+        epoch: u32,
+    ) -> Result<(VaeLoss, Vae)>
+    where
+        Self: 'e,
+    {
+        check::pair_data(trainer.dim(), data.chosen, data.rejected, batch)?;
+        let sides = [data.chosen, data.rejected];
+        let loss = self.pool.install(|| trainer.batch(sides, batch, epoch, self.threads));
+        Ok((loss, trainer.gradients()))
+    }
+
+    fn vae_parameters(&self, trainer: &VaeTrainer) -> Result<Vae> {
+        Ok(trainer.parameters())
+    }
+
+    fn reward_trainer(
+        &self,
+        initial: &RewardModel,
+        standardizer: &Standardizer,
+        objective: &RewardObjective,
+    ) -> Result<RewardTrainer> {
+        Ok(RewardTrainer::new(initial, standardizer, objective))
+    }
+
+    fn reward_epoch<'e>(
+        &self,
+        trainer: &mut RewardTrainer,
+        data: &RewardData<'_, 'e, Self>,
+        pairs: &[PairRows],
+    ) -> Result<f64>
+    where
+        Self: 'e,
+    {
+        let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
+        check_reward_data(trainer.dim(), [&chosen, &rejected], pairs)?;
+        Ok(self.pool.install(|| trainer.epoch(self.level, [&chosen, &rejected], pairs, self.threads)))
+    }
+
+    fn reward_gradients<'e>(
+        &self,
+        trainer: &mut RewardTrainer,
+        data: &RewardData<'_, 'e, Self>,
+        batch: &[PairRows],
+    ) -> Result<(f64, RewardModel)>
+    where
+        Self: 'e,
+    {
+        let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
+        check_reward_data(trainer.dim(), [&chosen, &rejected], batch)?;
+        let loss = self.pool.install(|| trainer.batch(self.level, [&chosen, &rejected], batch, self.threads));
+        Ok((loss, trainer.gradients()))
+    }
+
+    fn reward_parameters(&self, trainer: &RewardTrainer) -> Result<RewardModel> {
+        Ok(trainer.parameters())
+    }
+}

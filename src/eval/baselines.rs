@@ -1,0 +1,116 @@
+//! Synthetic embeddings without a VAE, the paper's baselines.
+
+use rayon::prelude::*;
+
+use crate::matrix::{Matrix, RowSet, Side};
+use crate::model::Standardizer;
+use crate::noise::{Address, Purpose, fill_normals};
+
+/// Direct perturbation: e' = e + sigma std_j eta_j, with std_j the standard deviation of dimension j over the seeds.
+/// `per_side` samples of every row, sample a of row i at `i * per_side + a`.
+pub fn direct_perturbation(
+    rows: &RowSet<'_>,
+    side: Side,
+    standardizer: &Standardizer,
+    sigma2: f32,
+    per_side: usize,
+    seed: u64,
+) -> Matrix {
+    let mut out = Matrix::zeros(rows.rows() * per_side, rows.cols());
+    let sigma = sigma2.sqrt();
+    let dim = rows.cols();
+    out.values.par_chunks_mut(dim).enumerate().for_each(|(j, out)| {
+        let (row, candidate) = (j / per_side, (j % per_side) as u32);
+        let mut noise = vec![0f32; dim];
+        let purpose = Purpose::DirectPerturbation;
+        fill_normals(seed, Address { purpose, side, row: row as u64, candidate }, &mut noise);
+        rows.row(row).widen(out);
+        for ((e, n), s) in out.iter_mut().zip(&noise).zip(&standardizer.std) {
+            *e += sigma * s * n;
+        }
+    });
+    out
+}
+
+/// Gaussian sampling: samples of N(mean, covariance) of one side's rows, as mean + sum_i g_i (e_i - mean) / sqrt(n)
+/// with independent standard normal g_i, which has exactly the rows' covariance, without forming it.
+pub fn gaussian_sampling(rows: &RowSet<'_>, side: Side, per_side: usize, seed: u64) -> Matrix {
+    let (n, dim) = (rows.rows(), rows.cols());
+    let mut centred = Matrix::zeros(n, dim);
+    rows.widen(0..n, &mut centred.values);
+    let mean = Standardizer::fit(&[rows]).mean;
+    for row in centred.values.chunks_exact_mut(dim) {
+        row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
+    }
+    let mut out = Matrix::zeros(n * per_side, dim);
+    let scale = 1.0 / (n as f32).sqrt();
+    out.values.par_chunks_mut(dim).enumerate().for_each(|(j, out)| {
+        let (row, candidate) = ((j / per_side) as u64, (j % per_side) as u32);
+        let mut weights = vec![0f32; n];
+        let purpose = Purpose::GaussianSampling;
+        fill_normals(seed, Address { purpose, side, row, candidate }, &mut weights);
+        out.copy_from_slice(&mean);
+        for (weight, row) in weights.iter().zip(centred.values.chunks_exact(dim)) {
+            let weight = weight * scale;
+            out.iter_mut().zip(row).for_each(|(o, x)| *o += weight * x);
+        }
+    });
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix::Rows;
+
+    fn data() -> Vec<f32> {
+        let mut values = vec![0f32; 400 * 3];
+        fill_normals(
+            5,
+            Address { purpose: Purpose::Simulation, side: Side::Chosen, row: 0, candidate: 0 },
+            &mut values,
+        );
+        // Correlated, shifted, unequal scales.
+        for row in values.chunks_exact_mut(3) {
+            row[1] = 10.0 + 3.0 * row[0] + 0.5 * row[1];
+            row[2] *= 0.01;
+        }
+        values
+    }
+
+    fn covariance(values: &[f32], i: usize, j: usize) -> f64 {
+        let n = (values.len() / 3) as f64;
+        let mean = |k: usize| values.chunks(3).map(|r| f64::from(r[k])).sum::<f64>() / n;
+        let (a, b) = (mean(i), mean(j));
+        values.chunks(3).map(|r| (f64::from(r[i]) - a) * (f64::from(r[j]) - b)).sum::<f64>() / n
+    }
+
+    #[test]
+    fn gaussian_samples_have_the_rows_covariance() {
+        let values = data();
+        let rows = RowSet::from(Rows::from_f32(&values, 3).unwrap());
+        let made = gaussian_sampling(&rows, Side::Chosen, 50, 1);
+        for (i, j) in [(0, 0), (0, 1), (1, 1), (2, 2)] {
+            let (want, got) = (covariance(&values, i, j), covariance(&made.values, i, j));
+            assert!((got / want - 1.0).abs() < 0.05, "covariance {i} {j}: {got} for {want}");
+        }
+    }
+
+    #[test]
+    fn direct_noise_has_the_asked_variance_per_dimension() {
+        let values = data();
+        let rows = RowSet::from(Rows::from_f32(&values, 3).unwrap());
+        let standardizer = Standardizer::fit(&[&rows]);
+        let made = direct_perturbation(&rows, Side::Rejected, &standardizer, 0.04, 20, 1);
+        for j in 0..3 {
+            let square: f64 = made
+                .values
+                .chunks(3)
+                .enumerate()
+                .map(|(i, r)| f64::from(r[j] - values[i / 20 * 3 + j]).powi(2))
+                .sum();
+            let ratio = square / 8000.0 / (0.04 * f64::from(standardizer.std[j]).powi(2));
+            assert!((ratio - 1.0).abs() < 0.06, "dimension {j}: {ratio}");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Order preservation: how often does a reward function order a synthetic pair as it orders its seed? (The paper's
+//! Theorem 1 says that it mostly should.)
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::synth::Synthesizer;
+
+/// Shares of synthetic pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OrderPreservation {
+    /// Synthetic pairs looked at.
+    pub pairs: u64,
+    /// Share that the reward function orders as their seed pair.
+    pub preserved: f64,
+    /// Share whose chosen embedding has the higher reward.
+    pub chosen_higher: f64,
+}
+
+/// Scores all synthetic pairs of a plan and their seeds with `reward`.
+pub fn order_preservation<B: Backend>(
+    backend: &B,
+    make: &Synthesizer<'_, B>,
+    reward: &B::Reward,
+) -> Result<OrderPreservation> {
+    let plan = *make.plan();
+    let mut margins = Vec::new();
+    let (mut pairs, mut preserved, mut higher) = (0u64, 0u64, 0u64);
+    make.embeddings(0..plan.pairs(), Dtype::F32, &mut |batch| {
+        let n = batch.chosen.rows();
+        let (mut plus, mut minus) = (vec![0f32; n], vec![0f32; n]);
+        backend.score(reward, &backend.embeddings(batch.chosen.view().into())?, &mut plus)?;
+        backend.score(reward, &backend.embeddings(batch.rejected.view().into())?, &mut minus)?;
+        for (i, (a, b)) in plus.iter().zip(&minus).enumerate() {
+            let j = batch.first + i as u64;
+            let margin = a - b;
+            if j < plan.seeds {
+                margins.push(margin);
+                continue;
+            }
+            let seed = ((j - plan.seeds) / (plan.fold - 1)) as usize;
+            pairs += 1;
+            preserved += u64::from(margin * margins[seed] > 0.0);
+            higher += u64::from(margin > 0.0);
+        }
+        Ok(())
+    })?;
+    let share = |count: u64| count as f64 / pairs.max(1) as f64;
+    Ok(OrderPreservation { pairs, preserved: share(preserved), chosen_higher: share(higher) })
+}

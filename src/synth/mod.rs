@@ -1,0 +1,18 @@
+//! Latent synthesis: what to make ([`Recipe`], [`Plan`]), making it ([`Synthesizer`]), and writing it down
+//! ([`write_synthetic`]).
+
+mod augment;
+mod make;
+mod pairing;
+mod pipeline;
+mod recipe;
+mod seeds;
+mod verify;
+
+pub use augment::Augmented;
+pub use make::{LatentBatch, PairBatch, Synthesizer};
+pub use pairing::{MAX_PER_SIDE, PairId, Pairing, Plan};
+pub use pipeline::{OutputKind, Part, SynthJob, SynthSummary, write_synthetic};
+pub use recipe::{Recipe, SeedSource, SynthesisOptions, VaeSource};
+pub use seeds::{SeedBlock, Seeds};
+pub use verify::{Verified, verify_folder};

@@ -1,0 +1,209 @@
+//! Which pairs a run makes: the originals first, then a deterministic draw from each seed's combinations.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::noise::{Purpose, Stream};
+
+/// Candidates kept per seed and side, at most (2^16 combinations per seed).
+pub const MAX_PER_SIDE: u32 = 256;
+
+/// Which synthetic samples of a seed meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pairing {
+    /// Every chosen sample, original included, with every rejected one: (k + 1)^2 pairs a seed.
+    Combine,
+    /// The a-th chosen sample with the a-th rejected one: k + 1 pairs a seed.
+    Match,
+}
+
+impl Pairing {
+    /// Pairs that k samples per side make of one seed, the original included.
+    pub fn per_seed(self, k: u32) -> u64 {
+        let samples = u64::from(k) + 1;
+        match self {
+            Pairing::Combine => samples * samples,
+            Pairing::Match => samples,
+        }
+    }
+}
+
+/// One pair of a run. Sample 0 is the original, sample a the a-th best candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairId {
+    /// Row of the seed pair.
+    pub seed: u64,
+    /// Sample of the chosen side.
+    pub chosen: u32,
+    /// Sample of the rejected side.
+    pub rejected: u32,
+}
+
+/// The list of all pairs of a run, never held in memory: pair j follows from j alone.
+///
+/// Pairs 0 to n - 1 are the originals. The others stand seed by seed, `fold - 1` each: all combinations of a seed in
+/// order where all are taken, else a draw without replacement keyed by (seed of the run, row).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Number of seed pairs, n.
+    pub seeds: u64,
+    /// Candidates kept per seed and side, k.
+    pub per_side: u32,
+    /// Which samples meet.
+    pub pairing: Pairing,
+    /// Pairs per seed in total, m; the originals are one each.
+    pub fold: u64,
+    /// Key of the draws.
+    pub seed: u64,
+}
+
+impl Plan {
+    /// A plan from what the user gave: `fold` (m pairs per seed), `per_side` (k), or both. Without `per_side` the
+    /// smallest k that allows the fold; without `fold` every combination.
+    pub fn new(
+        seeds: u64,
+        fold: Option<u64>,
+        per_side: Option<u32>,
+        pairing: Pairing,
+        seed: u64,
+    ) -> Result<Plan> {
+        if let Some(k) = per_side.filter(|k| !(1..=MAX_PER_SIDE).contains(k)) {
+            return Err(Error::option("--per-side", format!("1 to {MAX_PER_SIDE}"), k));
+        }
+        let most = Pairing::per_seed(pairing, per_side.unwrap_or(MAX_PER_SIDE));
+        let fold = fold.unwrap_or(most);
+        if !(2..=most).contains(&fold) {
+            let expected = match per_side {
+                Some(k) => format!("2 to {most}, which is what {k} samples per side make"),
+                None => format!("2 to {most}"),
+            };
+            return Err(Error::option("--fold", expected, fold));
+        }
+        let smallest = || (1..=MAX_PER_SIDE).find(|&k| pairing.per_seed(k) >= fold).unwrap_or(MAX_PER_SIDE);
+        Ok(Plan { seeds, per_side: per_side.unwrap_or_else(smallest), pairing, fold, seed })
+    }
+
+    /// Number of pairs, originals included.
+    pub fn pairs(&self) -> u64 {
+        self.seeds * self.fold
+    }
+
+    /// Pair `j`, below [`Plan::pairs`].
+    pub fn pair(&self, j: u64) -> PairId {
+        if j < self.seeds {
+            return PairId { seed: j, chosen: 0, rejected: 0 };
+        }
+        let extra = self.fold - 1;
+        let (seed, rank) = ((j - self.seeds) / extra, (j - self.seeds) % extra);
+        let (chosen, rejected) = self.combinations(seed)[rank as usize];
+        PairId { seed, chosen, rejected }
+    }
+
+    /// All pairs as rows of one matrix per side that holds the n originals and behind them k samples of each seed:
+    /// an original is row i, the a-th best sample of seed i row n + i k + a - 1. Below 2^32 rows.
+    pub fn rows(&self) -> Vec<[u32; 2]> {
+        let (n, k) = (self.seeds, u64::from(self.per_side));
+        let row = |seed: u64, rank: u32| match rank {
+            0 => seed as u32,
+            a => (n + seed * k + u64::from(a) - 1) as u32,
+        };
+        let mut pairs: Vec<[u32; 2]> = (0..n).map(|i| [i as u32, i as u32]).collect();
+        for seed in 0..n {
+            pairs.extend(self.combinations(seed).into_iter().map(|(a, b)| [row(seed, a), row(seed, b)]));
+        }
+        pairs
+    }
+
+    /// The `fold - 1` synthetic pairs of one seed as (chosen, rejected) samples.
+    pub fn combinations(&self, seed: u64) -> Vec<(u32, u32)> {
+        let extra = (self.fold - 1) as u32;
+        let all = (self.pairing.per_seed(self.per_side) - 1) as u32;
+        let pair = |c: u32| match self.pairing {
+            Pairing::Combine => (c / (self.per_side + 1), c % (self.per_side + 1)),
+            Pairing::Match => (c, c),
+        };
+        if extra == all {
+            return (1..=all).map(pair).collect();
+        }
+        // The first `extra` steps of a Fisher-Yates shuffle of 1..=all, holding only the moved entries.
+        let mut stream = Stream::new(self.seed, Purpose::Pairing, seed);
+        let mut moved: HashMap<u32, u32> = HashMap::new();
+        (0..extra)
+            .map(|i| {
+                let from = i + stream.below(all - i);
+                let drawn = moved.get(&from).copied().unwrap_or(from);
+                let here = moved.get(&i).copied().unwrap_or(i);
+                moved.insert(from, here);
+                pair(drawn + 1)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn plan(fold: u64, per_side: Option<u32>, pairing: Pairing) -> Plan {
+        Plan::new(50, Some(fold), per_side, pairing, 9).unwrap()
+    }
+
+    #[test]
+    fn folds_choose_the_smallest_k() {
+        for (fold, k) in [(2, 1), (4, 1), (5, 2), (8, 2), (9, 2), (10, 3), (16, 3), (1000, 31)] {
+            assert_eq!(plan(fold, None, Pairing::Combine).per_side, k, "{fold}x");
+        }
+        assert_eq!(plan(8, None, Pairing::Match).per_side, 7);
+        assert_eq!(Plan::new(50, None, Some(2), Pairing::Combine, 9).unwrap().fold, 9);
+    }
+
+    #[test]
+    fn draws_are_distinct_synthetic_and_within_range() {
+        for plan in [
+            plan(8, None, Pairing::Combine),
+            plan(2, Some(256), Pairing::Combine),
+            plan(700, Some(31), Pairing::Combine),
+            plan(3, Some(9), Pairing::Match),
+        ] {
+            for seed in 0..50 {
+                let drawn = plan.combinations(seed);
+                assert_eq!(drawn.len() as u64, plan.fold - 1);
+                assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), drawn.len());
+                assert!(drawn.iter().all(|&(a, b)| (a, b) != (0, 0) && a.max(b) <= plan.per_side));
+            }
+        }
+    }
+
+    #[test]
+    fn pair_j_agrees_with_the_seeds_list() {
+        let plan = plan(8, None, Pairing::Combine);
+        assert_eq!(plan.pairs(), 400);
+        assert_eq!(plan.pair(7), PairId { seed: 7, chosen: 0, rejected: 0 });
+        let (chosen, rejected) = plan.combinations(3)[5];
+        assert_eq!(plan.pair(50 + 3 * 7 + 5), PairId { seed: 3, chosen, rejected });
+    }
+
+    #[test]
+    fn draws_cover_the_combinations_evenly() {
+        let plan = Plan::new(80_000, Some(2), Some(2), Pairing::Combine, 1).unwrap();
+        let mut counts = HashMap::new();
+        (0..plan.seeds).for_each(|s| *counts.entry(plan.combinations(s)[0]).or_insert(0u32) += 1);
+        // Binomial(80000, 1/8): standard deviation 94.
+        assert_eq!(counts.len(), 8);
+        assert!(counts.values().all(|&c| c.abs_diff(10_000) < 5 * 94), "{counts:?}");
+    }
+
+    #[test]
+    fn impossible_plans_name_the_option() {
+        let text = |fold, k| Plan::new(9, fold, k, Pairing::Combine, 0).unwrap_err().to_string();
+        assert!(text(Some(1), None).contains("--fold"));
+        assert!(text(Some(10), Some(2)).contains("2 to 9"));
+        assert!(text(None, Some(0)).contains("--per-side"));
+        assert!(text(None, Some(257)).contains("1 to 256"));
+    }
+}

@@ -1,0 +1,260 @@
+//! A recipe: everything that determines a synthetic data set, in a few kilobytes. Any pair of it can be made alone.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{Pairing, Plan};
+use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
+use crate::error::{Error, Result};
+use crate::model::{Checkpoint, Vae, VaeSize, file_fingerprint};
+use crate::shard::{PairOptions, PairSet, SourceFile, write_atomic};
+
+const FORMAT: u32 = 1;
+
+/// The VAE that a recipe decodes with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VaeSource {
+    /// Where it lies; relative paths are relative to the recipe's folder.
+    pub path: PathBuf,
+    /// xxh3-128 of the file, 32 hex digits.
+    pub xxh3: String,
+    /// Its sizes.
+    pub size: VaeSize,
+}
+
+/// Where a recipe's seed pairs lie.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeedSource {
+    /// Files, folders or patterns as given; relative paths are relative to the recipe's folder.
+    pub sources: Vec<String>,
+    /// Tensor of the preferred responses.
+    pub chosen: String,
+    /// Tensor of the others.
+    pub rejected: String,
+    /// The files found, with sizes and checksums.
+    pub files: Vec<SourceFile>,
+}
+
+/// Everything that determines a synthetic data set but its storage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Version of this format.
+    pub format: u32,
+    /// The seed pairs.
+    pub seeds: SeedSource,
+    /// The VAE.
+    pub vae: VaeSource,
+    /// How candidates are drawn and filtered. Its `keep` equals the plan's `per_side`.
+    pub perturbation: Perturbation,
+    /// How latents are decoded.
+    pub mode: DecodeMode,
+    /// Which pairs are made; holds the run's 64-bit seed.
+    pub plan: Plan,
+}
+
+/// The options of a synthesis, with the paper's defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SynthesisOptions {
+    /// Pairs per seed, m.
+    pub fold: Option<u64>,
+    /// Samples per seed and side, k.
+    pub per_side: Option<u32>,
+    /// Which samples meet.
+    pub pairing: Pairing,
+    /// Variance of the perturbation.
+    pub sigma2: f32,
+    /// Candidates drawn per candidate kept.
+    pub oversample: u32,
+    /// What ranks candidates.
+    pub likelihood: Likelihood,
+    /// What they start from.
+    pub source: LatentSource,
+    /// How latents are decoded.
+    pub mode: DecodeMode,
+    /// The run's seed.
+    pub seed: u64,
+}
+
+impl Default for SynthesisOptions {
+    fn default() -> SynthesisOptions {
+        SynthesisOptions {
+            fold: Some(4),
+            per_side: None,
+            pairing: Pairing::Combine,
+            sigma2: 0.01,
+            oversample: 4,
+            likelihood: Likelihood::Posterior,
+            source: LatentSource::Sample,
+            mode: DecodeMode::Plain,
+            seed: 0,
+        }
+    }
+}
+
+impl SynthesisOptions {
+    /// Checks the values and gives the plan and the perturbation for `seeds` seed pairs.
+    pub fn plan(&self, seeds: usize) -> Result<(Plan, Perturbation)> {
+        if !(self.sigma2.is_finite() && self.sigma2 >= 0.0) {
+            return Err(Error::option("--sigma2", "a finite number, 0 or more", self.sigma2));
+        }
+        if !(1..=64).contains(&self.oversample) {
+            return Err(Error::option("--oversample", "1 to 64", self.oversample));
+        }
+        let plan = Plan::new(seeds as u64, self.fold, self.per_side, self.pairing, self.seed)?;
+        let perturbation = Perturbation {
+            sigma2: self.sigma2,
+            keep: plan.per_side,
+            oversample: self.oversample,
+            likelihood: self.likelihood,
+            source: self.source,
+        };
+        Ok((plan, perturbation))
+    }
+}
+
+impl Recipe {
+    /// A recipe for seed pairs on disk and a saved VAE. Reads every seed row once: values must be finite, and their
+    /// checksums become part of the recipe.
+    pub fn new(
+        sources: &[String],
+        options: &PairOptions,
+        vae: &Path,
+        how: &SynthesisOptions,
+    ) -> Result<(Recipe, PairSet, Vae)> {
+        let seeds = PairSet::open(sources, options)?;
+        let (plan, perturbation) = how.plan(seeds.len())?;
+        let (model, _) = Vae::load(vae)?;
+        require_dim(vae, &model, seeds.dim())?;
+        let files = seeds.scan()?.sources;
+        let recipe = Recipe {
+            format: FORMAT,
+            seeds: SeedSource {
+                sources: sources.to_vec(),
+                chosen: options.chosen.clone(),
+                rejected: options.rejected.clone(),
+                files,
+            },
+            vae: VaeSource { path: vae.to_path_buf(), xxh3: file_fingerprint(vae)?, size: model.size() },
+            perturbation,
+            mode: how.mode,
+            plan,
+        };
+        Ok((recipe, seeds, model))
+    }
+
+    /// Opens the seeds and the VAE of a recipe read from `path`, and checks that they are still those it was made
+    /// for.
+    pub fn open(&self, path: &Path, io: crate::shard::Io) -> Result<(PairSet, Vae)> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let resolve = |p: &Path| if p.is_absolute() { p.to_path_buf() } else { folder.join(p) };
+        let vae_path = resolve(&self.vae.path);
+        let (vae, _) = Vae::load(&vae_path)?;
+        let found = file_fingerprint(&vae_path)?;
+        if found != self.vae.xxh3 {
+            return Err(Error::Mismatch {
+                path: vae_path,
+                what: "checksum of the VAE".into(),
+                expected: self.vae.xxh3.clone(),
+                found,
+            });
+        }
+        let sources: Vec<String> = self
+            .seeds
+            .sources
+            .iter()
+            .map(|s| resolve(Path::new(s)).to_string_lossy().into_owned())
+            .collect();
+        let options = PairOptions {
+            chosen: self.seeds.chosen.clone(),
+            rejected: self.seeds.rejected.clone(),
+            group: None,
+            io,
+        };
+        let seeds = PairSet::open(&sources, &options)?;
+        let found = seeds.scan()?.sources;
+        if found != self.seeds.files {
+            let differs = found.iter().zip(&self.seeds.files).find(|(a, b)| a != b);
+            let (found, expected) = match differs {
+                Some((found, expected)) => (format!("{found:?}"), format!("{expected:?}")),
+                None => (format!("{} files", found.len()), format!("{} files", self.seeds.files.len())),
+            };
+            return Err(Error::Mismatch {
+                path: path.to_path_buf(),
+                what: "the seed pairs".into(),
+                expected,
+                found,
+            });
+        }
+        require_dim(&vae_path, &vae, seeds.dim())?;
+        Ok((seeds, vae))
+    }
+
+    /// Reads a recipe.
+    pub fn read(path: &Path) -> Result<Recipe> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let bad =
+            |detail: String| Error::Format { path: path.to_path_buf(), format: "recipe", detail };
+        let recipe: Recipe = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        if recipe.format != FORMAT {
+            return Err(bad(format!("expected format {FORMAT}, found {}", recipe.format)));
+        }
+        let p = &recipe.plan;
+        let rows: u64 = recipe.seeds.files.iter().map(|f| f.rows).sum();
+        if recipe.perturbation.keep != p.per_side || rows != p.seeds {
+            return Err(bad("its plan does not fit its seeds and perturbation".into()));
+        }
+        // The same bounds as for options, since the file may have been written by hand.
+        Plan::new(p.seeds, Some(p.fold), Some(p.per_side), p.pairing, p.seed).map_err(|e| bad(e.to_string()))?;
+        let Perturbation { sigma2, oversample, .. } = recipe.perturbation;
+        if !(sigma2.is_finite() && sigma2 >= 0.0 && (1..=64).contains(&oversample)) {
+            return Err(bad(format!("sigma2 {sigma2} or oversample {oversample} is out of range")));
+        }
+        Ok(recipe)
+    }
+
+    /// Writes the recipe atomically as JSON. Relative paths in it are kept: put them relative to `path` first.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(self).expect("a recipe is plain data");
+        text.push('\n');
+        write_atomic(path, text.as_bytes())
+    }
+
+    /// The recipe with absolute paths, for writing into another folder.
+    pub fn with_absolute_paths(mut self) -> Result<Recipe> {
+        let absolute = |p: &Path| std::path::absolute(p).map_err(Error::io("resolve", p));
+        self.vae.path = absolute(&self.vae.path)?;
+        for source in &mut self.seeds.sources {
+            *source = absolute(Path::new(source.as_str()))?.to_string_lossy().into_owned();
+        }
+        Ok(self)
+    }
+
+    /// What determines the bytes: the recipe without the paths.
+    pub fn settings(&self) -> Value {
+        serde_json::json!({
+            "seeds": self.seeds.files,
+            "chosen_tensor": self.seeds.chosen,
+            "rejected_tensor": self.seeds.rejected,
+            "vae": { "xxh3": self.vae.xxh3, "size": self.vae.size },
+            "perturbation": self.perturbation,
+            "mode": self.mode,
+            "plan": self.plan,
+        })
+    }
+
+    /// xxh3-128 of [`Recipe::settings`], 32 hex digits: equal for equal data sets.
+    pub fn fingerprint(&self) -> String {
+        format!("{:032x}", xxh3_128(self.settings().to_string().as_bytes()))
+    }
+}
+
+fn require_dim(path: &Path, vae: &Vae, dim: usize) -> Result<()> {
+    if vae.size().dim != dim {
+        let what = format!("{}: embedding dimension of the VAE", path.display());
+        return Err(Error::shape(what, format!("{dim}, that of the seed pairs"), vae.size().dim));
+    }
+    Ok(())
+}
