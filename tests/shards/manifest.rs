@@ -81,15 +81,16 @@ fn the_first_differing_setting_is_named() {
 }
 
 #[test]
-fn one_writer_a_folder() {
+fn one_writer_a_name() {
     let dir = folder();
-    let lock = FolderLock::acquire(dir.path()).unwrap();
-    let error = FolderLock::acquire(dir.path()).unwrap_err();
+    let lock = FolderLock::acquire(dir.path(), "run").unwrap();
+    let error = FolderLock::acquire(dir.path(), "run").unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
     check_message(&error, &text(dir.path()));
+    FolderLock::acquire(dir.path(), "other").unwrap();
     drop(lock);
-    FolderLock::acquire(dir.path()).unwrap();
-    assert!(matches!(FolderLock::acquire(&dir.path().join("gone")), Err(Error::Io { .. })));
+    FolderLock::acquire(dir.path(), "run").unwrap();
+    assert!(matches!(FolderLock::acquire(&dir.path().join("gone"), "run"), Err(Error::Io { .. })));
 }
 
 #[test]
