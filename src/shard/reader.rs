@@ -20,8 +20,8 @@ pub struct PairOptions {
     pub chosen: String,
     /// Tensor of the other responses, `[n, d]`.
     pub rejected: String,
-    /// I64 tensor `[n]` that says which pairs belong together (one prompt, say). `None` takes `group` where
-    /// the first file has one.
+    /// I64 tensor `[n]` that says which pairs belong together (one prompt, say). `None` takes `group` if
+    /// there is one. Where one file has it, all must.
     pub group: Option<String>,
     /// How files are read.
     pub io: Io,
@@ -62,7 +62,7 @@ impl PairSet {
         let rejected = Column::new(&sources, &options.rejected, 2)?;
         chosen.require_same_shape(&rejected)?;
         let files = chosen.files();
-        let implied = || sources.first().and_then(|s| s.header.find(GROUP)).map(|_| GROUP);
+        let implied = || sources.iter().any(|s| s.header.find(GROUP).is_some()).then_some(GROUP);
         let group = match options.group.as_deref().or_else(implied) {
             Some(name) => Some(read_group(&sources, &files, name)?),
             None => None,
