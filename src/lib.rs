@@ -1,6 +1,7 @@
 //! Latent-space synthesis of preference pairs for reward models.
 
 pub mod backend;
+pub mod cli;
 pub mod dtype;
 mod engine;
 pub mod error;

@@ -1,3 +1,7 @@
 //! The `lensmith` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(lensmith::cli::main(std::env::args_os()))
+}

@@ -6,10 +6,9 @@
 
 mod check;
 pub mod cpu;
-mod device;
+pub(crate) mod device;
 pub mod reference;
 
-pub(crate) use device::dispatch;
 pub use device::{AnyBackend, DeviceChoice};
 
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::backend::{
-    Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Reduction, RewardObjective, VaeObjective,
+    Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Reduction, RewardObjective,
+    VaeObjective,
 };
 use crate::engine::Engine;
 use crate::error::{Error, Result};

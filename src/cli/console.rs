@@ -31,11 +31,8 @@ impl Console {
 
     /// A command's result: one JSON object, or text for people.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
-        let text = if self.json {
-            serde_json::to_string(value).expect("results are plain data")
-        } else {
-            text()
-        };
+        let text =
+            if self.json { serde_json::to_string(value).expect("results are plain data") } else { text() };
         print_line(&text);
     }
 
@@ -45,8 +42,9 @@ impl Console {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-        let template =
-            format!("{{prefix:24}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}}  {{msg}}");
+        let template = format!(
+            "{{prefix:24}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}}  {{msg}}"
+        );
         let style = ProgressStyle::with_template(&template).expect("the template is well formed");
         bar.set_style(style.progress_chars("━╸ "));
         bar.set_prefix(what.to_string());

@@ -47,7 +47,12 @@ impl Inspect {
             .tensors
             .iter()
             .map(|t| {
-                vec![t.name.clone(), t.dtype.to_string(), format!("{:?}", t.shape), bytes(t.range.len() as u64)]
+                vec![
+                    t.name.clone(),
+                    t.dtype.to_string(),
+                    format!("{:?}", t.shape),
+                    bytes(t.range.len() as u64),
+                ]
             })
             .collect();
         let tensors: Vec<Value> = header
@@ -55,7 +60,8 @@ impl Inspect {
             .iter()
             .map(|t| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape }))
             .collect();
-        let value = json!({ "path": path, "tensors": tensors, "metadata": header.metadata, "record": record });
+        let value =
+            json!({ "path": path, "tensors": tensors, "metadata": header.metadata, "record": record });
         console.result(&value, || {
             let mut text = table(&["tensor", "dtype", "shape", "size"], &rows);
             for (key, value) in &header.metadata {

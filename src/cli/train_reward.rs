@@ -54,7 +54,9 @@ impl TrainReward {
         let mut on_epoch = |epoch: &crate::train::RewardEpoch| {
             bar.inc(1);
             bar.set_message(match epoch.validation {
-                Some(v) => format!("loss {:.4}, validation {:.4} / {:.3}", epoch.train_loss, v.loss, v.accuracy),
+                Some(v) => {
+                    format!("loss {:.4}, validation {:.4} / {:.3}", epoch.train_loss, v.loss, v.accuracy)
+                }
                 None => format!("loss {:.4}", epoch.train_loss),
             });
         };

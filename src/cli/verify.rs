@@ -42,7 +42,12 @@ impl Verify {
         } else {
             let record = verify_shard(&self.path, common.io)?;
             console.result(&json!(record), || {
-                format!("{}: in order; {} rows, {}", self.path.display(), count(record.rows), bytes(record.bytes))
+                format!(
+                    "{}: in order; {} rows, {}",
+                    self.path.display(),
+                    count(record.rows),
+                    bytes(record.bytes)
+                )
             });
         }
         Ok(())

@@ -52,6 +52,9 @@ pub struct Synthesizer<'a, B: Backend> {
     mode: DecodeMode,
 }
 
+/// Hears a range of seeds, their pairs, and the number of the first seed.
+type EachBlock<'a> = &'a mut dyn FnMut(Range<usize>, &Ids, u64) -> Result<()>;
+
 /// The samples that the pairs of a block of seeds need.
 struct Needed {
     /// Samples as (row in block, rank - 1), by row and rank.
@@ -208,12 +211,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     }
 
     /// Walks over the pairs in order, cut into blocks of seeds whose samples fit the memory bound.
-    fn blocks(
-        &self,
-        pairs: Range<u64>,
-        row_bytes: usize,
-        each: &mut dyn FnMut(Range<usize>, &Ids, u64) -> Result<()>,
-    ) -> Result<()> {
+    fn blocks(&self, pairs: Range<u64>, row_bytes: usize, each: EachBlock<'_>) -> Result<()> {
         let n = self.plan.seeds;
         let extra = self.plan.fold - 1;
         let per_seed = row_bytes * (self.plan.per_side as usize + 1);
@@ -236,9 +234,13 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                 let start = n + s * extra;
                 let here = from.max(start) - start..(to - start).min(extra);
                 let all = self.plan.combinations(s);
-                ids.extend(all[here.start as usize..here.end as usize].iter().map(
-                    |&(chosen, rejected)| PairId { seed: s, chosen, rejected },
-                ));
+                ids.extend(
+                    all[here.start as usize..here.end as usize].iter().map(|&(chosen, rejected)| PairId {
+                        seed: s,
+                        chosen,
+                        rejected,
+                    }),
+                );
             }
             each(seed as usize..last_seed as usize + 1, &Ids { first: from, ids }, seed)?;
             from = to;
@@ -300,7 +302,8 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         }
         let origin = Origin { seed: self.plan.seed, side, first_row: range.start as u64 };
         let selection = b.select(&posteriors, origin, &self.perturbation)?;
-        let candidate = |&(row, rank): &(u32, u32)| selection.candidates[row as usize * selection.keep + rank as usize];
+        let candidate =
+            |&(row, rank): &(u32, u32)| selection.candidates[row as usize * selection.keep + rank as usize];
         out.candidates = needed.ranks.iter().map(candidate).collect();
         let samples: Vec<Sample> = needed
             .ranks

@@ -1,0 +1,519 @@
+//! `lensmith run`: the whole method into a run directory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::args::{Common, PairArgs, RewardArgs, SynthArgs, VaeArgs};
+use super::console::Console;
+use super::table::{count, mean_spread, table};
+use super::train_reward::{open_checked, same_dim};
+use crate::backend::DeviceInfo;
+use crate::dtype::Dtype;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
+use crate::matrix::{RowSet, Side};
+use crate::model::{Checkpoint, Provenance, RewardModel};
+use crate::shard::{
+    CandidateSet, FolderLock, PairOptions, PairSet, ShardWriter, SourceFile, TensorSpec, write_atomic,
+};
+use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
+use crate::train::{RewardTraining, VaeTraining};
+
+/// The whole method: VAE, synthesis, reward models, and their figures, into a run directory
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lensmith run pairs.safetensors --seeds 1000 --validation-pairs 300 --out runs/first
+  lensmith run seeds.safetensors --validation val.safetensors --test test.safetensors \\
+      --candidates best_of_16.safetensors --fold 8 --mode residual --out runs/second
+  lensmith run pairs.safetensors --seeds 1000 --repeats 3 --out runs/third    three random splits
+
+One data set is cut at random (whole groups, if it has a tensor `group`) into --seeds seed pairs,
+--validation-pairs for early stopping, and the rest for the test; or give --validation and --test.
+The run directory gets run.json (settings, versions, checksums, figures), vae.safetensors,
+reward.safetensors, reward_none.safetensors and recipe.json; with --repeats one folder a split.")]
+pub struct Run {
+    /// Preference pairs: safetensors files, folders or patterns
+    #[arg(required = true, value_name = "PAIRS")]
+    pairs: Vec<String>,
+    #[command(flatten)]
+    tensors: PairArgs,
+    /// Tensor that says which pairs belong to one prompt [default: `group`, where there is one]
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Seed pairs to take; the rest is for validation and test [default: all, if --test is given]
+    #[arg(long, value_name = "N")]
+    seeds: Option<usize>,
+    /// Pairs to take for early stopping
+    #[arg(long, value_name = "N", default_value_t = 300, conflicts_with = "validation")]
+    validation_pairs: usize,
+    /// Pairs for early stopping, from files of their own
+    #[arg(long, value_name = "PAIRS", num_args = 1..)]
+    validation: Vec<String>,
+    /// Held-out pairs, from files of their own
+    #[arg(long, value_name = "PAIRS", num_args = 1..)]
+    test: Vec<String>,
+    /// Best-of-N sets (`candidates` [prompts, N, d], `gold` [prompts, N])
+    #[arg(long, value_name = "SETS", num_args = 1..)]
+    candidates: Vec<String>,
+    /// Run directory
+    #[arg(long, short, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Random splits (and seeds) to repeat the run over
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    repeats: usize,
+    /// Write the synthetic pairs as well: embeddings or latents
+    #[arg(long, value_parser = super::args::named::<OutputKind>, value_name = "WHAT")]
+    output: Option<OutputKind>,
+    /// Replace an earlier run
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    vae: VaeArgs,
+    #[command(flatten)]
+    synthesis: SynthArgs,
+    #[command(flatten)]
+    reward: RewardArgs,
+}
+
+/// Everything a run used and found: run.json.
+#[derive(Debug, Serialize)]
+struct Report {
+    format: u32,
+    lensmith: &'static str,
+    device: DeviceInfo,
+    seed: u64,
+    sources: Value,
+    settings: Value,
+    repeats: Vec<Repeat>,
+    seconds: f64,
+}
+
+/// One split's part of run.json.
+#[derive(Debug, Serialize)]
+struct Repeat {
+    seed: u64,
+    folder: PathBuf,
+    pairs: Value,
+    vae_loss: Value,
+    vae_seconds: f64,
+    arms: Vec<ArmResult>,
+}
+
+/// The data of a run, opened and looked at.
+struct Data {
+    pairs: PairSet,
+    validation: Option<PairSet>,
+    test: Option<PairSet>,
+    candidates: Option<CandidateSet>,
+    sources: Vec<SourceFile>,
+}
+
+/// The checked settings of a run.
+struct Settings {
+    vae: VaeTraining,
+    synthesis: SynthesisOptions,
+    reward: RewardTraining,
+}
+
+impl Run {
+    pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
+        super::args::positive("--repeats", self.repeats)?;
+        self.settings(common.seed)?;
+        let data = self.open(common)?;
+        let run_json = self.out.join("run.json");
+        if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
+            return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
+        }
+        fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
+        let _lock = FolderLock::acquire(&self.out, "run")?;
+        let engine = common.engine()?;
+        let start = Instant::now();
+        let mut repeats = Vec::new();
+        for r in 0..self.repeats {
+            let seed = common.seed + r as u64;
+            let folder = match self.repeats {
+                1 => self.out.clone(),
+                _ => self.out.join(format!("seed-{seed}")),
+            };
+            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            repeats.push(self.repeat(&engine, console, common, &data, seed, &folder)?);
+        }
+        let settings = self.settings(common.seed)?;
+        let report = Report {
+            format: 1,
+            lensmith: env!("CARGO_PKG_VERSION"),
+            device: engine.info(),
+            seed: common.seed,
+            sources: json!({
+                "pairs": data.sources,
+                "validation": data.validation.as_ref().map(|v| v.scan()).transpose()?.map(|s| s.sources),
+                "test": data.test.as_ref().map(|v| v.scan()).transpose()?.map(|s| s.sources),
+                "candidates": self.candidates,
+            }),
+            settings: json!({
+                "vae": settings.vae,
+                "reward": settings.reward,
+                "fold": settings.synthesis.fold,
+                "per_side": settings.synthesis.per_side,
+                "pairing": settings.synthesis.pairing,
+                "sigma2": settings.synthesis.sigma2,
+                "oversample": settings.synthesis.oversample,
+                "likelihood": settings.synthesis.likelihood,
+                "source": settings.synthesis.source,
+                "mode": settings.synthesis.mode,
+            }),
+            repeats,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        let mut text = serde_json::to_string_pretty(&report).expect("a report is plain data");
+        text.push('\n');
+        write_atomic(&run_json, text.as_bytes())?;
+        console.result(&report, || self.text(&report, &run_json));
+        Ok(())
+    }
+
+    fn settings(&self, seed: u64) -> Result<Settings> {
+        Ok(Settings {
+            vae: self.vae.training(seed)?,
+            synthesis: self.synthesis.options(seed),
+            reward: self.reward.training(seed)?,
+        })
+    }
+
+    fn open(&self, common: &Common) -> Result<Data> {
+        let options = PairOptions { group: self.group.clone(), ..self.tensors.options(common) };
+        let pairs = PairSet::open(&self.pairs, &options)?;
+        let sources = pairs.scan()?.sources;
+        let held = PairOptions { group: None, ..options };
+        let open = |sources: &[String]| match sources {
+            [] => Ok(None),
+            sources => open_checked(sources, &held).map(Some),
+        };
+        let (validation, test) = (open(&self.validation)?, open(&self.test)?);
+        same_dim(validation.as_ref(), pairs.dim())?;
+        same_dim(test.as_ref(), pairs.dim())?;
+        let candidates = match self.candidates.as_slice() {
+            [] => None,
+            sets => Some(CandidateSet::open(sets, "candidates", "gold", common.io)?),
+        };
+        if let Some(set) = candidates.as_ref().filter(|c| c.dim() != pairs.dim()) {
+            let what = format!("{}: embedding dimension", self.candidates.join(", "));
+            return Err(Error::shape(what, format!("{}, that of the pairs", pairs.dim()), set.dim()));
+        }
+        if self.seeds.is_none() && test.is_none() {
+            return Err(Error::option(
+                "--seeds",
+                format!("how many of the {} pairs are seeds, or --test with held-out pairs", pairs.len()),
+                "neither",
+            ));
+        }
+        Ok(Data { pairs, validation, test, candidates, sources })
+    }
+
+    /// Which rows of the pairs are seeds, validation and test.
+    fn cut(&self, data: &Data, seed: u64) -> Result<Split> {
+        let n = data.pairs.len();
+        let everything = |n: usize| (0..n).collect::<Vec<usize>>();
+        match (self.seeds, data.validation.is_some(), data.test.is_some()) {
+            (None, _, _) => Ok(Split { seeds: everything(n), validation: Vec::new(), test: Vec::new() }),
+            (Some(seeds), validation_apart, test_apart) => {
+                let validation = if validation_apart { 0 } else { self.validation_pairs };
+                if test_apart && seeds + validation == n {
+                    let mut rows = everything(n);
+                    crate::train::Shuffle::Split.apply(seed, &mut rows);
+                    let held = rows.split_off(seeds);
+                    return Ok(Split { seeds: rows, validation: held, test: Vec::new() });
+                }
+                let group = data.pairs.group();
+                split(n, seeds, validation, group.as_deref(), seed)
+            }
+        }
+    }
+
+    fn repeat(
+        &self,
+        engine: &Engine,
+        console: &Console,
+        common: &Common,
+        data: &Data,
+        seed: u64,
+        folder: &Path,
+    ) -> Result<Repeat> {
+        let Settings { vae, synthesis, reward } = self.settings(seed)?;
+        let cut = self.cut(data, seed)?;
+        let blocks = sides(&data.pairs)?;
+        let all = [blocks[0].view(), blocks[1].view()];
+        let pick = |rows: &[usize]| [all[0].pick(rows), all[1].pick(rows)];
+        let seeds = pick(&cut.seeds);
+        synthesis.plan(cut.seeds.len())?;
+
+        let validation_blocks = data.validation.as_ref().map(sides).transpose()?;
+        let validation = match &validation_blocks {
+            Some(v) => Some([v[0].view(), v[1].view()]),
+            None => (!cut.validation.is_empty()).then(|| pick(&cut.validation)),
+        };
+        let test_blocks = data.test.as_ref().map(sides).transpose()?;
+        let test = match &test_blocks {
+            Some(t) => [t[0].view(), t[1].view()],
+            None => pick(&cut.test),
+        };
+        let candidate_rows = match &data.candidates {
+            Some(c) => Some((c.rows(0..c.gold().len())?, c)),
+            None => None,
+        };
+
+        let bar = console.bar("VAE", vae.epochs as u64, "epochs");
+        let start = Instant::now();
+        let trained = engine.train_vae_rows(&seeds, &vae, &mut |_, loss| {
+            bar.inc(1);
+            bar.set_message(format!("loss {:.4}", loss.total));
+        })?;
+        bar.finish_and_clear();
+        let vae_seconds = start.elapsed().as_secs_f64();
+        let provenance = Provenance::from([
+            ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("lensmith.training".into(), json!(vae).to_string()),
+        ]);
+        let vae_path = folder.join("vae.safetensors");
+        trained.vae.save(&vae_path, &provenance)?;
+
+        let counts = json!({
+            "seeds": cut.seeds.len(),
+            "validation": validation.as_ref().map_or(0, |v| v[0].rows()),
+            "test": test[0].rows(),
+        });
+        let experiment = Experiment {
+            seeds,
+            validation,
+            test: Some(test),
+            candidates: candidate_rows.as_ref().map(|(rows, set)| Candidates {
+                rows: rows.view(),
+                gold: set.gold(),
+                per_prompt: set.per_prompt(),
+            }),
+            vae: Some(&trained.vae),
+            synthesis,
+            reward,
+        };
+        let (plan, _) = synthesis.plan(cut.seeds.len())?;
+        let fold = plan.fold;
+        let arms = [Arm::None, Arm::NoneMatched { fold }, Arm::Lens { fold, mode: synthesis.mode }];
+        let mut results = Vec::new();
+        for arm in arms {
+            let bar = console.bar(&arm.to_string(), reward_epochs(&reward, arm), "epochs");
+            let (result, model) = engine.experiment(&experiment, arm, &mut |epoch| {
+                bar.inc(1);
+                if let Some(v) = epoch.validation {
+                    bar.set_message(format!("validation {:.4} / {:.3}", v.loss, v.accuracy));
+                }
+            })?;
+            bar.finish_and_clear();
+            match arm {
+                Arm::None => save_reward(&model, &folder.join("reward_none.safetensors"), &result)?,
+                Arm::Lens { .. } => save_reward(&model, &folder.join("reward.safetensors"), &result)?,
+                _ => {}
+            }
+            results.push(result);
+        }
+        let subset = cut.seeds.len() < data.pairs.len();
+        self.write_recipe(engine, console, common, (&experiment.seeds, subset), &synthesis, folder)?;
+        Ok(Repeat {
+            seed,
+            folder: folder.to_path_buf(),
+            pairs: counts,
+            vae_loss: json!(trained.history.last()),
+            vae_seconds,
+            arms: results,
+        })
+    }
+
+    /// Writes the seeds (where they are a part of the data) and the recipe, and on request the synthetic pairs.
+    fn write_recipe(
+        &self,
+        engine: &Engine,
+        console: &Console,
+        common: &Common,
+        (seeds, cut): (&[RowSet<'_>; 2], bool),
+        how: &SynthesisOptions,
+        folder: &Path,
+    ) -> Result<()> {
+        let vae = folder.join("vae.safetensors");
+        let (sources, options) = if cut {
+            let path = folder.join("seeds.safetensors");
+            write_pairs(&path, seeds)?;
+            (
+                vec![path.to_string_lossy().into_owned()],
+                PairOptions { io: common.io, ..PairOptions::default() },
+            )
+        } else {
+            (self.pairs.clone(), PairOptions { group: None, ..self.tensors.options(common) })
+        };
+        let (mut recipe, set, vae) = Recipe::new(&sources, &options, &vae, how)?;
+        // Files of the run directory by name, so that it can be moved.
+        recipe = recipe.with_absolute_paths()?;
+        recipe.vae.path = "vae.safetensors".into();
+        if cut {
+            recipe.seeds.sources = vec!["seeds.safetensors".into()];
+        }
+        recipe.write(&folder.join("recipe.json"))?;
+        let Some(kind) = self.output.filter(|k| *k != OutputKind::Recipe) else { return Ok(()) };
+        let out = folder.join("synthetic");
+        recipe.vae.path = "../vae.safetensors".into();
+        if cut {
+            recipe.seeds.sources = vec!["../seeds.safetensors".into()];
+        }
+        let job = SynthJob {
+            recipe: &recipe,
+            out: &out,
+            kind,
+            dtype: Dtype::Bf16,
+            shard_rows: None,
+            part: Part::WHOLE,
+            overwrite: self.overwrite,
+        };
+        let bar = console.bar("synthesis", job.pairs()?, "pairs");
+        engine.write(&job, &set, &vae, &mut |done| bar.set_position(done))?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn text(&self, report: &Report, run_json: &Path) -> String {
+        let first = &report.repeats[0];
+        let arms = first.arms.len();
+        let column = |arm: usize, value: &dyn Fn(&ArmResult) -> Option<f64>| -> Option<Vec<f64>> {
+            report.repeats.iter().map(|r| value(&r.arms[arm])).collect()
+        };
+        let cell = |values: Option<Vec<f64>>, decimals: usize| {
+            values.map_or_else(|| "-".to_string(), |v| mean_spread(&v, decimals))
+        };
+        let with_candidates = first.arms[0].best_of_n.is_some();
+        let mut header = vec!["arm", "training pairs", "pair accuracy", "pair loss"];
+        if with_candidates {
+            header.push("best-of-N gold");
+        }
+        header.extend(["epoch kept", "seconds"]);
+        let rows: Vec<Vec<String>> = (0..arms)
+            .map(|a| {
+                let mut row = vec![
+                    first.arms[a].arm.to_string(),
+                    count(first.arms[a].pairs),
+                    cell(column(a, &|r| r.test.map(|t| t.accuracy)), 3),
+                    cell(column(a, &|r| r.test.map(|t| t.loss)), 3),
+                ];
+                if with_candidates {
+                    row.push(cell(column(a, &|r| r.best_of_n.map(|b| b.model)), 3));
+                }
+                row.push(cell(column(a, &|r| Some(r.best_epoch as f64)), 0));
+                row.push(cell(column(a, &|r| Some(r.seconds)), 1));
+                row
+            })
+            .collect();
+        let mut text = format!(
+            "{} seed, {} validation and {} test pairs; {} on {} ({} threads)\n\n{}\n",
+            first.pairs["seeds"],
+            first.pairs["validation"],
+            first.pairs["test"],
+            match report.repeats.len() {
+                1 => "one split".to_string(),
+                n => format!("mean ± standard deviation over {n} splits"),
+            },
+            report.device.name,
+            report.device.threads,
+            table(&header, &rows),
+        );
+        if let Some(b) = first.arms[0].best_of_n {
+            text.push_str(&format!(
+                "best-of-{} gold at random {:.3}, by the oracle {:.3}\n",
+                b.per_prompt, b.random, b.oracle
+            ));
+        }
+        let vae: f64 = report.repeats.iter().map(|r| r.vae_seconds).sum();
+        text.push_str(&format!(
+            "VAE {vae:.1} s; all {:.1} s. Everything is in {}",
+            report.seconds,
+            run_json.display()
+        ));
+        text
+    }
+}
+
+/// Most epochs of an arm, for its progress bar.
+fn reward_epochs(how: &RewardTraining, arm: Arm) -> u64 {
+    let epochs = match how.updates {
+        crate::train::Updates::Epochs(e) => e as u64,
+        crate::train::Updates::Steps(s) => s as u64,
+    };
+    match arm {
+        Arm::NoneMatched { fold } => epochs * fold,
+        _ => epochs,
+    }
+}
+
+fn save_reward(model: &RewardModel, path: &Path, result: &ArmResult) -> Result<()> {
+    let provenance = Provenance::from([
+        ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
+        ("lensmith.result".into(), json!(result).to_string()),
+    ]);
+    model.save(path, &provenance)
+}
+
+fn sides(pairs: &PairSet) -> Result<[crate::shard::RowBlock<'_>; 2]> {
+    Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
+}
+
+/// Writes picked pairs as a shard, in the widest dtype among their parts.
+fn write_pairs(path: &Path, rows: &[RowSet<'_>; 2]) -> Result<()> {
+    let dtypes: Vec<Dtype> = rows.iter().flat_map(|r| r.parts()).map(|p| p.dtype()).collect();
+    let dtype = if dtypes.iter().all(|d| *d == dtypes[0]) { dtypes[0] } else { Dtype::F32 };
+    let stored = match dtype {
+        Dtype::F32 => safetensors::Dtype::F32,
+        Dtype::F16 => safetensors::Dtype::F16,
+        Dtype::Bf16 => safetensors::Dtype::BF16,
+    };
+    let spec =
+        |side: Side| TensorSpec { name: side.name().into(), dtype: stored, shape_tail: vec![rows[0].cols()] };
+    let specs = [spec(Side::Chosen), spec(Side::Rejected)];
+    let mut writer = ShardWriter::create(path, &specs, rows[0].rows(), &Default::default())?;
+    let mut wide = vec![0f32; rows[0].cols()];
+    for (tensor, rows) in rows.iter().enumerate() {
+        for r in 0..rows.rows() {
+            let row = rows.row(r);
+            if row.dtype() == dtype {
+                writer.append(tensor, row.bytes())?;
+            } else {
+                row.widen(&mut wide);
+                writer.append(tensor, bytemuck::cast_slice(&wide))?;
+            }
+        }
+    }
+    writer.finish().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::DecodeMode;
+
+    #[test]
+    fn matched_arms_show_all_their_epochs() {
+        let how = RewardTraining {
+            hidden: 16,
+            updates: crate::train::Updates::Epochs(20),
+            patience: None,
+            evaluate_every: 1,
+            objective: crate::backend::RewardObjective {
+                batch: 8,
+                adam: crate::backend::Adam::with_lr(1e-3),
+            },
+            seed: 0,
+        };
+        assert_eq!(reward_epochs(&how, Arm::NoneMatched { fold: 8 }), 160);
+        assert_eq!(reward_epochs(&how, Arm::Lens { fold: 8, mode: DecodeMode::Plain }), 20);
+    }
+}
