@@ -207,7 +207,12 @@ fn standardizer_and_folding() {
             &case.golden.f64s("standardizer.mean"),
             bound,
         );
-        assert_close(&format!("{} std", case.name), &fitted.std, &case.golden.f64s("standardizer.std"), bound);
+        assert_close(
+            &format!("{} std", case.name),
+            &fitted.std,
+            &case.golden.f64s("standardizer.std"),
+            bound,
+        );
 
         let mut rows = case.sides[0].clone();
         fitted.apply(&mut rows);
@@ -282,11 +287,8 @@ fn selects_and_perturbs<B: Backend>(b: &B) {
     for case in Case::all() {
         let count = |what| case.golden.count(&format!("/select/{what}"));
         let (rows, keep, oversample) = (count("rows"), count("keep") as u32, count("oversample") as u32);
-        let origin = Origin {
-            seed: count("seed") as u64,
-            side: Side::Chosen,
-            first_row: count("first_row") as u64,
-        };
+        let origin =
+            Origin { seed: count("seed") as u64, side: Side::Chosen, first_row: count("first_row") as u64 };
         let vae = b.load_vae(&case.vae("vae.folded")).expect("loads");
         let embeddings = b.embeddings(case.rows(Side::Chosen).slice(0..rows)).expect("uploads");
         let posteriors = b.encode(&vae, &embeddings).expect("encodes");
@@ -302,8 +304,9 @@ fn selects_and_perturbs<B: Backend>(b: &B) {
             assert_eq!(got.candidates, (0..rows).flat_map(|_| 0..keep).collect::<Vec<_>>());
 
             let drawn = keep * oversample;
-            let samples: Vec<Sample> =
-                (0..rows as u32).flat_map(|row| (0..drawn).map(move |c| Sample { row, candidate: c })).collect();
+            let samples: Vec<Sample> = (0..rows as u32)
+                .flat_map(|row| (0..drawn).map(move |c| Sample { row, candidate: c }))
+                .collect();
             let how = how(Likelihood::Posterior);
             let latents = b.perturb(&posteriors, origin, &how, &samples).expect("perturbs");
             let got = b.latents(&latents).expect("downloads");
@@ -382,7 +385,13 @@ fn vae_trains<B: Backend>(b: &B) {
             for (how, trainer) in [("steps", &by_step), ("epochs", &by_epoch)] {
                 let trained = b.vae_parameters(trainer).expect("parameters");
                 let tensors = tensors_of(&trained);
-                compare_tensors(&format!("{what} {how}"), &case.golden, &format!("{name}.final"), &tensors, 0.0);
+                compare_tensors(
+                    &format!("{what} {how}"),
+                    &case.golden,
+                    &format!("{name}.final"),
+                    &tensors,
+                    0.0,
+                );
             }
         }
     }

@@ -159,7 +159,9 @@ impl Worst {
     #[track_caller]
     pub fn check(&mut self, what: &str, got: &[f32], want: &[f64], bound: Bound<'_>) {
         match compare(got, want, bound) {
-            Ok((share, index)) if share >= self.share => (self.share, self.at) = (share, format!("{what} [{index}]")),
+            Ok((share, index)) if share >= self.share => {
+                (self.share, self.at) = (share, format!("{what} [{index}]"))
+            }
             Ok(_) => {}
             Err(why) => panic!("{what}: {why}"),
         }
@@ -289,7 +291,11 @@ impl Budgeted {
         // Half the distance between the smallest values of F16; those of the others are far smaller.
         let underflow = if dtype == Dtype::F16 { 2f64.powi(-25) } else { 0.0 };
         let u = dtype.unit_roundoff();
-        self.value.iter().zip(&self.error).map(|(v, e)| e + u * (v.abs() + e) + U * v.abs() + underflow).collect()
+        self.value
+            .iter()
+            .zip(&self.error)
+            .map(|(v, e)| e + u * (v.abs() + e) + U * v.abs() + underflow)
+            .collect()
     }
 }
 
@@ -307,7 +313,8 @@ impl Golden {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
-        let text = header.metadata().as_ref().and_then(|m| m.get("settings")).expect("settings in the metadata");
+        let text =
+            header.metadata().as_ref().and_then(|m| m.get("settings")).expect("settings in the metadata");
         let settings = serde_json::from_str(text).expect("settings as JSON");
         Golden { bytes, settings }
     }
