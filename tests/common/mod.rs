@@ -57,8 +57,8 @@ pub fn compare(got: &[f32], want: &[f64], bound: Bound<'_>) -> Result<(f64, usiz
         let mut worst = (0.0, 0);
         for i in 0..got.len() {
             let share = share(error(i), allowed(i));
-            // Written so that a NaN share, from a NaN budget, is taken.
-            if !(share <= worst.0) {
+            // A NaN budget gives a NaN share, which stays to the end and fails.
+            if share > worst.0 || share.is_nan() {
                 worst = (share, i);
             }
             if share.is_nan() {
