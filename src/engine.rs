@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::path::Path;
 
-use crate::backend::{AnyBackend, Backend, DeviceChoice, DeviceInfo, RewardData, RewardSide, VaeLoss, dispatch};
+use crate::backend::{
+    AnyBackend, Backend, DeviceChoice, DeviceInfo, RewardData, RewardSide, VaeLoss, dispatch,
+};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
@@ -11,11 +13,12 @@ use crate::matrix::{RowSet, Side};
 use crate::model::{RewardModel, Standardizer, Vae};
 use crate::shard::{CandidateSet, EmbeddingSet, Io, PairSet};
 use crate::synth::{
-    Augmented, PairBatch, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder, write_synthetic,
+    Augmented, PairBatch, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder,
+    write_synthetic,
 };
 use crate::train::{
-    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation, pair_metrics,
-    train_reward, train_vae,
+    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation,
+    pair_metrics, train_reward, train_vae,
 };
 
 /// Bytes of embeddings scored at a time.
@@ -24,7 +27,13 @@ const BLOCK: usize = 64 << 20;
 /// Both sides of blocks as a backend's embeddings, and how many pairs they are.
 macro_rules! load_sides {
     ($b:expr, $blocks:expr) => {
-        (|| Ok::<_, Error>(($b.embeddings($blocks[0].view())?, $b.embeddings($blocks[1].view())?, $blocks[0].view().rows())))()
+        (|| {
+            Ok::<_, Error>((
+                $b.embeddings($blocks[0].view())?,
+                $b.embeddings($blocks[1].view())?,
+                $blocks[0].view().rows(),
+            ))
+        })()
     };
 }
 
@@ -121,8 +130,9 @@ impl Engine {
         let leading = standardize_on.unwrap_or(pairs.len()).min(pairs.len());
         let standardizer = Standardizer::fit(&[&sides[0].slice(0..leading), &sides[1].slice(0..leading)]);
         let held = validation.map(whole).transpose()?;
-        let rows = u32::try_from(pairs.len())
-            .map_err(|_| Error::shape("pairs for reward training", format!("at most {}", u32::MAX), pairs.len()))?;
+        let rows = u32::try_from(pairs.len()).map_err(|_| {
+            Error::shape("pairs for reward training", format!("at most {}", u32::MAX), pairs.len())
+        })?;
         dispatch!(&self.backend, b => {
             let (chosen, rejected) = (b.embeddings(sides[0].clone())?, b.embeddings(sides[1].clone())?);
             let data = RewardData {

@@ -228,7 +228,8 @@ impl Experiment<'_> {
         how: &RewardTraining,
         on_epoch: &mut dyn FnMut(&RewardEpoch),
     ) -> Result<(TrainedReward, u64)> {
-        let (chosen, rejected) = (backend.embeddings(sides[0].clone())?, backend.embeddings(sides[1].clone())?);
+        let (chosen, rejected) =
+            (backend.embeddings(sides[0].clone())?, backend.embeddings(sides[1].clone())?);
         let data = RewardData {
             chosen: RewardSide { originals: &chosen, synthetic: None },
             rejected: RewardSide { originals: &rejected, synthetic: None },

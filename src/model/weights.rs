@@ -40,7 +40,12 @@ pub trait Checkpoint: Sized {
         let mut tensors = Vec::new();
         for (prefix, layer) in self.layers() {
             let (weight, bias) = (bytemuck::cast_slice(&layer.weight), bytemuck::cast_slice(&layer.bias));
-            tensors.push((format!("{prefix}.weight"), Stored::F32, vec![layer.outputs, layer.inputs], weight));
+            tensors.push((
+                format!("{prefix}.weight"),
+                Stored::F32,
+                vec![layer.outputs, layer.inputs],
+                weight,
+            ));
             tensors.push((format!("{prefix}.bias"), Stored::F32, vec![layer.outputs], bias));
         }
         let mut metadata = provenance.clone();

@@ -236,9 +236,13 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                 let start = n + s * extra;
                 let here = from.max(start) - start..(to - start).min(extra);
                 let all = self.plan.combinations(s);
-                ids.extend(all[here.start as usize..here.end as usize].iter().map(
-                    |&(chosen, rejected)| PairId { seed: s, chosen, rejected },
-                ));
+                ids.extend(
+                    all[here.start as usize..here.end as usize].iter().map(|&(chosen, rejected)| PairId {
+                        seed: s,
+                        chosen,
+                        rejected,
+                    }),
+                );
             }
             each(seed as usize..last_seed as usize + 1, &Ids { first: from, ids }, seed)?;
             from = to;
@@ -300,7 +304,8 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         }
         let origin = Origin { seed: self.plan.seed, side, first_row: range.start as u64 };
         let selection = b.select(&posteriors, origin, &self.perturbation)?;
-        let candidate = |&(row, rank): &(u32, u32)| selection.candidates[row as usize * selection.keep + rank as usize];
+        let candidate =
+            |&(row, rank): &(u32, u32)| selection.candidates[row as usize * selection.keep + rank as usize];
         out.candidates = needed.ranks.iter().map(candidate).collect();
         let samples: Vec<Sample> = needed
             .ranks

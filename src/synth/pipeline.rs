@@ -254,7 +254,10 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
                     Some((setting, there, here)) => format!("`{setting}` is {there} there and {here} now"),
                     None => "the settings differ".into(),
                 };
-                other(path.clone(), format!("it was made with other settings: {what}; --overwrite replaces it"))?;
+                other(
+                    path.clone(),
+                    format!("it was made with other settings: {what}; --overwrite replaces it"),
+                )?;
                 replace = true;
             }
             Err(error) if job.overwrite => {

@@ -161,12 +161,8 @@ impl Recipe {
                 found,
             });
         }
-        let sources: Vec<String> = self
-            .seeds
-            .sources
-            .iter()
-            .map(|s| resolve(Path::new(s)).to_string_lossy().into_owned())
-            .collect();
+        let sources: Vec<String> =
+            self.seeds.sources.iter().map(|s| resolve(Path::new(s)).to_string_lossy().into_owned()).collect();
         let options = PairOptions {
             chosen: self.seeds.chosen.clone(),
             rejected: self.seeds.rejected.clone(),
@@ -195,8 +191,7 @@ impl Recipe {
     /// Reads a recipe.
     pub fn read(path: &Path) -> Result<Recipe> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let bad =
-            |detail: String| Error::Format { path: path.to_path_buf(), format: "recipe", detail };
+        let bad = |detail: String| Error::Format { path: path.to_path_buf(), format: "recipe", detail };
         let recipe: Recipe = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         if recipe.format != FORMAT {
             return Err(bad(format!("expected format {FORMAT}, found {}", recipe.format)));
@@ -207,7 +202,8 @@ impl Recipe {
             return Err(bad("its plan does not fit its seeds and perturbation".into()));
         }
         // The same bounds as for options, since the file may have been written by hand.
-        Plan::new(p.seeds, Some(p.fold), Some(p.per_side), p.pairing, p.seed).map_err(|e| bad(e.to_string()))?;
+        Plan::new(p.seeds, Some(p.fold), Some(p.per_side), p.pairing, p.seed)
+            .map_err(|e| bad(e.to_string()))?;
         let Perturbation { sigma2, oversample, .. } = recipe.perturbation;
         if !(sigma2.is_finite() && sigma2 >= 0.0 && (1..=64).contains(&oversample)) {
             return Err(bad(format!("sigma2 {sigma2} or oversample {oversample} is out of range")));

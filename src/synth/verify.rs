@@ -36,11 +36,7 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
     let mut fingerprint: Option<(PathBuf, String)> = None;
     let paths = manifests(folder)?;
     if paths.is_empty() {
-        return Err(Error::TooFew {
-            what: format!("{}: manifests", folder.display()),
-            needed: 1,
-            found: 0,
-        });
+        return Err(Error::TooFew { what: format!("{}: manifests", folder.display()), needed: 1, found: 0 });
     }
     let mut last = None;
     for path in paths {
@@ -102,13 +98,7 @@ fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn recompute_pairs<B: Backend>(
-    folder: &Path,
-    io: Io,
-    backend: &B,
-    count: u64,
-    shards: u64,
-) -> Result<u64> {
+fn recompute_pairs<B: Backend>(folder: &Path, io: Io, backend: &B, count: u64, shards: u64) -> Result<u64> {
     let recipe_path = folder.join("recipe.json");
     let recipe = Recipe::read(&recipe_path)?;
     let (seeds, vae) = recipe.open(&recipe_path, io)?;
@@ -120,7 +110,8 @@ fn recompute_pairs<B: Backend>(
     let mut stream = Stream::new(recipe.plan.seed, Purpose::Shuffle, 3 << 32);
     let count = count.min(recipe.plan.pairs());
     for _ in 0..count {
-        let j = (u128::from(rand::RngCore::next_u64(&mut stream)) * u128::from(recipe.plan.pairs()) >> 64) as u64;
+        let j =
+            (u128::from(rand::RngCore::next_u64(&mut stream)) * u128::from(recipe.plan.pairs()) >> 64) as u64;
         let mut made = None;
         for side in Side::BOTH {
             let block = written.rows(side, j as usize..j as usize + 1)?;

@@ -44,8 +44,11 @@ mod tests {
     #[test]
     fn stops_after_patience_epochs_without_gain() {
         let mut stop = EarlyStop::new(Some(2));
-        let better: Vec<bool> =
-            [3.0, 2.0, f64::NAN, 1.5, 1.6, 1.5].iter().enumerate().map(|(i, &l)| stop.record(i + 1, l)).collect();
+        let better: Vec<bool> = [3.0, 2.0, f64::NAN, 1.5, 1.6, 1.5]
+            .iter()
+            .enumerate()
+            .map(|(i, &l)| stop.record(i + 1, l))
+            .collect();
         assert_eq!(better, [true, true, false, true, false, false]);
         assert_eq!(stop.best_epoch(), 4);
         assert!(stop.should_stop());

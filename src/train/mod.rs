@@ -5,10 +5,10 @@ mod reward;
 mod vae;
 
 pub use early_stop::EarlyStop;
+pub use reward::{PairMetrics, bradley_terry};
 pub use reward::{
     RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, pair_metrics, train_reward,
 };
-pub use reward::{PairMetrics, bradley_terry};
 pub use vae::{TrainedVae, VaeTraining, train_vae};
 
 use crate::noise::{Purpose, Stream};
