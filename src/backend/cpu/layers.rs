@@ -54,11 +54,15 @@ impl Dense {
         let rows = x.len() / inputs;
         let dy_mat = Mat::new(dy, rows, outputs);
         product(dy_mat.t(), Mat::new(x, rows, inputs), &mut self.gradient.weight, false, threads);
-        self.gradient.bias.fill(0.0);
+        // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
+        let mut sums = vec![0f64; outputs];
         for row in dy.chunks_exact(outputs) {
-            for (sum, g) in self.gradient.bias.iter_mut().zip(row) {
-                *sum += g;
+            for (sum, g) in sums.iter_mut().zip(row) {
+                *sum += f64::from(*g);
             }
+        }
+        for (bias, sum) in self.gradient.bias.iter_mut().zip(sums) {
+            *bias = sum as f32;
         }
     }
 
