@@ -1,6 +1,6 @@
 //! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 arithmetic.
 //!
-//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products ([`panel`]), so that a row's
+//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
 //! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
 
 mod gemm;
