@@ -24,6 +24,7 @@
 //! augmenting was looked at in choosing them.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::dtype::{Dtype, Element};
 use crate::matrix::{RowSet, RowsBuf, Side, ValuesMut};
@@ -44,7 +45,7 @@ const LINEAR: f32 = 0.7;
 const SHARPNESS: f32 = 3.0;
 
 /// Sizes of a simulated preference set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SimulationOptions {
     /// Dimension of the embeddings, d.
     pub dim: usize,
@@ -342,8 +343,15 @@ mod tests {
     use super::*;
     use crate::eval::best_of_n;
 
-    const SMALL: SimulationOptions =
-        SimulationOptions { dim: 48, seeds: 60, validation: 30, test: 400, prompts: 100, per_prompt: 16, seed: 3 };
+    const SMALL: SimulationOptions = SimulationOptions {
+        dim: 48,
+        seeds: 60,
+        validation: 30,
+        test: 400,
+        prompts: 100,
+        per_prompt: 16,
+        seed: 3,
+    };
 
     fn widened(rows: &RowsBuf) -> Vec<f32> {
         let mut out = vec![0f32; rows.rows() * rows.cols()];
@@ -379,7 +387,8 @@ mod tests {
         assert!(values.iter().chain(&s.gold).all(|v| v.is_finite()));
         let world = World::new(48, 3);
         for j in 0..48 {
-            let column = values.iter().skip(j).step_by(48).map(|&v| f64::from((v - world.mean[j]) / world.scale[j]));
+            let column =
+                values.iter().skip(j).step_by(48).map(|&v| f64::from((v - world.mean[j]) / world.scale[j]));
             let n = (values.len() / 48) as f64;
             let mean = column.clone().sum::<f64>() / n;
             let variance = column.map(|v| (v - mean).powi(2)).sum::<f64>() / n;
