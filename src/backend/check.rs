@@ -1,9 +1,9 @@
 //! The preconditions of [`super::Backend`] operations, checked alike by every backend.
 
-use super::{PairRows, Sample};
+use super::{PairRows, Perturbation, Sample};
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet};
-use crate::model::VaeSize;
+use crate::model::{Standardizer, VaeSize};
 
 /// Embeddings must have the model's dimension.
 pub fn width(model: &str, expected: usize, found: usize) -> Result<()> {
@@ -26,6 +26,28 @@ pub fn latent_rows(z: &Matrix, rows: &[u32]) -> Result<()> {
     length("the rows of latents", z.rows, rows.len())
 }
 
+/// At least one candidate is kept, all that are kept are drawn, and their numbers fit 32 bits.
+pub fn perturbation(how: &Perturbation) -> Result<()> {
+    if !(how.sigma2.is_finite() && how.sigma2 >= 0.0) {
+        return Err(Error::option("--sigma2", "a finite number, 0 or more", how.sigma2));
+    }
+    if how.keep == 0 || how.oversample == 0 || how.keep.checked_mul(how.oversample).is_none() {
+        let found = format!("{} kept, {} drawn for each", how.keep, how.oversample);
+        return Err(Error::shape("candidates", "at least one kept, and at most 2^32 - 1 drawn", found));
+    }
+    Ok(())
+}
+
+/// A trainer needs a batch of at least one pair and a standardiser of its dimension.
+pub fn trainer(dim: usize, standardizer: &Standardizer, batch: usize) -> Result<()> {
+    length("the standardiser's mean", dim, standardizer.mean.len())?;
+    length("the standardiser's standard deviation", dim, standardizer.std.len())?;
+    if batch == 0 {
+        return Err(Error::option("batch", "1 or more", batch));
+    }
+    Ok(())
+}
+
 /// Samples must lie in the block.
 pub fn samples(samples: &[Sample], rows: usize) -> Result<()> {
     match samples.iter().map(|s| s.row as usize).max() {
@@ -34,24 +56,34 @@ pub fn samples(samples: &[Sample], rows: usize) -> Result<()> {
     }
 }
 
-/// Latents, seeds and output of a decode must fit the VAE and each other. `latents` is their width and the block
-/// row of each; `seeds` the rows and columns of the residual's embeddings.
-pub fn decode(
-    size: VaeSize,
-    latents: (usize, &[u32]),
-    seeds: Option<(usize, usize)>,
-    out: usize,
-) -> Result<()> {
+/// What residual decoding adds to, in numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct SeedShape {
+    /// Rows of the embeddings.
+    pub rows: usize,
+    /// Columns of the embeddings.
+    pub dim: usize,
+    /// Rows of the posteriors.
+    pub posteriors: usize,
+    /// Dimension of the posteriors.
+    pub latent: usize,
+}
+
+/// Latents and seeds must fit the VAE and each other. `latents` is their width and the block row of each.
+pub fn latents(size: VaeSize, latents: (usize, &[u32]), seeds: Option<SeedShape>) -> Result<()> {
     let (latent, rows) = latents;
-    if latent != size.latent {
-        return Err(Error::shape("latent dimension for the VAE", size.latent, latent));
-    }
-    length("the decoded embeddings", rows.len() * size.dim, out)?;
-    if let Some((seeds, cols)) = seeds {
-        width("VAE", size.dim, cols)?;
+    let latent_dimension = |found: usize| match found == size.latent {
+        true => Ok(()),
+        false => Err(Error::shape("latent dimension for the VAE", size.latent, found)),
+    };
+    latent_dimension(latent)?;
+    if let Some(seeds) = seeds {
+        width("VAE", size.dim, seeds.dim)?;
+        latent_dimension(seeds.latent)?;
+        length("the seeds' posteriors", seeds.rows, seeds.posteriors)?;
         match rows.iter().max() {
-            Some(&row) if row as usize >= seeds => {
-                return Err(Error::shape("seed rows of latents", format!("below {seeds}"), row));
+            Some(&row) if row as usize >= seeds.rows => {
+                return Err(Error::shape("seed rows of latents", format!("below {}", seeds.rows), row));
             }
             _ => {}
         }

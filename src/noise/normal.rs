@@ -5,8 +5,10 @@ use super::{Address, key_words, philox_lanes};
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
-/// Words 0 and 1 make values 0 and 1, words 2 and 3 values 2 and 3:
-/// r = sqrt(-2 ln u), u = (word + 1/2) / 2^32, value = r cos(2 pi t), r sin(2 pi t), t = next word / 2^32.
+/// Words 0 and 1 make values 0 and 1, words 2 and 3 values 2 and 3: r = sqrt(-2 ln u) and
+/// value = r cos(2 pi t), r sin(2 pi t) with t = next word / 2^32 and u = fma(f32(word), 2^-32, 2^-33). The word is
+/// rounded to F32 first and u again, both to nearest even: near u = 1 that is coarser than (word + 1/2) / 2^32, and
+/// whoever repeats the sequence must do the same.
 #[inline(always)]
 pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2]) -> [[f32; LANES]; 4] {
     const SCALE: f32 = 1.0 / 4_294_967_296.0;

@@ -1,6 +1,6 @@
 //! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 arithmetic.
 //!
-//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products ([`panel`]), so that a row's
+//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
 //! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
 
 mod gemm;
@@ -71,10 +71,26 @@ fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> train_reward::Rows<'a> {
     }
 }
 
-fn check_reward_data(dim: usize, sides: [&train_reward::Rows<'_>; 2], pairs: &[PairRows]) -> Result<()> {
-    for (column, side) in sides.into_iter().enumerate() {
+fn check_latents(vae: &PackedVae, latents: &Latents, residual: Option<Residual<'_, '_, Cpu>>) -> Result<()> {
+    let seeds = residual.map(|r| check::SeedShape {
+        rows: r.embeddings.rows(),
+        dim: r.embeddings.cols(),
+        posteriors: r.posteriors.rows(),
+        latent: r.posteriors.latent,
+    });
+    check::latents(vae.size(), (latents.latent, &latents.rows), seeds)
+}
+
+fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Cpu>, pairs: &[PairRows]) -> Result<()> {
+    for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
         check::width("reward model", dim, side.originals.cols())?;
-        check::pair_rows(pairs, column, side.len())?;
+        let mut rows = side.originals.rows();
+        if let Some(s) = &side.synthetic {
+            check::width("reward model", dim, s.vae.size().dim)?;
+            check_latents(s.vae, s.latents, s.residual)?;
+            rows += s.latents.rows.len();
+        }
+        check::pair_rows(pairs, column, rows)?;
     }
     Ok(())
 }
@@ -127,6 +143,7 @@ impl Backend for Cpu {
     }
 
     fn select(&self, p: &Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection> {
+        check::perturbation(how)?;
         let candidates = self.pool.install(|| latent::select(self.level, p, origin, how));
         Ok(Selection { keep: how.keep as usize, candidates })
     }
@@ -138,6 +155,7 @@ impl Backend for Cpu {
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {
+        check::perturbation(how)?;
         check::samples(samples, p.rows())?;
         let z = self.pool.install(|| latent::perturb(self.level, p, origin, how, samples));
         Ok(Latents { z, latent: p.latent, rows: samples.iter().map(|s| s.row).collect() })
@@ -157,8 +175,8 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
-        let seeds = residual.map(|r| (r.embeddings.rows(), r.embeddings.cols()));
-        check::decode(vae.size(), (latents.latent, &latents.rows), seeds, out.len())?;
+        check_latents(vae, latents, residual)?;
+        check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
         let base = residual.map(|r| infer::Base {
             embeddings: r.embeddings,
             mu: &r.posteriors.mu,
@@ -181,6 +199,7 @@ impl Backend for Cpu {
         standardizer: &Standardizer,
         objective: &VaeObjective,
     ) -> Result<VaeTrainer> {
+        check::trainer(initial.size().dim, standardizer, objective.batch)?;
         Ok(VaeTrainer::new(initial, standardizer, objective))
     }
 
@@ -224,6 +243,7 @@ impl Backend for Cpu {
         standardizer: &Standardizer,
         objective: &RewardObjective,
     ) -> Result<RewardTrainer> {
+        check::trainer(initial.size().dim, standardizer, objective.batch)?;
         Ok(RewardTrainer::new(initial, standardizer, objective))
     }
 
@@ -236,8 +256,8 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
+        check_reward_data(trainer.dim(), data, pairs)?;
         let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
-        check_reward_data(trainer.dim(), [&chosen, &rejected], pairs)?;
         Ok(self.pool.install(|| trainer.epoch(self.level, [&chosen, &rejected], pairs, self.threads)))
     }
 
@@ -250,8 +270,8 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
+        check_reward_data(trainer.dim(), data, batch)?;
         let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
-        check_reward_data(trainer.dim(), [&chosen, &rejected], batch)?;
         let loss = self.pool.install(|| trainer.batch(self.level, [&chosen, &rejected], batch, self.threads));
         Ok((loss, trainer.gradients()))
     }

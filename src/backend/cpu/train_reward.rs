@@ -52,11 +52,6 @@ pub struct SyntheticRows<'a> {
 }
 
 impl Rows<'_> {
-    /// How many rows there are.
-    pub fn len(&self) -> usize {
-        self.originals.rows() + self.synthetic.as_ref().map_or(0, |s| s.rows.len())
-    }
-
     /// Widens the wanted rows into `x`, `[wanted, d]`.
     fn gather(&self, level: Level, wanted: &[u32], x: &mut [f32], decoded: &mut Vec<f32>) {
         let (dim, originals) = (self.originals.cols(), self.originals.rows());
