@@ -158,7 +158,9 @@ impl Experiment<'_> {
             Arm::None => self.fit(backend, &self.seeds, seeds_only(), &standardizer, &self.reward, on_epoch),
             Arm::NoneMatched { fold } => {
                 let steps = match self.reward.updates {
-                    Updates::Epochs(e) => e * (n * fold as usize).div_ceil(self.reward.objective.batch),
+                    Updates::Epochs(e) => {
+                        e.saturating_mul((n * fold as usize).div_ceil(self.reward.objective.batch))
+                    }
                     Updates::Steps(steps) => steps,
                 };
                 let evaluate_every = self.reward.evaluate_every * fold as usize;

@@ -235,7 +235,7 @@ impl Recipe {
             "chosen_tensor": self.seeds.chosen,
             "rejected_tensor": self.seeds.rejected,
             "vae": { "xxh3": self.vae.xxh3, "size": self.vae.size },
-            "perturbation": self.perturbation,
+            "perturbation": as_written(&self.perturbation),
             "mode": self.mode,
             "plan": self.plan,
         })
@@ -245,6 +245,12 @@ impl Recipe {
     pub fn fingerprint(&self) -> String {
         format!("{:032x}", xxh3_128(self.settings().to_string().as_bytes()))
     }
+}
+
+/// A value as its JSON text reads: numbers in F32 keep their short form, 0.01 and not 0.009999999776482582.
+fn as_written(value: &impl Serialize) -> Value {
+    let text = serde_json::to_string(value).expect("settings are plain data");
+    serde_json::from_str(&text).expect("what was just written")
 }
 
 fn require_dim(path: &Path, vae: &Vae, dim: usize) -> Result<()> {
