@@ -129,7 +129,7 @@ fn killed_ten_times_in_a_row() {
     let mut landed = 0;
     let mut done = Vec::new();
     for _ in 0..KILLS {
-        let share = f64::from(10 + random.below(90)) / 1000.0;
+        let share = f64::from(10 + random.below(60)) / 1000.0;
         landed += usize::from(kill(&lab, "killed", Moment::After(took.mul_f64(share))));
         let path = lab.at("killed");
         done.push(if path.is_dir() { assert_whole_shards("killed", &outputs(&path), &whole) } else { 0 });
