@@ -80,8 +80,9 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Prints help or a usage error (its first paragraph, on one line) and gives the exit code.
-pub fn report_usage(error: &clap::Error) -> u8 {
+/// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and gives the
+/// exit code.
+pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     if !error.use_stderr() {
         let _ = error.print();
         return 0;
@@ -93,6 +94,9 @@ pub fn report_usage(error: &clap::Error) -> u8 {
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = one_line(first.trim_start_matches("error: "));
+    if json {
+        print_line(&json!({ "error": message, "exit_code": 2 }).to_string());
+    }
     eprintln!("lensmith: {message} (--help explains)");
     2
 }
