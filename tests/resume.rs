@@ -13,9 +13,10 @@ use common::cli::{Lab, Listing, assert_same_files, binary, listing, outputs, sha
 use lensmith::dtype::Dtype;
 use lensmith::noise::{Purpose, Stream};
 
-const SEEDS: usize = 300;
+const SEEDS: usize = 600;
 const DIM: usize = 512;
-/// Pairs: 2,400 in 150 shards.
+/// 4,800 pairs in 300 shards.
+const SHARDS: usize = 300;
 const LINE: &str = "synth @seeds.safetensors --vae @vae.safetensors --fold 8 --dtype f32 --shard-rows 16 --threads 2 --out @";
 const KILLS: usize = 10;
 const SIGKILL: i32 = 9;
@@ -33,16 +34,34 @@ fn undisturbed(lab: &Lab) -> (Listing, Duration) {
     lab.fine(&format!("{LINE}whole"));
     let took = start.elapsed();
     let whole = outputs(&lab.at("whole"));
-    assert_eq!(shards(&whole).len(), 150);
+    assert_eq!(shards(&whole).len(), SHARDS);
     (whole, took)
 }
 
-/// Starts the run into `folder` and kills it after `delay`. Gives whether the kill came while it was at work.
-fn kill(lab: &Lab, folder: &str, delay: Duration) -> bool {
+/// When to kill.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// So long after the start.
+    After(Duration),
+    /// So long after a shard got its name.
+    Shard(u32, Duration),
+}
+
+/// Starts the run into `folder` and kills it. Gives whether the kill came while it was at work.
+fn kill(lab: &Lab, folder: &str, moment: Moment) -> bool {
     let mut command = binary();
     command.args(lab.words(&format!("{LINE}{folder}"))).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the binary starts");
-    std::thread::sleep(delay);
+    match moment {
+        Moment::After(delay) => std::thread::sleep(delay),
+        Moment::Shard(index, delay) => {
+            let shard = lab.at(folder).join(format!("pairs-{index:05}.safetensors"));
+            while !shard.exists() && child.try_wait().expect("a state").is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            std::thread::sleep(delay);
+        }
+    }
     child.kill().expect("a signal");
     let output = child.wait_with_output().expect("the end");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "before the kill");
@@ -76,18 +95,22 @@ fn killed_at_ten_random_moments_and_run_again() {
     let (mut landed, mut between) = (0, 0);
     for trial in 0..KILLS {
         let folder = format!("killed-{trial}");
-        // Over the whole run, a little past its end.
-        let share = f64::from(random.below(1050)) / 1000.0;
-        let hit = kill(&lab, &folder, took.mul_f64(share));
+        // By the clock, over the whole run and a little past its end; and by what is there, which does not depend on
+        // how busy the machine is.
+        let moment = match trial % 2 {
+            0 => Moment::After(took.mul_f64(f64::from(random.below(1050)) / 1000.0)),
+            _ => Moment::Shard(
+                random.below(SHARDS as u32 - 30),
+                Duration::from_micros(random.below(5000).into()),
+            ),
+        };
+        let hit = kill(&lab, &folder, moment);
         let path = lab.at(&folder);
         let there = if path.is_dir() { outputs(&path) } else { Listing::new() };
         let done = assert_whole_shards(&folder, &there, &whole);
-        println!(
-            "killed after {share:.3} of the run ({}): {done} shards done",
-            if hit { "at work" } else { "over" }
-        );
+        println!("{moment:?}: killed {}, {done} shards done", if hit { "at work" } else { "too late" });
         landed += usize::from(hit);
-        between += usize::from(hit && done > 0 && done < 150);
+        between += usize::from(hit && done > 0 && done < SHARDS);
 
         let said = lab.fine(&format!("{LINE}{folder} --json")).json();
         assert_eq!(said["resumed"], 16 * done, "{said}");
@@ -107,7 +130,7 @@ fn killed_ten_times_in_a_row() {
     let mut done = Vec::new();
     for _ in 0..KILLS {
         let share = f64::from(10 + random.below(90)) / 1000.0;
-        landed += usize::from(kill(&lab, "killed", took.mul_f64(share)));
+        landed += usize::from(kill(&lab, "killed", Moment::After(took.mul_f64(share))));
         let path = lab.at("killed");
         done.push(if path.is_dir() { assert_whole_shards("killed", &outputs(&path), &whole) } else { 0 });
     }
@@ -188,6 +211,17 @@ fn leftovers_of_another_cut_are_cleared() {
     let stray: Vec<_> =
         outputs(&lab.at("left")).into_keys().filter(|p| p.to_string_lossy().ends_with(".tmp")).collect();
     assert!(stray.is_empty(), "{stray:?}");
+}
+
+/// What a killed run began goes as well when its output is replaced.
+#[test]
+fn leftovers_of_a_replaced_run_are_cleared() {
+    let (lab, _) = small();
+    lab.put("whole/.pairs-00005.safetensors.tmp", b"begun");
+    let other = SMALL.replace("--shard-rows 40", "--shard-rows 100");
+    lab.fine(&format!("{other}fresh"));
+    lab.fine(&format!("{other}whole --overwrite"));
+    assert_same_files("replaced", &outputs(&lab.at("whole")), &outputs(&lab.at("fresh")));
 }
 
 #[test]

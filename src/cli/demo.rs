@@ -89,7 +89,7 @@ impl Demo {
         }
         let engine = common.engine()?;
         let start = Instant::now();
-        let bar = console.bar("demo", (self.repeats * (ARMS.len() + 1)) as u64, "models");
+        let bar = console.bar("demo", self.repeats.saturating_mul(ARMS.len() + 1) as u64, "models");
         let seeds = (0..self.repeats as u64).map(|r| common.seed.wrapping_add(r));
         let repeats = seeds
             .map(|seed| {

@@ -68,6 +68,12 @@ fn wrong_usage() {
         bad("io", train_vae("seeds.safetensors --io ftp"), 2, &["--io", "ftp", "mmap"]),
         bad("seed below 0", train_vae("seeds.safetensors --seed=-1"), 2, &["--seed", "-1"]),
         bad("threads", train_vae("seeds.safetensors --threads many"), 2, &["--threads", "many"]),
+        bad(
+            "too many threads",
+            train_vae("seeds.safetensors --threads 1000000"),
+            2,
+            &["--threads", "0 to 4096"],
+        ),
         bad("a count that is no number", synth("--fold eight"), 2, &["--fold", "eight"]),
         bad("fold 1", synth("--fold 1"), 2, &["--fold", "expected 2 to", ": 1 "]),
         bad("fold past per-side", synth("--fold 10 --per-side 2"), 2, &["--fold", "2 to 9", ": 10 "]),
@@ -131,6 +137,11 @@ fn wrong_usage() {
             &["--pair", "below 160", ": 160 "],
         ),
     ];
+    cases.extend([
+        bad("demo: repeats", "demo --repeats 0", 2, &["--repeats", "1 or more", ": 0 "]),
+        bad("demo: dimension", "demo --dim 0", 2, &["--dim", "1 to 65536", ": 0 "]),
+        bad("demo: seeds", "demo --seeds 1", 2, &["--seeds", "2 or more", ": 1 "]),
+    ]);
     for (name, line) in [("batch", "--batch 0"), ("epochs", "--epochs 0")] {
         cases.push(bad(name, train_reward(&format!("@seeds.safetensors {line}")), 2, &["1 or more", ": 0 "]));
     }
@@ -434,6 +445,18 @@ fn bad_data() {
         ),
         bad("inspect what is no shard", "inspect @text.safetensors", 1, &["text.safetensors"]),
         bad(
+            "more seeds than can be counted",
+            run("--seeds 18446744073709551615"),
+            1,
+            &["18446744073709551615 seeds", ": 40, at least"],
+        ),
+        bad(
+            "endless training that diverges",
+            train_vae("seeds.safetensors --vae-lr 1e30 --vae-epochs 18446744073709551615"),
+            1,
+            &["VAE training diverged in epoch 2"],
+        ),
+        bad(
             "F16 overflow",
             "synth @large.safetensors --vae @vae.safetensors --dtype f16 --out @new",
             1,
@@ -448,7 +471,7 @@ fn bad_data() {
         ),
         bad(
             "VAE training diverges in its last step",
-            train_vae("seeds.safetensors --vae-lr 1e38 --vae-epochs 1"),
+            train_vae("seeds.safetensors --vae-lr 3e38 --vae-epochs 1"),
             1,
             &["VAE training diverged in epoch 1", "--vae-lr"],
         ),
@@ -460,7 +483,7 @@ fn bad_data() {
         ),
         bad(
             "reward training diverges in its last step",
-            train_reward("@seeds.safetensors --lr 1e38 --epochs 1 --reward-hidden 16"),
+            train_reward("@seeds.safetensors --lr 3e38 --epochs 1 --reward-hidden 16"),
             1,
             &["reward training diverged in epoch 1", "--lr"],
         ),
@@ -728,7 +751,7 @@ fn outputs_in_the_way() {
             "synth: other kind",
             again("--output latents"),
             1,
-            &[OTHER, "`output.kind` is \"embeddings\" there and \"latents\" now"],
+            &[OTHER, "`output.dtype` is \"F32\" there and nothing now"],
         ),
         bad(
             "synth: other shards",
@@ -748,19 +771,15 @@ fn outputs_in_the_way() {
             again("").replace("@synth", "@orphan"),
             1,
             &["orphan", "does not belong to a run with a manifest", "--overwrite"],
-        ),
+        )
+        .leaves(&["orphan/.synth.lock"]),
         bad(
             "synth: manifest no JSON",
             again("").replace("@synth", "@scrawl"),
             1,
             &["manifest.json", "not a usable manifest file"],
-        ),
-        bad(
-            "synth: swapped shards",
-            again("").replace("@synth", "@swapped"),
-            1,
-            &["pairs-00001.safetensors", "first_pair", "expected 40, found 80"],
-        ),
+        )
+        .leaves(&["scrawl/.synth.lock"]),
         bad(
             "synth: busy folder",
             synth("").replace("@new", "@busy"),
@@ -783,7 +802,7 @@ fn outputs_in_the_way() {
             "train-vae: missing folder",
             "train-vae @seeds.safetensors --out @no/such/vae.safetensors",
             1,
-            &["no/such", "No such file", "find folder"],
+            &["no/such", "entity not found", "find folder"],
         ),
         bad(
             "train-reward: missing folder",

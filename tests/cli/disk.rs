@@ -117,9 +117,7 @@ fn limit_on_file_sizes_says_so_and_the_rerun_finishes() {
     assert_same_files("without the limit", &outputs(&lab.at("synth")), &whole);
 
     // Files of their own: nothing at all may stay, and what was there stays as it was.
-    lab.fine(&format!(
-        "train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1"
-    ));
+    lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
     lab.put("emb.safetensors", &lab.bytes("seeds.safetensors"));
     let script = r#"trap '' XFSZ; ulimit -f 4; exec "$0" "$@""#;
     for line in [

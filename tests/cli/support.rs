@@ -239,6 +239,10 @@ pub fn with_everything() -> Lab {
     edit(&lab, "fewer/manifest.json", "fewer/manifest.json", |m| {
         m["shards"].as_array_mut().expect("a list").pop();
     });
+    damaged("hollow", &|_| {});
+    edit(&lab, "hollow/manifest.json", "hollow/manifest.json", |m| m["shard_rows"] = 0.into());
+    damaged("renamed", &|_| {});
+    edit(&lab, "renamed/manifest.json", "renamed/manifest.json", |m| m["shards"][2] = m["shards"][1].clone());
     damaged("version", &|_| {});
     edit(&lab, "version/manifest.json", "version/manifest.json", |m| m["format"] = 7.into());
     damaged("scrawl", &|f| fs::write(f.join("manifest.json"), b"not JSON").expect("a manifest"));

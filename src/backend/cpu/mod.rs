@@ -27,6 +27,9 @@ use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{RewardModel, Standardizer, Vae};
 
+/// Most worker threads: more than any machine has cores.
+const MAX_THREADS: usize = 4096;
+
 /// The CPU backend with its own thread pool.
 #[derive(Debug)]
 pub struct Cpu {
@@ -43,6 +46,9 @@ impl Cpu {
 
     /// The same at a given level.
     pub fn with_level(threads: usize, level: Level) -> Result<Cpu> {
+        if threads > MAX_THREADS {
+            return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), threads));
+        }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores } else { threads };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();

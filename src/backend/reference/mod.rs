@@ -55,7 +55,7 @@ impl Posteriors {
 
     /// z' = z_i + sigma eta.
     fn candidate(&self, row: usize, candidate: u32, origin: Origin, how: &Perturbation) -> Vec<f64> {
-        let sigma = f64::from(how.sigma2.sqrt());
+        let sigma = f64::from(how.sigma());
         let eta = normals(self.latent, Purpose::Perturb, origin, row, candidate);
         self.start(row, origin, how.source).iter().zip(eta).map(|(z, e)| z + sigma * e).collect()
     }

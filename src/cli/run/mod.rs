@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
 use crate::matrix::{RowSet, Side};
-use crate::model::{Checkpoint, Provenance, RewardModel};
+use crate::model::{Checkpoint, Provenance, RewardModel, RewardSize, VaeSize};
 use crate::shard::{CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, write_atomic, write_pairs};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, VaeTraining};
@@ -100,6 +100,7 @@ impl Run {
         super::args::positive("--repeats", self.repeats)?;
         self.settings(common.seed)?;
         let data = self.open(common)?;
+        self.check(common, &data)?;
         let run_json = self.out.join("run.json");
         if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
             return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
@@ -110,7 +111,7 @@ impl Run {
         let start = Instant::now();
         let mut repeats = Vec::new();
         for r in 0..self.repeats {
-            let seed = common.seed + r as u64;
+            let seed = common.seed.wrapping_add(r as u64);
             let folder = match self.repeats {
                 1 => self.out.clone(),
                 _ => self.out.join(format!("seed-{seed}")),
@@ -190,6 +191,15 @@ impl Run {
         Ok(Data { pairs, validation, test, candidates, sources })
     }
 
+    /// Fails on sizes, folds and splits that training would refuse, before anything is written.
+    fn check(&self, common: &Common, data: &Data) -> Result<()> {
+        let Settings { vae, synthesis, reward } = self.settings(common.seed)?;
+        VaeSize::new(data.pairs.dim(), vae.hidden, vae.latent)?;
+        RewardSize::new(data.pairs.dim(), reward.hidden)?;
+        synthesis.plan(self.cut(data, common.seed)?.seeds.len())?;
+        Ok(())
+    }
+
     /// Which rows of the pairs are seeds, validation and test.
     fn cut(&self, data: &Data, seed: u64) -> Result<Split> {
         let n = data.pairs.len();
@@ -198,7 +208,7 @@ impl Run {
             (None, _, _) => Ok(Split { seeds: everything(n), validation: Vec::new(), test: Vec::new() }),
             (Some(seeds), validation_apart, test_apart) => {
                 let validation = if validation_apart { 0 } else { self.validation_pairs };
-                if test_apart && seeds + validation == n {
+                if test_apart && seeds.checked_add(validation) == Some(n) {
                     let mut rows = everything(n);
                     crate::train::Shuffle::Split.apply(seed, &mut rows);
                     let held = rows.split_off(seeds);
@@ -365,7 +375,7 @@ fn reward_epochs(how: &RewardTraining, arm: Arm) -> u64 {
         crate::train::Updates::Steps(s) => s as u64,
     };
     match arm {
-        Arm::NoneMatched { fold } => epochs * fold,
+        Arm::NoneMatched { fold } => epochs.saturating_mul(fold),
         _ => epochs,
     }
 }
@@ -402,5 +412,7 @@ mod tests {
         };
         assert_eq!(reward_epochs(&how, Arm::NoneMatched { fold: 8 }), 160);
         assert_eq!(reward_epochs(&how, Arm::Lens { fold: 8, mode: DecodeMode::Plain }), 20);
+        let endless = RewardTraining { updates: crate::train::Updates::Epochs(usize::MAX), ..how };
+        assert_eq!(reward_epochs(&endless, Arm::NoneMatched { fold: 8 }), u64::MAX);
     }
 }
