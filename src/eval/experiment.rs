@@ -172,7 +172,7 @@ impl Experiment<'_> {
                 let k = plan.per_side as usize;
                 let make = |side: Side| {
                     let rows = &self.seeds[side as usize];
-                    direct_perturbation(rows, side, &standardizer, p.sigma2, k, plan.seed)
+                    direct_perturbation(rows, side, &standardizer, p.sigma(), k, plan.seed)
                 };
                 let made = [make(Side::Chosen), make(Side::Rejected)];
                 self.fit_with(backend, &plan, &made, &standardizer, on_epoch)

@@ -163,11 +163,7 @@ impl SynthJob<'_> {
             shape_tail: shape_tail.to_vec(),
         };
         let size = self.recipe.vae.size;
-        let stored = match self.dtype {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            Dtype::Bf16 => Stored::BF16,
-        };
+        let stored = Stored::from(self.dtype);
         match self.kind {
             OutputKind::Latents => vec![
                 spec("chosen_z", Stored::F32, &[size.latent]),

@@ -65,7 +65,7 @@ pub struct SynthesisOptions {
     /// Which samples meet.
     pub pairing: Pairing,
     /// Variance of the perturbation.
-    pub sigma2: f32,
+    pub sigma2: f64,
     /// Candidates drawn per candidate kept.
     pub oversample: u32,
     /// What ranks candidates.
@@ -235,7 +235,7 @@ impl Recipe {
             "chosen_tensor": self.seeds.chosen,
             "rejected_tensor": self.seeds.rejected,
             "vae": { "xxh3": self.vae.xxh3, "size": self.vae.size },
-            "perturbation": as_written(&self.perturbation),
+            "perturbation": self.perturbation,
             "mode": self.mode,
             "plan": self.plan,
         })
@@ -245,12 +245,6 @@ impl Recipe {
     pub fn fingerprint(&self) -> String {
         format!("{:032x}", xxh3_128(self.settings().to_string().as_bytes()))
     }
-}
-
-/// A value as its JSON text reads: numbers in F32 keep their short form, 0.01 and not 0.009999999776482582.
-fn as_written(value: &impl Serialize) -> Value {
-    let text = serde_json::to_string(value).expect("settings are plain data");
-    serde_json::from_str(&text).expect("what was just written")
 }
 
 fn require_dim(path: &Path, vae: &Vae, dim: usize) -> Result<()> {
