@@ -308,3 +308,64 @@ fn a_damaged_shard_is_not_kept() {
     assert_eq!(said.code, Some(1), "a changed value went unseen");
     assert!(said.err.contains("pairs-00003.safetensors: checksum of tensor"), "{said:?}");
 }
+
+/// Cuts of one run that work in one folder at the same time: each finishes, or says that another process writes the
+/// shard that it wanted; no shard is ever a mixture.
+#[test]
+fn cuts_at_work_at_the_same_time_do_not_mix() {
+    let (lab, whole) = small();
+    for round in 0..4 {
+        let folder = format!("shared{round}");
+        let cuts = ["", " --part 0/2", " --part 1/2", " --part 1/3", " --part 2/6"];
+        let children: Vec<_> = cuts
+            .iter()
+            .map(|cut| {
+                let mut command = binary();
+                command.args(lab.words(&format!("{SMALL}{folder}{cut}")));
+                command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a process")
+            })
+            .collect();
+        for child in children {
+            let done = child.wait_with_output().expect("its end");
+            let said = String::from_utf8_lossy(&done.stderr);
+            let refused = done.status.code() == Some(1) && said.contains("another lensmith process");
+            assert!(done.status.success() || refused, "{:?}: {said}", done.status);
+        }
+        let made = shards(&outputs(&lab.at(&folder)));
+        let known = shards(&whole);
+        assert!(made.iter().all(|(name, bytes)| known.get(name) == Some(bytes)), "round {round}");
+        lab.fine(&format!("{SMALL}{folder}"));
+        assert_same_files("shared", &shards(&outputs(&lab.at(&folder))), &known);
+        lab.fine(&format!("verify @{folder}"));
+    }
+}
+
+/// A part that was interrupted does not matter once another cut has made its shards; it does before.
+#[test]
+fn an_interrupted_part_counts_until_its_shards_are_there() {
+    let (lab, _) = small();
+    lab.fine(&format!("{SMALL}parts --part 0/2"));
+    let mut manifest = lab.value("parts/manifest.part-0-of-2.json");
+    manifest["part"] = serde_json::json!([1, 2]);
+    manifest["complete"] = false.into();
+    manifest["shards"] = serde_json::json!([]);
+    lab.put("parts/manifest.part-1-of-2.json", manifest.to_string().as_bytes());
+    let said = lab.run("verify @parts");
+    assert_eq!(said.code, Some(1));
+    assert!(said.err.contains("interrupted") && said.err.contains("part-1-of-2"), "{}", said.err);
+    lab.fine(&format!("{SMALL}parts --part 1/3"));
+    lab.fine(&format!("{SMALL}parts --part 2/3"));
+    let said = lab.fine("verify @parts --json").json();
+    assert_eq!((&said["pairs"], &said["run_pairs"]), (&240.into(), &240.into()), "{said}");
+    fs::remove_file(lab.at("parts/manifest.part-1-of-3.json")).expect("a manifest");
+    assert_eq!(lab.run("verify @parts").code, Some(1), "a shard that no complete manifest lists");
+}
+
+/// A folder that holds some parts of a run is in order, and says that it is not all.
+#[test]
+fn some_parts_are_in_order_and_not_all() {
+    let (lab, _) = small();
+    lab.fine(&format!("{SMALL}parts --part 1/3"));
+    let said = lab.fine("verify @parts");
+    assert!(said.out.contains("80 pairs of the run's 240; the rest lies elsewhere"), "{}", said.out);
+}

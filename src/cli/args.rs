@@ -91,13 +91,13 @@ pub struct VaeArgs {
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub vae_batch: usize,
     /// Learning rate of Adam
-    #[arg(long, default_value_t = 1e-4, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-4, value_name = "X")]
     pub vae_lr: f64,
     /// Weight of the KL term [default: 0.001 with --reduction mean, 1 with sum]
-    #[arg(long, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub beta: Option<f64>,
     /// Weight of the divergence between the posteriors of a pair
-    #[arg(long, default_value_t = 0.1, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.1, value_name = "X")]
     pub gamma: f64,
     /// Reduction of the reconstruction error over dimensions: mean or sum
     #[arg(long, default_value = "mean", value_parser = named::<Reduction>, value_name = "HOW")]
@@ -146,7 +146,7 @@ pub struct SynthArgs {
     #[arg(long, value_name = "K")]
     pub per_side: Option<u32>,
     /// Variance of the Gaussian noise in latent space
-    #[arg(long, default_value_t = 0.01, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.01, value_name = "X")]
     pub sigma2: f64,
     /// Candidates drawn per sample kept
     #[arg(long, default_value_t = 4, value_name = "N")]
@@ -197,7 +197,7 @@ pub struct RewardArgs {
     #[arg(long, default_value_t = 128, value_name = "N")]
     pub batch: usize,
     /// Learning rate of Adam
-    #[arg(long, default_value_t = 1e-4, value_name = "X")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-4, value_name = "X")]
     pub lr: f64,
     /// Epochs without a lower validation loss before training stops; 0 trains to the end
     #[arg(long, default_value_t = 5, value_name = "N")]

@@ -30,8 +30,12 @@ impl Verify {
         if self.path.is_dir() {
             let found = common.engine()?.verify(&self.path, common.io, self.recompute)?;
             console.result(&found, || {
+                let of = match found.run_pairs > found.pairs {
+                    true => format!(" of the run's {}; the rest lies elsewhere", count(found.run_pairs)),
+                    false => String::new(),
+                };
                 format!(
-                    "{}: in order; {} pairs in {} shards ({}), {} pairs made again with the same bits",
+                    "{}: in order; {} pairs{of} in {} shards ({}), {} pairs made again with the same bits",
                     self.path.display(),
                     count(found.pairs),
                     found.shards,

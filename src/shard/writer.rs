@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
@@ -20,8 +20,8 @@ use crate::shard::map::Io;
 use crate::shard::source::Source;
 
 /// A file that is written beside its final place and moved there when it is complete. The temporary name is
-/// fixed (`.NAME.tmp`), so that a crash leaves at most one file, which the next attempt replaces; writers of
-/// one folder exclude each other with a [`FolderLock`](crate::shard::FolderLock).
+/// fixed (`.NAME.tmp`), so that a crash leaves at most one file, which the next attempt replaces; a lock on the
+/// temporary file, released by the system when its writer ends, keeps two writers of one file apart.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
@@ -32,16 +32,37 @@ pub struct AtomicFile {
 
 impl AtomicFile {
     /// Creates the temporary file beside `path`; whatever is at `path` stays as it is. Fails if the folder is
-    /// missing or cannot be written.
+    /// missing or cannot be written, and with [`Error::Busy`] if somebody else is writing the same file.
     pub fn create(path: &Path) -> Result<AtomicFile> {
+        AtomicFile::create_locked(path, File::try_lock)
+    }
+
+    fn create_locked(
+        path: &Path,
+        lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    ) -> Result<AtomicFile> {
         let name = path.file_name().ok_or(ErrorKind::InvalidFilename);
         let name = name.map_err(|kind| Error::io("create", path)(kind.into()))?;
         let mut hidden = OsString::from(".");
         hidden.push(name);
         hidden.push(".tmp");
         let temporary = path.with_file_name(hidden);
-        let file = File::create(&temporary).map_err(Error::io("create", path))?;
-        Ok(AtomicFile { path: path.to_path_buf(), temporary, file, moved: false })
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).open(&temporary);
+            let file = file.map_err(Error::io("create", path))?;
+            match lock(&file) {
+                Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
+                // Some network filesystems have no locks.
+                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+                result => result.map_err(|e| Error::io("lock", path)(e.into()))?,
+            }
+            // While we waited its last writer may have moved the file to its final place: then it is not ours.
+            let ours = file.metadata().map_err(Error::io("open", path))?;
+            if fs::metadata(&temporary).is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino())) {
+                file.set_len(0).map_err(Error::io("write", path))?;
+                return Ok(AtomicFile { path: path.to_path_buf(), temporary, file, moved: false });
+            }
+        }
     }
 
     /// The file to write to.
@@ -76,9 +97,9 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Writes a small file, whole or not at all.
+/// Writes a small file, whole or not at all; waits while somebody else writes it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let out = AtomicFile::create(path)?;
+    let out = AtomicFile::create_locked(path, |file| file.lock().map_err(TryLockError::Error))?;
     out.file().write_all_at(bytes, 0).map_err(Error::io("write", path))?;
     out.commit()
 }

@@ -21,6 +21,9 @@ use crate::shard::{FolderLock, Manifest, ShardRecord, ShardWriter, TensorSpec, i
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;
 
+/// Most shards of a run: as many as their names can count, so that order by name is order of pairs.
+const MAX_SHARDS: u64 = 100_000;
+
 /// What a run writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -115,6 +118,14 @@ impl SynthJob<'_> {
             return Err(Error::option("--shard-rows", "1 or more", 0));
         }
         let shards = plan.pairs().div_ceil(shard_rows);
+        if shards > MAX_SHARDS && self.kind != OutputKind::Recipe {
+            let least = plan.pairs().div_ceil(MAX_SHARDS);
+            return Err(Error::option(
+                "--shard-rows",
+                format!("{least} or more for {MAX_SHARDS} shards"),
+                shard_rows,
+            ));
+        }
         if self.part.count > shards {
             let expected = format!("at most {shards} parts: there are {shards} shards of {shard_rows} pairs");
             let found = format!("{}/{}", self.part.index, self.part.count);
@@ -217,8 +228,9 @@ pub fn write_synthetic<B: Backend>(
         shards: Vec::new(),
     };
     prepare_folder(job, &manifest)?;
-    job.recipe.write(&job.out.join("recipe.json"))?;
+    // The manifest first: it is how others that start now know what the rest belongs to.
     manifest.write(&job.manifest_path())?;
+    job.recipe.write(&job.out.join("recipe.json"))?;
 
     let mut summary = SynthSummary { pairs: 0, resumed: 0, shards: 0, bytes: 0, seconds: 0.0 };
     for index in job.shards(shard_rows) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rand::RngCore;
@@ -22,6 +23,8 @@ pub struct Verified {
     pub shards: usize,
     /// Pairs in them.
     pub pairs: u64,
+    /// Pairs of the whole run: more than are here where parts of it lie elsewhere.
+    pub run_pairs: u64,
     /// Bytes read.
     pub bytes: u64,
     /// Pairs made again from the recipe and found equal in every bit.
@@ -32,7 +35,8 @@ pub struct Verified {
 /// again, if that is asked for and the folder holds embeddings, and compares them bit by bit.
 ///
 /// # Errors
-/// [`Error::Mismatch`] with the first difference; a missing shard; a run that is not complete.
+/// [`Error::Mismatch`] with the first difference; a missing shard; a run that is not complete. An interrupted part is
+/// no error where another cut of the same run has made its shards.
 pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: u64) -> Result<Verified> {
     let mut verified = Verified::default();
     let mut fingerprint: Option<(PathBuf, String)> = None;
@@ -42,16 +46,9 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
     }
     let mut last = None;
     let mut seen = BTreeSet::new();
+    let mut interrupted = Vec::new();
     for path in paths {
         let manifest = Manifest::read(&path)?;
-        if !manifest.complete {
-            return Err(Error::Mismatch {
-                path,
-                what: "state of the run".into(),
-                expected: "complete".into(),
-                found: "interrupted; run the same command again to finish it".into(),
-            });
-        }
         if let Some((first, expected)) = fingerprint.as_ref().filter(|f| f.1 != manifest.fingerprint) {
             return Err(Error::Mismatch {
                 path,
@@ -60,7 +57,13 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
                 found: manifest.fingerprint,
             });
         }
-        check_list(&path, &manifest)?;
+        fingerprint = Some((path.clone(), manifest.fingerprint.clone()));
+        let mine = check_list(&path, &manifest)?;
+        if !manifest.complete {
+            interrupted.push((path, mine));
+            last = Some(manifest);
+            continue;
+        }
         for record in &manifest.shards {
             // A shard may stand in the manifests of several cuts.
             if !seen.insert(record.file.clone()) {
@@ -80,12 +83,22 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
             verified.pairs += record.rows;
             verified.bytes += record.bytes;
         }
-        fingerprint = Some((path.clone(), manifest.fingerprint.clone()));
         last = Some(manifest);
+    }
+    for (path, mine) in interrupted {
+        if mine.into_iter().any(|index| !seen.contains(&shard_name(index))) {
+            return Err(Error::Mismatch {
+                path,
+                what: "state of the run".into(),
+                expected: "complete".into(),
+                found: "interrupted; run the same command again to finish it".into(),
+            });
+        }
     }
     let Some(manifest) = last else { return Ok(verified) };
     let all_shards = manifest.pairs.div_ceil(manifest.shard_rows);
     let embeddings = manifest.settings["output"]["kind"] == "embeddings";
+    verified.run_pairs = manifest.pairs;
     let whole = verified.pairs == manifest.pairs;
     if recompute > 0 && embeddings && whole {
         verified.recomputed = recompute_pairs(folder, io, backend, recompute, all_shards)?;
@@ -93,8 +106,8 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
     Ok(verified)
 }
 
-/// Fails unless a manifest lists exactly the shards of its part, with all their pairs.
-fn check_list(path: &Path, manifest: &Manifest) -> Result<()> {
+/// The shards of a manifest's part. Fails unless a complete manifest lists exactly them, with all their pairs.
+fn check_list(path: &Path, manifest: &Manifest) -> Result<Range<u64>> {
     let differs = |what: String, expected: String, found: String| {
         Err(Error::Mismatch { path: path.to_path_buf(), what, expected, found })
     };
@@ -108,11 +121,14 @@ fn check_list(path: &Path, manifest: &Manifest) -> Result<()> {
         );
     }
     let shards = Part { index, count }.of(manifest.pairs.div_ceil(manifest.shard_rows));
+    if !manifest.complete {
+        return Ok(shards);
+    }
     if manifest.shards.len() as u64 != shards.end - shards.start {
         let expected = (shards.end - shards.start).to_string();
         return differs("number of shards".into(), expected, manifest.shards.len().to_string());
     }
-    for (record, index) in manifest.shards.iter().zip(shards) {
+    for (record, index) in manifest.shards.iter().zip(shards.clone()) {
         let rows = manifest.shard_rows.min(manifest.pairs - index * manifest.shard_rows);
         if (record.file.as_str(), record.rows) != (shard_name(index).as_str(), rows) {
             let expected = format!("{} with {rows} pairs", shard_name(index));
@@ -123,7 +139,7 @@ fn check_list(path: &Path, manifest: &Manifest) -> Result<()> {
             );
         }
     }
-    Ok(())
+    Ok(shards)
 }
 
 /// The manifests in a folder, of a whole run and of parts, by name.

@@ -41,7 +41,7 @@ pub struct Cpu {
 impl Cpu {
     /// Starts `threads` workers (0: one per core) at the machine's best SIMD level.
     pub fn new(threads: usize) -> Result<Cpu> {
-        Cpu::with_level(threads, Level::detect())
+        Cpu::with_level(threads, Level::detect()?)
     }
 
     /// The same at a given level.

@@ -9,6 +9,8 @@ mod x86;
 
 pub use portable::Portable;
 
+use crate::error::{Error, Result};
+
 /// Columns that one vector operation covers, on every level: 2 AVX-512 registers, 4 AVX ones.
 pub const WIDTH: usize = 32;
 
@@ -52,13 +54,18 @@ pub enum Level {
 }
 
 impl Level {
-    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512, avx2 or portable asks for a lower one.
-    pub fn detect() -> Level {
+    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512, avx2 or portable asks for another. Fails if the
+    /// machine does not have it.
+    pub fn detect() -> Result<Level> {
+        let levels = Level::available();
         let wanted = std::env::var("LENSMITH_SIMD").unwrap_or_default();
-        Level::available()
-            .into_iter()
-            .find(|level| wanted.is_empty() || level.name() == wanted)
-            .unwrap_or(Level::Portable(Portable))
+        match levels.iter().find(|level| wanted.is_empty() || level.name() == wanted) {
+            Some(level) => Ok(*level),
+            None => {
+                let names: Vec<&str> = levels.iter().map(|level| level.name()).collect();
+                Err(Error::option("LENSMITH_SIMD", names.join(" or "), wanted))
+            }
+        }
     }
 
     /// Every level of this machine, fastest first.
