@@ -15,6 +15,8 @@ const DECODED: usize = 16 << 20;
 const HANDED: usize = 16 << 20;
 /// Most seeds encoded at a time.
 const MAX_SEEDS: usize = 1024;
+/// Pairs listed at a time, but for those of one seed, which may be 2^16.
+const MAX_PAIRS: usize = 1 << 18;
 
 /// A stretch of pairs as embeddings, `[count, d]` per side.
 #[derive(Debug)]
@@ -215,7 +217,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         let n = self.plan.seeds;
         let extra = self.plan.fold - 1;
         let per_seed = row_bytes * (self.plan.per_side as usize + 1);
-        let step = (DECODED / per_seed).clamp(1, MAX_SEEDS) as u64;
+        let step = (DECODED / per_seed).min(MAX_PAIRS / extra as usize).clamp(1, MAX_SEEDS) as u64;
         // Originals: pair j is seed j.
         let mut from = pairs.start;
         while from < pairs.end.min(n) {
