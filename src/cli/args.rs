@@ -20,22 +20,22 @@ use crate::train::{RewardTraining, Updates, VaeTraining};
 #[derive(Debug, Args)]
 pub struct Common {
     /// Device: auto, cpu, or reference (the slow F64 oracle)
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, global = true, help_heading = "General", default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Threads; 0 takes one per core
-    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    #[arg(long, global = true, help_heading = "General", default_value_t = 0, value_name = "N")]
     pub threads: usize,
     /// Seed of all randomness: the same seed gives the same bytes
-    #[arg(long, global = true, default_value_t = 0, value_name = "S")]
+    #[arg(long, global = true, help_heading = "General", default_value_t = 0, value_name = "S")]
     pub seed: u64,
     /// How input is read: mmap, or read (network file systems)
-    #[arg(long, global = true, default_value = "mmap", value_name = "HOW")]
+    #[arg(long, global = true, help_heading = "General", default_value = "mmap", value_name = "HOW")]
     pub io: Io,
     /// Results as one JSON object on standard output
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "General")]
     pub json: bool,
     /// No progress bars
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = "General")]
     pub quiet: bool,
 }
 

@@ -28,8 +28,9 @@ const WIDEST: usize = 1 << 16;
   lensmith demo --dim 64 --seeds 60 --repeats 1      seconds, to see that everything works
   lensmith demo --json > demo.json                   every figure of every repeat
 
-The data is simulated: embeddings and the gold reward come from a random formula, not from a language
-model. The table is printed as it comes out; it says nothing about your embeddings (`lensmith run` does).")]
+The data is simulated: embeddings and the gold reward come from a random formula, not from a
+language model. The table is printed as it comes out; it says nothing about your embeddings
+(`lensmith run` does).")]
 pub struct Demo {
     /// Simulations to repeat everything over, each with its own seed
     #[arg(long, default_value_t = 3, value_name = "N")]

@@ -19,7 +19,8 @@ use crate::synth::Recipe;
   lensmith eval test.safetensors --model reward.safetensors
   lensmith eval test.safetensors --model reward.safetensors --recipe synth/recipe.json
 
-With --recipe also the share of synthetic pairs that the model orders as their seeds (order preservation).")]
+With --recipe also the share of synthetic pairs that the model orders as their seeds (order
+preservation).")]
 pub struct Eval {
     /// Held-out pairs: safetensors files, folders or patterns
     #[arg(required = true, value_name = "PAIRS")]

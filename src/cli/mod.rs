@@ -30,9 +30,9 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  lensmith demo                                                  see the whole method on simulated data
-  lensmith run pairs.safetensors --seeds 1000 --out runs/first   the whole method on your embeddings
-  lensmith inspect pairs.safetensors                             what is in a file
+  lensmith demo                                          the whole method on simulated data
+  lensmith run pairs.safetensors --seeds 1000 --out r1   the whole method on your embeddings
+  lensmith inspect pairs.safetensors                     what is in a file
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Pairs are safetensors files with tensors `chosen` and
 `rejected`, both [n, d], F32, F16 or BF16.";

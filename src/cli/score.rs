@@ -19,7 +19,8 @@ use crate::shard::{EmbeddingSet, ShardWriter, TensorSpec, require_absent};
   lensmith score answers.safetensors --tensor embeddings --model reward.safetensors
   lensmith score answers/ --model reward.safetensors --out rewards.safetensors
 
-Without --out one reward a line goes to standard output; with it, a safetensors file with tensor `reward` [n].")]
+Without --out one reward a line goes to standard output; with it, a safetensors file with tensor
+`reward` [n].")]
 pub struct Score {
     /// Embeddings: safetensors files, folders or patterns
     #[arg(required = true, value_name = "EMBEDDINGS")]

@@ -16,11 +16,12 @@ use crate::synth::{OutputKind, Part, Recipe, SynthJob};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lensmith synth seeds.safetensors --vae vae.safetensors --fold 8 --out synth/
-  lensmith synth seeds.safetensors --vae vae.safetensors --per-side 31 --output latents --out latents/
+  lensmith synth seeds.safetensors --vae vae.safetensors --per-side 31 --output latents --out z/
   lensmith synth seeds.safetensors --vae vae.safetensors --fold 8 --part 3/40 --out synth/
 
-The folder gets recipe.json, manifest.json and shards pairs-00000.safetensors ... Killed at any moment, the
-same command goes on where it stopped; bytes depend on the seeds, the VAE, the options and --seed alone.")]
+The folder gets recipe.json, manifest.json and shards pairs-00000.safetensors and so on. Killed
+at any moment, the same command goes on where it stopped; the bytes depend on the seeds, the VAE,
+the options and --seed alone.")]
 pub struct Synth {
     /// Seed pairs: safetensors files, folders or patterns
     #[arg(required = true, value_name = "PAIRS")]

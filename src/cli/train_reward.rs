@@ -18,10 +18,11 @@ use crate::synth::{Recipe, manifests};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lensmith train-reward synth/ --validation val.safetensors --out reward.safetensors
-  lensmith train-reward --recipe synth/recipe.json --validation val.safetensors --out reward.safetensors
+  lensmith train-reward --recipe synth/recipe.json --validation val.safetensors --out r.safetensors
 
-From a recipe nothing is written or read but the seeds: synthetic samples stay latents until a batch needs
-them. A folder made by synth and its recipe give the same model up to the rounding of the stored type.")]
+From a recipe nothing is written, and nothing read but the seeds: synthetic samples stay latents
+until a batch needs them. A folder made by synth and its recipe give the same model up to the
+rounding of the stored type.")]
 pub struct TrainReward {
     /// Pairs: safetensors files, folders or patterns
     #[arg(value_name = "PAIRS", required_unless_present = "recipe", conflicts_with = "recipe")]

@@ -16,8 +16,8 @@ use crate::shard::PairSet;
 #[command(after_help = "Example:
   lensmith train-vae seeds.safetensors --out vae.safetensors
 
-The checkpoint is a PyTorch state dict in safetensors (encoder.0.weight ... decoder.2.bias) for raw
-embeddings: the standardisation is folded into it.")]
+The checkpoint is a PyTorch state dict in safetensors (encoder.0.weight ... decoder.2.bias) for
+raw embeddings: the standardisation is folded into it.")]
 pub struct TrainVae {
     /// Preference pairs: safetensors files, folders or patterns
     #[arg(required = true, value_name = "PAIRS")]
