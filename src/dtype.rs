@@ -43,6 +43,16 @@ impl Dtype {
     }
 }
 
+impl From<Dtype> for safetensors::Dtype {
+    fn from(dtype: Dtype) -> safetensors::Dtype {
+        match dtype {
+            Dtype::F32 => safetensors::Dtype::F32,
+            Dtype::F16 => safetensors::Dtype::F16,
+            Dtype::Bf16 => safetensors::Dtype::BF16,
+        }
+    }
+}
+
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -1,4 +1,4 @@
-//! Latent-space synthesis of preference pairs for reward models.
+#![doc = include_str!("../README.md")]
 
 pub mod backend;
 pub mod cli;

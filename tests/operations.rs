@@ -214,7 +214,7 @@ impl Candidates {
     fn latent(&self, row: usize, candidate: u32) -> Budgeted {
         let eps = self.noise(Purpose::Posterior, row, 0);
         let eta = self.noise(Purpose::Perturb, row, candidate);
-        let sigma = f64::from(self.how.sigma2).sqrt();
+        let sigma = f64::from(self.how.sigma());
         let mut out = Budgeted { value: Vec::new(), error: Vec::new() };
         for j in 0..eps.len() {
             let mu = f64::from(self.host.mu.row(row)[j]);

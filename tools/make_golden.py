@@ -8,7 +8,7 @@ the Rust code: models, losses and gradients are torch.nn, torch.optim and autogr
 Philox4x32-10 with Box-Muller. Everything is computed in float64. Inputs and parameters are first rounded to float32,
 as they are stored, so the expected values are the truth that any float32 implementation rounds.
 
-Files, one for each shape in SHAPES, and noise.safetensors. Inputs are F32 or U32; expected values are F64, but for
+Files, one for each shape in SHAPES with two PyTorch state dicts beside it, and noise.safetensors. Inputs are F32 or U32; expected values are F64, but for
 the long ones (gradients, parameters, candidates), which are F32 to keep the files small. Settings are JSON in the file's metadata.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_state
 from torch import nn
 
 POSTERIOR, PERTURB, TRAIN_VAE, INIT, SIMULATION = 0, 1, 2, 4, 8
@@ -405,6 +406,10 @@ def shape_goldens(shape, seed, path):
     fold_input(folded_reward[0], mean, std)
     round_parameters(folded_reward)
     out.put_state("reward.folded", folded_reward, np.float32)
+    # The checkpoints that a PyTorch user would write, without any of our metadata.
+    for kind, model in (("vae", folded), ("reward", folded_reward)):
+        state = {k: v.float().contiguous() for k, v in model.state_dict().items()}
+        save_state(state, path.with_name(f"{path.stem}_torch_{kind}.safetensors"))
 
     for side in (CHOSEN, REJECTED):
         mu, logvar = folded.encode(sides[side])

@@ -91,6 +91,34 @@ pub fn latents(size: VaeSize, latents: (usize, &[u32]), seeds: Option<SeedShape>
     Ok(())
 }
 
+/// Synthetic rows of reward training, in numbers.
+pub struct SyntheticShape<'a> {
+    /// Sizes of the VAE that decodes them.
+    pub vae: VaeSize,
+    /// Width of the latents and the block row of each.
+    pub latents: (usize, &'a [u32]),
+    /// The seeds of residual decoding.
+    pub seeds: Option<SeedShape>,
+}
+
+/// One side of reward training: `originals` is (rows, columns), and the pairs' `column` names rows of this side.
+pub fn reward_side(
+    dim: usize,
+    originals: (usize, usize),
+    synthetic: Option<SyntheticShape<'_>>,
+    pairs: &[PairRows],
+    column: usize,
+) -> Result<()> {
+    width("reward model", dim, originals.1)?;
+    let mut rows = originals.0;
+    if let Some(s) = synthetic {
+        width("reward model", dim, s.vae.dim)?;
+        latents(s.vae, s.latents, s.seeds)?;
+        rows += s.latents.1.len();
+    }
+    pair_rows(pairs, column, rows)
+}
+
 /// Both sides must have the trainer's dimension and equally many rows, and the order must stay within them.
 pub fn pair_data(dim: usize, chosen: &RowSet<'_>, rejected: &RowSet<'_>, order: &[u32]) -> Result<()> {
     width("VAE", dim, chosen.cols())?;
@@ -106,7 +134,7 @@ pub fn pair_data(dim: usize, chosen: &RowSet<'_>, rejected: &RowSet<'_>, order: 
 }
 
 /// Pairs must exist and name rows of their side.
-pub fn pair_rows(pairs: &[PairRows], column: usize, rows: usize) -> Result<()> {
+fn pair_rows(pairs: &[PairRows], column: usize, rows: usize) -> Result<()> {
     batch_not_empty(pairs.len())?;
     match pairs.iter().map(|p| p[column] as usize).max() {
         Some(row) if row >= rows => Err(Error::shape("training rows", format!("below {rows}"), row)),

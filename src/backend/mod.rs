@@ -65,7 +65,7 @@ pub enum DecodeMode {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perturbation {
     /// Variance sigma^2 of the noise eta; the paper's is 0.01.
-    pub sigma2: f32,
+    pub sigma2: f64,
     /// Candidates kept per seed and side, k.
     pub keep: u32,
     /// Candidates drawn per candidate kept.
@@ -77,6 +77,11 @@ pub struct Perturbation {
 }
 
 impl Perturbation {
+    /// Standard deviation sigma of the noise, as every device multiplies with it: the root in F64, rounded once.
+    pub fn sigma(&self) -> f32 {
+        self.sigma2.sqrt() as f32
+    }
+
     /// Candidates drawn per seed and side.
     pub fn drawn(&self) -> u32 {
         match self.likelihood {

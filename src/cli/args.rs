@@ -147,7 +147,7 @@ pub struct SynthArgs {
     pub per_side: Option<u32>,
     /// Variance of the Gaussian noise in latent space
     #[arg(long, default_value_t = 0.01, value_name = "X")]
-    pub sigma2: f32,
+    pub sigma2: f64,
     /// Candidates drawn per sample kept
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub oversample: u32,

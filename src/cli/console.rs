@@ -1,13 +1,15 @@
 //! What people and machines see: results on standard output, progress and errors on standard error.
 
+use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
 use super::args::Common;
+use super::table::count;
 use crate::error::Error;
 
 /// How a command speaks.
@@ -43,16 +45,24 @@ impl Console {
         }
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
         let template = format!(
-            "{{prefix:24}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}}  {{msg}}"
+            "{{prefix:24}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{rate}}/s  {{eta}}  {{msg}}"
         );
         let style = ProgressStyle::with_template(&template).expect("the template is well formed");
-        bar.set_style(style.progress_chars("━╸ "));
+        let rate = |state: &ProgressState, to: &mut dyn fmt::Write| {
+            let per_second = state.per_sec();
+            let _ = if per_second < 100.0 {
+                write!(to, "{per_second:.1}")
+            } else {
+                write!(to, "{}", count(per_second as u64))
+            };
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("━╸ "));
         bar.set_prefix(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
 
-    /// One line for people about what is going on; silent with `--json` and `--quiet`, and where bars say it.
+    /// An error on one line; with `--json` also as an object on standard output.
     pub fn error(&self, error: &Error) {
         if self.json {
             print_line(&json!({ "error": error.to_string(), "exit_code": error.exit_code() }).to_string());
@@ -70,8 +80,9 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Prints help or a usage error (its first paragraph, on one line) and gives the exit code.
-pub fn report_usage(error: &clap::Error) -> u8 {
+/// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and gives the
+/// exit code.
+pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     if !error.use_stderr() {
         let _ = error.print();
         return 0;
@@ -83,6 +94,9 @@ pub fn report_usage(error: &clap::Error) -> u8 {
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = one_line(first.trim_start_matches("error: "));
+    if json {
+        print_line(&json!({ "error": message, "exit_code": 2 }).to_string());
+    }
     eprintln!("lensmith: {message} (--help explains)");
     2
 }

@@ -88,7 +88,7 @@ impl Demo {
             return Err(Error::option("--seeds", "2 or more", self.seeds));
         }
         let engine = common.engine()?;
-        let bar = console.bar("demo", (self.repeats * (ARMS.len() + 1)) as u64, "models");
+        let bar = console.bar("demo", self.repeats.saturating_mul(ARMS.len() + 1) as u64, "models");
         let report = self.report(&engine, common.seed, &mut |what, done| {
             bar.set_message(what.to_string());
             bar.inc(u64::from(done));
@@ -277,15 +277,15 @@ impl Report {
         let spread = match self.repeats.len() {
             1 => "One repeat: nothing here says how much of a difference is chance.".to_string(),
             n => format!(
-                "± is the standard deviation over {n} repeats, each with data and models of its own. {n} are few,\n\
-                 and arms whose means lie within it of each other are not told apart."
+                "± is the standard deviation over {n} repeats, each with data and models of its own. {n} are\n\
+                 few, and arms whose means lie within it of each other are not told apart."
             ),
         };
         format!(
             "{spread}\n\
-             The arm with the updates of 8x may take as many steps as the 8x arms: what it gains over the first\n\
-             line is longer training, not more data. All arms stop early on the validation pairs. Seconds are\n\
-             synthesis and reward training, without the VAE."
+             The arm with the updates of 8x may take as many steps as the 8x arms: what it gains over the\n\
+             first line is longer training, not more data. All arms stop early on the validation pairs.\n\
+             Seconds are synthesis and reward training, without the VAE."
         )
     }
 

@@ -53,9 +53,12 @@ enum Command {
 
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    // Asked for before anything is parsed, since parsing may be what fails.
+    let json = arguments.iter().any(|a| a == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => return console::report_usage(&error),
+        Err(error) => return console::report_usage(&error, json),
     };
     let console = Console::new(&cli.common);
     match execute(&cli, &console) {

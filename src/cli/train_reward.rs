@@ -12,7 +12,7 @@ use super::table::count;
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Provenance};
 use crate::shard::{Manifest, PairSet};
-use crate::synth::Recipe;
+use crate::synth::{Recipe, manifests};
 
 /// Train a reward model on pairs, or straight from a recipe
 #[derive(Debug, Args)]
@@ -136,10 +136,11 @@ pub fn same_dim(held: Option<&PairSet>, dim: usize) -> Result<()> {
 /// standardises.
 fn leading_originals(sources: &[String], pairs: &PairSet) -> Result<Option<usize>> {
     let [folder] = sources else { return Ok(None) };
-    let path = Path::new(folder).join("manifest.json");
-    if !path.is_file() {
+    if !Path::new(folder).is_dir() {
         return Ok(None);
     }
+    // Any of them: parts of a run have the same settings.
+    let Some(path) = manifests(Path::new(folder))?.into_iter().next() else { return Ok(None) };
     let manifest = Manifest::read(&path)?;
     let seeds = manifest.settings["plan"]["seeds"].as_u64();
     Ok(seeds.filter(|_| manifest.pairs == pairs.len() as u64).map(|n| n as usize))

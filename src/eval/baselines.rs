@@ -12,12 +12,11 @@ pub fn direct_perturbation(
     rows: &RowSet<'_>,
     side: Side,
     standardizer: &Standardizer,
-    sigma2: f32,
+    sigma: f32,
     per_side: usize,
     seed: u64,
 ) -> Matrix {
     let mut out = Matrix::zeros(rows.rows() * per_side, rows.cols());
-    let sigma = sigma2.sqrt();
     let dim = rows.cols();
     out.values.par_chunks_mut(dim).enumerate().for_each(|(j, out)| {
         let (row, candidate) = (j / per_side, (j % per_side) as u32);
@@ -101,7 +100,7 @@ mod tests {
         let values = data();
         let rows = RowSet::from(Rows::from_f32(&values, 3).unwrap());
         let standardizer = Standardizer::fit(&[&rows]);
-        let made = direct_perturbation(&rows, Side::Rejected, &standardizer, 0.04, 20, 1);
+        let made = direct_perturbation(&rows, Side::Rejected, &standardizer, 0.2, 20, 1);
         for j in 0..3 {
             let square: f64 = made
                 .values

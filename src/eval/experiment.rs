@@ -158,7 +158,9 @@ impl Experiment<'_> {
             Arm::None => self.fit(backend, &self.seeds, seeds_only(), &standardizer, &self.reward, on_epoch),
             Arm::NoneMatched { fold } => {
                 let steps = match self.reward.updates {
-                    Updates::Epochs(e) => e * (n * fold as usize).div_ceil(self.reward.objective.batch),
+                    Updates::Epochs(e) => {
+                        e.saturating_mul((n * fold as usize).div_ceil(self.reward.objective.batch))
+                    }
                     Updates::Steps(steps) => steps,
                 };
                 let evaluate_every = self.reward.evaluate_every * fold as usize;
@@ -170,7 +172,7 @@ impl Experiment<'_> {
                 let k = plan.per_side as usize;
                 let make = |side: Side| {
                     let rows = &self.seeds[side as usize];
-                    direct_perturbation(rows, side, &standardizer, p.sigma2, k, plan.seed)
+                    direct_perturbation(rows, side, &standardizer, p.sigma(), k, plan.seed)
                 };
                 let made = [make(Side::Chosen), make(Side::Rejected)];
                 self.fit_with(backend, &plan, &made, &standardizer, on_epoch)

@@ -28,10 +28,11 @@ pub fn split(
     group: Option<&[i64]>,
     seed: u64,
 ) -> Result<Split> {
-    if seeds + validation >= pairs {
+    let taken = seeds.saturating_add(validation);
+    if taken >= pairs {
         return Err(Error::TooFew {
             what: format!("pairs to cut into {seeds} seeds, {validation} validation pairs and a test set"),
-            needed: (seeds + validation + 1) as u64,
+            needed: (taken as u64).saturating_add(1),
             found: pairs as u64,
         });
     }

@@ -77,19 +77,22 @@ pub trait Checkpoint: Sized {
                 let what = format!("{}: rank of `{prefix}.weight`", path.display());
                 return Err(Error::shape(what, 2, shape.len()));
             };
-            layers.push(Linear::new(weight, bias, inputs, outputs).map_err(|e| in_file(path, e))?);
+            layers.push(
+                Linear::new(weight, bias, inputs, outputs)
+                    .map_err(|e| in_file(path, &format!("{prefix}."), e))?,
+            );
         }
-        let model = Self::assemble(layers).map_err(|e| in_file(path, e))?;
+        let model = Self::assemble(layers).map_err(|e| in_file(path, "", e))?;
         Ok((model, header.metadata))
     }
 }
 
 /// Names the file in a size mismatch found while putting a model together; sizes in a file are not the user's
 /// options.
-fn in_file(path: &Path, error: Error) -> Error {
+fn in_file(path: &Path, layer: &str, error: Error) -> Error {
     match error {
         Error::Shape { what, expected, found } => {
-            Error::Shape { what: format!("{}: {what}", path.display()), expected, found }
+            Error::Shape { what: format!("{}: {layer}{what}", path.display()), expected, found }
         }
         Error::Option { name, expected, found } => {
             Error::shape(format!("{}: {}", path.display(), name.trim_start_matches('-')), expected, found)

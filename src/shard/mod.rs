@@ -18,5 +18,5 @@ pub use map::{FileBytes, Io};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use writer::{
     AtomicFile, NamedTensor, ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard, write_atomic,
-    write_tensors,
+    write_pairs, write_tensors,
 };

@@ -11,7 +11,9 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use crate::dtype::Dtype as RowDtype;
 use crate::error::{Error, Result};
+use crate::matrix::{RowSet, Rows, Side};
 use crate::shard::column::hex;
 use crate::shard::format::{self, Header, Layout, TensorInfo};
 use crate::shard::map::Io;
@@ -297,4 +299,32 @@ fn recorded(source: &Source) -> Result<Option<ShardRecord>> {
     }
     compare(&source.path, || "checksum of the header".into(), expected, hex(xxh3_128(&bytes)))?;
     Ok(Some(ShardRecord::new(&source.path, source.len, &header.tensors, digests)))
+}
+
+/// Writes preference pairs as one shard, whole or not at all: `chosen` and `rejected`, `[n, d]`, in the rows' dtype,
+/// or F32 where they have several.
+pub fn write_pairs(path: &Path, sides: [&RowSet<'_>; 2]) -> Result<ShardRecord> {
+    let mut dtypes = sides.iter().flat_map(|side| side.parts()).map(Rows::dtype);
+    let first = dtypes.next().unwrap_or(RowDtype::F32);
+    let dtype = if dtypes.all(|d| d == first) { first } else { RowDtype::F32 };
+    let (rows, dim) = (sides[0].rows(), sides[0].cols());
+    let specs = Side::BOTH.map(|side| TensorSpec {
+        name: side.name().into(),
+        dtype: dtype.into(),
+        shape_tail: vec![dim],
+    });
+    let mut writer = ShardWriter::create(path, &specs, rows, &BTreeMap::new())?;
+    let mut wide = vec![0f32; dim];
+    for (tensor, side) in sides.into_iter().enumerate() {
+        for r in 0..side.rows() {
+            let row = side.row(r);
+            if row.dtype() == dtype {
+                writer.append(tensor, row.bytes())?;
+            } else {
+                row.widen(&mut wide);
+                writer.append(tensor, bytemuck::cast_slice(&wide))?;
+            }
+        }
+    }
+    writer.finish()
 }

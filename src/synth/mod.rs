@@ -15,4 +15,4 @@ pub use pairing::{MAX_PER_SIDE, PairId, Pairing, Plan};
 pub use pipeline::{OutputKind, Part, SynthJob, SynthSummary, write_synthetic};
 pub use recipe::{Recipe, SeedSource, SynthesisOptions, VaeSource};
 pub use seeds::{SeedBlock, Seeds};
-pub use verify::{Verified, verify_folder};
+pub use verify::{Verified, manifests, verify_folder};

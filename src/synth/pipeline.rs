@@ -46,6 +46,13 @@ pub struct Part {
 impl Part {
     /// The whole run.
     pub const WHOLE: Part = Part { index: 0, count: 1 };
+
+    /// Which of `all` shards this part makes.
+    pub fn of(self, all: u64) -> std::ops::Range<u64> {
+        // In 128 bits: a manifest may claim any numbers.
+        let cut = |i: u64| (u128::from(i) * u128::from(all) / u128::from(self.count)) as u64;
+        cut(self.index)..cut(self.index + 1)
+    }
 }
 
 impl std::str::FromStr for Part {
@@ -121,9 +128,7 @@ impl SynthJob<'_> {
         if self.kind == OutputKind::Recipe {
             return 0..0;
         }
-        let all = self.recipe.plan.pairs().div_ceil(shard_rows);
-        let Part { index, count } = self.part;
-        index * all / count..(index + 1) * all / count
+        self.part.of(self.recipe.plan.pairs().div_ceil(shard_rows))
     }
 
     /// Pairs of this part.
@@ -158,11 +163,7 @@ impl SynthJob<'_> {
             shape_tail: shape_tail.to_vec(),
         };
         let size = self.recipe.vae.size;
-        let stored = match self.dtype {
-            Dtype::F32 => Stored::F32,
-            Dtype::F16 => Stored::F16,
-            Dtype::Bf16 => Stored::BF16,
-        };
+        let stored = Stored::from(self.dtype);
         match self.kind {
             OutputKind::Latents => vec![
                 spec("chosen_z", Stored::F32, &[size.latent]),
@@ -250,7 +251,7 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
     let other = |path: PathBuf, hint: String| -> Result<()> {
         if job.overwrite { Ok(()) } else { Err(Error::Exists { path, hint }) }
     };
-    let mut earlier = Vec::new();
+    let (mut earlier, mut begun) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(job.out).map_err(Error::io("list", job.out))? {
         let path = entry.map_err(Error::io("list", job.out))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -258,6 +259,8 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
             earlier.push((path, true));
         } else if name == "recipe.json" || (name.starts_with("pairs-") && name.ends_with(".safetensors")) {
             earlier.push((path, false));
+        } else if name.starts_with(".pairs-") && name.ends_with(".safetensors.tmp") {
+            begun.push(path);
         }
     }
     let mut ours = false;
@@ -289,7 +292,7 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
         replace = true;
     }
     if replace {
-        for (path, _) in &earlier {
+        for path in earlier.iter().map(|e| &e.0).chain(&begun) {
             fs::remove_file(path).map_err(Error::io("remove", path))?;
         }
     }

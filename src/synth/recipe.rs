@@ -65,7 +65,7 @@ pub struct SynthesisOptions {
     /// Which samples meet.
     pub pairing: Pairing,
     /// Variance of the perturbation.
-    pub sigma2: f32,
+    pub sigma2: f64,
     /// Candidates drawn per candidate kept.
     pub oversample: u32,
     /// What ranks candidates.

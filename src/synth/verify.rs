@@ -1,5 +1,6 @@
 //! Checking a folder of shards: every byte against its checksum, and pairs made again from the recipe.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use rand::RngCore;
 use serde::{Deserialize, Serialize};
 
 use super::pipeline::shard_name;
-use super::{Recipe, Synthesizer};
+use super::{Part, Recipe, Synthesizer};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
@@ -40,6 +41,7 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
         return Err(Error::TooFew { what: format!("{}: manifests", folder.display()), needed: 1, found: 0 });
     }
     let mut last = None;
+    let mut seen = BTreeSet::new();
     for path in paths {
         let manifest = Manifest::read(&path)?;
         if !manifest.complete {
@@ -58,7 +60,12 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
                 found: manifest.fingerprint,
             });
         }
+        check_list(&path, &manifest)?;
         for record in &manifest.shards {
+            // A shard may stand in the manifests of several cuts.
+            if !seen.insert(record.file.clone()) {
+                continue;
+            }
             let shard = folder.join(&record.file);
             let found = verify_shard(&shard, io)?;
             if found != *record {
@@ -86,7 +93,41 @@ pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: 
     Ok(verified)
 }
 
-fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Fails unless a manifest lists exactly the shards of its part, with all their pairs.
+fn check_list(path: &Path, manifest: &Manifest) -> Result<()> {
+    let differs = |what: String, expected: String, found: String| {
+        Err(Error::Mismatch { path: path.to_path_buf(), what, expected, found })
+    };
+    let (index, count) = manifest.part.unwrap_or((0, 1));
+    if manifest.shard_rows == 0 || index >= count {
+        let found = format!("{} rows, part {index} of {count}", manifest.shard_rows);
+        return differs(
+            "rows of a shard or part".into(),
+            "1 row or more, a part below their number".into(),
+            found,
+        );
+    }
+    let shards = Part { index, count }.of(manifest.pairs.div_ceil(manifest.shard_rows));
+    if manifest.shards.len() as u64 != shards.end - shards.start {
+        let expected = (shards.end - shards.start).to_string();
+        return differs("number of shards".into(), expected, manifest.shards.len().to_string());
+    }
+    for (record, index) in manifest.shards.iter().zip(shards) {
+        let rows = manifest.shard_rows.min(manifest.pairs - index * manifest.shard_rows);
+        if (record.file.as_str(), record.rows) != (shard_name(index).as_str(), rows) {
+            let expected = format!("{} with {rows} pairs", shard_name(index));
+            return differs(
+                "list of shards".into(),
+                expected,
+                format!("{} with {}", record.file, record.rows),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The manifests in a folder, of a whole run and of parts, by name.
+pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let path = entry.map_err(Error::io("list", folder))?.path();

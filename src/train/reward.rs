@@ -105,7 +105,7 @@ pub fn pair_metrics<B: Backend>(
 /// Trains a reward model on pairs of rows of `data`. `on_epoch` hears each epoch's figures.
 ///
 /// # Errors
-/// No pairs, sizes that do not fit, or a loss that is no longer finite.
+/// No pairs, sizes that do not fit, or a loss or a parameter that is no longer finite.
 pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
     backend: &B,
     data: &RewardData<'_, 'e, B>,
@@ -161,5 +161,13 @@ pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
         Some(model) => (model, stop.best_epoch()),
         None => (backend.reward_parameters(&trainer)?.fold(standardizer), last),
     };
+    if !model.is_finite() {
+        return Err(Error::Diverged {
+            what: "reward training",
+            epoch: best_epoch,
+            loss: history.last().map_or(f64::NAN, |e| e.train_loss),
+            hint: "a parameter is infinite or NaN; a lower --lr usually helps",
+        });
+    }
     Ok(TrainedReward { model, history, best_epoch, steps: (last * steps_per_epoch) as u64 })
 }

@@ -33,7 +33,7 @@ pub struct TrainedVae {
 /// Trains a VAE on seed pairs `[n, d]`. `on_epoch` hears the epoch (from 1) and its loss.
 ///
 /// # Errors
-/// Fewer than two pairs, sizes that do not fit, or a loss that is no longer finite.
+/// Fewer than two pairs, sizes that do not fit, or a loss or a parameter that is no longer finite.
 pub fn train_vae<B: Backend>(
     backend: &B,
     chosen: &RowSet<'_>,
@@ -56,7 +56,7 @@ pub fn train_vae<B: Backend>(
     let (chosen, rejected) = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
     let data = PairData { chosen: &chosen, rejected: &rejected };
     let mut order: Vec<u32> = (0..pairs as u32).collect();
-    let mut history = Vec::with_capacity(how.epochs);
+    let mut history = Vec::new();
     for epoch in 0..how.epochs {
         Shuffle::VaeEpoch(epoch as u32).apply(how.objective.seed, &mut order);
         let loss = backend.vae_epoch(&mut trainer, &data, &order, epoch as u32)?;
@@ -72,5 +72,13 @@ pub fn train_vae<B: Backend>(
         history.push(loss);
     }
     let vae = backend.vae_parameters(&trainer)?.fold(&standardizer);
+    if !vae.is_finite() {
+        return Err(Error::Diverged {
+            what: "VAE training",
+            epoch: how.epochs,
+            loss: history.last().map_or(f64::NAN, |l| l.total),
+            hint: "a parameter is infinite or NaN; a lower --vae-lr usually helps",
+        });
+    }
     Ok(TrainedVae { vae, history })
 }

@@ -1,6 +1,8 @@
 //! What the numeric tests share: the only comparator, golden files, poisoned buffers, and data from the crate's noise.
 #![allow(dead_code, reason = "every test program uses its own part")]
 
+pub mod cli;
+
 use std::path::Path;
 
 use lensmith::dtype::Dtype;

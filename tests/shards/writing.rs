@@ -6,10 +6,10 @@ use std::io::Write;
 
 use lensmith::Error;
 use lensmith::dtype::Dtype;
-use lensmith::matrix::Side;
+use lensmith::matrix::{RowSet, RowsBuf, Side};
 use lensmith::shard::{
-    AtomicFile, Header, Io, ShardRecord, ShardWriter, inspect_shard, verify_shard, write_atomic,
-    write_tensors,
+    AtomicFile, Header, Io, PairOptions, PairSet, ShardRecord, ShardWriter, inspect_shard, verify_shard,
+    write_atomic, write_tensors,
 };
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use xxhash_rust::xxh3::xxh3_128;
@@ -246,4 +246,25 @@ fn small_files_are_replaced_whole() {
     file.commit().unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn picked_pairs_are_written_in_their_dtype_or_the_widest() {
+    let dir = folder();
+    let half = RowsBuf::from_f32(Dtype::F16, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2).unwrap();
+    let single = RowsBuf::from_f32(Dtype::F32, &[0.1, 0.2], 2).unwrap();
+    let (half, single) = (RowSet::from(half.view()), RowSet::from(single.view()));
+    let mixed = RowSet::new([half.pick(&[2]).parts(), single.parts()].concat()).unwrap();
+    for (sides, dtype, first) in [
+        ([&half.pick(&[2, 0]), &half.pick(&[1, 1])], Dtype::F16, [5.0f32, 6.0, 1.0, 2.0]),
+        ([&mixed, &half.pick(&[0, 1])], Dtype::F32, [5.0, 6.0, 0.1, 0.2]),
+    ] {
+        let path = dir.path().join(format!("{dtype}.safetensors"));
+        lensmith::shard::write_pairs(&path, sides).unwrap();
+        let set = PairSet::open(&[path.to_string_lossy().into_owned()], &PairOptions::default()).unwrap();
+        assert_eq!((set.len(), set.files()[0].dtype), (2, dtype));
+        let mut wide = [0f32; 4];
+        set.rows(Side::Chosen, 0..2).unwrap().view().widen(0..2, &mut wide);
+        assert_eq!(wide, first);
+    }
 }

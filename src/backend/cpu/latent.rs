@@ -84,7 +84,7 @@ impl Task for SelectBlock<'_> {
     fn run<S: Simd>(self, _: S) {
         let SelectBlock { p, origin, how, first, out } = self;
         let keep = how.keep as usize;
-        let sigma = how.sigma2.sqrt();
+        let sigma = how.sigma();
         let mut z = vec![0f32; p.latent];
         let mut ranked: Vec<u64> = Vec::with_capacity(how.drawn() as usize + LANES);
         for (i, out) in out.chunks_exact_mut(keep).enumerate() {
@@ -179,7 +179,7 @@ impl Task for PerturbBlock<'_> {
     fn run<S: Simd>(self, _: S) {
         let PerturbBlock { p, origin, how, samples, out } = self;
         let latent = p.latent;
-        let sigma = how.sigma2.sqrt();
+        let sigma = how.sigma();
         let mut start = vec![0f32; latent];
         let mut started = None;
         for (samples, out) in samples.chunks(LANES).zip(out.chunks_mut(LANES * latent)) {

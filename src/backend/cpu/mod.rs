@@ -1,6 +1,6 @@
 //! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 arithmetic.
 //!
-//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products ([`panel`]), so that a row's
+//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
 //! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
 
 mod gemm;
@@ -27,6 +27,9 @@ use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{RewardModel, Standardizer, Vae};
 
+/// Most worker threads: more than any machine has cores.
+const MAX_THREADS: usize = 4096;
+
 /// The CPU backend with its own thread pool.
 #[derive(Debug)]
 pub struct Cpu {
@@ -43,6 +46,9 @@ impl Cpu {
 
     /// The same at a given level.
     pub fn with_level(threads: usize, level: Level) -> Result<Cpu> {
+        if threads > MAX_THREADS {
+            return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), threads));
+        }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores } else { threads };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
@@ -71,26 +77,24 @@ fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> train_reward::Rows<'a> {
     }
 }
 
-fn check_latents(vae: &PackedVae, latents: &Latents, residual: Option<Residual<'_, '_, Cpu>>) -> Result<()> {
-    let seeds = residual.map(|r| check::SeedShape {
+fn seed_shape(residual: Option<Residual<'_, '_, Cpu>>) -> Option<check::SeedShape> {
+    residual.map(|r| check::SeedShape {
         rows: r.embeddings.rows(),
         dim: r.embeddings.cols(),
         posteriors: r.posteriors.rows(),
         latent: r.posteriors.latent,
-    });
-    check::latents(vae.size(), (latents.latent, &latents.rows), seeds)
+    })
 }
 
 fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Cpu>, pairs: &[PairRows]) -> Result<()> {
     for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
-        check::width("reward model", dim, side.originals.cols())?;
-        let mut rows = side.originals.rows();
-        if let Some(s) = &side.synthetic {
-            check::width("reward model", dim, s.vae.size().dim)?;
-            check_latents(s.vae, s.latents, s.residual)?;
-            rows += s.latents.rows.len();
-        }
-        check::pair_rows(pairs, column, rows)?;
+        let synthetic = side.synthetic.as_ref().map(|s| check::SyntheticShape {
+            vae: s.vae.size(),
+            latents: (s.latents.latent, &s.latents.rows),
+            seeds: seed_shape(s.residual),
+        });
+        let originals = (side.originals.rows(), side.originals.cols());
+        check::reward_side(dim, originals, synthetic, pairs, column)?;
     }
     Ok(())
 }
@@ -175,7 +179,7 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
-        check_latents(vae, latents, residual)?;
+        check::latents(vae.size(), (latents.latent, &latents.rows), seed_shape(residual))?;
         check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
         let base = residual.map(|r| infer::Base {
             embeddings: r.embeddings,

@@ -55,7 +55,7 @@ impl Posteriors {
 
     /// z' = z_i + sigma eta.
     fn candidate(&self, row: usize, candidate: u32, origin: Origin, how: &Perturbation) -> Vec<f64> {
-        let sigma = f64::from(how.sigma2.sqrt());
+        let sigma = f64::from(how.sigma());
         let eta = normals(self.latent, Purpose::Perturb, origin, row, candidate);
         self.start(row, origin, how.source).iter().zip(eta).map(|(z, e)| z + sigma * e).collect()
     }
@@ -225,7 +225,7 @@ impl Backend for Reference {
     where
         Self: 'e,
     {
-        check_latents(vae, latents, residual)?;
+        check::latents(vae.size(), (latents.latent, &latents.rows), seed_shape(residual))?;
         check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
         for j in 0..latents.rows.len() {
             out.narrow_at(j * vae.size().dim, &narrow(&decode_latent(vae, latents, j, residual)));
@@ -354,26 +354,24 @@ impl Backend for Reference {
     }
 }
 
-fn check_latents(vae: &Vae, latents: &Latents, residual: Option<Residual<'_, '_, Reference>>) -> Result<()> {
-    let seeds = residual.map(|r| check::SeedShape {
+fn seed_shape(residual: Option<Residual<'_, '_, Reference>>) -> Option<check::SeedShape> {
+    residual.map(|r| check::SeedShape {
         rows: r.embeddings.rows(),
         dim: r.embeddings.cols(),
         posteriors: r.posteriors.rows(),
         latent: r.posteriors.latent,
-    });
-    check::latents(vae.size(), (latents.latent, &latents.rows), seeds)
+    })
 }
 
 fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Reference>, pairs: &[PairRows]) -> Result<()> {
     for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
-        check::width("reward model", dim, side.originals.cols())?;
-        let mut rows = side.originals.rows();
-        if let Some(s) = &side.synthetic {
-            check::width("reward model", dim, s.vae.size().dim)?;
-            check_latents(s.vae, s.latents, s.residual)?;
-            rows += s.latents.rows.len();
-        }
-        check::pair_rows(pairs, column, rows)?;
+        let synthetic = side.synthetic.as_ref().map(|s| check::SyntheticShape {
+            vae: s.vae.size(),
+            latents: (s.latents.latent, &s.latents.rows),
+            seeds: seed_shape(s.residual),
+        });
+        let originals = (side.originals.rows(), side.originals.cols());
+        check::reward_side(dim, originals, synthetic, pairs, column)?;
     }
     Ok(())
 }

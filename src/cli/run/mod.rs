@@ -1,27 +1,25 @@
 //! `lensmith run`: the whole method into a run directory.
 
+mod report;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use serde::Serialize;
-use serde_json::{Value, json};
+use report::{Repeat, Report};
+use serde_json::json;
 
 use super::args::{Common, PairArgs, RewardArgs, SynthArgs, VaeArgs};
 use super::console::Console;
-use super::table::{count, mean_spread, table};
 use super::train_reward::{open_checked, same_dim};
-use crate::backend::DeviceInfo;
 use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
 use crate::matrix::{RowSet, Side};
-use crate::model::{Checkpoint, Provenance, RewardModel};
-use crate::shard::{
-    CandidateSet, FolderLock, PairOptions, PairSet, ShardWriter, SourceFile, TensorSpec, write_atomic,
-};
+use crate::model::{Checkpoint, Provenance, RewardModel, RewardSize, VaeSize};
+use crate::shard::{CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, write_atomic, write_pairs};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, VaeTraining};
 
@@ -81,30 +79,6 @@ pub struct Run {
     reward: RewardArgs,
 }
 
-/// Everything a run used and found: run.json.
-#[derive(Debug, Serialize)]
-struct Report {
-    format: u32,
-    lensmith: &'static str,
-    device: DeviceInfo,
-    seed: u64,
-    sources: Value,
-    settings: Value,
-    repeats: Vec<Repeat>,
-    seconds: f64,
-}
-
-/// One split's part of run.json.
-#[derive(Debug, Serialize)]
-struct Repeat {
-    seed: u64,
-    folder: PathBuf,
-    pairs: Value,
-    vae_loss: Value,
-    vae_seconds: f64,
-    arms: Vec<ArmResult>,
-}
-
 /// The data of a run, opened and looked at.
 struct Data {
     pairs: PairSet,
@@ -126,6 +100,7 @@ impl Run {
         super::args::positive("--repeats", self.repeats)?;
         self.settings(common.seed)?;
         let data = self.open(common)?;
+        self.check(common, &data)?;
         let run_json = self.out.join("run.json");
         if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
             return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
@@ -136,7 +111,7 @@ impl Run {
         let start = Instant::now();
         let mut repeats = Vec::new();
         for r in 0..self.repeats {
-            let seed = common.seed + r as u64;
+            let seed = common.seed.wrapping_add(r as u64);
             let folder = match self.repeats {
                 1 => self.out.clone(),
                 _ => self.out.join(format!("seed-{seed}")),
@@ -174,7 +149,7 @@ impl Run {
         let mut text = serde_json::to_string_pretty(&report).expect("a report is plain data");
         text.push('\n');
         write_atomic(&run_json, text.as_bytes())?;
-        console.result(&report, || self.text(&report, &run_json));
+        console.result(&report, || report.text(&run_json));
         Ok(())
     }
 
@@ -216,6 +191,15 @@ impl Run {
         Ok(Data { pairs, validation, test, candidates, sources })
     }
 
+    /// Fails on sizes, folds and splits that training would refuse, before anything is written.
+    fn check(&self, common: &Common, data: &Data) -> Result<()> {
+        let Settings { vae, synthesis, reward } = self.settings(common.seed)?;
+        VaeSize::new(data.pairs.dim(), vae.hidden, vae.latent)?;
+        RewardSize::new(data.pairs.dim(), reward.hidden)?;
+        synthesis.plan(self.cut(data, common.seed)?.seeds.len())?;
+        Ok(())
+    }
+
     /// Which rows of the pairs are seeds, validation and test.
     fn cut(&self, data: &Data, seed: u64) -> Result<Split> {
         let n = data.pairs.len();
@@ -224,7 +208,7 @@ impl Run {
             (None, _, _) => Ok(Split { seeds: everything(n), validation: Vec::new(), test: Vec::new() }),
             (Some(seeds), validation_apart, test_apart) => {
                 let validation = if validation_apart { 0 } else { self.validation_pairs };
-                if test_apart && seeds + validation == n {
+                if test_apart && seeds.checked_add(validation) == Some(n) {
                     let mut rows = everything(n);
                     crate::train::Shuffle::Split.apply(seed, &mut rows);
                     let held = rows.split_off(seeds);
@@ -346,7 +330,7 @@ impl Run {
         let vae = folder.join("vae.safetensors");
         let (sources, options) = if cut {
             let path = folder.join("seeds.safetensors");
-            write_pairs(&path, seeds)?;
+            write_pairs(&path, [&seeds[0], &seeds[1]])?;
             (
                 vec![path.to_string_lossy().into_owned()],
                 PairOptions { io: common.io, ..PairOptions::default() },
@@ -382,65 +366,6 @@ impl Run {
         bar.finish_and_clear();
         Ok(())
     }
-
-    fn text(&self, report: &Report, run_json: &Path) -> String {
-        let first = &report.repeats[0];
-        let arms = first.arms.len();
-        let column = |arm: usize, value: &dyn Fn(&ArmResult) -> Option<f64>| -> Option<Vec<f64>> {
-            report.repeats.iter().map(|r| value(&r.arms[arm])).collect()
-        };
-        let cell = |values: Option<Vec<f64>>, decimals: usize| {
-            values.map_or_else(|| "-".to_string(), |v| mean_spread(&v, decimals))
-        };
-        let with_candidates = first.arms[0].best_of_n.is_some();
-        let mut header = vec!["arm", "training pairs", "pair accuracy", "pair loss"];
-        if with_candidates {
-            header.push("best-of-N gold");
-        }
-        header.extend(["epoch kept", "seconds"]);
-        let rows: Vec<Vec<String>> = (0..arms)
-            .map(|a| {
-                let mut row = vec![
-                    first.arms[a].arm.to_string(),
-                    count(first.arms[a].pairs),
-                    cell(column(a, &|r| r.test.map(|t| t.accuracy)), 3),
-                    cell(column(a, &|r| r.test.map(|t| t.loss)), 3),
-                ];
-                if with_candidates {
-                    row.push(cell(column(a, &|r| r.best_of_n.map(|b| b.model)), 3));
-                }
-                row.push(cell(column(a, &|r| Some(r.best_epoch as f64)), 0));
-                row.push(cell(column(a, &|r| Some(r.seconds)), 1));
-                row
-            })
-            .collect();
-        let mut text = format!(
-            "{} seed, {} validation and {} test pairs; {} on {} ({} threads)\n\n{}\n",
-            first.pairs["seeds"],
-            first.pairs["validation"],
-            first.pairs["test"],
-            match report.repeats.len() {
-                1 => "one split".to_string(),
-                n => format!("mean ± standard deviation over {n} splits"),
-            },
-            report.device.name,
-            report.device.threads,
-            table(&header, &rows),
-        );
-        if let Some(b) = first.arms[0].best_of_n {
-            text.push_str(&format!(
-                "best-of-{} gold at random {:.3}, by the oracle {:.3}\n",
-                b.per_prompt, b.random, b.oracle
-            ));
-        }
-        let vae: f64 = report.repeats.iter().map(|r| r.vae_seconds).sum();
-        text.push_str(&format!(
-            "VAE {vae:.1} s; all {:.1} s. Everything is in {}",
-            report.seconds,
-            run_json.display()
-        ));
-        text
-    }
 }
 
 /// Most epochs of an arm, for its progress bar.
@@ -450,7 +375,7 @@ fn reward_epochs(how: &RewardTraining, arm: Arm) -> u64 {
         crate::train::Updates::Steps(s) => s as u64,
     };
     match arm {
-        Arm::NoneMatched { fold } => epochs * fold,
+        Arm::NoneMatched { fold } => epochs.saturating_mul(fold),
         _ => epochs,
     }
 }
@@ -465,34 +390,6 @@ fn save_reward(model: &RewardModel, path: &Path, result: &ArmResult) -> Result<(
 
 fn sides(pairs: &PairSet) -> Result<[crate::shard::RowBlock<'_>; 2]> {
     Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
-}
-
-/// Writes picked pairs as a shard, in the widest dtype among their parts.
-fn write_pairs(path: &Path, rows: &[RowSet<'_>; 2]) -> Result<()> {
-    let dtypes: Vec<Dtype> = rows.iter().flat_map(|r| r.parts()).map(|p| p.dtype()).collect();
-    let dtype = if dtypes.iter().all(|d| *d == dtypes[0]) { dtypes[0] } else { Dtype::F32 };
-    let stored = match dtype {
-        Dtype::F32 => safetensors::Dtype::F32,
-        Dtype::F16 => safetensors::Dtype::F16,
-        Dtype::Bf16 => safetensors::Dtype::BF16,
-    };
-    let spec =
-        |side: Side| TensorSpec { name: side.name().into(), dtype: stored, shape_tail: vec![rows[0].cols()] };
-    let specs = [spec(Side::Chosen), spec(Side::Rejected)];
-    let mut writer = ShardWriter::create(path, &specs, rows[0].rows(), &Default::default())?;
-    let mut wide = vec![0f32; rows[0].cols()];
-    for (tensor, rows) in rows.iter().enumerate() {
-        for r in 0..rows.rows() {
-            let row = rows.row(r);
-            if row.dtype() == dtype {
-                writer.append(tensor, row.bytes())?;
-            } else {
-                row.widen(&mut wide);
-                writer.append(tensor, bytemuck::cast_slice(&wide))?;
-            }
-        }
-    }
-    writer.finish().map(|_| ())
 }
 
 #[cfg(test)]
@@ -515,5 +412,7 @@ mod tests {
         };
         assert_eq!(reward_epochs(&how, Arm::NoneMatched { fold: 8 }), 160);
         assert_eq!(reward_epochs(&how, Arm::Lens { fold: 8, mode: DecodeMode::Plain }), 20);
+        let endless = RewardTraining { updates: crate::train::Updates::Epochs(usize::MAX), ..how };
+        assert_eq!(reward_epochs(&endless, Arm::NoneMatched { fold: 8 }), u64::MAX);
     }
 }

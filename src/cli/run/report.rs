@@ -1,0 +1,97 @@
+//! What a run leaves behind: run.json, and its table for people.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::backend::DeviceInfo;
+use crate::cli::table::{count, mean_spread, table};
+use crate::eval::ArmResult;
+
+/// Everything a run used and found: run.json.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub format: u32,
+    pub lensmith: &'static str,
+    pub device: DeviceInfo,
+    pub seed: u64,
+    pub sources: Value,
+    pub settings: Value,
+    pub repeats: Vec<Repeat>,
+    pub seconds: f64,
+}
+
+/// One split's part of run.json.
+#[derive(Debug, Serialize)]
+pub struct Repeat {
+    pub seed: u64,
+    pub folder: PathBuf,
+    pub pairs: Value,
+    pub vae_loss: Value,
+    pub vae_seconds: f64,
+    pub arms: Vec<ArmResult>,
+}
+
+impl Report {
+    /// The report for people; `run_json` is where the rest is.
+    pub fn text(&self, run_json: &Path) -> String {
+        let report = self;
+        let first = &report.repeats[0];
+        let arms = first.arms.len();
+        let column = |arm: usize, value: &dyn Fn(&ArmResult) -> Option<f64>| -> Option<Vec<f64>> {
+            report.repeats.iter().map(|r| value(&r.arms[arm])).collect()
+        };
+        let cell = |values: Option<Vec<f64>>, decimals: usize| {
+            values.map_or_else(|| "-".to_string(), |v| mean_spread(&v, decimals))
+        };
+        let with_candidates = first.arms[0].best_of_n.is_some();
+        let mut header = vec!["arm", "training pairs", "pair accuracy", "pair loss"];
+        if with_candidates {
+            header.push("best-of-N gold");
+        }
+        header.extend(["epoch kept", "seconds"]);
+        let rows: Vec<Vec<String>> = (0..arms)
+            .map(|a| {
+                let mut row = vec![
+                    first.arms[a].arm.to_string(),
+                    count(first.arms[a].pairs),
+                    cell(column(a, &|r| r.test.map(|t| t.accuracy)), 3),
+                    cell(column(a, &|r| r.test.map(|t| t.loss)), 3),
+                ];
+                if with_candidates {
+                    row.push(cell(column(a, &|r| r.best_of_n.map(|b| b.model)), 3));
+                }
+                row.push(cell(column(a, &|r| Some(r.best_epoch as f64)), 0));
+                row.push(cell(column(a, &|r| Some(r.seconds)), 1));
+                row
+            })
+            .collect();
+        let mut text = format!(
+            "{} seed, {} validation and {} test pairs; {} on {} ({} threads)\n\n{}\n",
+            first.pairs["seeds"],
+            first.pairs["validation"],
+            first.pairs["test"],
+            match report.repeats.len() {
+                1 => "one split".to_string(),
+                n => format!("mean ± standard deviation over {n} splits"),
+            },
+            report.device.name,
+            report.device.threads,
+            table(&header, &rows),
+        );
+        if let Some(b) = first.arms[0].best_of_n {
+            text.push_str(&format!(
+                "best-of-{} gold at random {:.3}, by the oracle {:.3}\n",
+                b.per_prompt, b.random, b.oracle
+            ));
+        }
+        let vae: f64 = report.repeats.iter().map(|r| r.vae_seconds).sum();
+        text.push_str(&format!(
+            "VAE {vae:.1} s; all {:.1} s. Everything is in {}",
+            report.seconds,
+            run_json.display()
+        ));
+        text
+    }
+}

@@ -1,0 +1,11 @@
+//! The binary from outside: what it answers to bad input, and that the good paths keep their promises.
+
+#[path = "cli/bad.rs"]
+mod bad;
+mod common;
+#[path = "cli/disk.rs"]
+mod disk;
+#[path = "cli/good.rs"]
+mod good;
+#[path = "cli/support.rs"]
+mod support;
