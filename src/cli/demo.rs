@@ -277,8 +277,8 @@ impl Report {
         let spread = match self.repeats.len() {
             1 => "One repeat: nothing here says how much of a difference is chance.".to_string(),
             n => format!(
-                "± is the standard deviation over {n} repeats, each with data and models of its own. {n} are\n\
-                 few, and arms whose means lie within it of each other are not told apart."
+                "± is the standard deviation over {n} repeats, each with data and models of its own. {n}\n\
+                 are few, and arms whose means lie within it of each other are not told apart."
             ),
         };
         format!(
