@@ -1,27 +1,28 @@
 //! Simulated preference data with a known gold reward, for trying the method without any data.
 //!
-//! A prompt is a vector u, a response to it a vector v, both of K = 64 standard normal factors. A world, drawn once
-//! per seed, turns them into an embedding e in R^d and a gold reward R(u, v). Capitals are normal draws of the world
-//! with mean 0 and the variance given (1 if none is):
+//! A prompt is a vector u, a response to it a vector v, both of K = 64 standard normal factors. A world,
+//! drawn once per seed, turns them into an embedding e in R^d and a gold reward R(u, v). Capitals are normal
+//! draws of the world with mean 0 and the variance given (1 if none is):
 //!
 //! | what | formula |
 //! |---|---|
 //! | factors | f_k = s_k (p u_k + q v_k), s_k = (k + 1)^(-1/2), p^2 = 0.6, q^2 = 0.4 |
 //! | signal | x_j = g(sum_k A_jk f_k / (sum_k s_k^2)^(1/2)), g(x) = x / (1 + x^2 / 4)^(1/2) |
 //! | embedding | e_j = mu_j + tau_j (x_j + 1.5 eps_j), eps_j standard normal, drawn anew for every response |
-//! | scales | tau_j = 0.1 exp(0.3 N_j), mu_j = 0.1 M_j; both 20 times that where \|N_j\| > 3 (0.3 % of the dimensions) |
-//! | gold | R = z (0.7 sum_k W_k v_k + sum_h C_h tanh(B_h v + D_h u)), h = 1 .. 16; variances 1/K, 1/16, 4/K, 1/K |
-//! | label | the first of two responses is preferred with probability sigmoid(3 (R_1 - R_2)) (Bradley-Terry) |
+//! | scales | tau_j = 0.1 exp(0.3 N_j), mu_j = 0.1 M_j; both 20-fold where \|N_j\| > 3 (0.3 % of all j) |
+//! | gold | R = z (0.7 W v + sum_h C_h tanh(B_h v + D_h u)), h = 1 .. 16; variances 1/K, 1/16, 4/K, 1/K |
+//! | label | the first of two is preferred with probability sigmoid(3 (R_1 - R_2)) (Bradley-Terry) |
 //!
-//! So the two responses to a prompt share its part of the embedding, as they do in a language model, with a decaying
-//! spectrum and a few outlier dimensions; the reward hangs on all factors of the response alike, not on those with the
-//! largest variance, and in part on how response and prompt go together. z gives the gold rewards of the responses to
-//! one prompt standard deviation 1. All labels are noisy, those of test pairs too: the gold reward itself agrees with
-//! about 88 % of them. Best-of-N goes by R itself. Embeddings are stored as BF16.
+//! So the two responses to a prompt share its part of the embedding, as they do in a language model, with a
+//! decaying spectrum and a few outlier dimensions; the reward hangs on all factors of the response alike, not
+//! on those with the largest variance, and in part on how response and prompt go together. z gives the gold
+//! rewards of the responses to one prompt standard deviation 1. All labels are noisy, those of test pairs
+//! too: the gold reward itself agrees with about 88 % of them. Best-of-N goes by R itself. Embeddings are
+//! stored as BF16.
 //!
-//! The constants were chosen by one thing alone, the difficulty for a reward model trained on 1,000 pairs without
-//! augmentation at d = 4096: it should end about half-way between a random choice and the oracle. No way of
-//! augmenting was looked at in choosing them.
+//! The constants were chosen by one thing alone, the difficulty for a reward model trained on 1,000 pairs
+//! without augmentation at d = 4096: it should end about half-way between a random choice and the oracle. No
+//! way of augmenting was looked at in choosing them.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -108,8 +109,8 @@ pub struct Simulated {
     pub gold: Vec<f32>,
 }
 
-/// Draws a world and a preference set in it. A row depends on the seed, on d and on its number alone, not on how many
-/// rows there are.
+/// Draws a world and a preference set in it. A row depends on the seed, on d and on its number alone, not on
+/// how many rows there are.
 ///
 /// # Panics
 /// If `dim` is 0.
