@@ -6,6 +6,7 @@ use clap::Args;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::backend::cpu::MAX_THREADS;
 use crate::backend::{
     Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Reduction, RewardObjective,
     VaeObjective,
@@ -40,6 +41,16 @@ pub struct Common {
 }
 
 impl Common {
+    /// Holds the work outside the device (checks of input, baselines, the simulation) to `--threads` as well.
+    pub fn bind_threads(&self) -> Result<()> {
+        if self.threads > MAX_THREADS {
+            return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), self.threads));
+        }
+        // Fails only where the pool is running already, which has the threads it has.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
+        Ok(())
+    }
+
     /// Opens the device.
     pub fn engine(&self) -> Result<Engine> {
         Engine::open(self.device, self.threads)

@@ -72,6 +72,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
 
 fn execute(cli: &Cli, console: &Console) -> Result<()> {
     let common = &cli.common;
+    common.bind_threads()?;
     match &cli.command {
         Command::TrainVae(command) => command.execute(common, console),
         Command::Synth(command) => command.execute(common, console),

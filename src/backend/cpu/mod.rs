@@ -28,7 +28,7 @@ use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{RewardModel, Standardizer, Vae};
 
 /// Most worker threads: more than any machine has cores.
-const MAX_THREADS: usize = 4096;
+pub const MAX_THREADS: usize = 4096;
 
 /// The CPU backend with its own thread pool.
 #[derive(Debug)]
