@@ -9,14 +9,17 @@ fn main() {
     let text = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let environment = text.collect();
     let outcome = build::run(&environment);
-    for line in &outcome.lines {
+    // Cargo shows these lines as errors of the package and fails. A failing exit code would bury them under a dump of
+    // everything else.
+    let lines = match outcome.result {
+        Ok(()) => outcome.lines,
+        Err(message) => message
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(|line| format!("cargo::error={line}"))
+            .collect(),
+    };
+    for line in lines {
         println!("{line}");
-    }
-    if let Err(message) = outcome.result {
-        // Cargo shows these as errors of the package; what is printed beside them it hides behind its own words.
-        for line in message.lines() {
-            println!("cargo::error={line}");
-        }
-        std::process::exit(1);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,8 +17,8 @@ use super::toolkit::Toolkit;
 /// What one `.cu` file became.
 #[derive(Debug)]
 pub struct Image {
-    /// The fatbin.
-    pub path: PathBuf,
+    /// The fatbin's name in the output folder.
+    pub name: String,
     /// Architectures whose machine code it holds.
     pub architectures: Vec<Architecture>,
     /// The architecture whose PTX it holds, for GPUs that came later.
@@ -66,7 +66,8 @@ fn one(
 ) -> Result<Option<Image>, String> {
     let name = format!("kernels/{}.cu", kernels.stem);
     let architectures: Vec<_> = architectures.iter().copied().filter(|a| *a >= kernels.lowest).collect();
-    let path = out.join(format!("{}.fatbin", kernels.stem));
+    let image = format!("{}.fatbin", kernels.stem);
+    let path = out.join(&image);
     let record = out.join(format!("{}.made", kernels.stem));
     if architectures.is_empty() {
         return Ok(None);
@@ -103,7 +104,7 @@ fn one(
         }
     };
     check(&name, kernels, &architectures, &said, &sources.may_spill)?;
-    Ok(Some(Image { path, architectures, ptx }))
+    Ok(Some(Image { name: image, architectures, ptx }))
 }
 
 fn arguments(architectures: &[Architecture], ptx: Option<Architecture>) -> Vec<String> {
@@ -140,7 +141,8 @@ fn check(
             let spilt = line.split(',').skip(1).any(|part| !part.trim().starts_with("0 "));
             if spilt && !may_spill.contains(&function) {
                 return Err(format!(
-                    "{name}: kernel `{function}` spills registers ({}): use fewer, or mark it may-spill in {EXPECTATIONS}",
+                    "{name}: kernel `{function}` spills registers ({}): use fewer, or mark it may-spill in \
+                     {EXPECTATIONS}",
                     line.trim()
                 ));
             }
@@ -158,7 +160,8 @@ fn check(
     match compiled.iter().find(|(symbol, _)| !kernels.symbols.contains(symbol)) {
         None => Ok(()),
         Some((symbol, _)) => Err(format!(
-            "{name}: kernel `{symbol}` has no name that Rust can use: declare it extern \"C\" __global__, or export it"
+            "{name}: kernel `{symbol}` was compiled, but the scan found no extern \"C\" __global__ or GPU_EXPORT \
+             of that name"
         )),
     }
 }

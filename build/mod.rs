@@ -60,11 +60,12 @@ fn steps(environment: &Environment, lines: &mut Vec<String>) -> Result<(), Strin
                 release = Some(toolkit.release);
             }
             toolkit::Search::Nothing(why) => {
-                let message = format!("{why}: {MENDED_BY}");
                 if variable(environment, "LENSMITH_REQUIRE_CUDA") == Some("1") {
-                    return Err(format!("{message} (LENSMITH_REQUIRE_CUDA=1 asks for the CUDA kernels)"));
+                    return Err(format!(
+                        "LENSMITH_REQUIRE_CUDA=1 asks for CUDA kernels ({why}): {MENDED_BY}"
+                    ));
                 }
-                lines.push(format!("cargo::warning=building without CUDA kernels, {message}"));
+                lines.push(format!("cargo::warning=building without CUDA kernels ({why}): {MENDED_BY}"));
                 lines.push("cargo::rustc-cfg=no_nvcc".into());
             }
         }

@@ -195,12 +195,7 @@ fn symbols(text: &str) -> Vec<String> {
     while i < words.len() {
         let start = i;
         i += 1;
-        if at(start) == "#" {
-            // The definition of the macro is no use of it.
-            if at(start + 1) == "define" {
-                i = start + 3;
-            }
-        } else if at(start) == "GPU_EXPORT" && at(start + 1) == "(" {
+        if at(start) == "GPU_EXPORT" && at(start + 1) == "(" {
             push(at(start + 2));
         } else if at(start) == "GPU_KERNEL"
             || (at(start) == "__global__" && start > 1 && at(start - 1) == "\"C\"")
@@ -237,7 +232,7 @@ fn after_parentheses(words: &[String], open: usize) -> usize {
     words.len()
 }
 
-/// Names, `"C"`, and signs one by one; without comments and other strings.
+/// Names, `"C"`, and signs one by one; without comments, other strings and preprocessor lines.
 fn words(text: &str) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
     let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
@@ -252,6 +247,10 @@ fn words(text: &str) -> Vec<String> {
                 i = (i + 1..chars.len())
                     .find(|&k| at(k) == '*' && at(k + 1) == '/')
                     .map_or(chars.len(), |k| k + 2);
+            }
+            '#' => {
+                let ends = |&k: &usize| at(k) == '\n' && at(k - 1) != '\\';
+                i = (i..chars.len()).find(ends).unwrap_or(chars.len());
             }
             '"' => {
                 while i < chars.len() && at(i) != '"' {

@@ -10,7 +10,7 @@
 
 namespace {
 
-// Scalars of one step, in F32; keep = 1 - beta and both bias corrections come from the host, rounded from F64.
+// Scalars of one step; keep = 1 - beta and both bias corrections come from the host, rounded from F64.
 struct Step {
   float beta1, keep1, beta2, keep2, rate, inverse_root, eps;
 };
@@ -23,14 +23,16 @@ __device__ __forceinline__ void update(const Step& step, float& w, float g, floa
   w = __fsub_rn(w, __fdiv_rn(__fmul_rn(step.rate, m), root));
 }
 
-__device__ __forceinline__ bool aligned(const void* p) { return reinterpret_cast<unsigned long long>(p) % 16 == 0; }
+__device__ __forceinline__ bool aligned(const void* p) {
+  return reinterpret_cast<unsigned long long>(p) % 16 == 0;
+}
 
 }  // namespace
 
 extern "C" __global__ void __launch_bounds__(256)
 adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-         unsigned long long n, float beta1, float keep1, float beta2, float keep2, float rate, float inverse_root,
-         float eps) {
+         unsigned long long n, float beta1, float keep1, float beta2, float keep2, float rate,
+         float inverse_root, float eps) {
   const Step step{beta1, keep1, beta2, keep2, rate, inverse_root, eps};
   const unsigned long long first = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   const unsigned long long threads = static_cast<unsigned long long>(gridDim.x) * blockDim.x;

@@ -108,7 +108,7 @@ impl Drop for Module {
 fn open(index: usize) -> Result<Device, String> {
     // SAFETY: loads a library of the system; what it runs on loading is the driver's own.
     if !unsafe { sys::is_culib_present() } {
-        let driver = needed_driver(TOOLKIT.map_or(12, |release| release.0));
+        let driver = TOOLKIT.map_or("the NVIDIA driver", |release| needed_driver(release.0));
         return Err(format!(
             "no NVIDIA driver library (libcuda) found: install {driver}, give the container access to the GPU, \
              or use --device cpu"

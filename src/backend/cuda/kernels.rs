@@ -20,13 +20,13 @@ pub struct Image {
     pub bytes: &'static [u8],
 }
 
-/// The bytes of a file, aligned as the driver expects headers to be.
+/// The bytes of a file that the build wrote, aligned as the driver expects headers to be.
 #[allow(unused_macros, reason = "a build without kernels embeds none")]
 macro_rules! aligned {
-    ($path:literal) => {{
+    ($file:literal) => {{
         #[repr(C, align(16))]
         struct Aligned<T: ?Sized>(T);
-        const BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!($path));
+        const BYTES: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/", $file)));
         &BYTES.0
     }};
 }
