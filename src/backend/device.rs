@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::cpu::Cpu;
+use super::cuda;
 use super::reference::Reference;
 use super::{Backend, DeviceInfo};
 use crate::error::{Error, Result};
@@ -15,6 +16,8 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU backend.
     Cpu,
+    /// A GPU, by number in the driver's order.
+    Cuda(usize),
     /// The F64 oracle.
     Reference,
 }
@@ -23,22 +26,31 @@ impl FromStr for DeviceChoice {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<DeviceChoice> {
+        // Digits alone: the standard parser would take a sign too.
+        let number = |digits: &str| {
+            digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u16>().ok()).flatten()
+        };
         match text {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda(0)),
             "reference" => Ok(DeviceChoice::Reference),
-            _ => Err(Error::option("--device", "auto, cpu or reference", text)),
+            _ => match text.strip_prefix("cuda:").and_then(number) {
+                Some(index) => Ok(DeviceChoice::Cuda(index.into())),
+                None => Err(Error::option("--device", "auto, cpu, cuda, cuda:N or reference", text)),
+            },
         }
     }
 }
 
 impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            DeviceChoice::Auto => "auto",
-            DeviceChoice::Cpu => "cpu",
-            DeviceChoice::Reference => "reference",
-        })
+        match self {
+            DeviceChoice::Auto => f.pad("auto"),
+            DeviceChoice::Cpu => f.pad("cpu"),
+            DeviceChoice::Cuda(index) => f.pad(&format!("cuda:{index}")),
+            DeviceChoice::Reference => f.pad("reference"),
+        }
     }
 }
 
@@ -67,6 +79,16 @@ impl AnyBackend {
     pub fn open(choice: DeviceChoice, threads: usize) -> Result<AnyBackend> {
         match choice {
             DeviceChoice::Auto | DeviceChoice::Cpu => Cpu::new(threads).map(AnyBackend::Cpu),
+            DeviceChoice::Cuda(index) => {
+                let gpu = cuda::Device::open(index)?;
+                Err(Error::Device {
+                    device: choice.to_string(),
+                    reason: format!(
+                        "{}: found and ready, but this version runs nothing on a GPU yet: use --device cpu",
+                        gpu.summary()
+                    ),
+                })
+            }
             DeviceChoice::Reference => Ok(AnyBackend::Reference(Reference::new())),
         }
     }
@@ -74,5 +96,46 @@ impl AnyBackend {
     /// What the device is.
     pub fn info(&self) -> DeviceInfo {
         dispatch!(self, b => b.info())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_there_and_back() {
+        for (text, choice) in [
+            ("auto", DeviceChoice::Auto),
+            ("cpu", DeviceChoice::Cpu),
+            ("cuda:0", DeviceChoice::Cuda(0)),
+            ("cuda:13", DeviceChoice::Cuda(13)),
+            ("reference", DeviceChoice::Reference),
+        ] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
+            assert_eq!(choice.to_string(), text);
+        }
+        assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));
+    }
+
+    #[test]
+    fn other_names_are_wrong_usage() {
+        let wrong = [
+            "",
+            "gpu",
+            "Cuda",
+            "cuda:",
+            "cuda: 1",
+            "cuda:+1",
+            "cuda:-1",
+            "cuda:1.0",
+            "cuda:99999",
+            "cuda:all",
+        ];
+        for text in wrong {
+            let error = text.parse::<DeviceChoice>().unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(error.to_string().contains("cuda:N"), "{error}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 mod check;
 pub mod cpu;
+pub mod cuda;
 pub(crate) mod device;
 pub mod reference;
 

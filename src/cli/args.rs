@@ -20,7 +20,7 @@ use crate::train::{RewardTraining, Updates, VaeTraining};
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Device: auto, cpu, or reference (the slow F64 oracle)
+    /// Device: auto, cpu, cuda, cuda:N or reference (the slow F64 oracle)
     #[arg(long, global = true, help_heading = "General", default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
     /// Threads; 0 takes one per core

@@ -1,0 +1,167 @@
+//! nvcc at work: every file once, for all its architectures; again only when something that it is made from changed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::failed;
+use super::sources::{Architecture, EXPECTATIONS, Kernels, Sources};
+use super::toolkit::Toolkit;
+
+/// What one `.cu` file became.
+#[derive(Debug)]
+pub struct Image {
+    /// The fatbin's name in the output folder.
+    pub name: String,
+    /// Architectures whose machine code it holds.
+    pub architectures: Vec<Architecture>,
+    /// The architecture whose PTX it holds, for GPUs that came later.
+    pub ptx: Option<Architecture>,
+}
+
+/// Compiles all kernels, several at a time. A file for none of the architectures gives no image.
+pub fn all(
+    root: &Path,
+    out: &Path,
+    sources: &Sources,
+    toolkit: &Toolkit,
+    architectures: &[Architecture],
+    jobs: usize,
+) -> Result<Vec<Option<Image>>, String> {
+    let count = sources.kernels.len();
+    let workers = jobs.clamp(1, count);
+    let threads = (jobs / workers).max(1);
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(kernels) = sources.kernels.get(i) else { break };
+                    let made = one(root, out, sources, kernels, toolkit, architectures, threads);
+                    results.lock().expect("no worker panics").push((i, made));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().expect("no worker panics");
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, made)| made).collect()
+}
+
+fn one(
+    root: &Path,
+    out: &Path,
+    sources: &Sources,
+    kernels: &Kernels,
+    toolkit: &Toolkit,
+    architectures: &[Architecture],
+    threads: usize,
+) -> Result<Option<Image>, String> {
+    let name = format!("kernels/{}.cu", kernels.stem);
+    let architectures: Vec<_> = architectures.iter().copied().filter(|a| *a >= kernels.lowest).collect();
+    let image = format!("{}.fatbin", kernels.stem);
+    let path = out.join(&image);
+    let record = out.join(format!("{}.made", kernels.stem));
+    if architectures.is_empty() {
+        return Ok(None);
+    }
+    // PTX of a suffixed architecture runs nowhere else.
+    let ptx = architectures.iter().copied().find(|a| a.suffix.is_none());
+    let mut arguments = arguments(&architectures, ptx);
+    let flags = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(std::env::var);
+    let made_from = (arguments.join(" "), &toolkit.version, flags, kernels.hash, sources.headers);
+    let key = format!("{:016x}", xxh3_64(format!("{made_from:?}").as_bytes()));
+
+    // The record is written last: key, then what the compiler said.
+    let kept = fs::read_to_string(&record).ok().filter(|_| path.is_file());
+    let said = match kept.as_deref().and_then(|text| text.split_once('\n')) {
+        Some((old, said)) if old == key => said.to_string(),
+        _ => {
+            let _ = fs::remove_file(&record);
+            arguments.extend(["--threads".into(), threads.to_string(), "-o".into()]);
+            let output = Command::new(&toolkit.nvcc)
+                .current_dir(root)
+                .args(&arguments)
+                .arg(&path)
+                .arg(&name)
+                .output()
+                .map_err(|e| format!("cannot run {}: {e}", toolkit.nvcc.display()))?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if !output.status.success() {
+                let shown: Vec<&str> = said.lines().filter(|line| !line.starts_with("ptxas info")).collect();
+                let stdout = String::from_utf8_lossy(&output.stdout);
+                return Err(format!("{name}: nvcc failed\n{}\n{stdout}", shown.join("\n")));
+            }
+            fs::write(&record, format!("{key}\n{said}")).map_err(|e| failed("write", &record, &e))?;
+            said
+        }
+    };
+    check(&name, kernels, &architectures, &said, &sources.may_spill)?;
+    Ok(Some(Image { name: image, architectures, ptx }))
+}
+
+fn arguments(architectures: &[Architecture], ptx: Option<Architecture>) -> Vec<String> {
+    let fixed = "-fatbin -O3 -std=c++17 -lineinfo -Werror all-warnings -Xptxas -v";
+    let mut out: Vec<String> = fixed.split(' ').map(str::to_string).collect();
+    let virtual_name = |a: &Architecture| a.to_string().replace("sm_", "compute_");
+    for one in architectures {
+        out.extend(["-gencode".into(), format!("arch={},code={one}", virtual_name(one))]);
+    }
+    for one in ptx.iter().map(virtual_name) {
+        out.extend(["-gencode".into(), format!("arch={one},code={one}")]);
+    }
+    out
+}
+
+/// Holds what ptxas said of each kernel against the source: all kernels for all architectures, and no spills.
+fn check(
+    name: &str,
+    kernels: &Kernels,
+    architectures: &[Architecture],
+    said: &str,
+    may_spill: &BTreeSet<String>,
+) -> Result<(), String> {
+    let mut compiled = BTreeSet::new();
+    let mut function = String::new();
+    for line in said.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let mut parts = rest.split('\'');
+            let (symbol, on) = (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default());
+            compiled.insert((symbol.to_string(), on.to_string()));
+        } else if let Some((_, rest)) = line.split_once("Function properties for ") {
+            function = rest.trim().to_string();
+        } else if line.contains(" bytes spill stores") {
+            let spilt = line.split(',').skip(1).any(|part| !part.trim().starts_with("0 "));
+            if spilt && !may_spill.contains(&function) {
+                return Err(format!(
+                    "{name}: kernel `{function}` spills registers ({}): use fewer, or mark it may-spill in \
+                     {EXPECTATIONS}",
+                    line.trim()
+                ));
+            }
+        }
+    }
+    for symbol in &kernels.symbols {
+        for one in architectures {
+            if !compiled.contains(&(symbol.clone(), one.to_string())) {
+                return Err(format!(
+                    "{name}: no kernel `{symbol}` was compiled for {one}, though the file exports it"
+                ));
+            }
+        }
+    }
+    match compiled.iter().find(|(symbol, _)| !kernels.symbols.contains(symbol)) {
+        None => Ok(()),
+        Some((symbol, _)) => Err(format!(
+            "{name}: kernel `{symbol}` was compiled, but the scan found no extern \"C\" __global__ or GPU_EXPORT \
+             of that name"
+        )),
+    }
+}

@@ -1,0 +1,265 @@
+//! Opening a CUDA device: what stands in the way is found out step by step, so that each obstacle has its own words.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
+
+use super::kernels::{IMAGES, Image, TOOLKIT};
+use crate::error::{Error, Result};
+
+/// The lowest compute capability that any kernel is written for, times ten.
+const LOWEST: u32 = 75;
+
+/// What a GPU is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The vendor's name for it.
+    pub name: String,
+    /// Compute capability, as in (9, 0).
+    pub capability: (u32, u32),
+    /// Bytes of device memory.
+    pub memory: usize,
+    /// The CUDA release that the driver knows, as in (13, 0).
+    pub driver: (u32, u32),
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = self.memory as f64 / f64::from(1 << 30);
+        let ((major, minor), driver) = (self.capability, self.driver);
+        write!(f, "{}, compute capability {major}.{minor}, {gib:.1} GiB, ", self.name)?;
+        write!(f, "driver for CUDA {}.{}", driver.0, driver.1)
+    }
+}
+
+/// An opened GPU with the kernels that it can run.
+#[derive(Debug)]
+pub struct Device {
+    summary: Summary,
+    modules: Vec<Module>,
+}
+
+impl Device {
+    /// Opens GPU `index`, in the order of the driver.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a GPU of
+    /// compute capability 7.5, or kernels for it in this build.
+    pub fn open(index: usize) -> Result<Device> {
+        open(index).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
+    }
+
+    /// What the GPU is.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// The kernels that were loaded, by name.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
+        self.modules.iter().flat_map(|module| module.image.symbols.iter().copied())
+    }
+}
+
+/// An image in a context.
+#[derive(Debug)]
+struct Module {
+    raw: sys::CUmodule,
+    image: &'static Image,
+    /// Outlives the module.
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: a module is a handle that the driver lets any thread use; nothing is read or written through the pointer.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Module {
+    fn load(context: &Arc<CudaContext>, image: &'static Image) -> Result<Module, DriverError> {
+        context.bind_to_thread()?;
+        // SAFETY: the image is a whole fatbin as nvcc wrote it, with its size in its header, and lives forever.
+        let raw = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) }?;
+        let module = Module { raw, image, context: context.clone() };
+        for symbol in image.symbols {
+            let name = CString::new(*symbol).expect("a kernel's name has no zero byte");
+            // SAFETY: the module was just loaded and is not unloaded before `module` goes.
+            unsafe { result::module::get_function(raw, name) }?;
+        }
+        Ok(module)
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // A context that can no longer be bound has lost its modules with everything else.
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: loaded in this context and unloaded only here.
+            let _ = unsafe { result::module::unload(self.raw) };
+        }
+    }
+}
+
+fn open(index: usize) -> Result<Device, String> {
+    // SAFETY: loads a library of the system; what it runs on loading is the driver's own.
+    if !unsafe { sys::is_culib_present() } {
+        let driver = TOOLKIT.map_or("the NVIDIA driver", |release| needed_driver(release.0));
+        return Err(format!(
+            "no NVIDIA driver library (libcuda) found: install {driver}, give the container access to the GPU, \
+             or use --device cpu"
+        ));
+    }
+    let driver =
+        driver_release().map_err(|e| format!("the driver does not tell its version ({})", code(&e)))?;
+    if let Some(compiled_by) = TOOLKIT.filter(|release| release.0 > driver.0) {
+        return Err(format!(
+            "the NVIDIA driver is for CUDA {}.{}, the kernels were compiled by CUDA {}.{}: install {}, or set \
+             CUDA_HOME to a CUDA {} toolkit and build again",
+            driver.0,
+            driver.1,
+            compiled_by.0,
+            compiled_by.1,
+            needed_driver(compiled_by.0),
+            driver.0,
+        ));
+    }
+    result::init().map_err(|e| refused_to_start(&e))?;
+    let count = result::device::get_count().map_err(|e| refused_to_start(&e))?;
+    let count = usize::try_from(count).unwrap_or(0);
+    match count {
+        0 => return Err(NO_GPU.into()),
+        1 if index > 0 => return Err("there is only one GPU, cuda:0".into()),
+        _ if index >= count => {
+            return Err(format!("there are only {count} GPUs, cuda:0 to cuda:{}", count - 1));
+        }
+        _ => {}
+    }
+    let summary =
+        summary(index, driver).map_err(|e| format!("the GPU does not tell what it is ({})", code(&e)))?;
+    let capability = summary.capability.0 * 10 + summary.capability.1;
+    if capability < LOWEST {
+        return Err(format!(
+            "{summary}: compute capability {}.{} or higher is needed (Turing, 2018); use --device cpu",
+            LOWEST / 10,
+            LOWEST % 10
+        ));
+    }
+    if cfg!(no_nvcc) {
+        return Err(format!(
+            "{summary}: lensmith was built without nvcc and has no kernels for it: run tools/setup_cuda, or set \
+             CUDA_HOME, and build again"
+        ));
+    }
+    let context = CudaContext::new(index).map_err(|e| match e.0 {
+        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
+            format!("{summary}: another process holds the GPU in exclusive mode: wait, or choose another GPU")
+        }
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            format!("{summary}: no memory left on the GPU: end what else runs there, or choose another GPU")
+        }
+        _ => format!("{summary}: the driver opens no context on it ({})", code(&e)),
+    })?;
+    let mut modules = Vec::new();
+    for image in IMAGES.iter().filter(|image| image.lowest <= capability) {
+        modules.push(Module::load(&context, image).map_err(|e| refused_image(&summary, image, &e))?);
+    }
+    if modules.is_empty() {
+        return Err(format!("{summary}: this build has no kernels for it: {}", build_for(&summary)));
+    }
+    Ok(Device { summary, modules })
+}
+
+const NO_GPU: &str =
+    "the NVIDIA driver sees no GPU: check CUDA_VISIBLE_DEVICES, and the container's access to the GPU";
+
+/// The release of CUDA that the driver knows. Needs no GPU.
+fn driver_release() -> Result<(u32, u32), DriverError> {
+    let mut version = 0;
+    // SAFETY: writes one integer to a valid place.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result()?;
+    let version = u32::try_from(version).unwrap_or(0);
+    Ok((version / 1000, version % 1000 / 10))
+}
+
+/// The first driver that runs code of a CUDA release.
+fn needed_driver(major: u32) -> &'static str {
+    match major {
+        ..=12 => "NVIDIA driver 525 or newer",
+        13 => "NVIDIA driver 580 or newer",
+        _ => "a newer NVIDIA driver",
+    }
+}
+
+fn summary(index: usize, driver: (u32, u32)) -> Result<Summary, DriverError> {
+    let device = result::device::get(i32::try_from(index).unwrap_or(i32::MAX))?;
+    let attribute = |which: Attribute| {
+        // SAFETY: `device` came from the driver.
+        unsafe { result::device::get_attribute(device, which) }.map(|value| u32::try_from(value).unwrap_or(0))
+    };
+    Ok(Summary {
+        name: result::device::get_name(device)?,
+        capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        // SAFETY: `device` came from the driver.
+        memory: unsafe { result::device::total_mem(device) }?,
+        driver,
+    })
+}
+
+fn refused_to_start(error: &DriverError) -> String {
+    match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => NO_GPU.into(),
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "the libcuda found is a toolkit's stub, not the driver: take its folder out of LD_LIBRARY_PATH"
+                .into()
+        }
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the driver library and the driver in the kernel are of different versions: restart the machine"
+                .into()
+        }
+        _ => format!("the NVIDIA driver does not start ({}): nvidia-smi may say more", code(error)),
+    }
+}
+
+fn refused_image(summary: &Summary, image: &Image, error: &DriverError) -> String {
+    let source = image.source;
+    match error.0 {
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+            let held = image.architectures.join(", ");
+            format!("{summary}: the kernels of {source} are for {held}: {}", build_for(summary))
+        }
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | CUresult::CUDA_ERROR_INVALID_PTX
+        | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+        | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => {
+            let code = code(error);
+            format!("{summary}: the driver cannot compile {source} for it ({code}): {}", build_for(summary))
+        }
+        _ => format!(
+            "{summary}: the driver refuses the kernels of {source} ({}): install a newer driver, or build again",
+            code(error)
+        ),
+    }
+}
+
+/// The command that makes kernels for a GPU.
+fn build_for(summary: &Summary) -> String {
+    let (major, minor) = summary.capability;
+    // 9.0 has instructions of its own, which its kernels use.
+    let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
+    format!("build again with LENSMITH_CUDA_ARCHS={major}{minor}{suffix}, or install a newer driver")
+}
+
+/// The driver's name for an error, as in CUDA_ERROR_NO_DEVICE.
+fn code(error: &DriverError) -> String {
+    error
+        .error_name()
+        .map_or_else(|_| "an error without a name".into(), |name| name.to_string_lossy().into_owned())
+}
