@@ -10,3 +10,5 @@ mod checker;
 mod perturb;
 #[path = "emulation/probes.rs"]
 mod probes;
+#[path = "emulation/sources.rs"]
+mod sources;

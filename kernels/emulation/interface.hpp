@@ -64,6 +64,10 @@ void copy_async_commit();
 void copy_async_wait(unsigned newest);
 void copy_async_wait_all();
 
+// An access as wide as the instruction, in addition to what the compiled code does itself (memory.cpp).
+void note_read(const void* from, size_t bytes, Site site);
+void note_write(const void* to, size_t bytes, Site site);
+
 // Shared memory (memory.cpp). The base is a token: only a carver can make pointers of it.
 struct SharedBase {};
 /// Places an array of `bytes` at `place` of the emulated shared memory, with a red zone behind it; `total` is what the

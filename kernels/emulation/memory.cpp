@@ -189,6 +189,15 @@ std::string nearby(uintptr_t address) {
   return ", in no buffer";
 }
 
+void note_read(const void* from, size_t bytes, Site site) {
+  need_alignment(from, bytes, "read", site);
+  check_access(from, bytes, Access::read, site);
+}
+void note_write(const void* to, size_t bytes, Site site) {
+  need_alignment(to, bytes, "write", site);
+  check_access(to, bytes, Access::write, site);
+}
+
 template <class T>
 T atomic(Atomic operation, T* at, T operand, T compare, Site site) {
   need_alignment(at, sizeof(T), "atomic operation", site);

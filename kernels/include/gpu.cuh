@@ -19,6 +19,8 @@
 #define GPU_SITE
 #define GPU_HERE
 #define GPU_ONLY_HERE
+// States an access of full width, which a host compiler may narrow to the part that is used. Within GPU_SITE functions.
+#define GPU_ACCESS(kind, address, bytes) static_cast<void>(0)
 #else
 #include "../emulation/cuda.hpp"
 #define GPU_DYN_SHARED(name) constexpr ::emulation::SharedBase name{}
@@ -28,6 +30,7 @@
 #define GPU_SITE , ::emulation::Site site = ::emulation::Site::current()
 #define GPU_HERE , site
 #define GPU_ONLY_HERE site
+#define GPU_ACCESS(kind, address, bytes) ::emulation::note_##kind(address, bytes GPU_HERE)
 #endif
 
 #define GPU_KERNEL extern "C" __global__ void

@@ -73,19 +73,22 @@ struct __align__(16) vec16 {
 
 /// Loads 16 bytes; `from` must lie on a multiple of 16.
 template <class T>
-GPU_FN vec16<T> load_16(const T* from) {
+GPU_FN vec16<T> load_16(const T* from GPU_SITE) {
+  GPU_ACCESS(read, from, 16);
   return *reinterpret_cast<const vec16<T>*>(from);
 }
 
 /// Stores 16 bytes; `to` must lie on a multiple of 16.
 template <class T>
-GPU_FN void store_16(T* to, const vec16<T>& from) {
+GPU_FN void store_16(T* to, const vec16<T>& from GPU_SITE) {
+  GPU_ACCESS(write, to, 16);
   *reinterpret_cast<vec16<T>*>(to) = from;
 }
 
 /// Stores 16 bytes that this launch will not read again: they leave L2 first.
 template <class T>
-GPU_FN void store_16_streaming(T* to, const vec16<T>& from) {
+GPU_FN void store_16_streaming(T* to, const vec16<T>& from GPU_SITE) {
+  GPU_ACCESS(write, to, 16);
   __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&from));
 }
 

@@ -119,7 +119,8 @@ fn every_seeded_fault_is_reported_with_its_lines() {
                         && lines.iter().all(|l| report.contains(l))
                         && report.starts_with(name.as_str());
                     if !right {
-                        wrong.push(format!("{name}, {schedule:?}: expected {texts:?} at {lines:?}: {report}"));
+                        wrong
+                            .push(format!("{name}, {schedule:?}: expected {texts:?} at {lines:?}: {report}"));
                     }
                 }
             }
@@ -176,7 +177,8 @@ fn threads_may_share_the_emulator() {
             scope.spawn(move || {
                 for i in 0..5 {
                     if (t + i) % 2 == 0 {
-                        let got = run(Build::Check, "correct_barriers", Schedule::ALL[i]).expect("a clean run");
+                        let got =
+                            run(Build::Check, "correct_barriers", Schedule::ALL[i]).expect("a clean run");
                         assert_eq!(got.0, want.0);
                     } else {
                         run(Build::Check, "fault_global_far", Schedule::ALL[i]).expect_err("a fault");

@@ -149,9 +149,11 @@ GPU_EXPORT(fault_copy_waits_for_too_few);
 
 GPU_KERNEL fault_copy_without_barrier(const float* in, float* out, uint32_t) {
   SHARED_ARRAY(s, 128);
+  s[THREAD] = 0;
+  __syncthreads();
   gpu::copy_async_4(s + THREAD, in + THREAD);  //! race|copy in flight
   gpu::copy_async_wait_all();
-  out[ELEMENT] = s[127 - THREAD];  //! race|copy in flight|uninitialised
+  out[ELEMENT] = s[127 - THREAD];  //! race|copy in flight
 }
 GPU_EXPORT(fault_copy_without_barrier);
 

@@ -129,6 +129,15 @@ impl<'b> Args<'b> {
     }
 }
 
+/// A function of the library.
+///
+/// # Safety
+/// The function must have the type T.
+unsafe fn symbol<'l, T>(library: &'l Library, name: &str) -> Symbol<'l, T> {
+    // SAFETY: the caller answers for the type.
+    unsafe { library.get(name.as_bytes()) }.unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
 impl Emulator {
     /// The one instance of a build in this process; compiles it if need be.
     pub fn get(build: Build) -> &'static Emulator {
@@ -146,11 +155,6 @@ impl Emulator {
         // SAFETY: each name has the type declared above in launch.cpp; the pointers live as long as the library,
         // which is kept beside them and never closed, as instances are static.
         unsafe {
-            fn symbol<'l, T>(library: &'l Library, name: &str) -> Symbol<'l, T> {
-                // SAFETY: the caller names the type.
-                unsafe { library.get(name.as_bytes()) }.unwrap_or_else(|e| panic!("{name}: {e}"))
-            }
-            let _: () = ();
             Emulator {
                 malloc: *symbol(&library, "emulation_malloc"),
                 free: *symbol(&library, "emulation_free"),

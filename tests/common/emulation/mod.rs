@@ -10,7 +10,7 @@
 mod build;
 mod driver;
 
-pub use driver::{Args, Buffer, Emulator, Launch, Order, Schedule};
+pub use driver::{Args, Emulator, Launch, Order, Schedule};
 
 /// Which build of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
