@@ -1,8 +1,8 @@
-// z'_c = z + sigma * eta_c; the `keep` candidates c of `drawn` with the largest likelihood log N(z'_c; center, 1 / precision^2)
-// mu, logvar [rows, latent] F32 row-major, latent a multiple of 16; out [rows, keep] u32, best first, ties by lower c
-// A row belongs to 4 to 32 lanes of one warp, as many as there are candidates; a lane owns one candidate at a time
-// Reads 8 * latent bytes, writes 4 * keep a row; about 65 FLOP and 30 integer operations per latent and candidate
-// Needs 1 <= keep <= 256, keep <= drawn, and shared memory as select_shared counts it; row numbers below 2^48
+// Of `drawn` candidates z' = z + sigma * eta of a row, the `keep` likeliest under N(center, 1 / precision^2)
+// mu, logvar [rows, latent] F32, latent a multiple of 16; out [rows, keep] u32, best first, ties by number
+// A row belongs to 4 to 32 lanes of one warp, as many as it has candidates; a lane owns a candidate at a time
+// Reads 8 * latent bytes, writes 4 * keep a row; some 65 FLOP and 30 integer operations a latent and candidate
+// Needs 1 <= keep <= 256, keep <= drawn, shared memory as select_shared counts it, row numbers below 2^48
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
 // Reference: backend/cpu/latent.rs, `select` and `perturb`
 // Measured under emulation only; bound by integer and FP32 issue, not by memory
@@ -25,7 +25,8 @@ constexpr GPU_BOTH u32 power_of_two(u32 n) {
   return p;
 }
 
-/// Lanes that share a row: enough for all candidates, and for a long latent, whose rows take more shared memory.
+/// Lanes that share a row: enough for all candidates, and for a long latent, whose rows take more shared
+/// memory.
 constexpr GPU_BOTH u32 lanes_of_row(u32 latent, u32 drawn) {
   u32 lanes = 4;
   while (lanes < gpu::WARP && (lanes < drawn || 16 * lanes < latent)) lanes *= 2;
@@ -62,7 +63,8 @@ struct noise {
 GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
 
-/// Elements 4 * block .. 4 * block + 3 of the latent a row's candidates start from: mu + exp(logvar / 2) eps, or mu.
+/// Elements 4 * block .. 4 * block + 3 of the latent a row's candidates start from: mu + exp(logvar / 2) eps,
+/// or mu.
 GPU_FN float4 start_of(const noise& n, u64 row, u32 block, float4 mu, float4 logvar, bool mean) {
   if (mean) return mu;
   const float4 eps = gpu::normals({gpu::purpose::posterior, n.side, row, 0}, block, n.key);
@@ -84,8 +86,9 @@ GPU_FN float add_square(float sum, float z, float center, float precision) {
   return __fmaf_rn(distance, distance, sum);
 }
 
-/// A candidate's place in the ranking, smaller is better: the bits of its sum of squares, which order as it does
-/// because it is not negative, above its number. NaN comes last, in one form, as devices differ in its bits.
+/// A candidate's place in the ranking, smaller is better: the bits of its sum of squares, which order as it
+/// does because it is not negative, above its number. NaN comes last, in one form, as devices differ in its
+/// bits.
 GPU_FN u64 key_of(const noise& n, const layout& shared, u32 in_block, u32 latent, u64 row, u32 candidate) {
   float sum = 0.0f;
   for (u32 block = 0; block < latent / 4; block++) {
@@ -101,8 +104,9 @@ GPU_FN u64 key_of(const noise& n, const layout& shared, u32 in_block, u32 latent
   return u64(bits) << 32 | candidate;
 }
 
-/// Sorts the lists of all rows of a warp, filling each from `held` to the longest one's next power of two, and cuts
-/// them to `keep`. Gives the key that a further candidate must be below. Bitonic; all lanes of the warp together.
+/// Sorts the lists of all rows of a warp, filling each from `held` to the longest one's next power of two,
+/// and cuts them to `keep`. Gives the key that a further candidate must be below. Bitonic; all lanes of the
+/// warp together.
 GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
   const u32 size = power_of_two(__reduce_max_sync(gpu::ALL_LANES, held));
   for (u32 i = held + rank; i < size; i += lanes) keys[i] = NO_KEY;
@@ -136,14 +140,15 @@ inline size_t select_shared(uint32_t latent, uint32_t keep, uint32_t drawn) {
 GPU_EXPORT_SHARED(select_f32, select_shared);
 
 GPU_KERNEL __launch_bounds__(perturb::THREADS)
-select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint32_t* __restrict__ out, uint64_t rows,
-           uint32_t latent, uint32_t keep, uint32_t drawn, float sigma, uint32_t likelihood, uint32_t mean,
-           uint64_t seed, uint32_t side, uint64_t first_row) {
+    select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint32_t* __restrict__ out,
+               uint64_t rows, uint32_t latent, uint32_t keep, uint32_t drawn, float sigma,
+               uint32_t likelihood, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
   using namespace perturb;
   const u64 stride = u64(gridDim.x) * THREADS;
   if (likelihood == u32(perturb::likelihood::none)) {
     // Nothing ranks them: the first ones stay.
-    for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < rows * keep; i += stride) out[i] = u32(i % keep);
+    for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < rows * keep; i += stride)
+      out[i] = u32(i % keep);
     return;
   }
   GPU_DYN_SHARED(memory);
@@ -182,9 +187,11 @@ select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint3
       }
       const u64 candidate = round + rank;
       u64 key = NO_KEY;
-      if (present && candidate < drawn) key = key_of(n, shared, in_block, latent, first_row + row, u32(candidate));
+      if (present && candidate < drawn)
+        key = key_of(n, shared, in_block, latent, first_row + row, u32(candidate));
       // Those that may stay line up behind the list, in the order of their lanes.
-      const u32 entering = __ballot_sync(gpu::ALL_LANES, key < below) >> first_lane & (0xffffffffu >> (32 - lanes));
+      const u32 entering =
+          __ballot_sync(gpu::ALL_LANES, key < below) >> first_lane & (0xffffffffu >> (32 - lanes));
       if (key < below) keys[held + __popc(entering & ((1u << rank) - 1))] = key;
       held += __popc(entering);
     }
@@ -198,11 +205,12 @@ select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint3
 }
 GPU_EXPORT(select_f32);
 
-/// z' of samples (row in the block of rows, candidate): [count, latent]. A thread owns four elements of a sample.
+/// z' of samples (row in the block of rows, candidate): [count, latent]. A thread owns four elements of a
+/// sample.
 GPU_KERNEL __launch_bounds__(perturb::THREADS)
-perturb_f32(const float* __restrict__ mu, const float* __restrict__ logvar, const uint2* __restrict__ samples,
-            float* __restrict__ out, uint64_t count, uint32_t latent, float sigma, uint32_t mean, uint64_t seed,
-            uint32_t side, uint64_t first_row) {
+    perturb_f32(const float* __restrict__ mu, const float* __restrict__ logvar,
+                const uint2* __restrict__ samples, float* __restrict__ out, uint64_t count, uint32_t latent,
+                float sigma, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
   using namespace perturb;
   const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, sigma};
   const u32 blocks = latent / 4;

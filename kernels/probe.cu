@@ -1,5 +1,5 @@
-// Every wrapper of kernels/include by itself, on given inputs: what tests compare with plain arithmetic, and a device
-// with the emulator. One warp or one block each, shapes as stated; nothing here is on a fast path.
+// Every wrapper of kernels/include by itself, on given inputs: what tests compare with plain arithmetic, and
+// a device with the emulator. One warp or one block each, shapes as stated; nothing here is on a fast path.
 #include "include/async_copy.cuh"
 #include "include/mma.cuh"
 #include "include/normal.cuh"
@@ -21,7 +21,8 @@ GPU_KERNEL probe_normals_f32(float* out, uint32_t rows, uint32_t blocks, uint32_
 }
 GPU_EXPORT(probe_normals_f32);
 
-/// ln |x|, exp x, sine and cosine of the turn that the bits of x name, and x through BF16, half and TF32: [7, n].
+/// ln |x|, exp x, sine and cosine of the turn that the bits of x name, and x through BF16, half and TF32: [7,
+/// n].
 GPU_KERNEL probe_scalars_f32(const float* in, float* out, uint32_t n) {
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
@@ -69,9 +70,11 @@ inline size_t probe_mma_shared() {
 }
 GPU_EXPORT_SHARED(probe_mma, probe_mma_shared);
 
-/// d = a b + c for one warp: a [16, 16], b [16, 8] of `half` or BF16, c and d [16, 8]. The operands go through
-/// ldmatrix: as they are where `variant` is 0 (b as its columns), transposed where it is 1, one matrix at a time at 2.
-GPU_KERNEL probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float* d, uint32_t half, uint32_t variant) {
+/// d = a b + c for one warp: a [16, 16], b [16, 8] of `half` or BF16, c and d [16, 8]. The operands go
+/// through ldmatrix: as they are where `variant` is 0 (b as its columns), transposed where it is 1, one
+/// matrix at a time at 2.
+GPU_KERNEL probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float* d, uint32_t half,
+                     uint32_t variant) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const probe::operands s(carve);
@@ -130,8 +133,9 @@ inline size_t probe_copy_shared(uint32_t threads) {
 }
 GPU_EXPORT_SHARED(probe_copy, probe_copy_shared);
 
-/// Thread i copies words 7 i .. 7 i + 6 of `in` to `out` in copies of 16, 8 and 4 bytes, of which the first `bytes`
-/// each are read. Rows of 4, 2 and 1 words a thread lie behind each other, so that every copy is aligned.
+/// Thread i copies words 7 i .. 7 i + 6 of `in` to `out` in copies of 16, 8 and 4 bytes, of which the first
+/// `bytes` each are read. Rows of 4, 2 and 1 words a thread lie behind each other, so that every copy is
+/// aligned.
 GPU_KERNEL probe_copy(const uint32_t* in, uint32_t* out, uint32_t bytes) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);

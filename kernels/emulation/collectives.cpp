@@ -1,4 +1,5 @@
-// Warp-wide operations: the rendezvous of lanes, shuffles, votes, reductions, and what orders memory within a warp.
+// Warp-wide operations: the rendezvous of lanes, shuffles, votes, reductions, and what orders memory within a
+// warp.
 #include <algorithm>
 #include <cstring>
 
@@ -12,15 +13,16 @@ void collective(const Operation& what, uint32_t mask, void* argument, Site site)
   if (!(mask >> t.lane & 1))
     fail("%s at %s: mask %08x leaves out the calling lane", what.name, place(site).c_str(), mask);
   if (const uint32_t absent = mask & (w.exited | ~w.present))
-    fail("%s at %s: mask %08x names exited or absent lanes %08x", what.name, place(site).c_str(), mask, absent);
+    fail("%s at %s: mask %08x names exited or absent lanes %08x", what.name, place(site).c_str(), mask,
+         absent);
   if (what.whole_warp && mask != ~0u) fail("%s at %s needs all 32 lanes", what.name, place(site).c_str());
 
   Rendezvous* here = nullptr;
   for (auto& r : w.open) {
     if (r.mask == mask) here = &r;
     if (r.mask != mask && r.mask & mask & r.arrived & ~(1u << t.lane) && r.mask >> t.lane & 1)
-      fail("%s at %s with mask %08x while lanes %08x wait for this lane in %s at %s with mask %08x", what.name,
-           place(site).c_str(), mask, r.arrived, r.operation->name, place(r.site).c_str(), r.mask);
+      fail("%s at %s with mask %08x while lanes %08x wait for this lane in %s at %s with mask %08x",
+           what.name, place(site).c_str(), mask, r.arrived, r.operation->name, place(r.site).c_str(), r.mask);
   }
   if (!here) {
     for (auto& r : w.open)
@@ -32,8 +34,8 @@ void collective(const Operation& what, uint32_t mask, void* argument, Site site)
     here->site = site;
   } else if (here->operation != &what || here->site.line() != site.line() ||
              strcmp(here->site.file_name(), site.file_name())) {
-    fail("divergent warp: this lane is in %s at %s, lanes %08x are in %s at %s", what.name, place(site).c_str(),
-         here->arrived, here->operation->name, place(here->site).c_str());
+    fail("divergent warp: this lane is in %s at %s, lanes %08x are in %s at %s", what.name,
+         place(site).c_str(), here->arrived, here->operation->name, place(here->site).c_str());
   }
   here->arguments[t.lane] = argument;
   here->arrived |= 1u << t.lane;

@@ -1,5 +1,6 @@
-// cp.async: a copy may reach shared memory at any time between its issue and its wait. Landing late leaves poison
-// there until the wait; landing early is what a kernel that forgot to wait relies on; random mixes both.
+// cp.async: a copy may reach shared memory at any time between its issue and its wait. Landing late leaves
+// poison there until the wait; landing early is what a kernel that forgot to wait relies on; random mixes
+// both.
 #include <algorithm>
 #include <cstring>
 
@@ -20,7 +21,12 @@ void copy_async(void* shared, const void* global, unsigned size, unsigned bytes,
   need_shared(shared, size, "copy_async", site);
   if (bytes) check_access(global, bytes, Access::read, site);
   check_access(shared, size, Access::write, site);
-  const Copy c{static_cast<char*>(shared), static_cast<const char*>(global), size, bytes, machine.current->group, site};
+  const Copy c{static_cast<char*>(shared),
+               static_cast<const char*>(global),
+               size,
+               bytes,
+               machine.current->group,
+               site};
   // Read now in any case, so that an invalid source is reported here.
   unsigned char first[16];
   memcpy(first, global, bytes);

@@ -1,5 +1,5 @@
-// CUDA's index variables, barriers, shuffles, votes, atomics and cached accesses, by calls into the runtime. Each that
-// synchronises knows the line it was called from.
+// CUDA's index variables, barriers, shuffles, votes, atomics and cached accesses, by calls into the runtime.
+// Each that synchronises knows the line it was called from.
 #pragma once
 #include "interface.hpp"
 
@@ -58,12 +58,14 @@ T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, EMULATION_SI
 template <class T>
 T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATION_SITE) {
   const int lane = ::emulation::lane();
-  return ::emulation::shuffle(mask, value, (lane & (width - 1)) + int(delta) < width ? lane + int(delta) : lane, site);
+  return ::emulation::shuffle(mask, value,
+                              (lane & (width - 1)) + int(delta) < width ? lane + int(delta) : lane, site);
 }
 template <class T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, EMULATION_SITE) {
   const int lane = ::emulation::lane();
-  return ::emulation::shuffle(mask, value, (lane & (width - 1)) >= int(delta) ? lane - int(delta) : lane, site);
+  return ::emulation::shuffle(mask, value, (lane & (width - 1)) >= int(delta) ? lane - int(delta) : lane,
+                              site);
 }
 inline uint32_t __ballot_sync(uint32_t mask, int predicate, EMULATION_SITE) {
   ::emulation::Vote v{predicate != 0, 0};

@@ -1,5 +1,6 @@
-// What kernels under emulation call into: the runtime's side of every wrapper. Nothing here is inline that touches the
-// runtime's memory, because kernel files are compiled with access hooks in the check build and the runtime is not.
+// What kernels under emulation call into: the runtime's side of every wrapper. Nothing here is inline that
+// touches the runtime's memory, because kernel files are compiled with access hooks in the check build and
+// the runtime is not.
 #pragma once
 #include "language.hpp"
 
@@ -70,8 +71,8 @@ void note_write(const void* to, size_t bytes, Site site);
 
 // Shared memory (memory.cpp). The base is a token: only a carver can make pointers of it.
 struct SharedBase {};
-/// Places an array of `bytes` at `place` of the emulated shared memory, with a red zone behind it; `total` is what the
-/// real layout has used so far.
+/// Places an array of `bytes` at `place` of the emulated shared memory, with a red zone behind it; `total` is
+/// what the real layout has used so far.
 void* carve(size_t total, size_t& place, size_t bytes, size_t align);
 
 enum class Atomic { add, minimum, maximum, exchange, compare_exchange, bit_or, bit_and };
@@ -91,7 +92,8 @@ void add_shared(const char* name, void (*function)(), CountBytes count, unsigned
 template <class... P>
 struct Invoker {
   template <size_t... I>
-  EMULATION_UNHOOKED static void with(void (*kernel)(P...), void* const* arguments, std::index_sequence<I...>) {
+  EMULATION_UNHOOKED static void with(void (*kernel)(P...), void* const* arguments,
+                                      std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cvref_t<P>*>(arguments[I])...);
   }
   EMULATION_UNHOOKED static void call(void (*kernel)(), void* const* arguments) {

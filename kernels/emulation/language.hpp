@@ -40,7 +40,8 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-// Arithmetic with its rounding in the name: the host's own, as long as nothing is contracted (-ffp-contract=off).
+// Arithmetic with its rounding in the name: the host's own, as long as nothing is contracted
+// (-ffp-contract=off).
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -92,7 +93,8 @@ inline uint16_t f16_from_float(float f) {
   if (m > 0x7f800000) return 0x7fff;
   if (m >= 0x477ff000) return uint16_t(sign | 0x7c00);
   // Below 2^-14 the half's step is 2^-24, that of floats from 0.5 on: the addition rounds.
-  if (m < 0x38800000) return uint16_t(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(m) + 0.5f) - 0x3f000000));
+  if (m < 0x38800000)
+    return uint16_t(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(m) + 0.5f) - 0x3f000000));
   m += 0xc8000fff + (m >> 13 & 1);
   return uint16_t(sign | m >> 13);
 }

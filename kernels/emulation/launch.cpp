@@ -1,5 +1,6 @@
-// The C interface, shaped like the CUDA driver's: memory, copies, and launches of kernels by name. Calls may come from
-// any thread; one runs at a time. Functions give 0, or 1 with a message of at most `capacity` bytes.
+// The C interface, shaped like the CUDA driver's: memory, copies, and launches of kernels by name. Calls may
+// come from any thread; one runs at a time. Functions give 0, or 1 with a message of at most `capacity`
+// bytes.
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -41,13 +42,14 @@ struct Call {
   void* const* arguments;
 };
 
-std::string launch(const char* name, Extent grid, Extent block, size_t shared, void* const* arguments, unsigned count,
-                   const Schedule& schedule) {
+std::string launch(const char* name, Extent grid, Extent block, size_t shared, void* const* arguments,
+                   unsigned count, const Schedule& schedule) {
   auto it = kernels().find(name);
   if (it == kernels().end()) return std::string("no kernel is named ") + name;
   const std::string head = std::string(name) + ": ";
   if (count != it->second.parameters)
-    return head + std::to_string(count) + " arguments for " + std::to_string(it->second.parameters) + " parameters";
+    return head + std::to_string(count) + " arguments for " + std::to_string(it->second.parameters) +
+           " parameters";
   if (!block.count() || block.count() > 1024 || block.z > 64)
     return head + "a block has 1 to 1,024 threads, not " + std::to_string(block.count());
   if (!grid.count() || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
@@ -111,8 +113,8 @@ uint64_t emulation_unwritten(const void* p) {
 
 /// Runs a kernel; `schedule` holds order, landing and sums as in machine.hpp.
 int emulation_launch(const char* kernel, const unsigned grid[3], const unsigned block[3], size_t shared,
-                     void* const* arguments, unsigned count, const int schedule[3], uint64_t seed, char* message,
-                     size_t capacity) {
+                     void* const* arguments, unsigned count, const int schedule[3], uint64_t seed,
+                     char* message, size_t capacity) {
   using namespace emulation;
   const std::lock_guard lock(one_at_a_time);
   const Schedule s{Order(schedule[0]), Landing(schedule[1]), Sums(schedule[2]), seed};
@@ -120,7 +122,8 @@ int emulation_launch(const char* kernel, const unsigned grid[3], const unsigned 
   return answer(launch(kernel, g, b, shared, arguments, count, s), message, capacity);
 }
 
-/// The bytes of shared memory that a kernel's layout takes for these sizes; SIZE_MAX if it has none of that many.
+/// The bytes of shared memory that a kernel's layout takes for these sizes; SIZE_MAX if it has none of that
+/// many.
 size_t emulation_shared_bytes(const char* kernel, const uint32_t* arguments, unsigned count) {
   auto it = emulation::layouts().find(kernel);
   if (it == emulation::layouts().end() || it->second.parameters != count) return SIZE_MAX;
@@ -134,6 +137,5 @@ int emulation_kernels(char* names, size_t capacity) {
   snprintf(names, capacity, "%s", all.c_str());
   return all.size() < capacity ? 0 : 1;
 }
-
 }
 #pragma GCC visibility pop

@@ -54,8 +54,8 @@ struct Rendezvous {
 struct Warp {
   uint32_t present, exited;
   Rendezvous open[4];
-  // Vector clocks: lane a has seen what lane b did up to time known[a][b] of b's clock. Only operations that order
-  // memory move them; times of different barrier intervals are never compared.
+  // Vector clocks: lane a has seen what lane b did up to time known[a][b] of b's clock. Only operations that
+  // order memory move them; times of different barrier intervals are never compared.
   uint32_t clock[32], known[32][32];
 };
 

@@ -1,5 +1,6 @@
-// Memory that notices misuse: device buffers and shared memory end at pages that fault, hold poison until written, and
-// have canaries where a page cannot reach. Also atomics, and the signals that a bad access ends in.
+// Memory that notices misuse: device buffers and shared memory end at pages that fault, hold poison until
+// written, and have canaries where a page cannot reach. Also atomics, and the signals that a bad access ends
+// in.
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
@@ -25,7 +26,8 @@ struct Mapping {
 
 Mapping map_guarded(size_t bytes) {
   const size_t pages = (bytes + PAGE - 1) / PAGE * PAGE;
-  void* m = mmap(nullptr, pages + 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* m = mmap(nullptr, pages + 2 * PAGE, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (m == MAP_FAILED) abort();
   char* map = static_cast<char*>(m);
   if (mprotect(map, PAGE, PROT_NONE) || mprotect(map + PAGE + pages, PAGE, PROT_NONE)) abort();
@@ -135,7 +137,8 @@ void* carve(size_t total, size_t& place, size_t bytes, size_t align) {
   const size_t from = place, end = from + bytes;
   place = (end + 15) / 16 * 16 + RED_ZONE;
   if (total > machine.shared_bytes)
-    fail("the layout of shared memory takes %zu bytes or more, the launch gave %zu", total, machine.shared_bytes);
+    fail("the layout of shared memory takes %zu bytes or more, the launch gave %zu", total,
+         machine.shared_bytes);
   if (place > SHARED_CAPACITY) fail("emulated shared memory is exhausted");
   if (place > a.used) {  // the block's first thread to come here
     if (a.cells) {
@@ -162,7 +165,8 @@ static bool intact(const char* p, size_t n, unsigned char value) {
 std::string overrun_of_shared() {
   for (auto [from, to] : arena().zones)
     if (!intact(arena().from + from, to - from, POISON))
-      return headed("out of bounds: something wrote behind the shared array that ends at byte " + std::to_string(from));
+      return headed("out of bounds: something wrote behind the shared array that ends at byte " +
+                    std::to_string(from));
   return {};
 }
 

@@ -12,7 +12,9 @@ static const char* base_name(const char* path) {
   return slash ? slash + 1 : path;
 }
 
-std::string place(Site site) { return std::string(base_name(site.file_name())) + ":" + std::to_string(site.line()); }
+std::string place(Site site) {
+  return std::string(base_name(site.file_name())) + ":" + std::to_string(site.line());
+}
 
 std::string describe(unsigned thread) {
   return "thread " + std::to_string(thread) + " (warp " + std::to_string(thread / 32) + " lane " +
@@ -36,7 +38,8 @@ std::string place_of_code(uintptr_t pc) {
            size_t(pc - 1 - reinterpret_cast<uintptr_t>(module.dli_fbase)));
   FILE* output = popen(command, "r");
   if (!output) return "an unknown place";
-  // Inlined frames, innermost first: the first outside the emulator, and where that is a header, the kernel's line too.
+  // Inlined frames, innermost first: the first outside the emulator, and where that is a header, the kernel's
+  // line too.
   std::string found, last;
   while (fgets(line, sizeof line, output)) {
     line[strcspn(line, " \n")] = 0;

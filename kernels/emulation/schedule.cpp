@@ -72,12 +72,13 @@ static void wake_block() {
 unsigned block_barrier(bool predicate, Site site) {
   Machine& m = machine;
   if (m.living != m.threads)
-    fail("__syncthreads at %s after %u threads of the block exited", place(site).c_str(), m.threads - m.living);
+    fail("__syncthreads at %s after %u threads of the block exited", place(site).c_str(),
+         m.threads - m.living);
   if (!m.waiting)
     m.barrier_site = site;
   else if (m.barrier_site.line() != site.line() || strcmp(m.barrier_site.file_name(), site.file_name()))
-    fail("divergent __syncthreads: this thread is at %s, %u others wait at %s", place(site).c_str(), m.waiting,
-         place(m.barrier_site).c_str());
+    fail("divergent __syncthreads: this thread is at %s, %u others wait at %s", place(site).c_str(),
+         m.waiting, place(m.barrier_site).c_str());
   Thread& t = *m.current;
   t.status = Status::at_barrier;
   t.waits_for = "__syncthreads";

@@ -1,9 +1,9 @@
-// Race, initialisation and bounds checks. The compiler of a kernel calls __tsan_read4 and its like before every access
-// to memory (-fsanitize=thread); linked without that sanitizer's library, the calls arrive here.
+// Race, initialisation and bounds checks. The compiler of a kernel calls __tsan_read4 and its like before
+// every access to memory (-fsanitize=thread); linked without that sanitizer's library, the calls arrive here.
 //
-// Two accesses to a byte, one of them a write, race unless something orders them: a block barrier between (epochs),
-// __syncwarp between lanes of a warp (vector clocks), the end of a launch, or, between blocks, a fence and an atomic
-// operation that the later block's thread read from.
+// Two accesses to a byte, one of them a write, race unless something orders them: a block barrier between
+// (epochs), __syncwarp between lanes of a warp (vector clocks), the end of a launch, or, between blocks, a
+// fence and an atomic operation that the later block's thread read from.
 #include "shadow.hpp"
 
 #if defined(EMULATION_CHECK)
@@ -18,11 +18,11 @@ namespace emulation {
 namespace {
 
 enum Flag : uint16_t {
-  IN_FLIGHT = 1,      // an asynchronous copy to it has not been waited for
-  ATOMIC = 2,         // the last write was atomic
-  MANY_WARPS = 4,     // read by several warps in read_epoch
-  OTHER_BLOCKS = 8,   // read by another block of this launch before
-  FORBIDDEN = 16,     // a red zone
+  IN_FLIGHT = 1,     // an asynchronous copy to it has not been waited for
+  ATOMIC = 2,        // the last write was atomic
+  MANY_WARPS = 4,    // read by several warps in read_epoch
+  OTHER_BLOCKS = 8,  // read by another block of this launch before
+  FORBIDDEN = 16,    // a red zone
 };
 constexpr uint32_t NEVER = 0, BY_HOST = 1;
 
@@ -33,7 +33,8 @@ struct Region {
   bool shared;
 };
 
-/// What a thread of a block had done when it released, in epochs: all before `until`, and its own work in `until`.
+/// What a thread of a block had done when it released, in epochs: all before `until`, and its own work in
+/// `until`.
 struct Release {
   uint32_t from, until;
   unsigned thread;
@@ -54,7 +55,8 @@ std::vector<std::pair<uintptr_t, uintptr_t>> constants;
 std::vector<const char*> files;
 uintptr_t module_base;
 
-// A place in the code, in 32 bits: an offset into this module, or with the top bit set a file's number and line.
+// A place in the code, in 32 bits: an offset into this module, or with the top bit set a file's number and
+// line.
 uint32_t code_of(Site site) {
   auto it = std::find(files.begin(), files.end(), site.file_name());
   if (it == files.end()) it = files.insert(it, site.file_name());
@@ -91,7 +93,8 @@ bool seen_from_other_block(uint32_t epoch, unsigned thread) {
   const Thread& t = *machine.current;
   for (const auto& [r, at, by] : acquired) {
     const bool known = at < machine.epoch || by == t.id;
-    if (known && epoch >= r.from && (epoch < r.until || (epoch == r.until && thread == r.thread))) return true;
+    if (known && epoch >= r.from && (epoch < r.until || (epoch == r.until && thread == r.thread)))
+      return true;
   }
   return false;
 }
@@ -144,7 +147,8 @@ void check_byte(Cell& c, const Where& w) {
   const Thread& t = *machine.current;
   const bool in_shared = w.region.shared;
   if (c.flags & FORBIDDEN) report("out of bounds, behind an array", w);
-  if (c.flags & IN_FLIGHT) report("copy in flight", w, "the copy_async was issued by", c.write_thread, c.write_code);
+  if (c.flags & IN_FLIGHT)
+    report("copy in flight", w, "the copy_async was issued by", c.write_thread, c.write_code);
   const bool unwritten = in_shared ? c.write_epoch < machine.block_epoch : c.write_epoch == NEVER;
   if (w.kind != Access::write && unwritten) report("uninitialised", w);
   const bool both_atomic = w.kind == Access::atomic && c.flags & ATOMIC;
@@ -167,7 +171,8 @@ void check_byte(Cell& c, const Where& w) {
 const Region* find(uintptr_t a) {
   if (latest && a >= latest->from && a < latest->to) return latest;
   if (a >= shared.from && a < shared.to) return latest = &shared;
-  auto it = std::upper_bound(regions.begin(), regions.end(), a, [](uintptr_t x, const Region& r) { return x < r.from; });
+  auto it = std::upper_bound(regions.begin(), regions.end(), a,
+                             [](uintptr_t x, const Region& r) { return x < r.from; });
   if (it == regions.begin() || a >= (--it)->to) return nullptr;
   return latest = &*it;
 }
@@ -183,11 +188,13 @@ const Region* find(uintptr_t a) {
   if (kind == Access::read)
     for (auto [from, to] : constants)
       if (a >= from && a + n <= to) return;
-  const std::string near = on_some_stack(reinterpret_cast<void*>(a)) ? ", in another thread's local memory" : nearby(a);
+  const std::string near =
+      on_some_stack(reinterpret_cast<void*>(a)) ? ", in another thread's local memory" : nearby(a);
   fail("out of bounds: %s of %zu bytes at %s%s", verb(kind), n, place_of(code).c_str(), near.c_str());
 }
 
-/// An access of instrumented code; other OS threads and the runtime itself run on other stacks than the fiber's.
+/// An access of instrumented code; other OS threads and the runtime itself run on other stacks than the
+/// fiber's.
 inline void hook(void* p, size_t n, Access kind, void* caller) {
   if (!machine.active) return;
   const uintptr_t stack = reinterpret_cast<uintptr_t>(machine.current->stack);
@@ -282,11 +289,13 @@ void order_blocks(const void* at) {
 
 }  // namespace emulation
 
-#define EMULATION_HOOK(name, n, kind) \
-  extern "C" void name(void* p) { ::emulation::hook(p, n, ::emulation::Access::kind, __builtin_return_address(0)); }
-#define EMULATION_HOOKS(n)                        \
-  EMULATION_HOOK(__tsan_read##n, n, read)         \
-  EMULATION_HOOK(__tsan_write##n, n, write)       \
+#define EMULATION_HOOK(name, n, kind)                                                \
+  extern "C" void name(void* p) {                                                    \
+    ::emulation::hook(p, n, ::emulation::Access::kind, __builtin_return_address(0)); \
+  }
+#define EMULATION_HOOKS(n)                          \
+  EMULATION_HOOK(__tsan_read##n, n, read)           \
+  EMULATION_HOOK(__tsan_write##n, n, write)         \
   EMULATION_HOOK(__tsan_unaligned_read##n, n, read) \
   EMULATION_HOOK(__tsan_unaligned_write##n, n, write)
 EMULATION_HOOKS(1)

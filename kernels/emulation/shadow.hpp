@@ -1,5 +1,5 @@
-// Shadow memory of the check build: for every byte of shared memory and of device buffers, who wrote and who read it
-// last. In the fast build all of these do nothing.
+// Shadow memory of the check build: for every byte of shared memory and of device buffers, who wrote and who
+// read it last. In the fast build all of these do nothing.
 #pragma once
 #include "machine.hpp"
 
@@ -35,7 +35,8 @@ void check_access(const void* p, size_t n, Access kind, Site site);
 void begin_checking();
 void begin_block();
 
-/// An atomic operation at `at`: takes over what other blocks released there, and releases what the thread fenced.
+/// An atomic operation at `at`: takes over what other blocks released there, and releases what the thread
+/// fenced.
 void order_blocks(const void* at);
 
 // memory.cpp

@@ -1,5 +1,5 @@
-// mma.sync and ldmatrix: fragments are gathered from the lanes into matrices, and results handed back, after the
-// layouts that kernels/include/mma.cuh explains.
+// mma.sync and ldmatrix: fragments are gathered from the lanes into matrices, and results handed back, after
+// the layouts that kernels/include/mma.cuh explains.
 #include <algorithm>
 #include <cmath>
 
@@ -16,7 +16,8 @@ struct Product {
   const float* c;
 };
 
-/// One element as the hardware might add it: products exact, all terms cut to 24 bits below the largest exponent.
+/// One element as the hardware might add it: products exact, all terms cut to 24 bits below the largest
+/// exponent.
 float truncated_sum(const float* a, const float (*b)[8], int column, int depth, float c) {
   double terms[17];
   int largest = INT32_MIN;
@@ -43,12 +44,15 @@ void multiply(const float (*a)[16], const float (*b)[8], float (*c)[8], int dept
       for (int n = 0; n < 8; n++) sums[n] += double(a[row][k]) * b[k][n];
     for (int n = 0; n < 8 && how == Sums::chained; n++)
       for (int k = 0; k < depth; k++) sums[n] = float(sums[n] + double(a[row][k]) * b[k][n]);
-    for (int n = 0; n < 8 && how == Sums::truncated; n++) sums[n] = truncated_sum(a[row], b, n, depth, c[row][n]);
+    for (int n = 0; n < 8 && how == Sums::truncated; n++)
+      sums[n] = truncated_sum(a[row], b, n, depth, c[row][n]);
     for (int n = 0; n < 8; n++) c[row][n] = float(sums[n]);
   }
 }
 
-float low_half(uint32_t pair, bool half) { return half ? f16_to_float(uint16_t(pair)) : bf16_to_float(uint16_t(pair)); }
+float low_half(uint32_t pair, bool half) {
+  return half ? f16_to_float(uint16_t(pair)) : bf16_to_float(uint16_t(pair));
+}
 
 void gather_16_bit(void* const* arguments, float (*a)[16], float (*b)[8], bool half) {
   for (int l = 0; l < 32; l++) {

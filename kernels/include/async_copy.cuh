@@ -1,8 +1,9 @@
 // Copies from global to shared memory that pass registers by (PTX ISA 9.7.9.25, cp.async): sm_80 and newer.
 //
-// A thread issues copies, closes them into a group with commit, and waits until at most N of its groups are in flight.
-// A wait covers the thread's own copies alone: a barrier must follow before other threads read what was copied.
-// "memory" clobbers keep the compiler from moving loads and stores over an instruction that it cannot see through.
+// A thread issues copies, closes them into a group with commit, and waits until at most N of its groups are
+// in flight. A wait covers the thread's own copies alone: a barrier must follow before other threads read
+// what was copied. "memory" clobbers keep the compiler from moving loads and stores over an instruction that
+// it cannot see through.
 #pragma once
 #include "gpu.cuh"
 
@@ -16,19 +17,22 @@ GPU_FN u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generi
 /// Copies 16 bytes past L1; of these the first `bytes` come from `global`, the others become zero.
 /// Both pointers lie on multiples of 16. `global` is not read when `bytes` is 0, but must be a valid address.
 GPU_FN void copy_async_16(void* shared, const void* global, u32 bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes)
                : "memory");
 }
 
 /// Copies 8 bytes through L1, zero-filled as above; both pointers lie on multiples of 8.
 GPU_FN void copy_async_8(void* shared, const void* global, u32 bytes = 8) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes)
                : "memory");
 }
 
 /// Copies 4 bytes through L1, zero-filled as above; both pointers lie on multiples of 4.
 GPU_FN void copy_async_4(void* shared, const void* global, u32 bytes = 4) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes)
                : "memory");
 }
 

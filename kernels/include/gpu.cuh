@@ -1,8 +1,10 @@
-// What every kernel file includes first: the words a kernel is declared with, and the layout of its shared memory.
+// What every kernel file includes first: the words a kernel is declared with, and the layout of its shared
+// memory.
 //
 // A kernel file is compiled twice: by nvcc for the device, and by a host compiler for the emulator of
-// kernels/emulation, chosen by __CUDACC__. So a kernel holds no inline PTX (wrappers: async_copy.cuh, mma.cuh), no
-// static __shared__ array (the carver below hands out dynamic shared memory) and no CUDA library header.
+// kernels/emulation, chosen by __CUDACC__. So a kernel holds no inline PTX (wrappers: async_copy.cuh,
+// mma.cuh), no static __shared__ array (the carver below hands out dynamic shared memory) and no CUDA library
+// header.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -14,16 +16,18 @@
 #define GPU_EXPORT(kernel) static_assert(true, #kernel)
 // Makes the function that counts a kernel's shared memory known beside it: from uint32_t arguments to bytes.
 #define GPU_EXPORT_SHARED(kernel, bytes) static_assert(true, #kernel)
-// Last parameter of a function that synchronises, and its hand-over to the next, after other arguments or alone:
-// reports of the emulator name the caller's line.
+// Last parameter of a function that synchronises, and its hand-over to the next, after other arguments or
+// alone: reports of the emulator name the caller's line.
 #define GPU_SITE
 #define GPU_HERE
 #define GPU_ONLY_HERE
-// States an access of full width, which a host compiler may narrow to the part that is used. Within GPU_SITE functions.
+// States an access of full width, which a host compiler may narrow to the part that is used. Within GPU_SITE
+// functions.
 #define GPU_ACCESS(kind, address, bytes) static_cast<void>(0)
 #else
 #include "../emulation/cuda.hpp"
-#define GPU_DYN_SHARED(name) constexpr ::emulation::SharedBase name{}
+#define GPU_DYN_SHARED(name) \
+  constexpr ::emulation::SharedBase name {}
 #define GPU_EXPORT(kernel) static const ::emulation::Export emulation_export_##kernel(#kernel, kernel)
 #define GPU_EXPORT_SHARED(kernel, bytes) \
   static const ::emulation::ExportShared emulation_shared_##kernel(#kernel, bytes)
@@ -50,11 +54,13 @@ constexpr u32 ALL_LANES = 0xffffffffu;
 /// `n` rounded up to a multiple of the power of two `to`.
 constexpr GPU_BOTH size_t round_up(size_t n, size_t to) { return (n + to - 1) & ~(to - 1); }
 
-/// Lays arrays out in dynamic shared memory, one after the other, each on a multiple of 16 bytes (or more, if asked).
+/// Lays arrays out in dynamic shared memory, one after the other, each on a multiple of 16 bytes (or more, if
+/// asked).
 ///
-/// A kernel's layout is a struct whose constructor takes every array from a carver. On the device the carver starts at
-/// GPU_DYN_SHARED and hands out pointers; without a base it only counts, so the bytes to launch with come from the
-/// same constructor. Under emulation each array is followed by a red zone, and the count is held against the launch.
+/// A kernel's layout is a struct whose constructor takes every array from a carver. On the device the carver
+/// starts at GPU_DYN_SHARED and hands out pointers; without a base it only counts, so the bytes to launch
+/// with come from the same constructor. Under emulation each array is followed by a red zone, and the count
+/// is held against the launch.
 class carver {
  public:
   /// Counts only: arrays are null.

@@ -1,6 +1,7 @@
-// Standard normals, logarithm, exponential, sine and cosine: the twins of src/noise/{math,normal}.rs, equal in every
-// bit. So every operation is named with its rounding (__fmaf_rn and its like): the compiler may neither contract nor
-// approximate them, whatever its flags. The coefficients are those of the Rust sources; change both or none.
+// Standard normals, logarithm, exponential, sine and cosine: the twins of src/noise/{math,normal}.rs, equal
+// in every bit. So every operation is named with its rounding (__fmaf_rn and its like): the compiler may
+// neither contract nor approximate them, whatever its flags. The coefficients are those of the Rust sources;
+// change both or none.
 #pragma once
 #include "philox.cuh"
 
@@ -60,7 +61,8 @@ GPU_FN void sin_cos_turn(u32 turn, float& sine, float& cosine) {
   cosine = __uint_as_float(__float_as_uint(swap ? x : y) ^ ((quarter + 1u) & 2u) << 30);
 }
 
-/// Two standard normals from two random words (Box-Muller); both roundings of the uniform are part of the definition.
+/// Two standard normals from two random words (Box-Muller); both roundings of the uniform are part of the
+/// definition.
 GPU_FN float2 normal_pair(u32 radius_word, u32 angle_word) {
   const float u = __fmaf_rn(__uint2float_rn(radius_word), 2.3283064365386963e-10f, 1.1641532182693481e-10f);
   const float r = __fsqrt_rn(__fmul_rn(-2.0f, ln(u)));

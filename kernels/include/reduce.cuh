@@ -1,5 +1,5 @@
-// Sums and maxima over a warp and a block, in one fixed order: the result depends on the values and the block size
-// alone, never on timing. Warp results reach every lane, block results every thread.
+// Sums and maxima over a warp and a block, in one fixed order: the result depends on the values and the block
+// size alone, never on timing. Warp results reach every lane, block results every thread.
 #pragma once
 #include "gpu.cuh"
 
@@ -23,8 +23,9 @@ GPU_FN float warp_max(float value GPU_SITE) {
 
 /// Sum over the block: warps first, then the warp sums in rising order of the warp.
 ///
-/// All threads of a one-dimensional block of whole warps must call it. `scratch` holds one T per warp in shared memory;
-/// it may be used again at once, as the barrier at the entry keeps a former use from being overwritten.
+/// All threads of a one-dimensional block of whole warps must call it. `scratch` holds one T per warp in
+/// shared memory; it may be used again at once, as the barrier at the entry keeps a former use from being
+/// overwritten.
 template <class T>
 GPU_FN T block_sum(T value, T* scratch GPU_SITE) {
   const u32 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;

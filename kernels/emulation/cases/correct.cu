@@ -1,5 +1,6 @@
-// Kernels without a fault, each using a synchronisation that a checker may take for a race: 128 threads a block, two
-// blocks, in [256], out [256], n = 128, 4,096 bytes of shared memory. No schedule may raise a report or change `out`.
+// Kernels without a fault, each using a synchronisation that a checker may take for a race: 128 threads a
+// block, two blocks, in [256], out [256], n = 128, 4,096 bytes of shared memory. No schedule may raise a
+// report or change `out`.
 #include "../../include/async_copy.cuh"
 #include "../../include/reduce.cuh"
 
@@ -62,7 +63,8 @@ GPU_EXPORT(correct_half_warps);
 /// Shuffles, votes and reductions of every form.
 GPU_KERNEL correct_collectives(const float* in, float* out, uint32_t n) {
   float x = in[ELEMENT];
-  x += __shfl_sync(~0u, x, 3) + __shfl_up_sync(~0u, x, 1) + __shfl_down_sync(~0u, x, 2) + __shfl_xor_sync(~0u, x, 4);
+  x += __shfl_sync(~0u, x, 3) + __shfl_up_sync(~0u, x, 1) + __shfl_down_sync(~0u, x, 2) +
+       __shfl_xor_sync(~0u, x, 4);
   x += __shfl_sync(~0u, x, 9, 8) + __shfl_down_sync(~0u, x, 3, 4);
   const double wide = __shfl_xor_sync(~0u, double(x), 16);
   x += float(wide) + float(__popc(__ballot_sync(~0u, THREAD % 3 == 0)));
@@ -126,7 +128,8 @@ GPU_KERNEL correct_last_block(const float* in, float* out, uint32_t) {
 }
 GPU_EXPORT(correct_last_block);
 
-/// Warps that leave early where no barrier follows, and a block whose shared arrays differ in type and alignment.
+/// Warps that leave early where no barrier follows, and a block whose shared arrays differ in type and
+/// alignment.
 GPU_KERNEL correct_early_exit(const float* in, float* out, uint32_t) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);

@@ -1,5 +1,6 @@
-// One fault of memory a kernel: bounds, alignment, initialisation. Launched like the kernels of correct.cu. A report must
-// hold the text after the exclamation mark and name every line that has one, from any schedule of the check build.
+// One fault of memory a kernel: bounds, alignment, initialisation. Launched like the kernels of correct.cu. A
+// report must hold the text after the exclamation mark and name every line that has one, from any schedule of
+// the check build.
 #include "../../include/async_copy.cuh"
 #include "../../include/mma.cuh"
 #include "../../include/types.cuh"

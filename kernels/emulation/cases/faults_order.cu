@@ -1,5 +1,5 @@
-// One missing order a kernel: races through shared and global memory, and asynchronous copies used too early. Launched
-// and marked like faults_memory.cu; a race names both of its lines.
+// One missing order a kernel: races through shared and global memory, and asynchronous copies used too early.
+// Launched and marked like faults_memory.cu; a race names both of its lines.
 #include "../../include/async_copy.cuh"
 
 using gpu::u32;
@@ -108,7 +108,7 @@ GPU_KERNEL fault_last_block_without_fence(const float* in, float* out, uint32_t)
 GPU_EXPORT(fault_last_block_without_fence);
 
 GPU_KERNEL fault_atomic_beside_plain(const float*, float* out, uint32_t) {
-  atomicAdd(out, 1.0f);                          //! race
+  atomicAdd(out, 1.0f);                           //! race
   if (THREAD == 7) out[1 + blockIdx.x] = out[0];  //! race
 }
 GPU_EXPORT(fault_atomic_beside_plain);
