@@ -1,7 +1,7 @@
 // Of `drawn` candidates z' = z + sigma * eta of a row, the `keep` likeliest under N(center, 1 / precision^2)
 // mu, logvar [rows, latent] F32, latent a multiple of 16; out [rows, keep] u32, best first, ties by number
 // A row belongs to 4 to 32 lanes of one warp, as many as it has candidates; a lane owns a candidate at a time
-// Reads 8 * latent bytes, writes 4 * keep a row; some 65 FLOP and 30 integer operations a latent and candidate
+// Reads 8 * latent bytes, writes 4 * keep a row; some 65 FLOP, 30 integer operations a latent and candidate
 // Needs 1 <= keep <= 256, keep <= drawn, shared memory as select_shared counts it, row numbers below 2^48
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
 // Reference: backend/cpu/latent.rs, `select` and `perturb`

@@ -104,7 +104,7 @@ pub struct Buffer<'e, T> {
 #[derive(Default)]
 pub struct Args<'b> {
     // Each at the start of 8 bytes of its own.
-    values: Vec<Box<u64>>,
+    values: Vec<u64>,
     buffers: PhantomData<&'b ()>,
 }
 
@@ -116,7 +116,7 @@ impl<'b> Args<'b> {
 
     /// A pointer to device memory.
     pub fn buffer<T>(mut self, buffer: &'b Buffer<'_, T>) -> Args<'b> {
-        self.values.push(Box::new(buffer.at as u64));
+        self.values.push(buffer.at as u64);
         self
     }
 
@@ -124,7 +124,7 @@ impl<'b> Args<'b> {
     pub fn value<V: Pod>(mut self, value: V) -> Args<'b> {
         let mut bytes = [0u8; 8];
         bytes[..size_of::<V>()].copy_from_slice(bytemuck::bytes_of(&value));
-        self.values.push(Box::new(u64::from_ne_bytes(bytes)));
+        self.values.push(u64::from_ne_bytes(bytes));
         self
     }
 }
