@@ -106,7 +106,7 @@ GPU_FN u64 key_of(const noise& n, const layout& shared, u32 in_block, u32 latent
 
 /// Sorts the lists of all rows of a warp, filling each from `held` to the longest one's next power of two,
 /// and cuts them to `keep`. Gives the key that a further candidate must be below. Bitonic; all lanes of the
-/// warp together.
+/// warp together. Orders what they wrote before: no __syncwarp is needed at the call.
 GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
   const u32 size = power_of_two(__reduce_max_sync(gpu::ALL_LANES, held));
   for (u32 i = held + rank; i < size; i += lanes) keys[i] = NO_KEY;
@@ -176,15 +176,14 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
         store_4(shared.precision + to, posterior ? p : make_float4(1.0f, 1.0f, 1.0f, 1.0f));
       }
     }
+    // Also lets the former row's list be read to its end before new keys overwrite it.
     __syncwarp();
 
     u32 held = 0;
     u64 below = NO_KEY;
     for (u64 round = 0; round < drawn; round += lanes) {
-      if (__any_sync(gpu::ALL_LANES, held + lanes > shared.capacity)) {
-        __syncwarp();
+      if (__any_sync(gpu::ALL_LANES, held + lanes > shared.capacity))
         below = sort_and_cut(keys, held, keep, rank, lanes);
-      }
       const u64 candidate = round + rank;
       u64 key = NO_KEY;
       if (present && candidate < drawn)
@@ -195,12 +194,9 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
       if (key < below) keys[held + __popc(entering & ((1u << rank) - 1))] = key;
       held += __popc(entering);
     }
-    __syncwarp();
     sort_and_cut(keys, held, keep, rank, lanes);
     if (present)
       for (u32 i = rank; i < keep; i += lanes) out[row * keep + i] = u32(keys[i]);
-    // The next row's start and keys overwrite what other lanes may still read.
-    __syncwarp();
   }
 }
 GPU_EXPORT(select_f32);

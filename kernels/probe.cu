@@ -162,7 +162,7 @@ inline size_t probe_reduce_shared(uint32_t threads) {
 }
 GPU_EXPORT_SHARED(probe_reduce_f32, probe_reduce_shared);
 
-/// out [2, threads]: the block's sum and maximum, as every thread sees them.
+/// out [3, threads]: the block's sum, maximum and negated sum, as every thread sees them, by one scratch.
 GPU_KERNEL probe_reduce_f32(const float* in, float* out) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
@@ -170,5 +170,6 @@ GPU_KERNEL probe_reduce_f32(const float* in, float* out) {
   const float x = in[threadIdx.x];
   out[threadIdx.x] = gpu::block_sum(x, scratch);
   out[blockDim.x + threadIdx.x] = gpu::block_max(x, scratch);
+  out[2 * blockDim.x + threadIdx.x] = gpu::block_sum(-x, scratch);
 }
 GPU_EXPORT(probe_reduce_f32);

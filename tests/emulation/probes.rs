@@ -193,12 +193,13 @@ fn block_reductions_keep_their_order() {
         let sum = sums.reduce(|a, b| a + b).expect("a warp");
         let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let input = emulator.upload(&values, "in");
-        let out = emulator.empty::<f32>(2 * threads, "out");
+        let out = emulator.empty::<f32>(3 * threads, "out");
         let shared = emulator.shared_bytes("probe_reduce_f32", &[threads as u32]);
         let args = Args::new().buffer(&input).buffer(&out);
         emulator.launch("probe_reduce_f32", launch(1, threads as u32, shared), &args).expect("a clean run");
         let got = out.download();
         assert!(got[..threads].iter().all(|v| v.to_bits() == sum.to_bits()), "{threads}: {sum}");
-        assert!(got[threads..].iter().all(|&v| v == largest), "{threads}: {largest}");
+        assert!(got[threads..2 * threads].iter().all(|&v| v == largest), "{threads}: {largest}");
+        assert!(got[2 * threads..].iter().all(|&v| v == -sum), "{threads}: {sum}");
     }
 }
