@@ -1,0 +1,71 @@
+// Copies from global to shared memory that pass registers by (PTX ISA 9.7.9.25, cp.async): sm_80 and newer.
+//
+// A thread issues copies, closes them into a group with commit, and waits until at most N of its groups are
+// in flight. A wait covers the thread's own copies alone: a barrier must follow before other threads read
+// what was copied. "memory" clobbers keep the compiler from moving loads and stores over an instruction that
+// it cannot see through.
+#pragma once
+#include "gpu.cuh"
+
+namespace gpu {
+
+#if defined(__CUDACC__)
+
+/// The 32-bit address of a generic pointer into shared memory, as PTX operands want it.
+GPU_FN u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+/// Copies 16 bytes past L1; of these the first `bytes` come from `global`, the others become zero.
+/// Both pointers lie on multiples of 16. `global` is not read when `bytes` is 0, but must be a valid address.
+GPU_FN void copy_async_16(void* shared, const void* global, u32 bytes = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
+
+/// Copies 8 bytes through L1, zero-filled as above; both pointers lie on multiples of 8.
+GPU_FN void copy_async_8(void* shared, const void* global, u32 bytes = 8) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
+
+/// Copies 4 bytes through L1, zero-filled as above; both pointers lie on multiples of 4.
+GPU_FN void copy_async_4(void* shared, const void* global, u32 bytes = 4) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
+
+/// Closes the copies issued since the last commit into a group.
+GPU_FN void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits until at most the N newest groups of this thread are in flight.
+template <int N>
+GPU_FN void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/// Waits for every copy of this thread, committed or not.
+GPU_FN void copy_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+#else
+
+inline void copy_async_16(void* shared, const void* global, u32 bytes = 16 GPU_SITE) {
+  ::emulation::copy_async(shared, global, 16, bytes GPU_HERE);
+}
+inline void copy_async_8(void* shared, const void* global, u32 bytes = 8 GPU_SITE) {
+  ::emulation::copy_async(shared, global, 8, bytes GPU_HERE);
+}
+inline void copy_async_4(void* shared, const void* global, u32 bytes = 4 GPU_SITE) {
+  ::emulation::copy_async(shared, global, 4, bytes GPU_HERE);
+}
+inline void copy_async_commit() { ::emulation::copy_async_commit(); }
+template <int N>
+inline void copy_async_wait() {
+  ::emulation::copy_async_wait(N);
+}
+inline void copy_async_wait_all() { ::emulation::copy_async_wait_all(); }
+
+#endif
+
+}  // namespace gpu

@@ -1,0 +1,53 @@
+// Sums and maxima over a warp and a block, in one fixed order: the result depends on the values and the block
+// size alone, never on timing. Warp results reach every lane, block results every thread.
+#pragma once
+#include "gpu.cuh"
+
+namespace gpu {
+
+/// Sum over the 32 lanes by a butterfly; all lanes must call it and get equal bits.
+template <class T>
+GPU_FN T warp_sum(T value GPU_SITE) {
+#pragma unroll
+  for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(ALL_LANES, value, step, 32 GPU_HERE);
+  return value;
+}
+
+/// Maximum over the 32 lanes. NaN is passed over unless every lane holds it, as fmaxf does.
+GPU_FN float warp_max(float value GPU_SITE) {
+#pragma unroll
+  for (int step = 16; step > 0; step >>= 1)
+    value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, step, 32 GPU_HERE));
+  return value;
+}
+
+/// Sum over the block: warps first, then the warp sums in rising order of the warp.
+///
+/// All threads of a one-dimensional block of whole warps must call it. `scratch` holds one T per warp in
+/// shared memory; it may be used again at once, as the barrier at the entry keeps a former use from being
+/// overwritten.
+template <class T>
+GPU_FN T block_sum(T value, T* scratch GPU_SITE) {
+  const u32 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  value = warp_sum(value GPU_HERE);
+  __syncthreads(GPU_ONLY_HERE);
+  if (threadIdx.x % WARP == 0) scratch[warp] = value;
+  __syncthreads(GPU_ONLY_HERE);
+  T total = scratch[0];
+  for (u32 w = 1; w < warps; w++) total += scratch[w];
+  return total;
+}
+
+/// Maximum over the block; the same contract as block_sum.
+GPU_FN float block_max(float value, float* scratch GPU_SITE) {
+  const u32 warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+  value = warp_max(value GPU_HERE);
+  __syncthreads(GPU_ONLY_HERE);
+  if (threadIdx.x % WARP == 0) scratch[warp] = value;
+  __syncthreads(GPU_ONLY_HERE);
+  float largest = scratch[0];
+  for (u32 w = 1; w < warps; w++) largest = fmaxf(largest, scratch[w]);
+  return largest;
+}
+
+}  // namespace gpu

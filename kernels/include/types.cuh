@@ -1,0 +1,95 @@
+// Storage types and their conversions, and 16-byte vectors. The only header that knows CUDA's own half types.
+#pragma once
+#include "gpu.cuh"
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
+namespace gpu {
+
+/// A bfloat16 as stored: the upper half of an F32.
+struct bf16 {
+  u16 bits;
+};
+
+/// An IEEE half as stored.
+struct f16 {
+  u16 bits;
+};
+
+/// Widening is exact in all cases.
+GPU_FN float to_f32(float x) { return x; }
+GPU_FN float to_f32(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
+GPU_FN float to_f32(f16 x) {
+#if defined(__CUDACC__)
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  return ::emulation::f16_to_float(x.bits);
+#endif
+}
+
+/// Narrowing rounds to nearest, ties to even; NaN becomes the canonical one (0x7fff), as cvt.rn does.
+template <class T>
+GPU_FN T from_f32(float x);
+template <>
+GPU_FN float from_f32<float>(float x) {
+  return x;
+}
+template <>
+GPU_FN bf16 from_f32<bf16>(float x) {
+#if defined(__CUDACC__)
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+  return {::emulation::bf16_from_float(x)};
+#endif
+}
+template <>
+GPU_FN f16 from_f32<f16>(float x) {
+#if defined(__CUDACC__)
+  return {__half_as_ushort(__float2half_rn(x))};
+#else
+  return {::emulation::f16_from_float(x)};
+#endif
+}
+
+/// Two values in one register, `low` in the lower half: one instruction on the device (cvt.rn.bf16x2.f32).
+GPU_FN u32 pack_bf16(float low, float high) {
+#if defined(__CUDACC__)
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return u32(__bfloat16_as_ushort(pair.x)) | u32(__bfloat16_as_ushort(pair.y)) << 16;
+#else
+  return u32(::emulation::bf16_from_float(low)) | u32(::emulation::bf16_from_float(high)) << 16;
+#endif
+}
+
+/// Sixteen bytes of T, for loads and stores of full width.
+template <class T>
+struct __align__(16) vec16 {
+  static constexpr int COUNT = 16 / sizeof(T);
+  T value[COUNT];
+};
+
+/// Loads 16 bytes; `from` must lie on a multiple of 16.
+template <class T>
+GPU_FN vec16<T> load_16(const T* from GPU_SITE) {
+  GPU_ACCESS(read, from, 16);
+  return *reinterpret_cast<const vec16<T>*>(from);
+}
+
+/// Stores 16 bytes; `to` must lie on a multiple of 16.
+template <class T>
+GPU_FN void store_16(T* to, const vec16<T>& from GPU_SITE) {
+  GPU_ACCESS(write, to, 16);
+  *reinterpret_cast<vec16<T>*>(to) = from;
+}
+
+/// Stores 16 bytes that this launch will not read again: they leave L2 first.
+template <class T>
+GPU_FN void store_16_streaming(T* to, const vec16<T>& from GPU_SITE) {
+  GPU_ACCESS(write, to, 16);
+  __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&from));
+}
+
+}  // namespace gpu

@@ -1,0 +1,223 @@
+// Of `drawn` candidates z' = z + sigma * eta of a row, the `keep` likeliest under N(center, 1 / precision^2)
+// mu, logvar [rows, latent] F32, latent a multiple of 16; out [rows, keep] u32, best first, ties by number
+// A row belongs to 4 to 32 lanes of one warp, as many as it has candidates; a lane owns a candidate at a time
+// Reads 8 * latent bytes, writes 4 * keep a row; some 65 FLOP, 30 integer operations a latent and candidate
+// Needs 1 <= keep <= 256, keep <= drawn, shared memory as select_shared counts it, row numbers below 2^48
+// Exact: candidates and bits of z' are those of the reference, at any launch geometry
+// Reference: backend/cpu/latent.rs, `select` and `perturb`
+// Measured under emulation only; bound by integer and FP32 issue, not by memory
+#include "include/normal.cuh"
+
+namespace perturb {
+
+using gpu::u32;
+using gpu::u64;
+
+constexpr u32 THREADS = 128;
+constexpr u64 NO_KEY = ~u64(0);
+
+/// Numbers of `lensmith::backend::Likelihood`.
+enum class likelihood : u32 { posterior = 0, prior = 1, none = 2 };
+
+constexpr GPU_BOTH u32 power_of_two(u32 n) {
+  u32 p = 1;
+  while (p < n) p *= 2;
+  return p;
+}
+
+/// Lanes that share a row: enough for all candidates, and for a long latent, whose rows take more shared
+/// memory.
+constexpr GPU_BOTH u32 lanes_of_row(u32 latent, u32 drawn) {
+  u32 lanes = 4;
+  while (lanes < gpu::WARP && (lanes < drawn || 16 * lanes < latent)) lanes *= 2;
+  return lanes;
+}
+
+/// Keys a row has room for, a power of two: the kept and a further round of candidates.
+constexpr GPU_BOTH u32 keys_of_row(u32 keep, u32 drawn, u32 lanes) {
+  return drawn <= lanes ? lanes : power_of_two(keep + lanes);
+}
+
+/// The block's shared memory: per row of the block, its start z, center and precision, and its list of keys.
+struct layout {
+  u32 lanes, capacity, rows;
+  float *start, *center, *precision;
+  u64* keys;
+
+  GPU_BOTH layout(gpu::carver& carve, u32 latent, u32 keep, u32 drawn)
+      : lanes(lanes_of_row(latent, drawn)), capacity(keys_of_row(keep, drawn, lanes)), rows(THREADS / lanes) {
+    start = carve.take<float>(size_t(rows) * latent);
+    center = carve.take<float>(size_t(rows) * latent);
+    precision = carve.take<float>(size_t(rows) * latent);
+    keys = carve.take<u64>(size_t(rows) * capacity);
+  }
+};
+
+/// Whose noise it is, and how much.
+struct noise {
+  uint2 key;
+  u32 side;
+  float sigma;
+};
+
+GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
+
+/// Elements 4 * block .. 4 * block + 3 of the latent a row's candidates start from: mu + exp(logvar / 2) eps,
+/// or mu.
+GPU_FN float4 start_of(const noise& n, u64 row, u32 block, float4 mu, float4 logvar, bool mean) {
+  if (mean) return mu;
+  const float4 eps = gpu::normals({gpu::purpose::posterior, n.side, row, 0}, block, n.key);
+  return make_float4(__fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.x)), eps.x, mu.x),
+                     __fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.y)), eps.y, mu.y),
+                     __fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.z)), eps.z, mu.z),
+                     __fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.w)), eps.w, mu.w));
+}
+
+/// The same elements of a candidate.
+GPU_FN float4 candidate_of(const noise& n, u64 row, u32 candidate, u32 block, float4 start) {
+  const float4 eta = gpu::normals({gpu::purpose::perturb, n.side, row, candidate}, block, n.key);
+  return make_float4(__fmaf_rn(n.sigma, eta.x, start.x), __fmaf_rn(n.sigma, eta.y, start.y),
+                     __fmaf_rn(n.sigma, eta.z, start.z), __fmaf_rn(n.sigma, eta.w, start.w));
+}
+
+GPU_FN float add_square(float sum, float z, float center, float precision) {
+  const float distance = __fmul_rn(__fsub_rn(z, center), precision);
+  return __fmaf_rn(distance, distance, sum);
+}
+
+/// A candidate's place in the ranking, smaller is better: the bits of its sum of squares, which order as it
+/// does because it is not negative, above its number. NaN comes last, in one form, as devices differ in its
+/// bits.
+GPU_FN u64 key_of(const noise& n, const layout& shared, u32 in_block, u32 latent, u64 row, u32 candidate) {
+  float sum = 0.0f;
+  for (u32 block = 0; block < latent / 4; block++) {
+    const u32 at = in_block * latent + 4 * block;
+    const float4 z = candidate_of(n, row, candidate, block, load_4(shared.start + at));
+    const float4 c = load_4(shared.center + at), p = load_4(shared.precision + at);
+    sum = add_square(sum, z.x, c.x, p.x);
+    sum = add_square(sum, z.y, c.y, p.y);
+    sum = add_square(sum, z.z, c.z, p.z);
+    sum = add_square(sum, z.w, c.w, p.w);
+  }
+  const u32 bits = sum == sum ? __float_as_uint(sum) : 0x7fffffffu;
+  return u64(bits) << 32 | candidate;
+}
+
+/// Sorts the lists of all rows of a warp, filling each from `held` to the longest one's next power of two,
+/// and cuts them to `keep`. Gives the key that a further candidate must be below. Bitonic; all lanes of the
+/// warp together. Orders what they wrote before: no __syncwarp is needed at the call.
+GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
+  const u32 size = power_of_two(__reduce_max_sync(gpu::ALL_LANES, held));
+  for (u32 i = held + rank; i < size; i += lanes) keys[i] = NO_KEY;
+  __syncwarp();
+  for (u32 run = 2; run <= size; run *= 2) {
+    for (u32 step = run / 2; step > 0; step /= 2) {
+      for (u32 i = rank; i < size / 2; i += lanes) {
+        const u32 low = 2 * i - (i & (step - 1)), high = low + step;
+        const u64 a = keys[low], b = keys[high];
+        const bool rising = (low & run) == 0;
+        if ((a > b) == rising) {
+          keys[low] = b;
+          keys[high] = a;
+        }
+      }
+      __syncwarp();
+    }
+  }
+  held = held < keep ? held : keep;
+  return held == keep ? keys[keep - 1] : NO_KEY;
+}
+
+}  // namespace perturb
+
+/// Bytes of shared memory that select_f32 is launched with.
+inline size_t select_shared(uint32_t latent, uint32_t keep, uint32_t drawn) {
+  gpu::carver count;
+  const perturb::layout shared(count, latent, keep, drawn);
+  return count.bytes();
+}
+GPU_EXPORT_SHARED(select_f32, select_shared);
+
+GPU_KERNEL __launch_bounds__(perturb::THREADS)
+    select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint32_t* __restrict__ out,
+               uint64_t rows, uint32_t latent, uint32_t keep, uint32_t drawn, float sigma,
+               uint32_t likelihood, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
+  using namespace perturb;
+  const u64 stride = u64(gridDim.x) * THREADS;
+  if (likelihood == u32(perturb::likelihood::none)) {
+    // Nothing ranks them: the first ones stay.
+    for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < rows * keep; i += stride)
+      out[i] = u32(i % keep);
+    return;
+  }
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const layout shared(carve, latent, keep, drawn);
+  const bool posterior = likelihood == u32(perturb::likelihood::posterior);
+  const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, sigma};
+  const u32 lanes = shared.lanes, in_block = threadIdx.x / lanes, rank = threadIdx.x % lanes;
+  const u32 first_lane = threadIdx.x % gpu::WARP - rank;
+  u64* const keys = shared.keys + in_block * shared.capacity;
+
+  // All lanes of a warp go the same way through what follows, rows past the end included.
+  for (u64 base = u64(blockIdx.x) * shared.rows; base < rows; base += u64(gridDim.x) * shared.rows) {
+    const u64 row = base + in_block;
+    const bool present = row < rows;
+    if (present) {
+      for (u32 block = rank; block < latent / 4; block += lanes) {
+        const u64 from = row * latent + 4 * block;
+        const u32 to = in_block * latent + 4 * block;
+        const float4 m = load_4(mu + from), v = load_4(logvar + from);
+        store_4(shared.start + to, start_of(n, first_row + row, block, m, v, mean != 0));
+        store_4(shared.center + to, posterior ? m : make_float4(0.0f, 0.0f, 0.0f, 0.0f));
+        const float4 p = make_float4(gpu::exp(__fmul_rn(-0.5f, v.x)), gpu::exp(__fmul_rn(-0.5f, v.y)),
+                                     gpu::exp(__fmul_rn(-0.5f, v.z)), gpu::exp(__fmul_rn(-0.5f, v.w)));
+        store_4(shared.precision + to, posterior ? p : make_float4(1.0f, 1.0f, 1.0f, 1.0f));
+      }
+    }
+    // Also lets the former row's list be read to its end before new keys overwrite it.
+    __syncwarp();
+
+    u32 held = 0;
+    u64 below = NO_KEY;
+    for (u64 round = 0; round < drawn; round += lanes) {
+      if (__any_sync(gpu::ALL_LANES, held + lanes > shared.capacity))
+        below = sort_and_cut(keys, held, keep, rank, lanes);
+      const u64 candidate = round + rank;
+      u64 key = NO_KEY;
+      if (present && candidate < drawn)
+        key = key_of(n, shared, in_block, latent, first_row + row, u32(candidate));
+      // Those that may stay line up behind the list, in the order of their lanes.
+      const u32 entering =
+          __ballot_sync(gpu::ALL_LANES, key < below) >> first_lane & (0xffffffffu >> (32 - lanes));
+      if (key < below) keys[held + __popc(entering & ((1u << rank) - 1))] = key;
+      held += __popc(entering);
+    }
+    sort_and_cut(keys, held, keep, rank, lanes);
+    if (present)
+      for (u32 i = rank; i < keep; i += lanes) out[row * keep + i] = u32(keys[i]);
+  }
+}
+GPU_EXPORT(select_f32);
+
+/// z' of samples (row in the block of rows, candidate): [count, latent]. A thread owns four elements of a
+/// sample.
+GPU_KERNEL __launch_bounds__(perturb::THREADS)
+    perturb_f32(const float* __restrict__ mu, const float* __restrict__ logvar,
+                const uint2* __restrict__ samples, float* __restrict__ out, uint64_t count, uint32_t latent,
+                float sigma, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
+  using namespace perturb;
+  const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, sigma};
+  const u32 blocks = latent / 4;
+  const u64 stride = u64(gridDim.x) * THREADS;
+  for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < count * blocks; i += stride) {
+    const u64 sample = i / blocks;
+    const u32 block = u32(i % blocks);
+    const uint2 who = samples[sample];
+    const u64 from = u64(who.x) * latent + 4 * block, row = first_row + who.x;
+    const float4 start = start_of(n, row, block, load_4(mu + from), load_4(logvar + from), mean != 0);
+    store_4(out + sample * latent + 4 * block, candidate_of(n, row, who.y, block, start));
+  }
+}
+GPU_EXPORT(perturb_f32);

@@ -1,0 +1,175 @@
+// Every wrapper of kernels/include by itself, on given inputs: what tests compare with plain arithmetic, and
+// a device with the emulator. One warp or one block each, shapes as stated; nothing here is on a fast path.
+#include "include/async_copy.cuh"
+#include "include/mma.cuh"
+#include "include/normal.cuh"
+#include "include/reduce.cuh"
+#include "include/types.cuh"
+
+using gpu::u16;
+using gpu::u32;
+using gpu::u64;
+
+/// out [rows, 4 * blocks]: the normals of (purpose, side, first_row + row, candidate). A thread makes four.
+GPU_KERNEL probe_normals_f32(float* out, uint32_t rows, uint32_t blocks, uint32_t purpose, uint32_t side,
+                             uint64_t first_row, uint32_t candidate, uint64_t seed) {
+  const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= rows * blocks) return;
+  const gpu::address a = {gpu::purpose(purpose), side, first_row + i / blocks, candidate};
+  const float4 v = gpu::normals(a, i % blocks, make_uint2(u32(seed), u32(seed >> 32)));
+  *reinterpret_cast<float4*>(out + 4 * u64(i)) = v;
+}
+GPU_EXPORT(probe_normals_f32);
+
+/// ln |x|, exp x, sine and cosine of the turn that the bits of x name, and x through BF16, half and TF32: [7,
+/// n].
+GPU_KERNEL probe_scalars_f32(const float* in, float* out, uint32_t n) {
+  const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const float x = in[i];
+  out[i] = gpu::ln(fabsf(x));
+  out[n + i] = gpu::exp(x);
+  float sine, cosine;
+  gpu::sin_cos_turn(__float_as_uint(x), sine, cosine);
+  out[2 * n + i] = sine;
+  out[3 * n + i] = cosine;
+  out[4 * n + i] = gpu::to_f32(gpu::from_f32<gpu::bf16>(x));
+  out[5 * n + i] = gpu::to_f32(gpu::from_f32<gpu::f16>(x));
+  out[6 * n + i] = __uint_as_float(gpu::to_tf32(x));
+}
+GPU_EXPORT(probe_scalars_f32);
+
+namespace probe {
+
+/// A 16 x 16 and B 8 x 16 (n by k) of 16-bit values in shared memory, rows 24 elements apart.
+constexpr u32 PITCH = 24;
+struct operands {
+  u16 *a, *b;
+  GPU_BOTH explicit operands(gpu::carver& carve) {
+    a = carve.take<u16>(16 * PITCH);
+    b = carve.take<u16>(16 * PITCH);
+  }
+};
+
+/// Stores a C or D fragment to a 16 x 8 matrix.
+GPU_FN void store_fragment(float* d, const float (&c)[4]) {
+  const u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
+  for (u32 r = 0; r < 4; r++) d[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2] = c[r];
+}
+GPU_FN void load_fragment(float (&c)[4], const float* d) {
+  const u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
+  for (u32 r = 0; r < 4; r++) c[r] = d[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2];
+}
+
+}  // namespace probe
+
+inline size_t probe_mma_shared() {
+  gpu::carver count;
+  const probe::operands shared(count);
+  return count.bytes();
+}
+GPU_EXPORT_SHARED(probe_mma, probe_mma_shared);
+
+/// d = a b + c for one warp: a [16, 16], b [16, 8] of `half` or BF16, c and d [16, 8]. The operands go
+/// through ldmatrix: as they are where `variant` is 0 (b as its columns), transposed where it is 1, one
+/// matrix at a time at 2.
+GPU_KERNEL probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float* d, uint32_t half,
+                     uint32_t variant) {
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const probe::operands s(carve);
+  const u32 lane = threadIdx.x, matrix = lane / 8, row = lane % 8;
+  for (u32 i = lane; i < 256; i += 32)
+    s.a[variant == 1 ? i % 16 * probe::PITCH + i / 16 : i / 16 * probe::PITCH + i % 16] = a[i];
+  for (u32 i = lane; i < 128; i += 32)
+    s.b[variant == 1 ? i / 8 * probe::PITCH + i % 8 : i % 8 * probe::PITCH + i / 8] = b[i];
+  __syncwarp();
+  u32 fa[4], fb[2];
+  if (variant == 1) {
+    // Matrices in the order a0 a1 a2 a3 of A; in the transposed one, rows are k.
+    gpu::ldmatrix_x4_trans(fa, s.a + (8 * (matrix / 2) + row) * probe::PITCH + 8 * (matrix % 2));
+    gpu::ldmatrix_x2_trans(fb, s.b + (8 * (matrix % 2) + row) * probe::PITCH);
+  } else if (variant == 0) {
+    gpu::ldmatrix_x4(fa, s.a + (8 * (matrix % 2) + row) * probe::PITCH + 8 * (matrix / 2));
+    gpu::ldmatrix_x2(fb, s.b + row * probe::PITCH + 8 * (matrix % 2));
+  } else {
+    u32 one[1];
+    for (u32 m = 0; m < 4; m++) {
+      gpu::ldmatrix_x1(one, s.a + (8 * (m % 2) + row) * probe::PITCH + 8 * (m / 2));
+      fa[m] = one[0];
+    }
+    for (u32 m = 0; m < 2; m++) {
+      gpu::ldmatrix_x1(one, s.b + row * probe::PITCH + 8 * m);
+      fb[m] = one[0];
+    }
+  }
+  float sum[4];
+  probe::load_fragment(sum, c);
+  if (half)
+    gpu::mma_m16n8k16_f16(sum, fa, fb, sum);
+  else
+    gpu::mma_m16n8k16_bf16(sum, fa, fb, sum);
+  probe::store_fragment(d, sum);
+}
+GPU_EXPORT(probe_mma);
+
+/// The same in TF32: a [16, 8], b [8, 8], c and d [16, 8], all F32.
+GPU_KERNEL probe_mma_tf32(const float* a, const float* b, const float* c, float* d) {
+  const u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
+  u32 fa[4], fb[2];
+  for (u32 r = 0; r < 4; r++) fa[r] = gpu::to_tf32(a[(g + 8 * (r % 2)) * 8 + t + 4 * (r / 2)]);
+  for (u32 r = 0; r < 2; r++) fb[r] = gpu::to_tf32(b[(t + 4 * r) * 8 + g]);
+  float sum[4];
+  probe::load_fragment(sum, c);
+  gpu::mma_m16n8k8_tf32(sum, fa, fb, sum);
+  probe::store_fragment(d, sum);
+}
+GPU_EXPORT(probe_mma_tf32);
+
+inline size_t probe_copy_shared(uint32_t threads) {
+  gpu::carver count;
+  count.take<u32>(7 * threads);
+  return count.bytes();
+}
+GPU_EXPORT_SHARED(probe_copy, probe_copy_shared);
+
+/// Thread i copies words 7 i .. 7 i + 6 of `in` to `out` in copies of 16, 8 and 4 bytes, of which the first
+/// `bytes` each are read. Rows of 4, 2 and 1 words a thread lie behind each other, so that every copy is
+/// aligned.
+GPU_KERNEL probe_copy(const uint32_t* in, uint32_t* out, uint32_t bytes) {
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const u32 n = blockDim.x, i = threadIdx.x;
+  u32* s = carve.take<u32>(7 * n);
+  gpu::copy_async_16(s + 4 * i, in + 4 * i, min(bytes, 16u));
+  gpu::copy_async_commit();
+  gpu::copy_async_8(s + 4 * n + 2 * i, in + 4 * n + 2 * i, min(bytes, 8u));
+  gpu::copy_async_4(s + 6 * n + i, in + 6 * n + i, min(bytes, 4u));
+  gpu::copy_async_commit();
+  gpu::copy_async_wait<1>();
+  __syncthreads();
+  for (u32 w = i; w < 4 * n; w += n) out[w] = s[w];
+  gpu::copy_async_wait<0>();
+  __syncthreads();
+  for (u32 w = 4 * n + i; w < 7 * n; w += n) out[w] = s[w];
+}
+GPU_EXPORT(probe_copy);
+
+inline size_t probe_reduce_shared(uint32_t threads) {
+  gpu::carver count;
+  count.take<float>(threads / 32);
+  return count.bytes();
+}
+GPU_EXPORT_SHARED(probe_reduce_f32, probe_reduce_shared);
+
+/// out [3, threads]: the block's sum, maximum and negated sum, as every thread sees them, by one scratch.
+GPU_KERNEL probe_reduce_f32(const float* in, float* out) {
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  float* scratch = carve.take<float>(blockDim.x / 32);
+  const float x = in[threadIdx.x];
+  out[threadIdx.x] = gpu::block_sum(x, scratch);
+  out[blockDim.x + threadIdx.x] = gpu::block_max(x, scratch);
+  out[2 * blockDim.x + threadIdx.x] = gpu::block_sum(-x, scratch);
+}
+GPU_EXPORT(probe_reduce_f32);

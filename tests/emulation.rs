@@ -1,0 +1,14 @@
+//! The kernels on the CPU: the emulator's own tests, and kernels against the crate. Needs a C++20 compiler, on Linux.
+#![cfg(target_os = "linux")]
+
+#[path = "common/emulation/mod.rs"]
+mod emulation;
+
+#[path = "emulation/checker.rs"]
+mod checker;
+#[path = "emulation/perturb.rs"]
+mod perturb;
+#[path = "emulation/probes.rs"]
+mod probes;
+#[path = "emulation/sources.rs"]
+mod sources;

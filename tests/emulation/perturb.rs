@@ -1,0 +1,192 @@
+//! `kernels/perturb.cu` against the CPU backend: the same candidates, and the same bits of z'.
+
+use std::time::{Duration, Instant};
+
+use lensmith::backend::cpu::{Cpu, Posteriors};
+use lensmith::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Sample};
+use lensmith::noise::{Address, Purpose, Side, fill_normals};
+
+use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+
+/// Posteriors of `rows` rows with means and variances that differ in every element.
+fn posteriors(rows: usize, latent: usize) -> Posteriors {
+    let normals = |candidate| {
+        let mut v = vec![0f32; rows * latent];
+        for (row, chunk) in v.chunks_exact_mut(latent).enumerate() {
+            let address =
+                Address { purpose: Purpose::Simulation, side: Side::Chosen, row: row as u64, candidate };
+            fill_normals(5, address, chunk);
+        }
+        v
+    };
+    let logvar = normals(1).iter().map(|v| 0.8 * v - 2.0).collect();
+    Posteriors { mu: normals(0), logvar, latent }
+}
+
+const THREADS: u32 = 128;
+
+fn likelihood_number(likelihood: Likelihood) -> u32 {
+    match likelihood {
+        Likelihood::Posterior => 0,
+        Likelihood::Prior => 1,
+        Likelihood::None => 2,
+    }
+}
+
+/// The kernel's candidates, and how long the launch took.
+fn select(
+    build: Build,
+    schedule: Schedule,
+    blocks: u32,
+    p: &Posteriors,
+    origin: Origin,
+    how: &Perturbation,
+) -> Result<(Vec<u32>, Duration), String> {
+    let emulator = Emulator::get(build);
+    let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
+    let out = emulator.empty::<u32>(p.rows() * how.keep as usize, "candidates");
+    let latent = p.latent as u32;
+    let shared = emulator.shared_bytes("select_f32", &[latent, how.keep, how.drawn()]);
+    let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&out).value(p.rows() as u64).value(latent);
+    let args = args.value(how.keep).value(how.drawn()).value(how.sigma2.sqrt());
+    let args =
+        args.value(likelihood_number(how.likelihood)).value(u32::from(how.source == LatentSource::Mean));
+    let args = args.value(origin.seed).value(origin.side as u32).value(origin.first_row);
+    let launch = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared, schedule };
+    let start = Instant::now();
+    emulator.launch("select_f32", launch, &args)?;
+    let time = start.elapsed();
+    assert_eq!(out.unwritten(), 0);
+    Ok((out.download(), time))
+}
+
+fn perturb(
+    build: Build,
+    schedule: Schedule,
+    p: &Posteriors,
+    origin: Origin,
+    how: &Perturbation,
+    samples: &[Sample],
+) -> Result<Vec<f32>, String> {
+    let emulator = Emulator::get(build);
+    let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
+    let places: Vec<[u32; 2]> = samples.iter().map(|s| [s.row, s.candidate]).collect();
+    let places = emulator.upload(&places, "samples");
+    let out = emulator.empty::<f32>(samples.len() * p.latent, "z");
+    let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&places).buffer(&out);
+    let args = args.value(samples.len() as u64).value(p.latent as u32).value(how.sigma2.sqrt());
+    let args = args.value(u32::from(how.source == LatentSource::Mean)).value(origin.seed);
+    let args = args.value(origin.side as u32).value(origin.first_row);
+    let launch = Launch { grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule };
+    emulator.launch("perturb_f32", launch, &args)?;
+    assert_eq!(out.unwritten(), 0);
+    Ok(out.download())
+}
+
+/// Everything of one setting, under the check build once and the fast build under all schedules.
+fn compare(rows: usize, latent: usize, origin: Origin, how: &Perturbation) {
+    let cpu = Cpu::new(1).expect("the CPU backend");
+    let p = posteriors(rows, latent);
+    let selection = cpu.select(&p, origin, how).expect("a selection");
+    let samples: Vec<Sample> = selection
+        .candidates
+        .iter()
+        .enumerate()
+        .map(|(i, &candidate)| Sample { row: (i / how.keep as usize) as u32, candidate })
+        .collect();
+    let z = cpu.perturb(&p, origin, how, &samples).and_then(|l| cpu.latents(&l)).expect("latents").values;
+    let z: Vec<u32> = z.iter().map(|v| v.to_bits()).collect();
+
+    let fast = Schedule::ALL.map(|s| (Build::Fast, s));
+    let check = [(Build::Check, Schedule::ALL[rows % Schedule::ALL.len()])];
+    for (build, schedule) in check.into_iter().chain(fast) {
+        let what = format!("{rows} rows, latent {latent}, {how:?}, {build:?}, {schedule:?}");
+        // Two blocks, fewer than the rows need: each goes round several times.
+        let (candidates, _) =
+            select(build, schedule, 2, &p, origin, how).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(candidates, selection.candidates, "{what}");
+        let got =
+            perturb(build, schedule, &p, origin, how, &samples).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let got: Vec<u32> = got.iter().map(|v| v.to_bits()).collect();
+        assert!(got == z, "bits of z' differ: {what}");
+    }
+}
+
+#[test]
+fn candidates_and_latents_equal_the_cpu_backends() {
+    let origin = Origin { seed: 0xfeed_5eed_1234_5678, side: Side::Rejected, first_row: (1 << 32) - 3 };
+    let likelihoods = [Likelihood::Posterior, Likelihood::Prior, Likelihood::None];
+    for (i, likelihood) in likelihoods.into_iter().enumerate() {
+        for (j, source) in [LatentSource::Sample, LatentSource::Mean].into_iter().enumerate() {
+            for (keep, oversample, rows) in
+                [(1, 1, 7), (1, 4, 9), (2, 3, 37), (5, 4, 11), (31, 4, 5), (256, 3, 3)]
+            {
+                let sigma2 = if i == j { 0.01 } else { 0.25 };
+                let how = Perturbation { sigma2, keep, oversample, likelihood, source };
+                compare(rows, 16, origin, &how);
+            }
+        }
+    }
+}
+
+#[test]
+fn longer_latents_and_many_candidates() {
+    let origin = Origin { seed: 3, side: Side::Chosen, first_row: 0 };
+    let how = |keep, oversample| Perturbation {
+        sigma2: 0.09,
+        keep,
+        oversample,
+        likelihood: Likelihood::Posterior,
+        source: LatentSource::Sample,
+    };
+    compare(3, 48, origin, &how(2, 2));
+    compare(1, 160, origin, &how(5, 1));
+    // Candidates far beyond the list: it is sorted and cut many times.
+    compare(5, 16, origin, &how(1, 700));
+    compare(2, 16, origin, &how(40, 17));
+}
+
+/// Without noise all candidates are equal: ties go to the lower number. NaN in one row leaves the others alone.
+#[test]
+fn ties_and_nan_rank_as_on_the_cpu() {
+    let cpu = Cpu::new(1).expect("the CPU backend");
+    let origin = Origin { seed: 1, side: Side::Chosen, first_row: 5 };
+    let mut p = posteriors(6, 16);
+    p.mu[2 * 16 + 3] = f32::NAN;
+    p.logvar[4 * 16 + 9] = f32::INFINITY;
+    for (sigma2, keep) in [(0.0, 7), (0.04, 7)] {
+        let how = Perturbation {
+            sigma2,
+            keep,
+            oversample: 8,
+            likelihood: Likelihood::Posterior,
+            source: LatentSource::Sample,
+        };
+        let want = cpu.select(&p, origin, &how).expect("a selection").candidates;
+        let got = select(Build::Check, Schedule::PLAIN, 1, &p, origin, &how).expect("a clean run").0;
+        assert_eq!(got, want, "{how:?}");
+    }
+}
+
+/// Prints how fast the emulator is: `cargo test --test emulation rates -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn rates() {
+    let origin = Origin { seed: 1, side: Side::Chosen, first_row: 0 };
+    let how = Perturbation {
+        sigma2: 0.01,
+        keep: 8,
+        oversample: 4,
+        likelihood: Likelihood::Posterior,
+        source: LatentSource::Sample,
+    };
+    for (build, rows) in [(Build::Fast, 4000), (Build::Check, 1000)] {
+        let p = posteriors(rows, 16);
+        let time = select(build, Schedule::PLAIN, 4, &p, origin, &how).expect("a clean run").1.as_secs_f64();
+        println!(
+            "{build:?}: {:.0} rows/s, {:.0} candidates/s",
+            rows as f64 / time,
+            32.0 * rows as f64 / time
+        );
+    }
+}
