@@ -51,7 +51,12 @@ fn wrong_usage() {
             2,
             &["--validation-pairs"],
         ),
-        bad("device", "verify @synth --device abacus", 2, &["--device", "auto, cpu or reference", "abacus"]),
+        bad(
+            "device",
+            "verify @synth --device abacus",
+            2,
+            &["--device", "auto, cpu, cuda, cuda:N or reference", "abacus"],
+        ),
         bad("dtype", synth("--dtype f8"), 2, &["--dtype", "f8", "bf16"]),
         bad("likelihood", synth("--likelihood some"), 2, &["--likelihood", "some", "posterior", "none"]),
         bad("source", synth("--source mode"), 2, &["--source", "mode", "sample", "mean"]),
