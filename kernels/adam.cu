@@ -1,5 +1,5 @@
 // archs: sm_75+
-// Adam:     m' = beta1 m + keep1 g; v' = beta2 v + keep2 g^2; w' = w - rate m' / (sqrt(v') inverse_root + eps)
+// Adam: m' = beta1 m + keep1 g; v' = beta2 v + keep2 g^2; w' = w - rate m' / (sqrt(v') inverse_root + eps)
 // Shapes:   w, g, m, v are flat [n] F32; w, m and v are updated in place, g is only read
 // Owns:     a thread owns elements i, i + threads, ... (groups of four where 16-byte accesses are possible)
 // Costs:    28 bytes and 13 FLOPs an element (one division, one square root)
@@ -7,8 +7,13 @@
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
 // Reference: src/backend/cpu/layers.rs, `adam`
 // Measured on: nothing yet
+#include "include/gpu.cuh"
 
-namespace {
+namespace adam {
+
+using gpu::u64;
+
+constexpr int THREADS = 256;
 
 // Scalars of one step; keep = 1 - beta and both bias corrections come from the host, rounded from F64.
 struct Step {
@@ -16,31 +21,32 @@ struct Step {
 };
 
 // One element. The intrinsics keep the compiler from fusing a product with the sum that follows it.
-__device__ __forceinline__ void update(const Step& step, float& w, float g, float& m, float& v) {
+GPU_FN void update(const Step& step, float& w, float g, float& m, float& v) {
   m = __fadd_rn(__fmul_rn(step.beta1, m), __fmul_rn(step.keep1, g));
   v = __fadd_rn(__fmul_rn(step.beta2, v), __fmul_rn(step.keep2, __fmul_rn(g, g)));
   const float root = __fadd_rn(__fmul_rn(__fsqrt_rn(v), step.inverse_root), step.eps);
   w = __fsub_rn(w, __fdiv_rn(__fmul_rn(step.rate, m), root));
 }
 
-__device__ __forceinline__ bool aligned(const void* p) {
-  return reinterpret_cast<unsigned long long>(p) % 16 == 0;
+GPU_FN bool aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
-}  // namespace
+}  // namespace adam
 
-extern "C" __global__ void __launch_bounds__(256)
-adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-         unsigned long long n, float beta1, float keep1, float beta2, float keep2, float rate,
-         float inverse_root, float eps) {
+GPU_KERNEL __launch_bounds__(adam::THREADS)
+    adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
+             uint64_t n, float beta1, float keep1, float beta2, float keep2, float rate, float inverse_root,
+             float eps) {
+  using namespace adam;
   const Step step{beta1, keep1, beta2, keep2, rate, inverse_root, eps};
-  const unsigned long long first = static_cast<unsigned long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const unsigned long long threads = static_cast<unsigned long long>(gridDim.x) * blockDim.x;
+  const u64 first = u64(blockIdx.x) * blockDim.x + threadIdx.x;
+  const u64 threads = u64(gridDim.x) * blockDim.x;
 
   // The same for every thread, so no warp diverges. Parts of a larger buffer may start anywhere.
   const bool vectors = aligned(w) && aligned(g) && aligned(m) && aligned(v);
-  const unsigned long long groups = vectors ? n / 4 : 0;
-  for (unsigned long long i = first; i < groups; i += threads) {
+  const u64 groups = vectors ? n / 4 : 0;
+  for (u64 i = first; i < groups; i += threads) {
     // All four loads are in flight before the first is used.
     float4 w4 = reinterpret_cast<const float4*>(w)[i];
     const float4 g4 = reinterpret_cast<const float4*>(g)[i];
@@ -55,7 +61,8 @@ adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__
     reinterpret_cast<float4*>(v)[i] = v4;
   }
   // The last three at most, or everything.
-  for (unsigned long long i = groups * 4 + first; i < n; i += threads) {
+  for (u64 i = groups * 4 + first; i < n; i += threads) {
     update(step, w[i], g[i], m[i], v[i]);
   }
 }
+GPU_EXPORT(adam_f32);

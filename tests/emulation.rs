@@ -4,6 +4,8 @@
 #[path = "common/emulation/mod.rs"]
 mod emulation;
 
+#[path = "emulation/adam.rs"]
+mod adam;
 #[path = "emulation/checker.rs"]
 mod checker;
 #[path = "emulation/perturb.rs"]

@@ -1,7 +1,5 @@
 //! `kernels/perturb.cu` against the CPU backend: the same candidates, and the same bits of z'.
 
-use std::time::{Duration, Instant};
-
 use lensmith::backend::cpu::{Cpu, Posteriors};
 use lensmith::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Sample};
 use lensmith::noise::{Address, Purpose, Side, fill_normals};
@@ -33,7 +31,7 @@ fn likelihood_number(likelihood: Likelihood) -> u32 {
     }
 }
 
-/// The kernel's candidates, and how long the launch took.
+/// The kernel's candidates.
 fn select(
     build: Build,
     schedule: Schedule,
@@ -41,23 +39,21 @@ fn select(
     p: &Posteriors,
     origin: Origin,
     how: &Perturbation,
-) -> Result<(Vec<u32>, Duration), String> {
+) -> Result<Vec<u32>, String> {
     let emulator = Emulator::get(build);
     let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
     let out = emulator.empty::<u32>(p.rows() * how.keep as usize, "candidates");
     let latent = p.latent as u32;
     let shared = emulator.shared_bytes("select_f32", &[latent, how.keep, how.drawn()]);
     let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&out).value(p.rows() as u64).value(latent);
-    let args = args.value(how.keep).value(how.drawn()).value(how.sigma2.sqrt());
+    let args = args.value(how.keep).value(how.drawn()).value(how.sigma());
     let args =
         args.value(likelihood_number(how.likelihood)).value(u32::from(how.source == LatentSource::Mean));
     let args = args.value(origin.seed).value(origin.side as u32).value(origin.first_row);
     let launch = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared, schedule };
-    let start = Instant::now();
     emulator.launch("select_f32", launch, &args)?;
-    let time = start.elapsed();
     assert_eq!(out.unwritten(), 0);
-    Ok((out.download(), time))
+    Ok(out.download())
 }
 
 fn perturb(
@@ -74,7 +70,7 @@ fn perturb(
     let places = emulator.upload(&places, "samples");
     let out = emulator.empty::<f32>(samples.len() * p.latent, "z");
     let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&places).buffer(&out);
-    let args = args.value(samples.len() as u64).value(p.latent as u32).value(how.sigma2.sqrt());
+    let args = args.value(samples.len() as u64).value(p.latent as u32).value(how.sigma());
     let args = args.value(u32::from(how.source == LatentSource::Mean)).value(origin.seed);
     let args = args.value(origin.side as u32).value(origin.first_row);
     let launch = Launch { grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule };
@@ -102,7 +98,7 @@ fn compare(rows: usize, latent: usize, origin: Origin, how: &Perturbation) {
     for (build, schedule) in check.into_iter().chain(fast) {
         let what = format!("{rows} rows, latent {latent}, {how:?}, {build:?}, {schedule:?}");
         // Two blocks, fewer than the rows need: each goes round several times.
-        let (candidates, _) =
+        let candidates =
             select(build, schedule, 2, &p, origin, how).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert_eq!(candidates, selection.candidates, "{what}");
         let got =
@@ -163,30 +159,7 @@ fn ties_and_nan_rank_as_on_the_cpu() {
             source: LatentSource::Sample,
         };
         let want = cpu.select(&p, origin, &how).expect("a selection").candidates;
-        let got = select(Build::Check, Schedule::PLAIN, 1, &p, origin, &how).expect("a clean run").0;
+        let got = select(Build::Check, Schedule::PLAIN, 1, &p, origin, &how).expect("a clean run");
         assert_eq!(got, want, "{how:?}");
-    }
-}
-
-/// Prints how fast the emulator is: `cargo test --test emulation rates -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn rates() {
-    let origin = Origin { seed: 1, side: Side::Chosen, first_row: 0 };
-    let how = Perturbation {
-        sigma2: 0.01,
-        keep: 8,
-        oversample: 4,
-        likelihood: Likelihood::Posterior,
-        source: LatentSource::Sample,
-    };
-    for (build, rows) in [(Build::Fast, 4000), (Build::Check, 1000)] {
-        let p = posteriors(rows, 16);
-        let time = select(build, Schedule::PLAIN, 4, &p, origin, &how).expect("a clean run").1.as_secs_f64();
-        println!(
-            "{build:?}: {:.0} rows/s, {:.0} candidates/s",
-            rows as f64 / time,
-            32.0 * rows as f64 / time
-        );
     }
 }

@@ -1,0 +1,55 @@
+//! `kernels/adam.cu` against the arithmetic of the CPU backend, which Rust neither fuses nor reorders: the same bits.
+
+use lensmith::noise::{Address, Purpose, Side, fill_normals};
+
+use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+
+fn normals(n: usize, row: u64) -> Vec<f32> {
+    let mut out = vec![0f32; n];
+    fill_normals(
+        9,
+        Address { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 },
+        &mut out,
+    );
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn steps_have_the_bits_of_the_cpu() {
+    let (beta1, keep1, beta2, keep2) = (0.9f32, 0.1f32, 0.999f32, 0.001f32);
+    let (rate, inverse_root, eps) = (3.7e-4f32, 5.3f32, 1e-8f32);
+    let all = Schedule::ALL.map(|s| (Build::Fast, s));
+    for n in [1usize, 3, 4, 7, 64, 1023, 1500] {
+        let start =
+            [normals(n, 0), normals(n, 1), normals(n, 2), normals(n, 3).iter().map(|v| v * v).collect()];
+        let [mut w, g, mut m, mut v]: [Vec<f32>; 4] = start.clone();
+        for i in 0..n {
+            m[i] = beta1 * m[i] + keep1 * g[i];
+            v[i] = beta2 * v[i] + keep2 * (g[i] * g[i]);
+            w[i] -= rate * m[i] / (v[i].sqrt() * inverse_root + eps);
+        }
+        for (build, schedule) in [(Build::Check, Schedule::PLAIN)].into_iter().chain(all) {
+            let emulator = Emulator::get(build);
+            let [dw, dg, dm, dv] = ["w", "g", "m", "v"].map(|name| {
+                let which = ["w", "g", "m", "v"].iter().position(|n| *n == name).expect("one of four");
+                emulator.upload(&start[which], name)
+            });
+            let args = Args::new().buffer(&dw).buffer(&dg).buffer(&dm).buffer(&dv).value(n as u64);
+            let args = args.value(beta1).value(keep1).value(beta2).value(keep2);
+            let args = args.value(rate).value(inverse_root).value(eps);
+            // Two blocks of 64 threads: large n goes round several times.
+            let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0, schedule };
+            emulator.launch("adam_f32", launch, &args).unwrap_or_else(|e| panic!("{n} elements: {e}"));
+            for (what, got, want) in
+                [("w", dw.download(), &w), ("m", dm.download(), &m), ("v", dv.download(), &v)]
+            {
+                assert!(bits(&got) == bits(want), "{what} of {n} elements, {build:?}, {schedule:?}");
+            }
+            assert_eq!(bits(&dg.download()), bits(&g), "the gradient is only read");
+        }
+    }
+}
