@@ -162,6 +162,7 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
 
   // All lanes of a warp go the same way through what follows, rows past the end included.
   for (u64 base = u64(blockIdx.x) * shared.rows; base < rows; base += u64(gridDim.x) * shared.rows) {
+    // A row past the end has no candidates, but its lanes take part in votes and sorts.
     const u64 row = base + in_block;
     const bool present = row < rows;
     if (present) {

@@ -17,6 +17,7 @@ void collective(const Operation& what, uint32_t mask, void* argument, Site site)
          absent);
   if (what.whole_warp && mask != ~0u) fail("%s at %s needs all 32 lanes", what.name, place(site).c_str());
 
+  // A lane that others wait for, with a mask that names them: each would wait for the other for ever.
   Rendezvous* here = nullptr;
   for (auto& r : w.open) {
     if (r.mask == mask) here = &r;
@@ -41,6 +42,7 @@ void collective(const Operation& what, uint32_t mask, void* argument, Site site)
   here->arrived |= 1u << t.lane;
   t.waits_for = what.name;
   t.site = site;
+  // All but the last lane stop here; the last one's combine has left the result in their arguments.
   if (here->arrived != mask) {
     t.status = Status::at_collective;
     yield();
@@ -48,6 +50,8 @@ void collective(const Operation& what, uint32_t mask, void* argument, Site site)
   }
   if (what.combine) what.combine(here->arguments, mask);
   if (what.orders_memory) {
+    // Every lane of the mask has seen all that any of them had, and all that each did up to now. Equal clocks
+    // afterwards let a cell keep one time for several readers.
     uint32_t seen[32] = {}, latest = 0;
     for (unsigned l = 0; l < 32; l++) {
       if (!(mask >> l & 1)) continue;

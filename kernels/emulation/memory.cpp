@@ -74,6 +74,7 @@ bool find_bytes(const void* p, size_t n, Buffer*& buffer, size_t& offset) {
 
 void* allocate(size_t bytes, const char* label) {
   Buffer b{label, bytes, map_guarded(bytes + 16 + CANARY_BEFORE), new_cells(bytes)};
+  // As far back as alignment lets it: the guard page follows within 15 bytes, which hold canaries.
   char* p = b.end() - (bytes + 15) / 16 * 16;
   memset(p - CANARY_BEFORE, CANARY, CANARY_BEFORE);
   memset(p, POISON, bytes);
@@ -202,6 +203,7 @@ void note_write(const void* to, size_t bytes, Site site) {
   check_access(to, bytes, Access::write, site);
 }
 
+// Fibers never interrupt each other, so a plain read and write is atomic here.
 template <class T>
 T atomic(Atomic operation, T* at, T operand, T compare, Site site) {
   need_alignment(at, sizeof(T), "atomic operation", site);

@@ -28,6 +28,7 @@ void fail(const char* format, ...) {
   va_start(arguments, format);
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
+  // Before anything that allocates or reads: the hooks must not check the runtime's own work.
   machine.active = false;
   machine.error = headed(text);
   switch_to(machine.current->context, machine.outside);
@@ -48,6 +49,7 @@ static Thread* next() {
   return t;
 }
 
+/// Goes on with another thread, or outside if none can go on: the block is done, or stuck.
 void yield() {
   Thread* from = machine.current;
   Thread* to = next();
@@ -71,6 +73,7 @@ static void wake_block() {
 
 unsigned block_barrier(bool predicate, Site site) {
   Machine& m = machine;
+  // Exited threads would count as arrived on a device; code that relies on it is fragile, so it is a report.
   if (m.living != m.threads)
     fail("__syncthreads at %s after %u threads of the block exited", place(site).c_str(),
          m.threads - m.living);
@@ -157,6 +160,7 @@ void run_block() {
   m.active = true;
   switch_to(m.outside, m.current->context);
   m.active = false;
+  // In the order of what they explain: a trap stops a block that is then not done either.
   if (m.error.empty()) m.error = take_trap();
   if (!m.error.empty()) return;
   if (m.living) m.error = deadlock();

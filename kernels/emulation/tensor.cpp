@@ -25,6 +25,7 @@ float truncated_sum(const float* a, const float (*b)[8], int column, int depth, 
   terms[depth] = c;
   for (int i = 0; i <= depth; i++)
     if (terms[i] != 0 && std::isfinite(terms[i])) largest = std::max(largest, std::ilogb(terms[i]));
+  // Terms below the cut lose their lower bits; infinities and NaN go through as they are.
   double sum = 0;
   for (int i = 0; i <= depth; i++) {
     const bool cut = std::isfinite(terms[i]) && terms[i] != 0;
