@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::marker::PhantomData;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytemuck::Pod;
 use libloading::{Library, Symbol};
@@ -27,6 +27,10 @@ type LaunchFn = unsafe extern "C" fn(
 ) -> c_int;
 type SharedBytes = unsafe extern "C" fn(*const c_char, *const u32, c_uint) -> usize;
 type Kernels = unsafe extern "C" fn(*mut c_char, usize) -> c_int;
+
+/// Held by every launch, of whichever build: each build is a library that puts handlers of its own over the process's
+/// signals and takes them off again, which two may only do one inside the other.
+static SIGNALS: Mutex<()> = Mutex::new(());
 
 /// A loaded build of the kernels.
 pub struct Emulator {
@@ -195,6 +199,7 @@ impl Emulator {
         let Schedule { order, landing, sums, seed } = launch.schedule;
         let schedule = [order as c_int, landing, sums];
         let mut message = [0 as c_char; 2048];
+        let signals = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: every pointer holds for the call, with the lengths the interface asks for; argument counts are
         // checked there, and each argument has 8 bytes, as many as the largest parameter.
         let status = unsafe {
@@ -211,6 +216,7 @@ impl Emulator {
                 message.len(),
             )
         };
+        drop(signals);
         // SAFETY: the interface ends its message with NUL within the capacity.
         let text = unsafe { CStr::from_ptr(message.as_ptr()) };
         if status == 0 { Ok(()) } else { Err(text.to_string_lossy().into_owned()) }
