@@ -6,10 +6,15 @@
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
 // Reference: backend/cpu/latent.rs, `select` and `perturb`
 // Measured under emulation only; bound by integer and FP32 issue, not by memory
-#include "include/normal.cuh"
+#include "include/latent.cuh"
 
 namespace perturb {
 
+using gpu::candidate_of;
+using gpu::load_4;
+using gpu::noise;
+using gpu::start_of;
+using gpu::store_4;
 using gpu::u32;
 using gpu::u64;
 
@@ -52,34 +57,6 @@ struct layout {
     keys = carve.take<u64>(size_t(rows) * capacity);
   }
 };
-
-/// Whose noise it is, and how much.
-struct noise {
-  uint2 key;
-  u32 side;
-  float sigma;
-};
-
-GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
-GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
-
-/// Elements 4 * block .. 4 * block + 3 of the latent a row's candidates start from: mu + exp(logvar / 2) eps,
-/// or mu.
-GPU_FN float4 start_of(const noise& n, u64 row, u32 block, float4 mu, float4 logvar, bool mean) {
-  if (mean) return mu;
-  const float4 eps = gpu::normals({gpu::purpose::posterior, n.side, row, 0}, block, n.key);
-  return make_float4(__fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.x)), eps.x, mu.x),
-                     __fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.y)), eps.y, mu.y),
-                     __fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.z)), eps.z, mu.z),
-                     __fmaf_rn(gpu::exp(__fmul_rn(0.5f, logvar.w)), eps.w, mu.w));
-}
-
-/// The same elements of a candidate.
-GPU_FN float4 candidate_of(const noise& n, u64 row, u32 candidate, u32 block, float4 start) {
-  const float4 eta = gpu::normals({gpu::purpose::perturb, n.side, row, candidate}, block, n.key);
-  return make_float4(__fmaf_rn(n.sigma, eta.x, start.x), __fmaf_rn(n.sigma, eta.y, start.y),
-                     __fmaf_rn(n.sigma, eta.z, start.z), __fmaf_rn(n.sigma, eta.w, start.w));
-}
 
 GPU_FN float add_square(float sum, float z, float center, float precision) {
   const float distance = __fmul_rn(__fsub_rn(z, center), precision);

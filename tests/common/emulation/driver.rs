@@ -107,8 +107,8 @@ pub struct Buffer<'e, T> {
 /// The arguments of a launch, in the order of the kernel's parameters.
 #[derive(Default)]
 pub struct Args<'b> {
-    // Each at the start of 8 bytes of its own.
-    values: Vec<u64>,
+    // Each at the start of 8-byte words of its own.
+    values: Vec<Vec<u64>>,
     buffers: PhantomData<&'b ()>,
 }
 
@@ -120,15 +120,15 @@ impl<'b> Args<'b> {
 
     /// A pointer to device memory.
     pub fn buffer<T>(mut self, buffer: &'b Buffer<'_, T>) -> Args<'b> {
-        self.values.push(buffer.at as u64);
+        self.values.push(vec![buffer.at as u64]);
         self
     }
 
-    /// A number, of the size the parameter has.
+    /// A number or a structure, laid out as the parameter is.
     pub fn value<V: Pod>(mut self, value: V) -> Args<'b> {
-        let mut bytes = [0u8; 8];
-        bytes[..size_of::<V>()].copy_from_slice(bytemuck::bytes_of(&value));
-        self.values.push(u64::from_ne_bytes(bytes));
+        let mut words = vec![0u64; size_of::<V>().div_ceil(8)];
+        bytemuck::cast_slice_mut(&mut words)[..size_of::<V>()].copy_from_slice(bytemuck::bytes_of(&value));
+        self.values.push(words);
         self
     }
 }
@@ -195,13 +195,13 @@ impl Emulator {
     pub fn launch(&self, kernel: &str, launch: Launch, args: &Args<'_>) -> Result<(), String> {
         let kernel = CString::new(kernel).expect("a name without NUL");
         let pointers: Vec<*mut c_void> =
-            args.values.iter().map(|v| std::ptr::from_ref::<u64>(v).cast_mut().cast()).collect();
+            args.values.iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
         let Schedule { order, landing, sums, seed } = launch.schedule;
         let schedule = [order as c_int, landing, sums];
         let mut message = [0 as c_char; 2048];
         let signals = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: every pointer holds for the call, with the lengths the interface asks for; argument counts are
-        // checked there, and each argument has 8 bytes, as many as the largest parameter.
+        // checked there, and each argument has the size of its parameter, which the caller answers for.
         let status = unsafe {
             (self.launch)(
                 kernel.as_ptr(),
@@ -244,6 +244,11 @@ impl Emulator {
 }
 
 impl<T: Pod> Buffer<'_, T> {
+    /// Where it lies, for structures that hold pointers.
+    pub fn address(&self) -> u64 {
+        self.at as u64
+    }
+
     /// A copy of the values on the host.
     pub fn download(&self) -> Vec<T> {
         let mut out = vec![T::zeroed(); self.len];
