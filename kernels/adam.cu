@@ -7,7 +7,7 @@
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
 // Reference: src/backend/cpu/layers.rs, `adam`
 // Measured on: nothing yet
-#include "include/gpu.cuh"
+#include "include/train.cuh"
 
 namespace adam {
 
@@ -15,7 +15,7 @@ using gpu::u64;
 
 constexpr int THREADS = 256;
 
-// Scalars of one step; keep = 1 - beta and both bias corrections come from the host, rounded from F64.
+// Scalars; keep = 1 - beta and both bias corrections of the step come from the host, rounded from F64.
 struct Step {
   float beta1, keep1, beta2, keep2, rate, inverse_root, eps;
 };
@@ -36,10 +36,10 @@ GPU_FN bool aligned(const void* p) {
 
 GPU_KERNEL __launch_bounds__(adam::THREADS)
     adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-             uint64_t n, float beta1, float keep1, float beta2, float keep2, float rate, float inverse_root,
-             float eps) {
+             uint64_t n, float beta1, float keep1, float beta2, float keep2, float eps,
+             const gpu::step* __restrict__ now) {
   using namespace adam;
-  const Step step{beta1, keep1, beta2, keep2, rate, inverse_root, eps};
+  const Step step{beta1, keep1, beta2, keep2, now->rate, now->inverse_root, eps};
   const u64 first = u64(blockIdx.x) * blockDim.x + threadIdx.x;
   const u64 threads = u64(gridDim.x) * blockDim.x;
 

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use crate::backend::device::dispatch;
-use crate::backend::{AnyBackend, Backend, DeviceChoice, DeviceInfo, RewardData, RewardSide, VaeLoss};
+use crate::backend::{
+    AnyBackend, Backend, DeviceChoice, DeviceInfo, Precision, RewardData, RewardSide, VaeLoss,
+};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
@@ -43,9 +45,14 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens a device; `threads` 0 means one per core.
+    /// Opens a device for F32; `threads` 0 means one per core.
     pub fn open(device: DeviceChoice, threads: usize) -> Result<Engine> {
-        Ok(Engine { backend: AnyBackend::open(device, threads)? })
+        Engine::open_with(device, threads, Precision::F32)
+    }
+
+    /// The same with a choice of arithmetic.
+    pub fn open_with(device: DeviceChoice, threads: usize, precision: Precision) -> Result<Engine> {
+        Ok(Engine { backend: AnyBackend::open(device, threads, precision)? })
     }
 
     /// What the device is.

@@ -252,7 +252,12 @@ pub enum ValuesMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-impl ValuesMut<'_> {
+impl<'a> ValuesMut<'a> {
+    /// The storage as bytes.
+    pub fn into_bytes(self) -> &'a mut [u8] {
+        for_dtype!(ValuesMut, self, s => bytemuck::cast_slice_mut(s))
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         for_dtype!(ValuesMut, self, s => s.len())

@@ -1,8 +1,9 @@
 //! The kernels on the CPU: the emulator's own tests, and kernels against the crate. Needs a C++20 compiler, on Linux.
 #![cfg(target_os = "linux")]
 
-#[path = "common/emulation/mod.rs"]
-mod emulation;
+mod common;
+
+use common::emulation;
 
 #[path = "emulation/adam.rs"]
 mod adam;

@@ -394,11 +394,10 @@ fn every_obstacle_on_the_way_to_a_gpu_has_its_words() {
     if !compiled("every_obstacle_on_the_way_to_a_gpu_has_its_words") {
         return;
     }
-    let found = [
-        "Imaginary GPU, compute capability 9.0, 24.0 GiB, driver for CUDA 13.0",
-        "runs nothing on a GPU yet",
-    ];
-    expect("cuda:0", &[], &found);
+    // A GPU that is there and takes the kernels, but has no memory to give.
+    expect("cuda:0", &[], &["allocating device memory failed (CUDA_ERROR_BY_DESIGN)"]);
+    let no_more = [("FAKE_ATTRIBUTE", "1")];
+    expect("cuda:0", &no_more, &["allowing shared memory failed"]);
     expect(
         "cuda:0",
         &[("FAKE_RELEASE", "11040")],

@@ -1,22 +1,27 @@
-//! The CPU backend against the F64 reference over shapes, storage types and options; and what no bound excuses: a
-//! row's bits must not depend on its neighbours, on how rows are cut into calls or files, or on the thread count.
+//! The CPU and the (emulated) CUDA backend against the F64 reference over shapes, storage types and options; and what no
+//! bound excuses: a row's bits must not depend on its neighbours, on how rows are cut into calls or files, on the thread
+//! count or on the device.
 
 mod common;
 
+#[cfg(target_os = "linux")]
+use common::emulation::{Build, Schedule, cuda, emulated};
 use common::{
     Bound, Budgeted, LAMBDA, U, Worst, assert_same_bits, data, data_buf, indices, normals, poisoned,
     standardizer, wide, widened,
 };
 use lensmith::backend::cpu::Cpu;
+#[cfg(target_os = "linux")]
+use lensmith::backend::cuda::Emulated;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation,
-    PosteriorsHost, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeLoss,
-    VaeObjective,
+    PosteriorsHost, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample,
+    Synthetic, VaeLoss, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
-use lensmith::model::{Linear, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
+use lensmith::model::{FoldedReward, Linear, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
 use lensmith::noise::{Address, Purpose, Side, fill_normals};
 
 const ROWS: [usize; 13] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200];
@@ -99,13 +104,46 @@ fn scored<B: Backend>(b: &B, model: &RewardModel, rows: &RowsBuf) -> Vec<f32> {
     out
 }
 
+/// Rewards of latents by the folded algebra, and the same by decoding and scoring in F64.
+fn scored_latents<B: Backend>(
+    b: &B,
+    folded: &FoldedReward,
+    rows: &RowsBuf,
+    (z, owners): (&Matrix, &[u32]),
+    residual: bool,
+) -> Vec<f32> {
+    let vae = b.load_vae(&folded.vae).expect("loads");
+    let embeddings = b.embeddings(set(rows)).expect("uploads");
+    let posteriors = b.encode(&vae, &embeddings).expect("encodes");
+    let latents = b.load_latents(z, owners).expect("uploads");
+    let residual = residual.then_some(Residual { embeddings: &embeddings, posteriors: &posteriors });
+    let mut out = vec![f32::NAN; z.rows];
+    let folded = b.load_folded(folded).expect("loads");
+    b.score_latents(&folded, &latents, residual, &mut out).expect("scores");
+    out
+}
+
 #[test]
 fn encode_decode_and_score_over_shapes() {
-    let (cpu, reference) = (cpu(2), Reference::new());
+    over_shapes(&cpu(2), &shapes());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_encodes_decodes_and_scores_over_shapes() {
+    // Every shape with at most 65 rows would take minutes under emulation.
+    let some: Vec<Shape> = shapes().into_iter().filter(|s| s.rows * s.size.dim <= 6500).step_by(3).collect();
+    assert!(some.len() > 40, "{}", some.len());
+    over_shapes(&cuda(Precision::F32), &some);
+}
+
+fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
+    let reference = Reference::new();
+    let mut folded_score = Worst::default();
     let (mut encode, mut score) = (Worst::default(), Worst::default());
     // One for each dtype of the output: rounding to the short ones would hide the rest.
     let (mut plain, mut residual): ([Worst; 3], [Worst; 3]) = Default::default();
-    for shape in shapes() {
+    for &shape in shapes {
         let Shape { rows, size, stored, out, seed } = shape;
         let what = format!("{shape:?}");
         let vae = Vae::init(size, seed);
@@ -114,8 +152,7 @@ fn encode_decode_and_score_over_shapes() {
         let codes: Vec<Budgeted> =
             values.chunks_exact(size.dim).map(|x| Budgeted::exact(x).mlp(&vae.encoder)).collect();
 
-        let (got, want) =
-            (posteriors_of(&cpu, &vae, &embeddings), posteriors_of(&reference, &vae, &embeddings));
+        let (got, want) = (posteriors_of(b, &vae, &embeddings), posteriors_of(&reference, &vae, &embeddings));
         for (r, code) in codes.iter().enumerate() {
             let budget = code.rounded(Dtype::F32);
             let (mu, logvar) = budget.split_at(size.latent);
@@ -128,7 +165,7 @@ fn encode_decode_and_score_over_shapes() {
         let owners = indices(seed, count, rows);
         let z = Matrix::new(normals(seed, 7, count * size.latent), count, size.latent).expect("a matrix");
         for with_base in [false, true] {
-            let got = decoded(&cpu, &vae, &embeddings, (&z, &owners), with_base, out);
+            let got = decoded(b, &vae, &embeddings, (&z, &owners), with_base, out);
             let want = decoded(&reference, &vae, &embeddings, (&z, &owners), with_base, Dtype::F32);
             for (j, &owner) in owners.iter().enumerate() {
                 let mut made = Budgeted::exact(z.row(j)).mlp(&vae.decoder);
@@ -161,14 +198,64 @@ fn encode_decode_and_score_over_shapes() {
             .map(|x| Budgeted::exact(x).mlp(&model.layers).rounded(Dtype::F32)[0])
             .collect();
         let want = wide(&scored(&reference, &model, &embeddings));
-        score.check(&what, &scored(&cpu, &model, &embeddings), &want, Bound::Given(&budget));
+        score.check(&what, &scored(b, &model, &embeddings), &want, Bound::Given(&budget));
+
+        let folded = FoldedReward::new(&vae, &model).expect("one dimension");
+        for with_base in [false, true] {
+            let got = scored_latents(b, &folded, &embeddings, (&z, &owners), with_base);
+            let want = scored_latents(&reference, &folded, &embeddings, (&z, &owners), with_base);
+            let budget: Vec<f64> = owners
+                .iter()
+                .enumerate()
+                .map(|(j, &owner)| {
+                    let row = &values[owner as usize * size.dim..][..size.dim];
+                    let base = with_base.then(|| (row, &codes[owner as usize]));
+                    folded_budget(&folded, z.row(j), base)
+                })
+                .collect();
+            folded_score.check(&what, &got, &wide(&want), Bound::Given(&budget));
+        }
     }
+    folded_score.report("score of latents");
     encode.report("encode");
     for (i, dtype) in Dtype::ALL.into_iter().enumerate() {
         plain[i].report(&format!("decode to {dtype}"));
         residual[i].report(&format!("decode to {dtype}, residual"));
     }
     score.report("score");
+}
+
+/// How far the folded score of a latent may be off in F32; `base` is the seed's embedding and its code.
+fn folded_budget(folded: &FoldedReward, z: &[f32], base: Option<(&[f32], &Budgeted)>) -> f64 {
+    let mut hidden = Budgeted::exact(z).linear(&folded.decoder).relu();
+    let mut start = None;
+    if let Some((row, code)) = base {
+        let latent = z.len();
+        let mu = Budgeted { value: code.value[..latent].to_vec(), error: code.error[..latent].to_vec() };
+        let mean = mu.linear(&folded.decoder).relu();
+        for (k, (value, error)) in hidden.value.iter_mut().zip(&mut hidden.error).enumerate() {
+            *error += mean.error[k] + U * (value.abs() + mean.value[k].abs());
+            *value -= mean.value[k];
+        }
+        start = Some(Budgeted::exact(row).linear(&folded.reward.layers[0]));
+    }
+    let mut pre = hidden.linear(&folded.folded);
+    // Folded weights and biases are rounded once.
+    for (error, (row, bias)) in pre
+        .error
+        .iter_mut()
+        .zip(folded.folded.weight.chunks_exact(folded.folded.inputs).zip(&folded.folded.bias))
+    {
+        let size: f64 = row.iter().zip(&hidden.value).map(|(&w, h)| (f64::from(w) * h).abs()).sum();
+        *error += U * (size + f64::from(bias.abs()));
+    }
+    if let Some(start) = start {
+        for (i, bias) in folded.folded.bias.iter().enumerate() {
+            pre.value[i] += start.value[i] - f64::from(*bias);
+            pre.error[i] += start.error[i] + LAMBDA * U * start.value[i].abs();
+        }
+    }
+    pre.relu().linear(&folded.reward.layers[1]).rounded(Dtype::F32)[0]
 }
 
 /// The log-likelihood of a candidate up to what all candidates of a row share, and how far F32 may be off.
@@ -382,12 +469,24 @@ struct Made {
     latents: Vec<f32>,
     plain: Vec<f32>,
     residual: Vec<f32>,
+    /// Scores of latents, plain and residual.
+    folded: [Vec<f32>; 2],
+    /// Posterior samples.
+    starts: Vec<f32>,
     scores: Vec<f32>,
 }
 
 impl Made {
     /// Takes the rows from `first_row` on through the whole of inference and appends what comes out.
-    fn add(&mut self, b: &Cpu, vae: &Vae, reward: &RewardModel, rows: RowSet<'_>, first_row: usize) {
+    fn add<B: Backend>(
+        &mut self,
+        b: &B,
+        vae: &Vae,
+        reward: &RewardModel,
+        rows: RowSet<'_>,
+        first_row: usize,
+    ) {
+        let folded = b.load_folded(&FoldedReward::new(vae, reward).expect("one dimension")).expect("loads");
         let (vae, reward) = (b.load_vae(vae).expect("loads"), b.load_reward(reward).expect("loads"));
         let (count, dim) = (rows.rows(), rows.cols());
         let rows = b.embeddings(rows).expect("uploads");
@@ -414,7 +513,12 @@ impl Made {
             let mut out = poisoned(Dtype::F32, samples.len(), dim);
             b.decode(&vae, &latents, residual, out.values_mut()).expect("decodes");
             to.extend(widened(&out));
+            let mut scores = vec![f32::NAN; samples.len()];
+            b.score_latents(&folded, &latents, residual, &mut scores).expect("scores");
+            self.folded[usize::from(residual.is_some())].extend(scores);
         }
+        let drawn = b.encode_sample(&vae, &rows, origin).expect("encodes");
+        self.starts.extend(b.latents(&drawn).expect("downloads").values);
         let mut scores = vec![f32::NAN; count];
         b.score(&reward, &rows, &mut scores).expect("scores");
         self.mu.extend(host.mu.values);
@@ -432,6 +536,9 @@ impl Made {
             ("latents", &self.latents, &other.latents),
             ("decoded", &self.plain, &other.plain),
             ("decoded residuals", &self.residual, &other.residual),
+            ("scores of latents", &self.folded[0], &other.folded[0]),
+            ("scores of latents, residual", &self.folded[1], &other.folded[1]),
+            ("posterior samples", &self.starts, &other.starts),
             ("scores", &self.scores, &other.scores),
         ] {
             assert_same_bits(&format!("{what}: {name}"), a, b);
@@ -464,6 +571,35 @@ fn bits_do_not_depend_on_blocks_threads_or_parts() {
             joined.add(&b, &vae, &reward, RowSet::new(parts).expect("equal widths"), 0);
             joined.assert_same(&whole, &format!("d {dim}, {threads} threads, three parts"));
         }
+    }
+}
+
+/// F32 on a GPU is not close to the CPU's, it is the same: every bit, under every schedule of threads, in the pieces
+/// that a small memory leaves, and from blocks of any size.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_gives_the_bits_of_the_cpu() {
+    for (i, (dim, stored)) in
+        [(33, Dtype::F32), (72, Dtype::Bf16), (300, Dtype::Bf16), (128, Dtype::F16)].into_iter().enumerate()
+    {
+        let rows = 131;
+        let buf = data_buf(stored, 21, rows, dim);
+        let (hidden, latent, width) = ([48, 64, 80, 16][i], [16, 32, 16, 48][i], [80, 64, 256, 16][i]);
+        let vae = Vae::init(VaeSize::new(dim, hidden, latent).expect("sizes"), 22);
+        let reward = RewardModel::init(RewardSize::new(dim, width).expect("sizes"), 23);
+        let mut want = Made::default();
+        want.add(&cpu(2), &vae, &reward, set(&buf), 0);
+        let schedule = Schedule::ALL[i];
+        let usual = Emulated { schedule, ..Emulated::default() };
+        let mut got = Made::default();
+        got.add(&emulated(Build::Fast, usual, Precision::F32), &vae, &reward, set(&buf), 0);
+        got.assert_same(&want, &format!("d {dim}, {stored}"));
+        let mut cut = Made::default();
+        let b = emulated(Build::Fast, usual, Precision::F32);
+        for from in (0..rows).step_by(50) {
+            cut.add(&b, &vae, &reward, set(&buf).slice(from..(from + 50).min(rows)), from);
+        }
+        cut.assert_same(&want, &format!("d {dim}, {stored}, in blocks of 50"));
     }
 }
 
@@ -573,9 +709,23 @@ fn vae_gradients<B: Backend>(
 
 #[test]
 fn vae_gradients_over_shapes() {
-    let (cpu, reference) = (cpu(2), Reference::new());
+    vae_gradients_of(&cpu(2), &ROWS);
+}
+
+/// Rows of a batch under emulation: one, a few, and more than a tile.
+#[cfg(target_os = "linux")]
+const FEW_ROWS: [usize; 5] = [1, 3, 9, 17, 65];
+
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_vae_gradients_over_shapes() {
+    vae_gradients_of(&cuda(Precision::F32), &FEW_ROWS);
+}
+
+fn vae_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
+    let reference = Reference::new();
     let (mut losses, mut gradients) = (Worst::default(), Worst::default());
-    for (i, &pairs) in ROWS.iter().enumerate() {
+    for (i, &pairs) in rows.iter().enumerate() {
         for (j, &dim) in DIMS.iter().enumerate().filter(|(j, _)| (i + j) % 3 == 0) {
             let size = VaeSize::new(dim, HIDDEN[(i + j) % 5], LATENT[i % 3]).expect("sizes");
             let reconstruction = [Reduction::Mean, Reduction::Sum][i % 2];
@@ -586,7 +736,7 @@ fn vae_gradients_over_shapes() {
                 .find(|(_, _, nearest)| *nearest > CORNER / 4.0)
                 .expect("a case away from the corners");
             let objective = vae_objective(reconstruction, divergence, pairs);
-            let (got, got_gradients) = vae_gradients(&cpu, &sides, &vae, &objective);
+            let (got, got_gradients) = vae_gradients(b, &sides, &vae, &objective);
             let (want, want_gradients) = vae_gradients(&reference, &sides, &vae, &objective);
             let what = format!("{pairs} pairs, {size:?}, {reconstruction:?}, {divergence:?}, {stored}");
             let rtol = gradient_rtol(size, pairs);
@@ -641,9 +791,20 @@ fn reward_case(
 
 #[test]
 fn reward_gradients_over_shapes() {
-    let (cpu, reference) = (cpu(2), Reference::new());
+    reward_gradients_of(&cpu(2), &ROWS);
+}
+
+/// The CUDA backend never decodes what it trains on: the folded algebra against decoding in F64.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_reward_gradients_over_shapes() {
+    reward_gradients_of(&cuda(Precision::F32), &FEW_ROWS);
+}
+
+fn reward_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
+    let reference = Reference::new();
     let (mut losses, mut gradients) = (Worst::default(), Worst::default());
-    for (i, &pairs) in ROWS.iter().enumerate() {
+    for (i, &pairs) in rows.iter().enumerate() {
         for (j, &dim) in DIMS.iter().enumerate().filter(|(j, _)| (i + j) % 3 == 1) {
             let size = VaeSize::new(dim, HIDDEN[i % 5], LATENT[j % 3]).expect("sizes");
             let reward_size = RewardSize::new(dim, HIDDEN[(i + j) % 5]).expect("sizes");
@@ -670,9 +831,9 @@ fn reward_gradients_over_shapes() {
             let case = (0..50).find_map(|k| corner(100 * k + 10 * i as u64 + j as u64));
             let (sides, vae, model, z, owners, ends) = case.expect("a case away from the corners");
             let objective = RewardObjective { batch: pairs, adam: Adam::with_lr(1e-3) };
-            let (got, got_gradients) = with_reward_data!(cpu, &vae, sides, z, owners, residual, data => {
-                let mut trainer = cpu.reward_trainer(&model, &map, &objective).expect("starts");
-                cpu.reward_gradients(&mut trainer, &data, &ends).expect("gradients")
+            let (got, got_gradients) = with_reward_data!(b, &vae, sides, z, owners, residual, data => {
+                let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
+                b.reward_gradients(&mut trainer, &data, &ends).expect("gradients")
             });
             let (want, want_gradients) = with_reward_data!(reference, &vae, sides, z, owners, residual, data => {
                 let mut trainer = reference.reward_trainer(&model, &map, &objective).expect("starts");

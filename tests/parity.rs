@@ -6,8 +6,8 @@ use common::{Bound, Golden, assert_close, assert_close_scalar, assert_same_bits}
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, Reduction,
-    Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeLoss, VaeObjective,
+    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, Precision,
+    Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeLoss, VaeObjective,
 };
 use lensmith::matrix::{Matrix, RowSet, Rows, ValuesMut};
 use lensmith::model::{RewardModel, RewardSize, Standardizer, Vae, VaeSize};
@@ -26,6 +26,11 @@ macro_rules! on_every_backend {
         }
         mod cpu {
             $(#[test] fn $check() { super::$check(&super::Cpu::new(2).expect("the CPU backend")); })*
+        }
+        /// The CUDA backend, its kernels under emulation.
+        #[cfg(target_os = "linux")]
+        mod cuda {
+            $(#[test] fn $check() { super::$check(&super::common::emulation::cuda(super::Precision::F32)); })*
         }
     };
 }

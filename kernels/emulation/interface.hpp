@@ -2,6 +2,8 @@
 // touches the runtime's memory, because kernel files are compiled with access hooks in the check build and
 // the runtime is not.
 #pragma once
+#include <initializer_list>
+
 #include "language.hpp"
 
 namespace emulation {
@@ -82,7 +84,7 @@ T atomic(Atomic operation, T* at, T operand, T compare, Site site);
 
 // Kernels by name (launch.cpp). `invoke` unpacks the argument pointers of a launch.
 using Invoke = void (*)(void (*kernel)(), void* const* arguments);
-void add_kernel(const char* name, void (*kernel)(), Invoke invoke, unsigned parameters);
+void add_kernel(const char* name, void (*kernel)(), Invoke invoke, std::initializer_list<size_t> parameters);
 using CountBytes = size_t (*)(void (*function)(), const uint32_t* arguments);
 void add_shared(const char* name, void (*function)(), CountBytes count, unsigned parameters);
 
@@ -103,7 +105,7 @@ struct Invoker {
 struct Export {
   template <class... P>
   Export(const char* name, void (*kernel)(P...)) {
-    add_kernel(name, reinterpret_cast<void (*)()>(kernel), Invoker<P...>::call, sizeof...(P));
+    add_kernel(name, reinterpret_cast<void (*)()>(kernel), Invoker<P...>::call, {sizeof(P)...});
   }
 };
 

@@ -14,7 +14,7 @@ namespace {
 struct Kernel {
   void (*kernel)();
   Invoke invoke;
-  unsigned parameters;
+  std::vector<size_t> parameters;  // the size of each
 };
 struct Shared {
   void (*function)();
@@ -47,8 +47,8 @@ std::string launch(const char* name, Extent grid, Extent block, size_t shared, v
   auto it = kernels().find(name);
   if (it == kernels().end()) return std::string("no kernel is named ") + name;
   const std::string head = std::string(name) + ": ";
-  if (count != it->second.parameters)
-    return head + std::to_string(count) + " arguments for " + std::to_string(it->second.parameters) +
+  if (count != it->second.parameters.size())
+    return head + std::to_string(count) + " arguments for " + std::to_string(it->second.parameters.size()) +
            " parameters";
   if (!block.count() || block.count() > 1024 || block.z > 64)
     return head + "a block has 1 to 1,024 threads, not " + std::to_string(block.count());
@@ -72,7 +72,7 @@ std::string launch(const char* name, Extent grid, Extent block, size_t shared, v
 
 }  // namespace
 
-void add_kernel(const char* name, void (*kernel)(), Invoke invoke, unsigned parameters) {
+void add_kernel(const char* name, void (*kernel)(), Invoke invoke, std::initializer_list<size_t> parameters) {
   kernels()[name] = {kernel, invoke, parameters};
 }
 void add_shared(const char* name, void (*function)(), CountBytes count, unsigned parameters) {
@@ -128,6 +128,15 @@ size_t emulation_shared_bytes(const char* kernel, const uint32_t* arguments, uns
   auto it = emulation::layouts().find(kernel);
   if (it == emulation::layouts().end() || it->second.parameters != count) return SIZE_MAX;
   return it->second.count(it->second.function, arguments);
+}
+
+/// The number of a kernel's parameters, and the size of each of the first `capacity`; 0 for no kernel.
+unsigned emulation_parameters(const char* kernel, size_t* sizes, unsigned capacity) {
+  auto it = emulation::kernels().find(kernel);
+  if (it == emulation::kernels().end()) return 0;
+  const auto& all = it->second.parameters;
+  for (size_t i = 0; i < all.size() && i < capacity; i++) sizes[i] = all[i];
+  return unsigned(all.size());
 }
 
 /// The names of all kernels, one a line, in rising order.

@@ -109,9 +109,10 @@ bool ordered(uint32_t epoch, unsigned thread, uint32_t time, bool in_shared) {
   return thread / 32 == t.warp && m.warp[t.warp].known[t.lane][thread % 32] >= time;
 }
 
-/// Whether the current thread comes after all readers of the cell in this epoch.
+/// Whether the current thread comes after all readers of the cell.
 bool after_readers(const Cell& c, bool in_shared) {
   const Thread& t = *machine.current;
+  if (c.read_epoch < machine.launch_epoch) return true;
   if (c.flags & OTHER_BLOCKS && !seen_from_other_block(c.read_epoch, c.read_thread)) return false;
   if (c.read_epoch != machine.epoch) return ordered(c.read_epoch, c.read_thread, c.read_time, in_shared);
   if (c.flags & MANY_WARPS) return false;

@@ -48,6 +48,13 @@ pub fn trainer(dim: usize, standardizer: &Standardizer, batch: usize) -> Result<
     Ok(())
 }
 
+/// The row of each of `rows` latents, one a row; row numbers have 32 bits.
+pub fn sample_rows(rows: usize) -> Result<Vec<u32>> {
+    let rows = u32::try_from(rows)
+        .map_err(|_| Error::shape("rows to sample", format!("at most {}", u32::MAX), rows))?;
+    Ok((0..rows).collect())
+}
+
 /// Samples must lie in the block.
 pub fn samples(samples: &[Sample], rows: usize) -> Result<()> {
     match samples.iter().map(|s| s.row as usize).max() {

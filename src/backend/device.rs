@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::cpu::Cpu;
-use super::cuda;
+use super::cuda::Cuda;
 use super::reference::Reference;
-use super::{Backend, DeviceInfo};
+use super::{Backend, DeviceInfo, Precision};
 use crate::error::{Error, Result};
 
 /// What `--device` may name.
@@ -59,6 +59,8 @@ impl fmt::Display for DeviceChoice {
 pub enum AnyBackend {
     /// The CPU backend.
     Cpu(Cpu),
+    /// The CUDA backend.
+    Cuda(Cuda),
     /// The F64 oracle.
     Reference(Reference),
 }
@@ -68,6 +70,7 @@ macro_rules! dispatch {
     ($any:expr, $b:ident => $body:expr) => {
         match $any {
             $crate::backend::AnyBackend::Cpu($b) => $body,
+            $crate::backend::AnyBackend::Cuda($b) => $body,
             $crate::backend::AnyBackend::Reference($b) => $body,
         }
     };
@@ -75,20 +78,31 @@ macro_rules! dispatch {
 pub(crate) use dispatch;
 
 impl AnyBackend {
-    /// Opens a device; `threads` 0 means one per core.
-    pub fn open(choice: DeviceChoice, threads: usize) -> Result<AnyBackend> {
+    /// Opens a device; `threads` of the CPU, 0 meaning one per core. [`DeviceChoice::Auto`] takes the first GPU, and
+    /// where there is none to use the CPU, with a line in the log that says why.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what is missing; [`Error::Option`] for a precision that the device has not.
+    pub fn open(choice: DeviceChoice, threads: usize, precision: Precision) -> Result<AnyBackend> {
+        if precision != Precision::F32 && matches!(choice, DeviceChoice::Cpu | DeviceChoice::Reference) {
+            let expected = format!("f32 with --device {choice} (bf16 is a GPU's)");
+            return Err(Error::option("--precision", expected, precision));
+        }
         match choice {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Cpu::new(threads).map(AnyBackend::Cpu),
-            DeviceChoice::Cuda(index) => {
-                let gpu = cuda::Device::open(index)?;
-                Err(Error::Device {
-                    device: choice.to_string(),
-                    reason: format!(
-                        "{}: found and ready, but this version runs nothing on a GPU yet: use --device cpu",
-                        gpu.summary()
-                    ),
-                })
-            }
+            DeviceChoice::Auto => match Cuda::open(0, precision) {
+                Ok(cuda) => Ok(AnyBackend::Cuda(cuda)),
+                // Asked for what only a GPU can do.
+                Err(error) if precision != Precision::F32 => Err(error),
+                Err(error) => {
+                    match error {
+                        Error::Device { reason, .. } => log::warn!("computing on the CPU: {reason}"),
+                        other => log::warn!("computing on the CPU: {other}"),
+                    }
+                    Cpu::new(threads).map(AnyBackend::Cpu)
+                }
+            },
+            DeviceChoice::Cpu => Cpu::new(threads).map(AnyBackend::Cpu),
+            DeviceChoice::Cuda(index) => Cuda::open(index, precision).map(AnyBackend::Cuda),
             DeviceChoice::Reference => Ok(AnyBackend::Reference(Reference::new())),
         }
     }

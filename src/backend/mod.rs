@@ -12,11 +12,14 @@ pub mod reference;
 
 pub use device::{AnyBackend, DeviceChoice};
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
-use crate::model::{RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::noise::Side;
 
 /// What a device is, for reports.
@@ -28,6 +31,37 @@ pub struct DeviceInfo {
     pub detail: String,
     /// Host threads at work.
     pub threads: usize,
+}
+
+/// Arithmetic of a device's products. What is stored has a type of its own, [`crate::dtype::Dtype`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// F32 throughout: the same bits of latents, candidates, embeddings and rewards on every device.
+    #[default]
+    F32,
+    /// BF16 operands on tensor cores with F32 sums; GPUs only. Normals, candidates' noise, losses and optimiser stay F32.
+    Bf16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Precision> {
+        [Precision::F32, Precision::Bf16]
+            .into_iter()
+            .find(|p| p.to_string().eq_ignore_ascii_case(text))
+            .ok_or_else(|| Error::option("--precision", "f32 or bf16", text))
+    }
 }
 
 /// Where a perturbation starts from (ALGORITHM: z_i).
@@ -287,6 +321,8 @@ pub trait Backend: Send + Sync {
     type Vae: Send + Sync;
     /// A reward model ready for inference.
     type Reward: Send + Sync;
+    /// A reward model on a VAE's latents.
+    type Folded: Send + Sync;
     /// Posteriors of a block of rows.
     type Posteriors: Send + Sync;
     /// Latents `[m, latent]`, each with the row of the block it belongs to.
@@ -310,6 +346,13 @@ pub trait Backend: Send + Sync {
 
     /// Posteriors of embeddings. Fails if their width is not the model's.
     fn encode(&self, vae: &Self::Vae, embeddings: &Self::Embeddings<'_>) -> Result<Self::Posteriors>;
+    /// One posterior sample of every row, z_i of [`LatentSource::Sample`]: encoding and reparameterisation in one pass.
+    fn encode_sample(
+        &self,
+        vae: &Self::Vae,
+        embeddings: &Self::Embeddings<'_>,
+        origin: Origin,
+    ) -> Result<Self::Latents>;
     /// Copies posteriors to the host.
     fn posteriors(&self, posteriors: &Self::Posteriors) -> Result<PosteriorsHost>;
     /// The k candidates of every row with the highest likelihood.
@@ -336,6 +379,20 @@ pub trait Backend: Send + Sync {
         Self: Sized + 'e;
     /// Rewards of embeddings, one per row.
     fn score(&self, model: &Self::Reward, embeddings: &Self::Embeddings<'_>, out: &mut [f32]) -> Result<()>;
+
+    /// Prepares a reward model for scoring a VAE's latents without decoding them (see [`FoldedReward`]). Both for raw
+    /// embeddings.
+    fn load_folded(&self, folded: &FoldedReward) -> Result<Self::Folded>;
+    /// Rewards of latents, as if decoded (`residual` chooses [`DecodeMode::Residual`]) and scored: one per latent.
+    fn score_latents<'e>(
+        &self,
+        folded: &Self::Folded,
+        latents: &Self::Latents,
+        residual: Option<Residual<'_, 'e, Self>>,
+        out: &mut [f32],
+    ) -> Result<()>
+    where
+        Self: Sized + 'e;
 
     /// Starts VAE training from `initial`, a model for standardised embeddings.
     fn vae_trainer(

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::backend::cpu::MAX_THREADS;
 use crate::backend::{
-    Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Reduction, RewardObjective,
-    VaeObjective,
+    Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Precision, Reduction,
+    RewardObjective, VaeObjective,
 };
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -21,8 +21,19 @@ use crate::train::{RewardTraining, Updates, VaeTraining};
 #[derive(Debug, Args)]
 pub struct Common {
     /// Device: auto, cpu, cuda, cuda:N or reference (the slow F64 oracle)
-    #[arg(long, global = true, help_heading = "General", default_value = "auto", value_name = "DEVICE")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "General",
+        default_value = "auto",
+        env = "LENSMITH_DEVICE",
+        hide_env_values = true,
+        value_name = "DEVICE"
+    )]
     pub device: DeviceChoice,
+    /// Arithmetic of products: f32 (the same bits on every device) or bf16 (tensor cores of a GPU)
+    #[arg(long, global = true, help_heading = "General", default_value = "f32", value_name = "TYPE")]
+    pub precision: Precision,
     /// Threads; 0 takes one per core
     #[arg(long, global = true, help_heading = "General", default_value_t = 0, value_name = "N")]
     pub threads: usize,
@@ -53,7 +64,7 @@ impl Common {
 
     /// Opens the device.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::open(self.device, self.threads)
+        Engine::open_with(self.device, self.threads, self.precision)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use log::{LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 use serde_json::json;
 
@@ -20,8 +21,12 @@ pub struct Console {
 }
 
 impl Console {
-    /// Bars only on a terminal, and not with `--json` or `--quiet`.
+    /// Bars only on a terminal; neither bars nor notes with `--json` or `--quiet`.
     pub fn new(common: &Common) -> Console {
+        let silent = common.json || common.quiet;
+        log::set_max_level(if silent { LevelFilter::Off } else { LevelFilter::Warn });
+        // Fails only where a program that embeds the command has a logger of its own.
+        let _ = log::set_logger(&Notes);
         let bars = std::io::stderr().is_terminal() && !common.json && !common.quiet;
         Console { json: common.json, bars }
     }
@@ -71,6 +76,23 @@ impl Console {
     }
 }
 
+/// What the library has to say: one line each, on standard error.
+struct Notes;
+
+impl Log for Notes {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            eprintln!("lensmith: {}", one_line(&record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 /// Prints a line; a reader that has gone away (`| head`) is no error.
 pub fn print_line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
@@ -86,10 +108,6 @@ pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     if !error.use_stderr() {
         let _ = error.print();
         return 0;
-    }
-    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
-        return 2;
     }
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();

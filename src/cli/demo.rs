@@ -342,6 +342,7 @@ mod tests {
     fn wrong_sizes_are_wrong_usage() {
         let common = Common {
             device: DeviceChoice::Cpu,
+            precision: crate::backend::Precision::F32,
             threads: 1,
             seed: 0,
             io: crate::shard::Io::Mmap,

@@ -14,7 +14,8 @@ mod train_reward;
 mod train_vae;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
 use console::Console;
@@ -58,6 +59,11 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     let json = arguments.iter().any(|a| a == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
+        // A device from the environment counts as an argument, so that clap asks for a command instead.
+        Err(error) if arguments_are_missing(&error) => {
+            eprint!("{}", Cli::command().render_help());
+            return 2;
+        }
         Err(error) => return console::report_usage(&error, json),
     };
     let console = Console::new(&cli.common);
@@ -68,6 +74,10 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
             error.exit_code()
         }
     }
+}
+
+fn arguments_are_missing(error: &clap::Error) -> bool {
+    matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand)
 }
 
 fn execute(cli: &Cli, console: &Console) -> Result<()> {

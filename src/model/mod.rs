@@ -1,6 +1,7 @@
 //! The two models: sizes, parameters, initialisation, the affine map of the data, and checkpoints on disk.
 
 mod config;
+mod folded;
 mod linear;
 mod reward;
 mod standardizer;
@@ -8,6 +9,7 @@ mod vae;
 mod weights;
 
 pub use config::{RewardSize, VaeSize};
+pub use folded::FoldedReward;
 pub use linear::Linear;
 pub use reward::RewardModel;
 pub use standardizer::Standardizer;

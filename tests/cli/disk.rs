@@ -5,7 +5,7 @@ use std::process::Command;
 
 use lensmith::dtype::Dtype;
 
-use crate::common::cli::{Lab, Listing, Said, assert_same_files, listing, outputs, shards};
+use crate::common::cli::{Lab, Listing, Said, assert_same_files, bare, listing, outputs, shards};
 use crate::support::VAE;
 
 /// 160 seeds, a VAE, and the synthesis of 1,280 pairs in 10 shards of 68 KiB.
@@ -24,8 +24,8 @@ const SHARDS: usize = 10;
 fn bash(lab: &Lab, wrapper: &[&str], script: &str, line: &str) -> Said {
     let mut words: Vec<&str> = wrapper.to_vec();
     words.extend(["bash", "-c", script, env!("CARGO_BIN_EXE_lensmith")]);
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).args(lab.words(line)).env("LAB", lab.at("")).env_remove("LENSMITH_SIMD");
+    let mut command = bare(Command::new(words[0]));
+    command.args(&words[1..]).args(lab.words(line)).env("LAB", lab.at(""));
     command.output().expect("a shell").into()
 }
 

@@ -10,7 +10,7 @@ use lensmith::shard::{EmbeddingSet, Io};
 use lensmith::{Engine, Recipe};
 use serde_json::Value;
 
-use crate::common::cli::{Lab, assert_same_files, f32_bytes, outputs};
+use crate::common::cli::{Lab, assert_same_files, bare, f32_bytes, outputs};
 use crate::common::{Bound, assert_close, data, wide};
 use crate::support::{DIM, REWARD, SEEDS, VAE, with_data, with_models};
 
@@ -161,7 +161,7 @@ fn a_reader_that_goes_away_is_no_error() {
     let rows = 20_000;
     lab.tensors("many.safetensors", &[("embeddings", "F32", &[rows, DIM], f32_bytes(&data(9, rows, DIM)))]);
     let script = r#""$0" "$@" | head -1; echo "${PIPESTATUS[0]}""#;
-    let mut command = Command::new("bash");
+    let mut command = bare(Command::new("bash"));
     command.args(["-c", script, env!("CARGO_BIN_EXE_lensmith")]);
     command.args(lab.words("score @many.safetensors --model @reward.safetensors"));
     let output = command.output().expect("a shell");

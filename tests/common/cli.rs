@@ -14,10 +14,14 @@ use tempfile::TempDir;
 
 use super::data;
 
-/// The binary under test, with nothing of the environment that could change its bytes.
+/// The binary under test, with nothing of the environment that could change its bytes, on the CPU.
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lensmith"));
-    command.env_remove("LENSMITH_SIMD");
+    bare(Command::new(env!("CARGO_BIN_EXE_lensmith")))
+}
+
+/// A command, the binary or what runs it, in the environment that tests mean.
+pub fn bare(mut command: Command) -> Command {
+    command.env_remove("LENSMITH_SIMD").env_remove("LENSMITH_CUDA_EMULATOR").env("LENSMITH_DEVICE", "cpu");
     command
 }
 

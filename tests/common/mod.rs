@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "every test program uses its own part")]
 
 pub mod cli;
+#[cfg(target_os = "linux")]
+pub mod emulation;
 
 use std::path::Path;
 

@@ -1,12 +1,20 @@
-/* Plays libcuda for tests/kernels.rs: one GPU, described by environment variables; CUresult codes where something is
-   to fail. */
+/* Plays libcuda: one GPU, described by environment variables; CUresult codes where something is to fail. With
+   FAKE_EMULATOR, the path of the emulated kernels, it has memory and runs launches; everything is done when a call
+   returns, but for launches that a stream records. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+enum { FAILED = 999, OUT_OF_MEMORY = 2, INVALID = 1, NOT_READY = 600, MOST_PARAMETERS = 32 };
 
 static int setting(const char* name, int otherwise) {
   const char* text = getenv(name);
   return text ? atoi(text) : otherwise;
 }
+
+/* ---- the device */
 
 int cuDriverGetVersion(int* version) { *version = setting("FAKE_RELEASE", 13000); return 0; }
 int cuInit(unsigned flags) { (void)flags; return setting("FAKE_INIT", 0); }
@@ -20,8 +28,13 @@ int cuDeviceGetName(char* name, int length, int device) {
 int cuDeviceTotalMem_v2(size_t* bytes, int device) { (void)device; *bytes = (size_t)24 << 30; return 0; }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
   (void)device;
-  /* Compute capability, major and minor; whether there are memory pools. */
-  *value = attribute == 75 ? setting("FAKE_MAJOR", 9) : attribute == 76 ? setting("FAKE_MINOR", 0) : 0;
+  switch (attribute) {
+    case 75: *value = setting("FAKE_MAJOR", 9); break;
+    case 76: *value = setting("FAKE_MINOR", 0); break;
+    case 16: *value = 2; break;      /* multiprocessors */
+    case 97: *value = 232448; break; /* shared memory of a block */
+    default: *value = 0;             /* no memory pools, among others */
+  }
   return 0;
 }
 int cuDevicePrimaryCtxRetain(void** context, int device) {
@@ -32,6 +45,12 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
 int cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return 0; }
 int cuCtxSetCurrent(void* context) { (void)context; return 0; }
 int cuCtxGetCurrent(void** context) { *context = (void*)16; return 0; }
+int cuCtxSynchronize(void) { return 0; }
+int cuGetErrorName(int code, const char** name) { (void)code; *name = "CUDA_ERROR_BY_DESIGN"; return 0; }
+int cuGetErrorString(int code, const char** text) { (void)code; *text = "by design"; return 0; }
+
+/* ---- modules: a function is its own name */
+
 int cuModuleLoadData(void** module, const void* image) {
   *module = (void*)32;
   /* The first word of a fatbin. */
@@ -39,10 +58,159 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
   (void)module;
-  (void)name;
-  *function = (void*)48;
+  *function = strdup(name);
   return setting("FAKE_FUNCTION", 0);
 }
 int cuModuleUnload(void* module) { (void)module; return 0; }
-int cuGetErrorName(int code, const char** name) { (void)code; *name = "CUDA_ERROR_BY_DESIGN"; return 0; }
-int cuGetErrorString(int code, const char** text) { (void)code; *text = "by design"; return 0; }
+int cuFuncSetAttribute(void* function, int attribute, int value) {
+  (void)function;
+  /* 8: dynamic shared memory that a launch may ask for. */
+  return attribute == 8 && value == 232448 ? setting("FAKE_ATTRIBUTE", 0) : INVALID;
+}
+
+/* ---- the emulator behind it */
+
+static void* symbol(const char* name) {
+  static void* library;
+  const char* path = getenv("FAKE_EMULATOR");
+  if (!library && path) library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  return library ? dlsym(library, name) : NULL;
+}
+
+static size_t used;
+
+int cuMemAlloc_v2(void** at, size_t bytes) {
+  void* (*allocate)(size_t, const char*) = (void* (*)(size_t, const char*))symbol("emulation_malloc");
+  if (!allocate) return FAILED;
+  if (used + bytes > (size_t)setting("FAKE_MEMORY", 1 << 30)) return OUT_OF_MEMORY;
+  *at = allocate(bytes, "memory");
+  used += bytes;
+  return 0;
+}
+int cuMemFree_v2(void* at) {
+  int (*release)(void*) = (int (*)(void*))symbol("emulation_free");
+  return release && !release(at) ? 0 : INVALID;
+}
+int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { *free_bytes = 1 << 20; *total = 1 << 30; return 0; }
+int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) { (void)flags; *at = malloc(bytes); return *at ? 0 : OUT_OF_MEMORY; }
+int cuMemFreeHost(void* at) { free(at); return 0; }
+
+static int copy(const char* how, void* to, const void* from, size_t bytes) {
+  int (*run)(void*, const void*, size_t) = (int (*)(void*, const void*, size_t))symbol(how);
+  return run && !run(to, from, bytes) ? 0 : INVALID;
+}
+int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+  return stream ? copy("emulation_copy_in", to, from, bytes) : INVALID;
+}
+int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+  return stream ? copy("emulation_copy_out", to, from, bytes) : INVALID;
+}
+int cuMemsetD8Async(void* at, unsigned char value, size_t bytes, void* stream) {
+  void* block = malloc(bytes);
+  int status;
+  memset(block, value, bytes);
+  status = stream ? copy("emulation_copy_in", at, block, bytes) : INVALID;
+  free(block);
+  return status;
+}
+
+/* ---- streams, events and graphs */
+
+struct launch {
+  const char* kernel;
+  unsigned grid[3], block[3];
+  size_t shared;
+  void* arguments[MOST_PARAMETERS];
+  unsigned count;
+  struct launch* next;
+};
+struct graph {
+  struct launch *first, **last;
+};
+struct stream {
+  struct graph* recording;
+};
+
+int cuStreamCreate(void** stream, unsigned flags) { (void)flags; *stream = calloc(1, sizeof(struct stream)); return 0; }
+int cuStreamDestroy_v2(void* stream) { free(stream); return 0; }
+int cuStreamSynchronize(void* stream) { return stream ? 0 : INVALID; }
+int cuStreamWaitEvent(void* stream, void* event, unsigned flags) { (void)flags; return stream && event ? 0 : INVALID; }
+int cuEventCreate(void** event, unsigned flags) { (void)flags; *event = calloc(1, 1); return 0; }
+int cuEventRecord(void* event, void* stream) { return stream && event ? 0 : INVALID; }
+int cuEventSynchronize(void* event) { return event ? 0 : INVALID; }
+int cuEventDestroy_v2(void* event) { free(event); return 0; }
+
+static int run(const struct launch* l) {
+  static const int plain[3] = {0, 0, 0};
+  char message[2048] = "";
+  int (*go)(const char*, const unsigned*, const unsigned*, size_t, void* const*, unsigned, const int*,
+            unsigned long long, char*, size_t) = symbol("emulation_launch");
+  if (!go) return FAILED;
+  if (go(l->kernel, l->grid, l->block, l->shared, l->arguments, l->count, plain, 0, message, sizeof message)) {
+    fprintf(stderr, "%s\n", message);
+    return FAILED;
+  }
+  return 0;
+}
+
+int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** arguments, void** extra) {
+  unsigned (*parameters)(const char*, size_t*, unsigned) =
+      (unsigned (*)(const char*, size_t*, unsigned))symbol("emulation_parameters");
+  size_t sizes[MOST_PARAMETERS];
+  struct launch l = {function, {gx, gy, gz}, {bx, by, bz}, shared, {0}, 0, NULL};
+  unsigned i;
+  if (!parameters || !stream || extra) return INVALID;
+  l.count = parameters(function, sizes, MOST_PARAMETERS);
+  if (!l.count || l.count > MOST_PARAMETERS) return INVALID;
+  memcpy(l.arguments, arguments, l.count * sizeof(void*));
+  if (!((struct stream*)stream)->recording) return run(&l);
+  struct graph* g = ((struct stream*)stream)->recording;
+  struct launch* kept = malloc(sizeof l);
+  *kept = l;
+  for (i = 0; i < l.count; i++) {
+    kept->arguments[i] = malloc(sizes[i]);
+    memcpy(kept->arguments[i], arguments[i], sizes[i]);
+  }
+  *g->last = kept;
+  g->last = &kept->next;
+  return 0;
+}
+
+int cuStreamBeginCapture_v2(void* stream, int mode) {
+  struct graph* g = calloc(1, sizeof *g);
+  (void)mode;
+  g->last = &g->first;
+  ((struct stream*)stream)->recording = g;
+  return 0;
+}
+int cuStreamEndCapture(void* stream, void** graph) {
+  *graph = ((struct stream*)stream)->recording;
+  ((struct stream*)stream)->recording = NULL;
+  return *graph ? 0 : INVALID;
+}
+/* What was instantiated keeps the launches; the graph itself may go. */
+int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long flags) {
+  (void)flags;
+  *made = graph;
+  return 0;
+}
+int cuGraphDestroy(void* graph) { (void)graph; return 0; }
+int cuGraphLaunch(void* graph, void* stream) {
+  const struct launch* l = ((struct graph*)graph)->first;
+  int status = stream ? 0 : INVALID;
+  for (; l && !status; l = l->next) status = run(l);
+  return status;
+}
+int cuGraphExecDestroy(void* graph) {
+  struct launch* l = ((struct graph*)graph)->first;
+  while (l) {
+    struct launch* next = l->next;
+    unsigned i;
+    for (i = 0; i < l->count; i++) free(l->arguments[i]);
+    free(l);
+    l = next;
+  }
+  free(graph);
+  return 0;
+}

@@ -8,7 +8,7 @@ use super::panel::{Panels, accumulate, pad_lanes};
 use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use crate::dtype::Element;
 use crate::matrix::{RowSet, ValuesMut};
-use crate::model::{Linear, RewardModel, Vae, VaeSize};
+use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
 
 /// Rows that one task takes through all layers.
 const BLOCK: usize = 64;
@@ -105,6 +105,7 @@ pub struct PackedReward {
     second: Vec<Lane>,
     bias: f32,
     dim: usize,
+    width: usize,
 }
 
 impl PackedReward {
@@ -115,12 +116,40 @@ impl PackedReward {
             second: pad_lanes(&model.layers[1].weight),
             bias: model.layers[1].bias[0],
             dim: model.size().dim,
+            width: model.size().hidden,
         }
     }
 
     /// Dimension of the embeddings.
     pub fn dim(&self) -> usize {
         self.dim
+    }
+
+    /// Width of the hidden layer.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rewards from the first layer before ReLU, `[rows][panels]`: 32 chains over the panels, added by halves.
+    #[inline(always)]
+    fn head(&self, mut hidden: Vec<Lane>, out: &mut [f32]) {
+        relu(&mut hidden);
+        for (hidden, out) in hidden.chunks_exact(self.second.len()).zip(out) {
+            let mut acc = [0f32; WIDTH];
+            for (h, w) in hidden.iter().zip(&self.second) {
+                for i in 0..WIDTH {
+                    acc[i] = h[i].mul_add(w[i], acc[i]);
+                }
+            }
+            let mut width = WIDTH / 2;
+            while width > 0 {
+                for i in 0..width {
+                    acc[i] += acc[i + width];
+                }
+                width /= 2;
+            }
+            *out = acc[0] + self.bias;
+        }
     }
 }
 
@@ -189,17 +218,7 @@ fn decode_into<T: Element>(level: Level, vae: &PackedVae, z: &[f32], base: Optio
             let count = z.len() / latent;
             let mut hidden = vae.decoder_hidden(simd, z);
             if let Some(base) = base {
-                // The last layer is linear: decoder(z') - decoder(mu) = W (h' - h_mu).
-                let mu: Vec<f32> = base
-                    .rows
-                    .iter()
-                    .flat_map(|&r| &base.mu[r as usize * latent..][..latent])
-                    .copied()
-                    .collect();
-                let mean = vae.decoder_hidden(simd, &mu);
-                for (h, m) in hidden.as_flattened_mut().iter_mut().zip(mean.as_flattened()) {
-                    *h -= m;
-                }
+                subtract_mean(simd, &vae.decoder[0], base.mu, base.rows, latent, &mut hidden);
             }
             let last = &vae.decoder[1];
             let (panels, inputs) = (last.weights.count(), last.weights.inputs());
@@ -244,28 +263,132 @@ pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let Block(model, rows, range, out) = self;
-            let mut hidden = model.first.forward_stored(simd, rows, range);
-            relu(&mut hidden);
-            for (hidden, out) in hidden.chunks_exact(model.second.len()).zip(out) {
-                let mut acc = [0f32; WIDTH];
-                for (h, w) in hidden.iter().zip(&model.second) {
-                    for i in 0..WIDTH {
-                        acc[i] = h[i].mul_add(w[i], acc[i]);
-                    }
-                }
-                let mut width = WIDTH / 2;
-                while width > 0 {
-                    for i in 0..width {
-                        acc[i] += acc[i + width];
-                    }
-                    width /= 2;
-                }
-                *out = acc[0] + model.bias;
-            }
+            model.head(model.first.forward_stored(simd, rows, range), out);
         }
     }
     out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
         let range = block * BLOCK..block * BLOCK + out.len();
         level.run(Block(model, rows, range, out));
     });
+}
+
+/// The first layer of stored rows before ReLU, `[rows, width]`.
+pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
+    struct Block<'a>(&'a PackedReward, &'a RowSet<'a>, Range<usize>, &'a mut [f32]);
+    impl Task for Block<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(model, rows, range, out) = self;
+            let made = model.first.forward_stored(simd, rows, range);
+            for (made, out) in made.chunks(model.second.len()).zip(out.chunks_mut(model.width)) {
+                out.copy_from_slice(&made.as_flattened()[..model.width]);
+            }
+        }
+    }
+    out.par_chunks_mut(BLOCK * model.width).enumerate().for_each(|(block, out)| {
+        let range = block * BLOCK..block * BLOCK + out.len() / model.width;
+        level.run(Block(model, rows, range, out));
+    });
+}
+
+/// A reward model packed for a VAE's latents.
+#[derive(Clone, Debug)]
+pub struct PackedFolded {
+    decoder: Layer,
+    folded: Layer,
+    reward: PackedReward,
+    size: VaeSize,
+}
+
+impl PackedFolded {
+    /// Packs a model.
+    pub fn new(model: &FoldedReward) -> PackedFolded {
+        PackedFolded {
+            decoder: Layer::new(&model.decoder),
+            folded: Layer::new(&model.folded),
+            reward: PackedReward::new(&model.reward),
+            size: model.vae_size(),
+        }
+    }
+
+    /// Sizes of the VAE.
+    pub fn size(&self) -> VaeSize {
+        self.size
+    }
+
+    /// The reward model.
+    pub fn reward(&self) -> &PackedReward {
+        &self.reward
+    }
+}
+
+/// What residual scoring adds to: pre-activations `[seeds, width]` and means of the seeds.
+#[derive(Clone, Copy, Debug)]
+pub struct FoldedBase<'a> {
+    /// [`preactivations`] of the seeds.
+    pub pre: &'a [f32],
+    /// Posterior means, `[seeds, latent]`.
+    pub mu: &'a [f32],
+    /// The seed of each latent.
+    pub rows: &'a [u32],
+}
+
+/// Rewards of latents `[samples, latent]`.
+pub fn score_latents(
+    level: Level,
+    model: &PackedFolded,
+    z: &[f32],
+    base: Option<FoldedBase<'_>>,
+    out: &mut [f32],
+) {
+    struct Block<'a>(&'a PackedFolded, &'a [f32], Option<FoldedBase<'a>>, &'a mut [f32]);
+    impl Task for Block<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(model, z, base, out) = self;
+            let latent = model.size.latent;
+            let mut hidden = model.decoder.forward(simd, (z, latent), out.len());
+            relu(&mut hidden);
+            let mut pre = model.folded.bias.repeat(out.len());
+            if let Some(base) = base {
+                subtract_mean(simd, &model.decoder, base.mu, base.rows, latent, &mut hidden);
+                let width = model.reward.width;
+                for (&row, pre) in base.rows.iter().zip(pre.chunks_mut(model.folded.bias.len())) {
+                    let seed = &base.pre[row as usize * width..][..width];
+                    pre.as_flattened_mut()[..width].copy_from_slice(seed);
+                }
+            }
+            let stride = hidden.as_flattened().len() / out.len();
+            let weights = &model.folded.weights;
+            let all = (0..weights.inputs(), 0..weights.count());
+            accumulate(simd, (hidden.as_flattened(), stride), weights, all.0, all.1, &mut pre);
+            model.reward.head(pre, out);
+        }
+    }
+    let latent = model.size.latent;
+    out.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK * latent)).enumerate().for_each(|(block, (out, z))| {
+        let base = base.map(|b| FoldedBase { rows: &b.rows[block * BLOCK..][..out.len()], ..b });
+        level.run(Block(model, z, base, out));
+    });
+}
+
+/// Takes the hidden layer of the seeds' means from that of latents: the decoder's last layer is linear, so
+/// decoder(z') - decoder(mu) = W (h' - h_mu).
+#[inline(always)]
+fn subtract_mean<S: Simd>(
+    simd: S,
+    decoder: &Layer,
+    mu: &[f32],
+    rows: &[u32],
+    latent: usize,
+    hidden: &mut [Lane],
+) {
+    let mu: Vec<f32> = rows.iter().flat_map(|&r| &mu[r as usize * latent..][..latent]).copied().collect();
+    let mut mean = decoder.forward(simd, (&mu, latent), rows.len());
+    relu(&mut mean);
+    for (h, m) in hidden.as_flattened_mut().iter_mut().zip(mean.as_flattened()) {
+        *h -= m;
+    }
 }

@@ -55,6 +55,15 @@ impl Posteriors {
     }
 }
 
+/// One posterior sample of every row, `[rows, latent]`.
+pub fn start(p: &Posteriors, origin: Origin) -> Vec<f32> {
+    let mut out = vec![0f32; p.mu.len()];
+    out.par_chunks_mut(p.latent)
+        .enumerate()
+        .for_each(|(row, z)| p.start(row, origin, LatentSource::Sample, z));
+    out
+}
+
 /// The `keep` candidates of every row, best first: `[rows, keep]`.
 pub fn select(level: Level, p: &Posteriors, origin: Origin, how: &Perturbation) -> Vec<u32> {
     let keep = how.keep as usize;

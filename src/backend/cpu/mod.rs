@@ -12,7 +12,7 @@ pub mod simd;
 mod train_reward;
 mod train_vae;
 
-pub use infer::{PackedReward, PackedVae};
+pub use infer::{PackedFolded, PackedReward, PackedVae};
 pub use latent::Posteriors;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 pub use simd::Level;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
-use crate::model::{RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 
 /// Most worker threads: more than any machine has cores.
 pub const MAX_THREADS: usize = 4096;
@@ -103,6 +103,7 @@ impl Backend for Cpu {
     type Embeddings<'a> = RowSet<'a>;
     type Vae = PackedVae;
     type Reward = PackedReward;
+    type Folded = PackedFolded;
     type Posteriors = Posteriors;
     type Latents = Latents;
     type VaeTrainer = VaeTrainer;
@@ -137,6 +138,13 @@ impl Backend for Cpu {
         check::width("VAE", vae.size().dim, embeddings.cols())?;
         let (mu, logvar) = self.pool.install(|| infer::encode(self.level, vae, embeddings));
         Ok(Posteriors { mu, logvar, latent: vae.size().latent })
+    }
+
+    fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: Origin) -> Result<Latents> {
+        let rows = check::sample_rows(embeddings.rows())?;
+        let p = self.encode(vae, embeddings)?;
+        let z = self.pool.install(|| latent::start(&p, origin));
+        Ok(Latents { z, latent: p.latent, rows })
     }
 
     fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {
@@ -194,6 +202,34 @@ impl Backend for Cpu {
         check::width("reward model", model.dim(), embeddings.cols())?;
         check::length("scores", embeddings.rows(), out.len())?;
         self.pool.install(|| infer::score(self.level, model, embeddings, out));
+        Ok(())
+    }
+
+    fn load_folded(&self, folded: &FoldedReward) -> Result<PackedFolded> {
+        Ok(PackedFolded::new(folded))
+    }
+
+    fn score_latents<'e>(
+        &self,
+        folded: &PackedFolded,
+        latents: &Latents,
+        residual: Option<Residual<'_, 'e, Self>>,
+        out: &mut [f32],
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        check::latents(folded.size(), (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::length("scores", latents.rows.len(), out.len())?;
+        self.pool.install(|| {
+            let pre = residual.map(|r| {
+                let mut pre = vec![0f32; r.embeddings.rows() * folded.reward().width()];
+                infer::preactivations(self.level, folded.reward(), r.embeddings, &mut pre);
+                (pre, &r.posteriors.mu)
+            });
+            let base = pre.as_ref().map(|(pre, mu)| infer::FoldedBase { pre, mu, rows: &latents.rows });
+            infer::score_latents(self.level, folded, &latents.z, base, out);
+        });
         Ok(())
     }
 

@@ -41,7 +41,9 @@ impl fmt::Display for Summary {
 /// An opened GPU with the kernels that it can run.
 #[derive(Debug)]
 pub struct Device {
+    index: usize,
     summary: Summary,
+    context: Arc<CudaContext>,
     modules: Vec<Module>,
 }
 
@@ -60,9 +62,19 @@ impl Device {
         &self.summary
     }
 
-    /// The kernels that were loaded, by name.
-    pub fn kernels(&self) -> impl Iterator<Item = &'static str> {
-        self.modules.iter().flat_map(|module| module.image.symbols.iter().copied())
+    /// Its number in the order of the driver.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The context that everything on it lives in.
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// The kernels that were loaded, by name. They live as long as the device.
+    pub(super) fn functions(&self) -> impl Iterator<Item = (&'static str, sys::CUfunction)> {
+        self.modules.iter().flat_map(|module| module.functions.iter().copied())
     }
 }
 
@@ -70,7 +82,7 @@ impl Device {
 #[derive(Debug)]
 struct Module {
     raw: sys::CUmodule,
-    image: &'static Image,
+    functions: Vec<(&'static str, sys::CUfunction)>,
     /// Outlives the module.
     context: Arc<CudaContext>,
 }
@@ -85,11 +97,11 @@ impl Module {
         context.bind_to_thread()?;
         // SAFETY: the image is a whole fatbin as nvcc wrote it, with its size in its header, and lives forever.
         let raw = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) }?;
-        let module = Module { raw, image, context: context.clone() };
-        for symbol in image.symbols {
-            let name = CString::new(*symbol).expect("a kernel's name has no zero byte");
+        let mut module = Module { raw, functions: Vec::new(), context: context.clone() };
+        for &symbol in image.symbols {
+            let name = CString::new(symbol).expect("a kernel's name has no zero byte");
             // SAFETY: the module was just loaded and is not unloaded before `module` goes.
-            unsafe { result::module::get_function(raw, name) }?;
+            module.functions.push((symbol, unsafe { result::module::get_function(raw, name) }?));
         }
         Ok(module)
     }
@@ -171,7 +183,7 @@ fn open(index: usize) -> Result<Device, String> {
     if modules.is_empty() {
         return Err(format!("{summary}: this build has no kernels for it: {}", build_for(&summary)));
     }
-    Ok(Device { summary, modules })
+    Ok(Device { index, summary, context, modules })
 }
 
 const NO_GPU: &str =
@@ -258,7 +270,7 @@ fn build_for(summary: &Summary) -> String {
 }
 
 /// The driver's name for an error, as in CUDA_ERROR_NO_DEVICE.
-fn code(error: &DriverError) -> String {
+pub(super) fn code(error: &DriverError) -> String {
     error
         .error_name()
         .map_or_else(|_| "an error without a name".into(), |name| name.to_string_lossy().into_owned())

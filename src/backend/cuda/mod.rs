@@ -1,9 +1,431 @@
-//! CUDA: the compiled kernels and the devices that take them. No operation of [`Backend`](super::Backend) runs here
-//! yet.
+//! The CUDA backend: hand-written kernels (`kernels/`), launched through one of two drivers, a GPU's or the emulator's.
 //!
-//! The driver library is loaded when a device is opened, so that one binary runs with and without it.
+//! The driver library is loaded when a device is opened, so that one binary runs with and without it. Everything stays on
+//! the device until it is asked for; out of memory, outputs and streamed inputs go through it in smaller pieces.
 
+mod data;
 mod device;
+mod driver;
+mod emulator;
+mod gpu;
 pub mod kernels;
+mod launch;
+pub mod layout;
+mod memory;
+mod ops;
+mod params;
+mod stream;
+mod tape;
+mod train_reward;
+mod train_vae;
 
+use std::path::Path;
+use std::sync::Arc;
+
+pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Posteriors};
 pub use device::{Device, Summary};
+use driver::{Driver, Fault};
+pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
+pub use train_reward::RewardTrainer;
+pub use train_vae::VaeTrainer;
+
+use self::data::Source;
+use self::memory::Buffer;
+use self::ops::{Codes, RowsAt};
+use super::{
+    Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision, Residual,
+    RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, check,
+};
+use crate::error::{Error, Result};
+use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
+
+/// Names a library of emulated kernels that stands in for the GPU; for tests.
+const EMULATOR: &str = "LENSMITH_CUDA_EMULATOR";
+
+/// The CUDA backend on one device.
+#[derive(Debug)]
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    precision: Precision,
+}
+
+impl Cuda {
+    /// Opens GPU `index`, in the order of the driver, for products in `precision`. With LENSMITH_CUDA_EMULATOR in the
+    /// environment, the emulated kernels that it names.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what is missing and what would help; see [`Device::open`].
+    pub fn open(index: usize, precision: Precision) -> Result<Cuda> {
+        if let Some(path) = std::env::var_os(EMULATOR) {
+            return Cuda::emulated(EmulatedDriver::open(Path::new(&path))?, precision);
+        }
+        let gpu = gpu::Gpu::new(Device::open(index)?);
+        let gpu = gpu
+            .map_err(|fault| Error::Device { device: format!("cuda:{index}"), reason: fault.to_string() })?;
+        Cuda::over(Arc::new(gpu), precision)
+    }
+
+    /// The backend over the emulator.
+    pub fn emulated(driver: EmulatedDriver, precision: Precision) -> Result<Cuda> {
+        Cuda::over(Arc::new(driver), precision)
+    }
+
+    fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
+        let cuda = Cuda { driver, precision };
+        if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
+            return Err(cuda.error(Fault::Other(format!(
+                "{}: --precision bf16 needs BF16 tensor cores (compute capability 8.0); use --precision f32",
+                cuda.driver.detail()
+            ))));
+        }
+        Ok(cuda)
+    }
+
+    /// A driver's fault as the crate's error.
+    fn error(&self, fault: Fault) -> Error {
+        let help = match fault {
+            Fault::OutOfMemory { .. } => "; use fewer seed pairs at a time, or --device cpu",
+            Fault::Other(_) => "",
+        };
+        Error::Device { device: self.driver.name().into(), reason: format!("{fault}{help}") }
+    }
+
+    /// Runs `work` and names the device in its fault.
+    fn run<T>(&self, work: impl FnOnce() -> driver::Outcome<T>) -> Result<T> {
+        work().map_err(|fault| self.error(fault))
+    }
+
+    fn buffer<T: bytemuck::Pod>(&self, len: usize, label: &'static str) -> driver::Outcome<Buffer<T>> {
+        Buffer::empty(&self.driver, len, label)
+    }
+
+    /// Latents in device memory, `[count, latent]`: those stored, or a copy of those drawn.
+    fn stored(&self, latents: &Latents) -> driver::Outcome<Option<Buffer<f32>>> {
+        match &latents.source {
+            Source::Stored { .. } => Ok(None),
+            Source::Drawn { .. } => {
+                let z = self.buffer(latents.count() * latents.latent, "latents")?;
+                if latents.count() > 0 {
+                    let drawn = latents.params(0);
+                    self.launch_perturb(&drawn, latents.count(), latents.latent, z.address())?;
+                }
+                Ok(Some(z))
+            }
+        }
+    }
+
+    fn encode_into(
+        &self,
+        vae: &DeviceVae,
+        embeddings: &Embeddings<'_>,
+        codes: Codes,
+        origin: Option<Origin>,
+    ) -> driver::Outcome<()> {
+        let latent = vae.host.size().latent;
+        self.each_stretch(embeddings, &mut |first, rows: RowsAt| {
+            // 0 stays 0: not wanted.
+            let at = |address: u64| {
+                if address == 0 { 0 } else { address + (4 * first * latent) as u64 }
+            };
+            let codes = Codes { mu: at(codes.mu), logvar: at(codes.logvar), z: at(codes.z) };
+            let origin = origin.map(|o| Origin { first_row: o.first_row + first as u64, ..o });
+            self.launch_encode(vae, rows, codes, origin)
+        })
+    }
+}
+
+fn seed_shape(residual: Option<Residual<'_, '_, Cuda>>) -> Option<check::SeedShape> {
+    residual.map(|r| check::SeedShape {
+        rows: r.embeddings.rows.rows(),
+        dim: r.embeddings.rows.cols(),
+        posteriors: r.posteriors.rows,
+        latent: r.posteriors.latent,
+    })
+}
+
+fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Cuda>, pairs: &[PairRows]) -> Result<()> {
+    for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
+        let synthetic = side.synthetic.as_ref().map(|s| check::SyntheticShape {
+            vae: s.vae.host.size(),
+            latents: (s.latents.latent, &s.latents.rows),
+            seeds: seed_shape(s.residual),
+        });
+        let originals = (side.originals.rows.rows(), side.originals.rows.cols());
+        check::reward_side(dim, originals, synthetic, pairs, column)?;
+    }
+    Ok(())
+}
+
+impl Backend for Cuda {
+    type Embeddings<'a> = Embeddings<'a>;
+    type Vae = DeviceVae;
+    type Reward = DeviceReward;
+    type Folded = DeviceFolded;
+    type Posteriors = Posteriors;
+    type Latents = Latents;
+    type VaeTrainer = VaeTrainer;
+    type RewardTrainer = RewardTrainer;
+
+    fn info(&self) -> DeviceInfo {
+        let detail = format!("{}, {} products", self.driver.detail(), self.precision);
+        DeviceInfo { name: self.driver.name().into(), detail, threads: 1 }
+    }
+
+    fn embeddings<'a>(&'a self, rows: RowSet<'a>) -> Result<Embeddings<'a>> {
+        self.run(|| Embeddings::new(&self.driver, rows))
+    }
+
+    fn load_vae(&self, vae: &Vae) -> Result<DeviceVae> {
+        self.run(|| DeviceVae::new(&self.driver, vae, self.precision))
+    }
+
+    fn load_reward(&self, model: &RewardModel) -> Result<DeviceReward> {
+        self.run(|| DeviceReward::new(&self.driver, model, self.precision))
+    }
+
+    fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
+        check::latent_rows(z, rows)?;
+        self.run(|| {
+            let source = Source::Stored {
+                z: Buffer::upload(&self.driver, &z.values, "latents")?,
+                owners: Buffer::upload(&self.driver, rows, "rows of latents")?,
+            };
+            Ok(Latents { source, rows: rows.to_vec(), latent: z.cols })
+        })
+    }
+
+    fn encode(&self, vae: &DeviceVae, embeddings: &Embeddings<'_>) -> Result<Posteriors> {
+        let size = vae.host.size();
+        check::width("VAE", size.dim, embeddings.rows.cols())?;
+        let rows = embeddings.rows.rows();
+        self.run(|| {
+            let mu = self.buffer(rows * size.latent, "mu")?;
+            let logvar = self.buffer(rows * size.latent, "logvar")?;
+            let codes = Codes { mu: mu.address(), logvar: logvar.address(), z: 0 };
+            self.encode_into(vae, embeddings, codes, None)?;
+            Ok(Posteriors { mu: Arc::new(mu), logvar: Arc::new(logvar), rows, latent: size.latent })
+        })
+    }
+
+    fn encode_sample(&self, vae: &DeviceVae, embeddings: &Embeddings<'_>, origin: Origin) -> Result<Latents> {
+        let size = vae.host.size();
+        check::width("VAE", size.dim, embeddings.rows.cols())?;
+        let rows = check::sample_rows(embeddings.rows.rows())?;
+        self.run(|| {
+            let scratch = [(); 2].map(|()| self.buffer::<f32>(rows.len() * size.latent, "codes"));
+            let [mu, logvar] = scratch;
+            let (mu, logvar) = (mu?, logvar?);
+            let z = self.buffer(rows.len() * size.latent, "latents")?;
+            let codes = Codes { mu: mu.address(), logvar: logvar.address(), z: z.address() };
+            self.encode_into(vae, embeddings, codes, Some(origin))?;
+            let owners = Buffer::upload(&self.driver, &rows, "rows of latents")?;
+            Ok(Latents { source: Source::Stored { z, owners }, rows, latent: size.latent })
+        })
+    }
+
+    fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {
+        let (mu, logvar) = self.run(|| Ok((p.mu.download()?, p.logvar.download()?)))?;
+        Ok(PosteriorsHost {
+            mu: Matrix::new(mu, p.rows, p.latent)?,
+            logvar: Matrix::new(logvar, p.rows, p.latent)?,
+        })
+    }
+
+    fn select(&self, p: &Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection> {
+        check::perturbation(how)?;
+        let keep = how.keep as usize;
+        let candidates = self.run(|| {
+            let out = self.buffer(p.rows * keep, "candidates")?;
+            if p.rows > 0 {
+                self.launch_select(p, origin, how, &out)?;
+            }
+            out.download()
+        })?;
+        Ok(Selection { keep, candidates })
+    }
+
+    fn perturb(
+        &self,
+        p: &Posteriors,
+        origin: Origin,
+        how: &Perturbation,
+        samples: &[Sample],
+    ) -> Result<Latents> {
+        check::perturbation(how)?;
+        check::samples(samples, p.rows)?;
+        let pairs: Vec<[u32; 2]> = samples.iter().map(|s| [s.row, s.candidate]).collect();
+        self.run(|| {
+            let source = Source::Drawn {
+                posteriors: p.clone(),
+                samples: Buffer::upload(&self.driver, &pairs, "samples")?,
+                origin,
+                sigma: how.sigma(),
+                start: how.source,
+            };
+            Ok(Latents { source, rows: samples.iter().map(|s| s.row).collect(), latent: p.latent })
+        })
+    }
+
+    fn latents(&self, latents: &Latents) -> Result<Matrix> {
+        let z = self.run(|| match (&latents.source, self.stored(latents)?) {
+            (Source::Stored { z, .. }, _) => z.download(),
+            (_, Some(z)) => z.download(),
+            (_, None) => unreachable!("drawn latents were stored"),
+        })?;
+        Matrix::new(z, latents.count(), latents.latent)
+    }
+
+    fn decode<'e>(
+        &self,
+        vae: &DeviceVae,
+        latents: &Latents,
+        residual: Option<Residual<'_, 'e, Self>>,
+        out: ValuesMut<'_>,
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        let size = vae.host.size();
+        check::latents(size, (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::length("the decoded embeddings", latents.count() * size.dim, out.len())?;
+        self.run(|| {
+            let base = residual.map(|r| self.base(r)).transpose()?;
+            let dtype = out.dtype();
+            self.each_download(out.into_bytes(), latents.count(), &mut |first, count, to| {
+                self.launch_decode(vae, (latents, first, count), base, (to, dtype))
+            })
+        })
+    }
+
+    fn score(&self, model: &DeviceReward, embeddings: &Embeddings<'_>, out: &mut [f32]) -> Result<()> {
+        check::width("reward model", model.host.size().dim, embeddings.rows.cols())?;
+        check::length("scores", embeddings.rows.rows(), out.len())?;
+        self.run(|| {
+            let rewards = self.buffer::<f32>(out.len(), "rewards")?;
+            self.each_stretch(embeddings, &mut |first, rows| {
+                self.launch_score(model, rows, (rewards.at(first), 0))
+            })?;
+            rewards.download_into(out)
+        })
+    }
+
+    fn load_folded(&self, folded: &FoldedReward) -> Result<DeviceFolded> {
+        self.run(|| DeviceFolded::new(&self.driver, folded, self.precision))
+    }
+
+    fn score_latents<'e>(
+        &self,
+        folded: &DeviceFolded,
+        latents: &Latents,
+        residual: Option<Residual<'_, 'e, Self>>,
+        out: &mut [f32],
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        check::latents(folded.size, (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::length("scores", latents.count(), out.len())?;
+        self.run(|| {
+            if latents.count() == 0 {
+                return Ok(());
+            }
+            let base = residual
+                .map(|r| {
+                    let width = folded.reward.host.size().hidden;
+                    let pre = self.buffer::<f32>(r.embeddings.rows.rows() * width, "pre-activations")?;
+                    self.each_stretch(r.embeddings, &mut |first, rows| {
+                        self.launch_score(&folded.reward, rows, (0, pre.at(first * width)))
+                    })?;
+                    Ok((pre, r.posteriors.mu.address()))
+                })
+                .transpose()?;
+            let rewards = self.buffer::<f32>(latents.count(), "rewards")?;
+            let base = base.as_ref().map(|(pre, mu)| (pre.address(), *mu));
+            self.launch_score_latents(folded, latents, base, &rewards)?;
+            rewards.download_into(out)
+        })
+    }
+
+    fn vae_trainer(
+        &self,
+        initial: &Vae,
+        standardizer: &Standardizer,
+        objective: &VaeObjective,
+    ) -> Result<VaeTrainer> {
+        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        self.run(|| VaeTrainer::new(self, initial, standardizer, objective))
+    }
+
+    fn vae_epoch<'e>(
+        &self,
+        trainer: &mut VaeTrainer,
+        data: &PairData<'_, 'e, Self>,
+        order: &[u32],
+        epoch: u32,
+    ) -> Result<VaeLoss>
+    where
+        Self: 'e,
+    {
+        check::pair_data(trainer.dim(), &data.chosen.rows, &data.rejected.rows, order)?;
+        self.run(|| trainer.epoch(self, data, order, epoch))
+    }
+
+    fn vae_gradients<'e>(
+        &self,
+        trainer: &mut VaeTrainer,
+        data: &PairData<'_, 'e, Self>,
+        batch: &[u32],
+        epoch: u32,
+    ) -> Result<(VaeLoss, Vae)>
+    where
+        Self: 'e,
+    {
+        check::pair_data(trainer.dim(), &data.chosen.rows, &data.rejected.rows, batch)?;
+        self.run(|| trainer.gradients(self, data, batch, epoch))
+    }
+
+    fn vae_parameters(&self, trainer: &VaeTrainer) -> Result<Vae> {
+        self.run(|| trainer.parameters())
+    }
+
+    fn reward_trainer(
+        &self,
+        initial: &RewardModel,
+        standardizer: &Standardizer,
+        objective: &RewardObjective,
+    ) -> Result<RewardTrainer> {
+        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        self.run(|| RewardTrainer::new(self, initial, standardizer, objective))
+    }
+
+    fn reward_epoch<'e>(
+        &self,
+        trainer: &mut RewardTrainer,
+        data: &RewardData<'_, 'e, Self>,
+        pairs: &[PairRows],
+    ) -> Result<f64>
+    where
+        Self: 'e,
+    {
+        check_reward_data(trainer.dim(), data, pairs)?;
+        self.run(|| trainer.epoch(self, data, pairs))
+    }
+
+    fn reward_gradients<'e>(
+        &self,
+        trainer: &mut RewardTrainer,
+        data: &RewardData<'_, 'e, Self>,
+        batch: &[PairRows],
+    ) -> Result<(f64, RewardModel)>
+    where
+        Self: 'e,
+    {
+        check_reward_data(trainer.dim(), data, batch)?;
+        self.run(|| trainer.gradients(self, data, batch))
+    }
+
+    fn reward_parameters(&self, trainer: &RewardTrainer) -> Result<RewardModel> {
+        self.run(|| trainer.parameters())
+    }
+}

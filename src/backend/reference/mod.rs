@@ -13,7 +13,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, ValuesMut};
-use crate::model::{RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::noise::{Address, Purpose, fill_normals};
 
 /// The reference backend. Single-threaded.
@@ -127,6 +127,10 @@ fn decode_latent<'e>(
     out
 }
 
+fn reward_of(layers: &[Layer; 2], x: &[f64]) -> f64 {
+    layers[1].forward(&relu(&layers[0].forward(x)))[0]
+}
+
 fn vae_of(layers: &[Layer]) -> Vae {
     Vae {
         encoder: [layers[0].to_linear(), layers[1].to_linear()],
@@ -138,6 +142,7 @@ impl Backend for Reference {
     type Embeddings<'a> = RowSet<'a>;
     type Vae = Vae;
     type Reward = RewardModel;
+    type Folded = FoldedReward;
     type Posteriors = Posteriors;
     type Latents = Latents;
     type VaeTrainer = VaeTrainer;
@@ -175,6 +180,13 @@ impl Backend for Reference {
             logvar.extend_from_slice(&out[latent..]);
         }
         Ok(Posteriors { mu, logvar, latent })
+    }
+
+    fn encode_sample(&self, vae: &Vae, embeddings: &RowSet<'_>, origin: Origin) -> Result<Latents> {
+        let rows = check::sample_rows(embeddings.rows())?;
+        let p = self.encode(vae, embeddings)?;
+        let z = (0..p.rows()).flat_map(|row| p.start(row, origin, LatentSource::Sample)).collect();
+        Ok(Latents { z, latent: p.latent, rows })
     }
 
     fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {
@@ -236,10 +248,33 @@ impl Backend for Reference {
     fn score(&self, model: &RewardModel, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
         check::width("reward model", model.size().dim, embeddings.cols())?;
         check::length("scores", embeddings.rows(), out.len())?;
-        let layers = [Layer::new(&model.layers[0]), Layer::new(&model.layers[1])];
+        let layers = model.layers.each_ref().map(Layer::new);
         for (row, score) in out.iter_mut().enumerate() {
-            let hidden = relu(&layers[0].forward(&row_f64(embeddings, row)));
-            *score = layers[1].forward(&hidden)[0] as f32;
+            *score = reward_of(&layers, &row_f64(embeddings, row)) as f32;
+        }
+        Ok(())
+    }
+
+    fn load_folded(&self, folded: &FoldedReward) -> Result<FoldedReward> {
+        Ok(folded.clone())
+    }
+
+    /// Decodes and scores: what folding must equal.
+    fn score_latents<'e>(
+        &self,
+        folded: &FoldedReward,
+        latents: &Latents,
+        residual: Option<Residual<'_, 'e, Self>>,
+        out: &mut [f32],
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        check::latents(folded.vae_size(), (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::length("scores", latents.rows.len(), out.len())?;
+        let layers = folded.reward.layers.each_ref().map(Layer::new);
+        for (j, score) in out.iter_mut().enumerate() {
+            *score = reward_of(&layers, &decode_latent(&folded.vae, latents, j, residual)) as f32;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -85,6 +86,9 @@ fn make_at(place: &Path, make: impl FnOnce(&Path)) {
 
 /// The shared library of a build; compiles what is not there yet.
 pub fn library(build: Build) -> PathBuf {
+    // Two threads would give their unfinished files the same names.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder").join("emulation");
     fs::create_dir_all(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));

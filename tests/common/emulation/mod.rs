@@ -4,13 +4,28 @@
 //! There are two builds. The fast one finds wrong results, accesses past buffers, divergence and undefined behaviour;
 //! the check build finds races, uninitialised reads and accesses past shared arrays as well, with the source line.
 //! A missing compiler is a failure, never a skip.
-#![allow(dead_code, reason = "every test program uses its own part")]
+#![allow(dead_code, unused_imports, reason = "every test program uses its own part")]
 #![allow(unsafe_code, reason = "a C interface; each block says why it is sound")]
 
 mod build;
 mod driver;
 
+use lensmith::backend::Precision;
+use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver};
+
+pub use build::library;
 pub use driver::{Args, Emulator, Launch, Order, Schedule};
+
+/// The CUDA backend over the fast build.
+pub fn cuda(precision: Precision) -> Cuda {
+    emulated(Build::Fast, Emulated::default(), precision)
+}
+
+/// The CUDA backend over a build, on a device that behaves as told.
+pub fn emulated(build: Build, how: Emulated, precision: Precision) -> Cuda {
+    let driver = EmulatedDriver::new(Emulator::get(build).library(), how);
+    Cuda::emulated(driver, precision).expect("an emulated device")
+}
 
 /// Which build of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

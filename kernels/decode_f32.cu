@@ -1,0 +1,130 @@
+// archs: sm_75+
+// Decoder: e' = W2 relu(W1 z + b1) + b2 (plain), or e + W2 (h(z) - h(mu of the seed)) (residual)
+// latents [count, latent] stored or drawn here, W1 [hidden, latent], W2 [dim, hidden]; out [count, dim]
+// A block keeps a slice of W2 (blockIdx.y) in shared memory and takes 64 latents at a time; any grid.x
+// 2 (latent hidden + hidden dim) FLOP a latent; writes its row once, reads the seed's where residual
+// Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as counted below
+// Exact: the bits of src/backend/cpu/infer.rs, `decode`
+// Measured under emulation only; bound by FP32 issue
+#include "include/mlp_exact.cuh"
+
+namespace decode_f32 {
+
+using gpu::u32;
+using gpu::u64;
+using namespace gpu::exact;
+
+struct layout {
+  decoder_input input;
+  float* w2;
+
+  GPU_BOTH layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns)
+      : input(carve, hidden, latent, true), w2(carve.take<float>(size_t(columns) * stride_of(hidden))) {}
+};
+
+/// Value `at` of a matrix of type 0 F32, 1 F16, 2 BF16.
+GPU_FN float widened(const void* from, u32 dtype, u64 at) {
+  if (dtype == 0) return static_cast<const float*>(from)[at];
+  if (dtype == 1) return gpu::to_f32(static_cast<const gpu::f16*>(from)[at]);
+  return gpu::to_f32(static_cast<const gpu::bf16*>(from)[at]);
+}
+
+/// What residual decoding adds to.
+struct base {
+  const void* embeddings;
+  u32 dtype;
+  const float* mu;
+};
+
+template <class S>
+GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
+                const float* w1, const float* b1, const float* w2, const float* b2, const base& seeds,
+                S* out) {
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const layout shared(carve, hidden, latent, columns);
+  const u32 stride = stride_of(hidden), slice = blockIdx.y * columns;
+  const u32 width = dim - slice < columns ? dim - slice : columns;
+  for (u32 at = threadIdx.x; at < columns * (hidden / 4); at += THREADS) {
+    const u32 column = at / (hidden / 4), k = at % (hidden / 4) * 4;
+    const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    gpu::store_4(shared.w2 + column * stride + k,
+                 column < width ? gpu::load_4(w2 + u64(slice + column) * hidden + k) : none);
+  }
+  for (u64 first = u64(blockIdx.x) * ROWS; first < count; first += u64(gridDim.x) * ROWS) {
+    // Its first barrier also stands between the slice, or the former tile's reads, and what follows.
+    shared.input.fill(source, first, count, latent, hidden, w1, b1, seeds.mu);
+    u64 start[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+      const u64 row = first + row_of(i);
+      start[i] = seeds.mu && row < count ? u64(gpu::owner_of(source, row)) * dim : 0;
+    }
+    for (u32 from = 0; from < width; from += OUTPUTS) {
+      tile t;
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) {
+        const u32 column = slice + from + output_of(j);
+        const bool there = from + output_of(j) < width;
+        const float bias = there ? b2[column] : 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+          t.sum[i][j] = bias;
+          if (seeds.mu && there) t.sum[i][j] = widened(seeds.embeddings, seeds.dtype, start[i] + column);
+        }
+      }
+      add_products(t, shared.input.hidden, stride, shared.w2 + from * stride, stride, hidden);
+#pragma unroll
+      for (u32 i = 0; i < 8; i++) {
+        const u64 row = first + row_of(i);
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+          if (row < count && from + output_of(j) < width)
+            out[row * dim + slice + from + output_of(j)] = gpu::from_f32<S>(t.sum[i][j]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace decode_f32
+
+/// Bytes of shared memory that the kernels below are launched with.
+inline size_t decode_f32_shared(uint32_t hidden, uint32_t latent, uint32_t columns) {
+  gpu::carver count;
+  const decode_f32::layout shared(count, hidden, latent, columns);
+  return count.bytes();
+}
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS)
+    decode_f32_f32(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
+                   uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1,
+                   const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base,
+                   uint32_t base_dtype, const float* __restrict__ base_mu, float* __restrict__ out) {
+  decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
+                  out);
+}
+GPU_EXPORT(decode_f32_f32);
+GPU_EXPORT_SHARED(decode_f32_f32, decode_f32_shared);
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS)
+    decode_f32_f16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
+                   uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1,
+                   const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base,
+                   uint32_t base_dtype, const float* __restrict__ base_mu, gpu::f16* __restrict__ out) {
+  decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
+                  out);
+}
+GPU_EXPORT(decode_f32_f16);
+GPU_EXPORT_SHARED(decode_f32_f16, decode_f32_shared);
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS)
+    decode_f32_bf16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
+                    uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1,
+                    const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base,
+                    uint32_t base_dtype, const float* __restrict__ base_mu, gpu::bf16* __restrict__ out) {
+  decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
+                  out);
+}
+GPU_EXPORT(decode_f32_bf16);
+GPU_EXPORT_SHARED(decode_f32_bf16, decode_f32_shared);

@@ -1,0 +1,132 @@
+// archs: sm_75+
+// Encoder: (mu, logvar) = W2 relu(W1 e + b1) + b2, and z = mu + exp(logvar / 2) eps where it is wanted
+// embeddings [rows, dim] F32, F16 or BF16; W1 [hidden, dim], W2 [2 latent, hidden]; results [rows, latent]
+// A block owns 64 rows at a time; a grid of any size gives the same bits
+// 2 (dim hidden + 2 hidden latent) FLOP a row; reads the row once per 64 hidden units, writes 8 latent bytes
+// Needs hidden and latent multiples of 16, and shared memory as encode_f32_shared counts it
+// Exact: the bits of src/backend/cpu/infer.rs, `encode`, and of latent.rs, `start`, for z
+// Measured under emulation only; bound by FP32 issue
+#include "include/mlp_exact.cuh"
+
+namespace encode_f32 {
+
+using gpu::u32;
+using gpu::u64;
+using namespace gpu::exact;
+
+struct layout {
+  float *x, *w, *hidden, *code;
+
+  GPU_BOTH layout(gpu::carver& carve, u32 size, u32 latent) {
+    x = carve.take<float>(ROWS * CHUNK_STRIDE);
+    w = carve.take<float>(OUTPUTS * CHUNK_STRIDE);
+    hidden = carve.take<float>(size_t(ROWS) * stride_of(size));
+    code = carve.take<float>(size_t(ROWS) * stride_of(2 * latent));
+  }
+};
+
+/// Whose samples z are.
+struct origin {
+  u64 seed;
+  u32 side;
+  u64 first_row;
+};
+
+template <class S>
+GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const float* w1,
+                const float* b1, const float* w2, const float* b2, float* mu, float* logvar, float* z,
+                const origin& who) {
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const layout shared(carve, size, latent);
+  for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
+    for (u32 from = 0; from < size; from += OUTPUTS) {
+      tile t;
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) {
+        const u32 output = from + output_of(j);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) t.sum[i][j] = output < size ? b1[output] : 0.0f;
+      }
+      add_stored(t, shared.x, shared.w, embeddings, first, rows, w1, from, size, dim);
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) {
+        const u32 output = from + output_of(j);
+        if (output >= size) continue;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) shared.hidden[row_of(i) * stride_of(size) + output] = relu(t.sum[i][j]);
+      }
+    }
+    __syncthreads();
+    const u32 code_stride = stride_of(2 * latent);
+    for (u32 from = 0; from < 2 * latent; from += gpu::WARP) {
+      const u32 output = from + threadIdx.x % gpu::WARP;
+      column c;
+      c.product(shared.hidden, stride_of(size), w2 + u64(output) * size, b2[output], size);
+#pragma unroll
+      for (u32 i = 0; i < ROWS_OF_WARP; i++) shared.code[column::row(i) * code_stride + output] = c.sum[i];
+    }
+    __syncthreads();
+    const u32 groups = latent / 4;
+    for (u32 at = threadIdx.x; at < ROWS * groups; at += THREADS) {
+      const u64 row = first + at / groups;
+      if (row >= rows) break;
+      const u32 block = at % groups;
+      const float* code = shared.code + at / groups * code_stride + 4 * block;
+      const float4 m = gpu::load_4(code), v = gpu::load_4(code + latent);
+      const u64 to = row * latent + 4 * block;
+      gpu::store_4(mu + to, m);
+      gpu::store_4(logvar + to, v);
+      if (z) {
+        const uint2 key = make_uint2(u32(who.seed), u32(who.seed >> 32));
+        const gpu::address a = {gpu::purpose::posterior, who.side, who.first_row + row, 0};
+        gpu::store_4(z + to, gpu::reparameterise(m, v, gpu::normals(a, block, key)));
+      }
+    }
+  }
+}
+
+}  // namespace encode_f32
+
+/// Bytes of shared memory that the kernels below are launched with.
+inline size_t encode_f32_shared(uint32_t hidden, uint32_t latent) {
+  gpu::carver count;
+  const encode_f32::layout shared(count, hidden, latent);
+  return count.bytes();
+}
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    encode_f32_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
+                   uint32_t latent, const float* __restrict__ w1, const float* __restrict__ b1,
+                   const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
+                   float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
+                   uint64_t first_row) {
+  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
+                  {seed, side, first_row});
+}
+GPU_EXPORT(encode_f32_f32);
+GPU_EXPORT_SHARED(encode_f32_f32, encode_f32_shared);
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    encode_f32_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
+                   uint32_t latent, const float* __restrict__ w1, const float* __restrict__ b1,
+                   const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
+                   float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
+                   uint64_t first_row) {
+  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
+                  {seed, side, first_row});
+}
+GPU_EXPORT(encode_f32_f16);
+GPU_EXPORT_SHARED(encode_f32_f16, encode_f32_shared);
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    encode_f32_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
+                    uint32_t latent, const float* __restrict__ w1, const float* __restrict__ b1,
+                    const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
+                    float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
+                    uint64_t first_row) {
+  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
+                  {seed, side, first_row});
+}
+GPU_EXPORT(encode_f32_bf16);
+GPU_EXPORT_SHARED(encode_f32_bf16, encode_f32_shared);

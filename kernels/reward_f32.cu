@@ -1,0 +1,179 @@
+// archs: sm_75+
+// Rewards: r = w2 . relu(W1 e + b1) + b2 of embeddings; r = w2 . relu(F h(z) + f) + b2 of latents, folded
+// embeddings [rows, dim], W1 [width, dim]; latents [count, latent], W [hidden, latent], F [width, hidden]
+// A block owns 64 rows or latents at a time; a grid of any size gives the same bits
+// 2 dim width FLOP an embedding, which is read width / 64 times; 2 (latent hidden + hidden width) a latent
+// Needs hidden, latent and width multiples of 16, and shared memory as counted below
+// Exact: the bits of src/backend/cpu/infer.rs, `score`, `preactivations` and `score_latents`
+// Measured under emulation only; bound by FP32 issue
+#include "include/mlp_exact.cuh"
+
+namespace reward_f32 {
+
+using gpu::u32;
+using gpu::u64;
+using namespace gpu::exact;
+
+struct layout {
+  float *x, *w, *hidden;
+
+  GPU_BOTH explicit layout(gpu::carver& carve) {
+    x = carve.take<float>(ROWS * CHUNK_STRIDE);
+    w = carve.take<float>(OUTPUTS * CHUNK_STRIDE);
+    hidden = carve.take<float>(ROWS * stride_of(OUTPUTS));
+  }
+};
+
+/// Puts a tile behind its ReLU where the head takes it from; all threads together. The barrier before is the
+/// caller's.
+GPU_FN void put_hidden(const tile& t, float* hidden) {
+#pragma unroll
+  for (u32 i = 0; i < 8; i++) {
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) hidden[row_of(i) * stride_of(OUTPUTS) + output_of(j)] = relu(t.sum[i][j]);
+  }
+  __syncthreads();
+}
+
+template <class S>
+GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const float* w1, const float* b1,
+                const float* w2, float b2, float* out, float* pre) {
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const layout shared(carve);
+  for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
+    reward_head head;
+    for (u32 from = 0; from < width; from += OUTPUTS) {
+      tile t;
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) {
+        const u32 output = from + output_of(j);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) t.sum[i][j] = output < width ? b1[output] : 0.0f;
+      }
+      // Its barriers also stand between the head's reads of the former outputs and what put_hidden writes.
+      add_stored(t, shared.x, shared.w, embeddings, first, rows, w1, from, width, dim);
+      if (pre) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+          const u64 row = first + row_of(i);
+#pragma unroll
+          for (u32 j = 0; j < 4; j++) {
+            const u32 output = from + output_of(j);
+            if (row < rows && output < width) pre[row * width + output] = t.sum[i][j];
+          }
+        }
+      }
+      if (out) {
+        put_hidden(t, shared.hidden);
+        head.add(shared.hidden, w2, from, width);
+      }
+    }
+    if (out) head.finish(out, b2, first, rows);
+  }
+}
+
+struct latent_layout {
+  decoder_input input;
+  float *folded, *hidden;
+
+  GPU_BOTH latent_layout(gpu::carver& carve, u32 size, u32 latent) : input(carve, size, latent, true) {
+    folded = carve.take<float>(OUTPUTS * size_t(stride_of(size)));
+    hidden = carve.take<float>(ROWS * stride_of(OUTPUTS));
+  }
+};
+
+}  // namespace reward_f32
+
+/// Bytes of shared memory that score_f32_* are launched with, for any size.
+inline size_t score_f32_shared() {
+  gpu::carver count;
+  const reward_f32::layout shared(count);
+  return count.bytes();
+}
+
+/// Bytes of shared memory that score_latents_f32 is launched with.
+inline size_t score_latents_f32_shared(uint32_t hidden, uint32_t latent) {
+  gpu::carver count;
+  const reward_f32::latent_layout shared(count, hidden, latent);
+  return count.bytes();
+}
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    score_f32_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
+                  const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2,
+                  float b2, float* __restrict__ out, float* __restrict__ pre) {
+  reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+}
+GPU_EXPORT(score_f32_f32);
+GPU_EXPORT_SHARED(score_f32_f32, score_f32_shared);
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    score_f32_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
+                  const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2,
+                  float b2, float* __restrict__ out, float* __restrict__ pre) {
+  reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+}
+GPU_EXPORT(score_f32_f16);
+GPU_EXPORT_SHARED(score_f32_f16, score_f32_shared);
+
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    score_f32_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
+                   const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2,
+                   float b2, float* __restrict__ out, float* __restrict__ pre) {
+  reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+}
+GPU_EXPORT(score_f32_bf16);
+GPU_EXPORT_SHARED(score_f32_bf16, score_f32_shared);
+
+/// base_pre [seeds, width] are the pre-activations of the seeds for residual scoring, null for plain.
+GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+    score_latents_f32(gpu::latents source, uint64_t count, uint32_t latent, uint32_t hidden, uint32_t width,
+                      const float* __restrict__ w1, const float* __restrict__ b1,
+                      const float* __restrict__ folded, const float* __restrict__ folded_bias,
+                      const float* __restrict__ w2, float b2, const float* __restrict__ base_pre,
+                      const float* __restrict__ base_mu, float* __restrict__ out) {
+  using namespace reward_f32;
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  const latent_layout shared(carve, hidden, latent);
+  const u32 stride = stride_of(hidden);
+  for (u64 first = u64(blockIdx.x) * ROWS; first < count; first += u64(gridDim.x) * ROWS) {
+    shared.input.fill(source, first, count, latent, hidden, w1, b1, base_mu);
+    u64 start[8];
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+      const u64 row = first + row_of(i);
+      start[i] = base_pre && row < count ? u64(gpu::owner_of(source, row)) * width : 0;
+    }
+    reward_head head;
+    for (u32 from = 0; from < width; from += OUTPUTS) {
+      for (u32 at = threadIdx.x; at < OUTPUTS * (hidden / 4); at += THREADS) {
+        const u32 output = from + at / (hidden / 4), k = at % (hidden / 4) * 4;
+        const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        gpu::store_4(shared.folded + at / (hidden / 4) * stride + k,
+                     output < width ? gpu::load_4(folded + u64(output) * hidden + k) : none);
+      }
+      __syncthreads();
+      tile t;
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) {
+        const u32 output = from + output_of(j);
+        const float bias = output < width ? folded_bias[output] : 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+          t.sum[i][j] = bias;
+          if (base_pre && output < width) t.sum[i][j] = base_pre[start[i] + output];
+        }
+      }
+      add_products(t, shared.input.hidden, stride, shared.folded, stride, hidden);
+      put_hidden(t, shared.hidden);
+      // The next outputs' weights go where all threads have read by now; their hidden values go where the
+      // head has read once the barrier above was passed again.
+      head.add(shared.hidden, w2, from, width);
+    }
+    head.finish(out, b2, first, count);
+  }
+}
+GPU_EXPORT(score_latents_f32);
+GPU_EXPORT_SHARED(score_latents_f32, score_latents_f32_shared);

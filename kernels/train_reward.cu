@@ -1,0 +1,138 @@
+// archs: sm_75+
+// Reward training between the products: folded hidden rows, the head, the Bradley-Terry loss, its gradients
+// rows [2 batch] of (part, source, latent), the part's lowest bit the side; act and dpre [2 batch, width]
+// A warp owns a row, a thread a column of the backward pass; rows past the batch's end get zeros
+// 2 latent hidden FLOP a synthetic row, 6 a value of act
+// Needs latent and hidden multiples of 16, depth = hidden + 16
+// Accuracy: losses, slopes and sums over the batch in F64, rounded once
+// Reference: src/backend/cpu/train_reward.rs, `batch`; measured on nothing yet
+#include "include/latent.cuh"
+#include "include/reduce.cuh"
+#include "include/train.cuh"
+
+namespace train_reward {
+
+using gpu::step;
+using gpu::u32;
+using gpu::u64;
+
+constexpr u32 THREADS = 128, WARPS = THREADS / gpu::WARP, NONE = 0xffffffffu;
+
+/// W1 z + b1 of one output, behind its ReLU.
+GPU_FN float hidden_of(const float* z, const float* w, float bias, u32 latent) {
+  float sum = bias;
+  for (u32 j = 0; j < latent; j++) sum = __fmaf_rn(z[j], w[j], sum);
+  return sum < 0.0f ? 0.0f : sum;
+}
+
+}  // namespace train_reward
+
+/// The decoder's hidden layer of one side's latents, h(z) or h(z) - h(mu of the seed); in the column behind
+/// it 1 where the decoder's bias takes part (plain), so that one product gives (W D) h + W c. Zeros without a
+/// latent. out [2 batch, hidden + 16]
+GPU_KERNEL __launch_bounds__(train_reward::THREADS)
+    reward_hidden(const uint3* __restrict__ rows, const gpu::step* __restrict__ now, uint32_t batch,
+                  uint32_t side, const float* __restrict__ z, const uint32_t* __restrict__ owners,
+                  const float* __restrict__ mu, const float* __restrict__ w1, const float* __restrict__ b1,
+                  uint32_t hidden, uint32_t latent, float* __restrict__ out) {
+  using namespace train_reward;
+  const u32 lane = threadIdx.x % gpu::WARP, depth = hidden + 16;
+  for (u32 r = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; r < 2 * batch; r += gridDim.x * WARPS) {
+    const uint3 row = rows[u64(2) * now->first + r];
+    if ((row.x & 1u) != side) continue;
+    const bool there = row.z != NONE;
+    const float* own = there ? z + u64(row.z) * latent : nullptr;
+    const float* seed = there && mu ? mu + u64(owners[row.z]) * latent : nullptr;
+    for (u32 j = lane; j < depth; j += gpu::WARP) {
+      float value = 0.0f;
+      if (there && j < hidden) {
+        value = hidden_of(own, w1 + u64(j) * latent, b1[j], latent);
+        if (seed) value -= hidden_of(seed, w1 + u64(j) * latent, b1[j], latent);
+      } else if (there && j == hidden && !mu) {
+        value = 1.0f;
+      }
+      out[u64(r) * depth + j] = value;
+    }
+  }
+}
+GPU_EXPORT(reward_hidden);
+
+/// r = w2 . act + b2 of each row.
+GPU_KERNEL __launch_bounds__(train_reward::THREADS)
+    reward_head(const float* __restrict__ act, const float* __restrict__ w2, const float* __restrict__ b2,
+                uint32_t rows, uint32_t width, float* __restrict__ out) {
+  using namespace train_reward;
+  const u32 lane = threadIdx.x % gpu::WARP;
+  for (u32 r = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; r < rows; r += gridDim.x * WARPS) {
+    float sum = 0.0f;
+    for (u32 j = lane; j < width; j += gpu::WARP) sum = __fmaf_rn(act[u64(r) * width + j], w2[j], sum);
+    sum = gpu::warp_sum(sum);
+    if (lane == 0) out[r] = sum + b2[0];
+  }
+}
+GPU_EXPORT(reward_head);
+
+/// -log sigmoid(r(a) - r(b)) of each pair, losses [batch], and its slope by each row's reward; db2, the sum
+/// of the slopes, is 0, as they cancel in pairs. `slots`: the rows of a pair's two sides. One block.
+GPU_KERNEL __launch_bounds__(256)
+    reward_loss(const float* __restrict__ reward, const uint2* __restrict__ slots,
+                const gpu::step* __restrict__ now, uint32_t batch, float* __restrict__ slope,
+                float* __restrict__ db2, double* __restrict__ losses) {
+  using namespace train_reward;
+  for (u32 r = threadIdx.x; r < 2 * batch; r += 256) slope[r] = 0.0f;
+  __syncthreads();
+  for (u32 p = threadIdx.x; p < batch; p += 256) {
+    double loss = 0.0;
+    if (p < now->pairs) {
+      const uint2 at = slots[now->first + p];
+      const double margin = double(reward[at.x]) - double(reward[at.y]);
+      // Without overflow for either sign.
+      loss = (margin < 0.0 ? -margin : 0.0) + ::log1p(::exp(margin < 0.0 ? margin : -margin));
+      // A margin that is no number must not look like a small loss.
+      if (margin != margin) loss = margin;
+      const double down = -1.0 / (1.0 + ::exp(margin)) / double(now->pairs);
+      slope[at.x] = float(down);
+      slope[at.y] = -float(down);
+    }
+    losses[p] = loss;
+  }
+  if (threadIdx.x == 0) db2[0] = 0.0f;
+}
+GPU_EXPORT(reward_loss);
+
+/// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64.
+GPU_KERNEL __launch_bounds__(256)
+    reward_backward(const float* __restrict__ act, const float* __restrict__ slope,
+                    const float* __restrict__ w2, uint32_t rows, uint32_t width, float* __restrict__ dpre,
+                    float* __restrict__ db1, float* __restrict__ dw2) {
+  using namespace train_reward;
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  double* bias_sums = carve.take<double>(256);
+  double* weight_sums = carve.take<double>(256);
+  // A warp takes 32 columns of every eighth row; the eight sums are added in their order.
+  const u32 lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+  double bias = 0.0, weight = 0.0;
+  if (column < width) {
+    const float w = w2[column];
+    for (u32 row = group; row < rows; row += 8) {
+      const u64 at = u64(row) * width + column;
+      const float a = act[at], s = slope[row], d = a > 0.0f ? s * w : 0.0f;
+      dpre[at] = d;
+      bias += double(d);
+      weight += double(s) * double(a);
+    }
+  }
+  bias_sums[threadIdx.x] = bias;
+  weight_sums[threadIdx.x] = weight;
+  __syncthreads();
+  if (group == 0 && column < width) {
+    for (u32 g = 1; g < 8; g++) {
+      bias += bias_sums[32 * g + lane];
+      weight += weight_sums[32 * g + lane];
+    }
+    db1[column] = float(bias);
+    dw2[column] = float(weight);
+  }
+}
+GPU_EXPORT(reward_backward);

@@ -1,0 +1,140 @@
+// archs: sm_75+
+// VAE training between the products: reparameterisation, KL, W2, reconstruction, and their gradients
+// code [2 batch, 2 latent] = (mu, logvar), z and eps [2 batch, latent], out and x [2 batch, dim]
+// A warp owns a pair of codes; a block owns a row of out; rows past the batch's end get zeros
+// A few F64 operations and two exponentials a latent; reads and writes out once
+// Needs latent a multiple of 16; row numbers below 2^32
+// Accuracy: losses and gradients of the codes in F64, rounded once; sums of squares in F64
+// Reference: src/backend/cpu/train_vae.rs, `batch`, `divergences`, `reconstruction`; measured on nothing yet
+#include "include/latent.cuh"
+#include "include/reduce.cuh"
+#include "include/train.cuh"
+
+namespace train_vae {
+
+using gpu::step;
+using gpu::u32;
+using gpu::u64;
+
+constexpr u32 THREADS = 128, WARPS = THREADS / gpu::WARP;
+
+/// sigma = exp(logvar / 2).
+GPU_FN double sigma_of(const float* code, u32 latent, u32 j) { return ::exp(0.5 * double(code[latent + j])); }
+
+}  // namespace train_vae
+
+/// z = mu + exp(logvar / 2) eps with the noise of training, beside eps itself. A thread makes four elements.
+GPU_KERNEL __launch_bounds__(train_vae::THREADS)
+    vae_sample(const float* __restrict__ code, const uint32_t* __restrict__ order,
+               const gpu::step* __restrict__ now, uint32_t batch, uint32_t latent, uint64_t seed,
+               float* __restrict__ eps, float* __restrict__ z) {
+  using namespace train_vae;
+  const u32 blocks = latent / 4, count = 2 * batch * blocks;
+  for (u32 i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS) {
+    const u32 row = i / blocks, block = i % blocks, side = row / batch, pair = row % batch;
+    float4 e = make_float4(0.0f, 0.0f, 0.0f, 0.0f), s = e;
+    if (pair < now->pairs) {
+      const uint2 key = make_uint2(u32(seed), u32(seed >> 32));
+      e = gpu::normals({gpu::purpose::train_vae, side, order[now->first + pair], now->epoch}, block, key);
+      const float* from = code + u64(row) * 2 * latent + 4 * block;
+      s = gpu::reparameterise(gpu::load_4(from), gpu::load_4(from + latent), e);
+    }
+    gpu::store_4(eps + u64(row) * latent + 4 * block, e);
+    gpu::store_4(z + u64(row) * latent + 4 * block, s);
+  }
+}
+GPU_EXPORT(vae_sample);
+
+/// KL and divergence of each pair, losses [2, batch], and their gradients by the codes. `squared`: W2 squared
+/// instead of its root.
+GPU_KERNEL __launch_bounds__(train_vae::THREADS)
+    vae_divergences(const float* __restrict__ code, const gpu::step* __restrict__ now, uint32_t batch,
+                    uint32_t latent, double beta, double gamma, double w2_eps, uint32_t squared,
+                    float* __restrict__ dcode, double* __restrict__ losses) {
+  using namespace train_vae;
+  const u32 lane = threadIdx.x % gpu::WARP;
+  for (u32 pair = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; pair < batch; pair += gridDim.x * WARPS) {
+    const float *plus = code + u64(pair) * 2 * latent, *minus = code + u64(batch + pair) * 2 * latent;
+    const bool there = pair < now->pairs;
+    double square = 0.0;
+#pragma unroll 1
+    for (u32 j = lane; there && j < latent; j += gpu::WARP) {
+      const double apart = double(plus[j]) - double(minus[j]);
+      const double wider = sigma_of(plus, latent, j) - sigma_of(minus, latent, j);
+      square += apart * apart + wider * wider;
+    }
+    square = gpu::warp_sum(square);
+    const double root = ::sqrt(square + w2_eps), value = squared ? -square : -root;
+    const double slope = squared ? -1.0 : -0.5 / root, share = 1.0 / double(now->pairs);
+    double kl = 0.0;
+#pragma unroll 1
+    for (u32 j = lane; j < 2 * latent; j += gpu::WARP) {
+      // One element of one side at a time.
+      const bool second = j >= latent;
+      const u32 e = second ? j - latent : j;
+      const float *own = second ? minus : plus, *other = second ? plus : minus;
+      double dmu = 0.0, dlogvar = 0.0;
+      if (there) {
+        const double mu = own[e], logvar = own[latent + e], s = sigma_of(own, latent, e);
+        kl += 0.5 * (mu * mu + s * s - 1.0 - logvar);
+        dmu = (beta * mu + gamma * slope * 2.0 * (mu - double(other[e]))) * share;
+        const double dsigma = gamma * slope * 2.0 * (s - sigma_of(other, latent, e));
+        dlogvar = (beta * 0.5 * (s * s - 1.0) + 0.5 * s * dsigma) * share;
+      }
+      float* to = dcode + u64(second ? batch + pair : pair) * 2 * latent + e;
+      to[0] = float(dmu);
+      to[latent] = float(dlogvar);
+    }
+    kl = gpu::warp_sum(kl);
+    if (lane == 0) {
+      losses[pair] = there ? kl : 0.0;
+      losses[batch + pair] = there ? value : 0.0;
+    }
+  }
+}
+GPU_EXPORT(vae_divergences);
+
+/// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
+/// `slices` slices of out [2 batch, dim] are added first, into the first.
+GPU_KERNEL __launch_bounds__(256)
+    vae_reconstruct(float* __restrict__ out, uint32_t slices, const float* __restrict__ bias,
+                    const float* __restrict__ x, const gpu::step* __restrict__ now, uint32_t batch,
+                    uint32_t dim, double scale, double* __restrict__ losses) {
+  using namespace train_vae;
+  GPU_DYN_SHARED(memory);
+  gpu::carver carve(memory);
+  double* scratch = carve.take<double>(256 / gpu::WARP);
+  const float slope = float(2.0 * scale / double(now->pairs));
+  const u64 slice = u64(2) * batch * dim;
+  for (u32 row = blockIdx.x; row < 2 * batch; row += gridDim.x) {
+    const bool there = row % batch < now->pairs;
+    float* const to = out + u64(row) * dim;
+    const float* const from = x + u64(row) * dim;
+    double sum = 0.0;
+    for (u32 i = threadIdx.x; i < dim; i += 256) {
+      float made = to[i];
+      for (u32 s = 1; s < slices; s++) made += to[s * slice + i];
+      const float difference = made + bias[i] - from[i];
+      to[i] = there ? slope * difference : 0.0f;
+      sum += double(difference) * double(difference);
+    }
+    sum = gpu::block_sum(sum, scratch);
+    if (threadIdx.x == 0) losses[row] = there ? scale * sum : 0.0;
+  }
+}
+GPU_EXPORT(vae_reconstruct);
+
+/// Adds what comes back through z: dmu += dz, dlogvar += dz eps sigma / 2.
+GPU_KERNEL __launch_bounds__(train_vae::THREADS)
+    vae_through_sample(const float* __restrict__ code, const float* __restrict__ eps,
+                       const float* __restrict__ dz, float* __restrict__ dcode, uint32_t rows,
+                       uint32_t latent) {
+  using namespace train_vae;
+  for (u32 i = blockIdx.x * THREADS + threadIdx.x; i < rows * latent; i += gridDim.x * THREADS) {
+    const u64 at = u64(i / latent) * 2 * latent + i % latent;
+    const float half_sigma = 0.5f * gpu::exp(0.5f * code[at + latent]);
+    dcode[at] += dz[i];
+    dcode[at + latent] += half_sigma * eps[i] * dz[i];
+  }
+}
+GPU_EXPORT(vae_through_sample);

@@ -1,0 +1,91 @@
+//! What the launch layer needs of a driver. There are two: a GPU's ([`super::gpu`]) and the emulator of the kernels
+//! ([`super::Emulator`]), so that the whole backend but for one file runs on any machine.
+
+use std::ffi::c_void;
+use std::{fmt, ptr};
+
+use super::launch::Launch;
+
+/// What a device allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of shared memory that a block may ask for.
+    pub shared: usize,
+    /// Multiprocessors: the number of blocks that certainly run side by side.
+    pub processors: u32,
+    /// Whether there are BF16 tensor cores and asynchronous copies (compute capability 8.0).
+    pub tensor_cores: bool,
+}
+
+/// Why a driver did not do something.
+#[derive(Debug)]
+pub enum Fault {
+    /// Device memory is used up.
+    OutOfMemory {
+        /// Bytes asked for.
+        wanted: usize,
+        /// Bytes that were free.
+        free: usize,
+    },
+    /// Anything else, in the driver's words.
+    Other(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        match self {
+            Fault::OutOfMemory { wanted, free } => {
+                write!(f, "out of memory: {:.1} MiB wanted, {:.1} MiB free", mib(*wanted), mib(*free))
+            }
+            Fault::Other(words) => f.write_str(words),
+        }
+    }
+}
+
+/// The result of a driver's call.
+pub type Outcome<T> = std::result::Result<T, Fault>;
+
+/// A place in the order of what was launched, to wait for.
+pub trait Mark: Send + Sync {
+    /// The driver's handle for it; null where nothing has to wait.
+    fn raw(&self) -> *mut c_void {
+        ptr::null_mut()
+    }
+}
+
+/// Launches that were recorded once and run many times.
+pub trait Graph: Send + Sync {
+    /// Runs them in their order, after everything that was launched before.
+    fn replay(&self) -> Outcome<()>;
+}
+
+/// Device memory, copies and launches. Everything runs in the order in which it was asked for, on one stream; only
+/// [`Driver::download`] may overlap what was launched after its mark.
+pub trait Driver: Send + Sync + fmt::Debug {
+    /// The device's name for `--device`, as in `cuda:0`.
+    fn name(&self) -> &str;
+    /// Hardware in words.
+    fn detail(&self) -> String;
+    /// What it allows.
+    fn limits(&self) -> Limits;
+    /// Whether a kernel is there.
+    fn has(&self, kernel: &str) -> bool;
+    /// Device memory, aligned to 256 bytes (the emulator: 16), never empty. `label` names it in reports.
+    fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64>;
+    /// Gives memory back, once what was launched before no longer uses it.
+    fn free(&self, address: u64, bytes: usize);
+    /// Copies to the device; `from` may change as soon as the call returns.
+    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()>;
+    /// A mark behind everything that was launched so far.
+    fn mark(&self) -> Outcome<Box<dyn Mark>>;
+    /// Copies to the host what was there at the mark, and waits for it. What was launched since goes on meanwhile and
+    /// must leave the bytes alone.
+    fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()>;
+    /// Sets bytes to zero.
+    fn clear(&self, at: u64, bytes: usize) -> Outcome<()>;
+    /// Runs a kernel.
+    fn launch(&self, launch: &Launch) -> Outcome<()>;
+    /// Records launches.
+    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>>;
+}

@@ -1,0 +1,344 @@
+//! The emulator of the kernels (`kernels/emulation`) as a driver: the whole backend on a machine without a GPU, for
+//! tests. It checks every access and is thousands of times slower than a GPU; users' machines run the CPU backend.
+
+#![allow(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::fmt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libloading::{Library, Symbol};
+
+use super::driver::{Driver, Fault, Graph, Limits, Mark, Outcome};
+use super::launch::Launch;
+use crate::error::{Error, Result};
+
+type Malloc = unsafe extern "C" fn(usize, *const c_char) -> *mut c_void;
+type Free = unsafe extern "C" fn(*mut c_void) -> c_int;
+type Copy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> c_int;
+type Unwritten = unsafe extern "C" fn(*const c_void) -> u64;
+type LaunchFn = unsafe extern "C" fn(
+    *const c_char,
+    *const c_uint,
+    *const c_uint,
+    usize,
+    *const *mut c_void,
+    c_uint,
+    *const c_int,
+    u64,
+    *mut c_char,
+    usize,
+) -> c_int;
+type SharedBytes = unsafe extern "C" fn(*const c_char, *const u32, c_uint) -> usize;
+type Kernels = unsafe extern "C" fn(*mut c_char, usize) -> c_int;
+
+/// Held by every launch, of whichever library: each puts handlers of its own over the process's signals and takes them
+/// off again, which two may only do one inside the other.
+static SIGNALS: Mutex<()> = Mutex::new(());
+
+/// In which order threads and blocks take their turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Rising.
+    Forward,
+    /// Falling.
+    Reverse,
+    /// Drawn.
+    Random,
+}
+
+/// What a device leaves open, and the emulator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// Turns of threads and blocks.
+    pub order: Order,
+    /// When asynchronous copies arrive: 0 late, 1 early, 2 drawn.
+    pub landing: i32,
+    /// How tensor cores add: 0 in F64, 1 in F32 one by one, 2 cut to the largest term.
+    pub sums: i32,
+    /// Of what is drawn.
+    pub seed: u64,
+}
+
+impl Schedule {
+    /// Threads in turn, copies late, sums exact.
+    pub const PLAIN: Schedule = Schedule { order: Order::Forward, landing: 0, sums: 0, seed: 0 };
+
+    /// Five schedules that differ in turns and copies, but not in sums: equal results are owed.
+    pub const ALL: [Schedule; 5] = [
+        Schedule::PLAIN,
+        Schedule { order: Order::Reverse, landing: 1, sums: 0, seed: 1 },
+        Schedule { order: Order::Random, landing: 2, sums: 0, seed: 2 },
+        Schedule { order: Order::Random, landing: 0, sums: 0, seed: 3 },
+        Schedule { order: Order::Random, landing: 1, sums: 0, seed: 4 },
+    ];
+}
+
+/// A loaded library of emulated kernels.
+pub struct Emulator {
+    malloc: Malloc,
+    free: Free,
+    copy_in: Copy,
+    copy_out: Copy,
+    unwritten: Unwritten,
+    launch: LaunchFn,
+    shared_bytes: SharedBytes,
+    kernels: Kernels,
+    _library: Library,
+}
+
+impl fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Emulator")
+    }
+}
+
+/// A function of the library.
+///
+/// # Safety
+/// The function must have the type T.
+unsafe fn symbol<'l, T>(library: &'l Library, name: &str) -> std::result::Result<Symbol<'l, T>, String> {
+    // SAFETY: the caller answers for the type.
+    unsafe { library.get(name.as_bytes()) }.map_err(|e| e.to_string())
+}
+
+impl Emulator {
+    /// Loads a library that was built from `kernels/` for emulation.
+    ///
+    /// # Safety
+    /// The file must be such a library of this version: its functions are called as they are declared here.
+    pub unsafe fn open(path: &Path) -> std::result::Result<Emulator, String> {
+        // SAFETY: our own library; its constructors only fill the table of kernels.
+        let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
+        // SAFETY: each name has the type declared above in launch.cpp; the pointers live as long as the library,
+        // which is kept beside them.
+        unsafe {
+            Ok(Emulator {
+                malloc: *symbol(&library, "emulation_malloc")?,
+                free: *symbol(&library, "emulation_free")?,
+                copy_in: *symbol(&library, "emulation_copy_in")?,
+                copy_out: *symbol(&library, "emulation_copy_out")?,
+                unwritten: *symbol(&library, "emulation_unwritten")?,
+                launch: *symbol(&library, "emulation_launch")?,
+                shared_bytes: *symbol(&library, "emulation_shared_bytes")?,
+                kernels: *symbol(&library, "emulation_kernels")?,
+                _library: library,
+            })
+        }
+    }
+
+    /// Uninitialised device memory; `label` names it in reports.
+    pub fn allocate(&self, bytes: usize, label: &str) -> u64 {
+        let label = CString::new(label).expect("a label without NUL");
+        // SAFETY: the label is a C string for the call.
+        unsafe { (self.malloc)(bytes, label.as_ptr()) as u64 }
+    }
+
+    /// Gives memory back.
+    pub fn free(&self, address: u64) {
+        // SAFETY: the emulator looks the address up and refuses what is not its own.
+        let status = unsafe { (self.free)(address as *mut c_void) };
+        assert_eq!(status, 0, "free of device memory");
+    }
+
+    /// Copies to device memory.
+    pub fn copy_in(&self, to: u64, from: &[u8]) {
+        // SAFETY: the source has this many bytes; the emulator checks the destination.
+        let status = unsafe { (self.copy_in)(to as *mut c_void, from.as_ptr().cast(), from.len()) };
+        assert_eq!(status, 0, "copy to device memory");
+    }
+
+    /// Copies from device memory.
+    pub fn copy_out(&self, to: &mut [u8], from: u64) {
+        // SAFETY: the destination has this many bytes; the emulator checks the source.
+        let status = unsafe { (self.copy_out)(to.as_mut_ptr().cast(), from as *const c_void, to.len()) };
+        assert_eq!(status, 0, "copy from device memory");
+    }
+
+    /// Bytes of a buffer that nobody has written; 0 in the fast build.
+    pub fn unwritten(&self, address: u64) -> u64 {
+        // SAFETY: the emulator looks the address up.
+        unsafe { (self.unwritten)(address as *const c_void) }
+    }
+
+    /// Runs a kernel to its end, or gives the report that stopped it.
+    ///
+    /// # Safety
+    /// The arguments must have the sizes of the kernel's parameters.
+    pub unsafe fn launch(
+        &self,
+        kernel: &str,
+        (grid, block, shared): ([u32; 3], [u32; 3], usize),
+        args: &[Vec<u64>],
+        schedule: Schedule,
+    ) -> std::result::Result<(), String> {
+        let kernel = CString::new(kernel).expect("a name without NUL");
+        let pointers: Vec<*mut c_void> = args.iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
+        let Schedule { order, landing, sums, seed } = schedule;
+        let schedule = [order as c_int, landing, sums];
+        let mut message = [0 as c_char; 2048];
+        let signals = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: every pointer holds for the call, with the lengths the interface asks for; argument counts are
+        // checked there, and each argument has the size of its parameter, which the caller answers for.
+        let status = unsafe {
+            (self.launch)(
+                kernel.as_ptr(),
+                grid.as_ptr(),
+                block.as_ptr(),
+                shared,
+                pointers.as_ptr(),
+                pointers.len() as c_uint,
+                schedule.as_ptr(),
+                seed,
+                message.as_mut_ptr(),
+                message.len(),
+            )
+        };
+        drop(signals);
+        // SAFETY: the interface ends its message with NUL within the capacity.
+        let text = unsafe { CStr::from_ptr(message.as_ptr()) };
+        if status == 0 { Ok(()) } else { Err(text.to_string_lossy().into_owned()) }
+    }
+
+    /// Bytes of shared memory that a kernel's layout takes for these sizes; None if it has no such layout.
+    pub fn shared_bytes(&self, kernel: &str, sizes: &[u32]) -> Option<usize> {
+        let name = CString::new(kernel).expect("a name without NUL");
+        // SAFETY: name and sizes hold for the call.
+        let bytes = unsafe { (self.shared_bytes)(name.as_ptr(), sizes.as_ptr(), sizes.len() as c_uint) };
+        (bytes != usize::MAX).then_some(bytes)
+    }
+
+    /// The names of all kernels, in rising order.
+    pub fn kernels(&self) -> Vec<String> {
+        let mut names = vec![0 as c_char; 1 << 16];
+        // SAFETY: the buffer has the length given.
+        let status = unsafe { (self.kernels)(names.as_mut_ptr(), names.len()) };
+        assert_eq!(status, 0, "too many kernels for the buffer");
+        // SAFETY: the interface ends the list with NUL.
+        let text = unsafe { CStr::from_ptr(names.as_ptr()) };
+        text.to_string_lossy().lines().map(str::to_string).collect()
+    }
+}
+
+/// How an emulated device behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Emulated {
+    /// What the emulator decides at every launch.
+    pub schedule: Schedule,
+    /// Bytes of device memory.
+    pub memory: usize,
+    /// Bytes of shared memory that a block may ask for.
+    pub shared: usize,
+    /// Whether it is one with tensor cores.
+    pub tensor_cores: bool,
+}
+
+impl Default for Emulated {
+    /// The shared memory of an H100, no limit on memory, threads in turn.
+    fn default() -> Emulated {
+        Emulated { schedule: Schedule::PLAIN, memory: usize::MAX, shared: 232_448, tensor_cores: true }
+    }
+}
+
+/// The emulator as a driver.
+#[derive(Clone, Debug)]
+pub struct EmulatedDriver {
+    emulator: Arc<Emulator>,
+    kernels: Arc<BTreeSet<String>>,
+    how: Emulated,
+    used: Arc<AtomicUsize>,
+}
+
+impl EmulatedDriver {
+    /// A device of its own over a loaded library.
+    pub fn new(emulator: Arc<Emulator>, how: Emulated) -> EmulatedDriver {
+        let kernels = Arc::new(emulator.kernels().into_iter().collect());
+        EmulatedDriver { emulator, kernels, how, used: Arc::default() }
+    }
+
+    /// Loads the library at `path`, which the user named.
+    pub fn open(path: &Path) -> Result<EmulatedDriver> {
+        // SAFETY: the user names it as a library of emulated kernels.
+        let emulator = unsafe { Emulator::open(path) }.map_err(|reason| Error::Device {
+            device: "cuda".into(),
+            reason: format!("{} (LENSMITH_CUDA_EMULATOR): {reason}", path.display()),
+        })?;
+        Ok(EmulatedDriver::new(Arc::new(emulator), Emulated::default()))
+    }
+}
+
+struct Now;
+impl Mark for Now {}
+
+struct Launches(EmulatedDriver, Vec<Launch>);
+
+impl Graph for Launches {
+    fn replay(&self) -> Outcome<()> {
+        self.1.iter().try_for_each(|launch| self.0.launch(launch))
+    }
+}
+
+impl Driver for EmulatedDriver {
+    fn name(&self) -> &str {
+        "cuda:0"
+    }
+
+    fn detail(&self) -> String {
+        "the kernels under emulation, for tests".into()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { shared: self.how.shared, processors: 2, tensor_cores: self.how.tensor_cores }
+    }
+
+    fn has(&self, kernel: &str) -> bool {
+        self.kernels.contains(kernel)
+    }
+
+    fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64> {
+        let used = self.used.load(Ordering::Relaxed);
+        if bytes > self.how.memory.saturating_sub(used) {
+            return Err(Fault::OutOfMemory { wanted: bytes, free: self.how.memory - used });
+        }
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        Ok(self.emulator.allocate(bytes, label))
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        self.emulator.free(address);
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
+        self.emulator.copy_in(to, from);
+        Ok(())
+    }
+
+    fn mark(&self) -> Outcome<Box<dyn Mark>> {
+        Ok(Box::new(Now))
+    }
+
+    fn download(&self, _: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
+        self.emulator.copy_out(to, from);
+        Ok(())
+    }
+
+    fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
+        self.emulator.copy_in(at, &vec![0; bytes]);
+        Ok(())
+    }
+
+    fn launch(&self, launch: &Launch) -> Outcome<()> {
+        let geometry = (launch.grid, [launch.threads, 1, 1], launch.shared);
+        // SAFETY: the typed launch functions give each kernel arguments of its parameters' sizes.
+        unsafe { self.emulator.launch(launch.kernel, geometry, launch.args.words(), self.how.schedule) }
+            .map_err(Fault::Other)
+    }
+
+    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>> {
+        Ok(Box::new(Launches(self.clone(), launches)))
+    }
+}

@@ -1,0 +1,91 @@
+//! Owned, typed device memory.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+
+use super::driver::{Driver, Outcome};
+
+/// Device memory of `len` values of T.
+pub struct Buffer<T> {
+    driver: Arc<dyn Driver>,
+    address: u64,
+    len: usize,
+    values: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    /// Memory that holds anything. `label` names it in the emulator's reports.
+    pub fn empty(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> Outcome<Buffer<T>> {
+        let address = driver.allocate(Self::bytes_of(len), label)?;
+        Ok(Buffer { driver: driver.clone(), address, len, values: PhantomData })
+    }
+
+    /// Memory of zeros.
+    pub fn zeros(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> Outcome<Buffer<T>> {
+        let buffer = Self::empty(driver, len, label)?;
+        driver.clear(buffer.address, Self::bytes_of(len))?;
+        Ok(buffer)
+    }
+
+    /// Memory that holds `values`.
+    pub fn upload(driver: &Arc<dyn Driver>, values: &[T], label: &'static str) -> Outcome<Buffer<T>> {
+        let buffer = Self::empty(driver, values.len(), label)?;
+        buffer.write(0, values)?;
+        Ok(buffer)
+    }
+
+    /// Overwrites the values from `at` on; they must lie inside.
+    pub fn write(&self, at: usize, values: &[T]) -> Outcome<()> {
+        assert!(at + values.len() <= self.len, "values {at} and on of {}", self.len);
+        self.driver.upload(self.at(at), bytemuck::cast_slice(values))
+    }
+
+    /// A copy of all values on the host, once everything launched before is done.
+    pub fn download(&self) -> Outcome<Vec<T>> {
+        let mut out = vec![T::zeroed(); self.len];
+        self.download_into(&mut out)?;
+        Ok(out)
+    }
+
+    /// The first values, as many as `out` takes.
+    pub fn download_into(&self, out: &mut [T]) -> Outcome<()> {
+        assert!(out.len() <= self.len, "{} values of {}", out.len(), self.len);
+        let mark = self.driver.mark()?;
+        self.driver.download(&*mark, bytemuck::cast_slice_mut(out), self.address)
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Where it starts on the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Where value `index` lies on the device.
+    pub fn at(&self, index: usize) -> u64 {
+        self.address + (index * size_of::<T>()) as u64
+    }
+
+    /// No allocation is empty, so that every buffer has an address of its own.
+    fn bytes_of(len: usize) -> usize {
+        (len * size_of::<T>()).max(size_of::<T>())
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        self.driver.free(self.address, (self.len * size_of::<T>()).max(size_of::<T>()));
+    }
+}
+
+impl<T> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} values at {:#x})", self.len, self.address)
+    }
+}

@@ -1,0 +1,88 @@
+//! Structures that kernels take by value: the twins of those in `kernels/include`.
+
+use bytemuck::{Pod, Zeroable};
+
+/// `gpu::latents` of `kernels/include/latent.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Latents {
+    /// Stored latents `[count, latent]`, or null.
+    pub z: u64,
+    /// The row of each stored latent.
+    pub owners: u64,
+    /// (row, candidate) of each drawn latent.
+    pub samples: u64,
+    /// Posteriors of the rows of drawn latents, `[rows, latent]`.
+    pub mu: u64,
+    /// Logarithms of their variances.
+    pub logvar: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// Data-set row of the block's first.
+    pub first_row: u64,
+    /// Side of the block.
+    pub side: u32,
+    /// Standard deviation of the noise.
+    pub sigma: f32,
+    /// 1: candidates start at mu.
+    pub mean: u32,
+    /// Nothing.
+    pub unused: u32,
+}
+
+/// `gpu::step` of `kernels/include/train.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Step {
+    /// Place of the step's first pair in the order of the epoch.
+    pub first: u32,
+    /// Pairs of the step.
+    pub pairs: u32,
+    /// Reward training: rows of the batch that have embeddings.
+    pub wide: u32,
+    /// VAE training: candidate number of the noise.
+    pub epoch: u32,
+    /// Learning rate over Adam's first bias correction.
+    pub rate: f32,
+    /// One over the root of the second.
+    pub inverse_root: f32,
+}
+
+impl Step {
+    /// Bytes in front of `wide`.
+    pub const WIDE: u64 = 8;
+}
+
+/// `gpu::product` of `kernels/include/train.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Product {
+    /// First operand.
+    pub a: u64,
+    /// Second operand.
+    pub b: u64,
+    /// Result, or its slices.
+    pub out: u64,
+    /// Bias `[n]`, or null.
+    pub bias: u64,
+    /// Where not positive, the result is 0; or null.
+    pub mask: u64,
+    /// Number of rows of the batch that count, or null.
+    pub limit: u64,
+    /// Rows of the result.
+    pub m: u32,
+    /// Columns of the result.
+    pub n: u32,
+    /// Length of the sums.
+    pub k: u32,
+    /// Values between rows of `a`.
+    pub lda: u32,
+    /// Values between rows of `b`.
+    pub ldb: u32,
+    /// Values between rows of the result.
+    pub ldo: u32,
+    /// 1: ReLU.
+    pub relu: u32,
+    /// 1: added to what is there.
+    pub add: u32,
+}

@@ -1,0 +1,292 @@
+//! The CUDA backend as a whole, its kernels under emulation: the command, the launch layer's sizes, memory that runs out,
+//! and the driver's calls through a stand-in for libcuda.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::cli::{Lab, Said, bare};
+use common::emulation::{Build, Emulator, Schedule, emulated, library};
+use common::{data_buf, poisoned, standardizer, widened};
+use lensmith::backend::cpu::Cpu;
+use lensmith::backend::cuda::{Cuda, Emulated, kernels, layout};
+use lensmith::backend::{Adam, Backend, Divergence, Origin, PairData, Precision, Reduction, VaeObjective};
+use lensmith::dtype::Dtype;
+use lensmith::matrix::{Matrix, RowSet, Side};
+use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
+use serde_json::Value;
+
+const HIDDEN: [usize; 5] = [16, 48, 64, 80, 256];
+const LATENT: [usize; 3] = [16, 32, 48];
+
+/// A kernel's own count of its shared memory against the launch layer's.
+#[test]
+fn shared_memory_is_what_the_kernels_count() {
+    let emulator = Emulator::get(Build::Fast);
+    let same = |kernel: &str, sizes: &[usize], ours: usize| {
+        let sizes: Vec<u32> = sizes.iter().map(|&s| s as u32).collect();
+        assert_eq!(emulator.shared_bytes(kernel, &sizes), ours, "{kernel} {sizes:?}");
+    };
+    for latent in LATENT {
+        for (keep, drawn) in [(1, 1), (1, 4), (3, 12), (31, 124), (256, 1024), (256, 256)] {
+            same("select_f32", &[latent, keep, drawn], layout::select(latent, keep, drawn).shared);
+        }
+        for hidden in HIDDEN {
+            let size = VaeSize::new(100, hidden, latent).expect("sizes");
+            for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
+                let encode = layout::encode(Precision::F32, size, dtype)[0].shared;
+                same(&format!("encode_f32_{name}"), &[hidden, latent], encode);
+                for columns in layout::SLICES {
+                    let decode = layout::decode(Precision::F32, size, columns, dtype).shared;
+                    same(&format!("decode_f32_{name}"), &[hidden, latent, columns], decode);
+                }
+                let reward = RewardSize::new(100, hidden).expect("sizes");
+                let score = layout::score(Precision::F32, reward, dtype)[0].shared;
+                same(&format!("score_f32_{name}"), &[], score);
+            }
+            let score = layout::score_latents(Precision::F32, size, 256)[0].shared;
+            same("score_latents_f32", &[hidden, latent], score);
+        }
+    }
+}
+
+/// Every kernel of the launch layer is compiled for GPUs, and the other way round.
+#[test]
+fn emulated_and_compiled_kernels_are_the_same() {
+    if kernels::TOOLKIT.is_none() {
+        return;
+    }
+    let mut compiled: Vec<&str> = kernels::IMAGES.iter().flat_map(|i| i.symbols.iter().copied()).collect();
+    compiled.sort_unstable();
+    let emulated = Emulator::get(Build::Fast).kernels();
+    let cases = |name: &&String| !name.starts_with("correct_") && !name.starts_with("fault_");
+    let emulated: Vec<&str> = emulated.iter().filter(cases).map(String::as_str).collect();
+    assert_eq!(compiled, emulated);
+}
+
+fn models(dim: usize) -> (Vae, RewardModel) {
+    let vae = Vae::init(VaeSize::new(dim, 64, 16).expect("sizes"), 1);
+    (vae, RewardModel::init(RewardSize::new(dim, 64).expect("sizes"), 2))
+}
+
+/// What a device gives for 700 rows: codes, decoded rows and scores.
+fn made(b: &impl Backend, rows: RowSet<'_>, vae: &Vae, reward: &RewardModel) -> [Vec<f32>; 3] {
+    let (dim, n) = (rows.cols(), rows.rows());
+    let (vae, reward) = (b.load_vae(vae).expect("loads"), b.load_reward(reward).expect("loads"));
+    let embeddings = b.embeddings(rows).expect("uploads");
+    let codes = b.posteriors(&b.encode(&vae, &embeddings).expect("encodes")).expect("downloads");
+    let z = Matrix::new(codes.mu.values.clone(), n, 16).expect("a matrix");
+    let latents = b.load_latents(&z, &vec![0; n]).expect("uploads");
+    let mut out = poisoned(Dtype::Bf16, n, dim);
+    b.decode(&vae, &latents, None, out.values_mut()).expect("decodes");
+    let mut scores = vec![f32::NAN; n];
+    b.score(&reward, &embeddings, &mut scores).expect("scores");
+    [codes.mu.values, widened(&out), scores]
+}
+
+fn with_memory(memory: usize) -> Cuda {
+    emulated(Build::Fast, Emulated { memory, ..Emulated::default() }, Precision::F32)
+}
+
+#[test]
+fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
+    let dim = 128;
+    let rows = data_buf(Dtype::F32, 3, 700, dim);
+    let set = || RowSet::from(rows.view());
+    let (vae, reward) = models(dim);
+    let want = made(&Cpu::new(1).expect("the CPU backend"), set(), &vae, &reward);
+    // All; too little for the embeddings as a whole; too little for two pieces of output of more than 128 rows.
+    for memory in [1 << 30, 700_000, 430_000] {
+        let got = made(&with_memory(memory), set(), &vae, &reward);
+        for (got, want) in got.iter().zip(&want) {
+            common::assert_same_bits(&format!("{memory} bytes"), got, want);
+        }
+    }
+}
+
+#[test]
+fn far_too_little_memory_is_an_error_that_says_so() {
+    let rows = data_buf(Dtype::F32, 3, 700, 128);
+    let set = || RowSet::from(rows.view());
+    let (vae, _) = models(128);
+    let b = with_memory(60_000);
+    let said = b.load_vae(&vae).map(drop).expect_err("no room for the model").to_string();
+    assert!(said.contains("device cuda:0: out of memory") && said.contains("MiB free"), "{said}");
+    assert!(said.contains("--device cpu"), "{said}");
+
+    // Training needs its embeddings on the device.
+    let b = with_memory(600_000);
+    let objective = VaeObjective {
+        reconstruction: Reduction::Mean,
+        beta: 1e-3,
+        gamma: 0.1,
+        divergence: Divergence::W2,
+        batch: 16,
+        adam: Adam::with_lr(1e-3),
+        seed: 1,
+    };
+    let mut trainer = b.vae_trainer(&vae, &standardizer(128), &objective).expect("starts");
+    let embeddings = b.embeddings(set()).expect("stays on the host");
+    let data = PairData { chosen: &embeddings, rejected: &embeddings };
+    let said = b.vae_epoch(&mut trainer, &data, &[0, 1], 0).expect_err("not resident").to_string();
+    assert!(said.contains("training needs all embeddings on the GPU"), "{said}");
+}
+
+#[test]
+fn models_too_wide_for_a_block_are_refused_with_words() {
+    let how = Emulated { shared: 48 << 10, ..Emulated::default() };
+    let b = emulated(Build::Fast, how, Precision::F32);
+    let vae = Vae::init(VaeSize::new(40, 512, 16).expect("sizes"), 1);
+    let rows = data_buf(Dtype::F32, 3, 5, 40);
+    let vae = b.load_vae(&vae).expect("loads");
+    let embeddings = b.embeddings(rows.view().into()).expect("uploads");
+    let said = b.encode(&vae, &embeddings).map(drop).expect_err("too wide").to_string();
+    assert!(said.contains("bytes of shared memory") && said.contains("--hidden"), "{said}");
+    let old = Emulated { tensor_cores: false, ..Emulated::default() };
+    let driver = lensmith::backend::cuda::EmulatedDriver::new(Emulator::get(Build::Fast).library(), old);
+    let said = Cuda::emulated(driver, Precision::Bf16).expect_err("no tensor cores").to_string();
+    assert!(said.contains("--precision bf16 needs BF16 tensor cores"), "{said}");
+}
+
+/// Training under the check build: no race, no uninitialised read, no access past an array, in any launch of a step.
+#[test]
+fn every_launch_passes_the_check_build() {
+    let dim = 40;
+    let sides = [5, 6].map(|s| data_buf(Dtype::Bf16, s, 37, dim));
+    let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
+    let objective = VaeObjective {
+        reconstruction: Reduction::Sum,
+        beta: 1.0,
+        gamma: 0.1,
+        divergence: Divergence::W2,
+        batch: 20,
+        adam: Adam::with_lr(1e-3),
+        seed: 1,
+    };
+    let order: Vec<u32> = (0..37).rev().collect();
+    let mut seen: Vec<Vec<u32>> = Vec::new();
+    for (build, schedule) in [
+        (Build::Check, Schedule::ALL[0]),
+        (Build::Check, Schedule::ALL[2]),
+        (Build::Fast, Schedule::ALL[1]),
+        (Build::Fast, Schedule::ALL[3]),
+    ] {
+        let b = emulated(build, Emulated { schedule, ..Emulated::default() }, Precision::F32);
+        let [chosen, rejected] = sides.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+        let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &objective).expect("starts");
+        let data = PairData { chosen: &chosen, rejected: &rejected };
+        let loss = b.vae_epoch(&mut trainer, &data, &order, 3).expect("trains");
+        let made = b.vae_parameters(&trainer).expect("parameters");
+        let layers = made.encoder.iter().chain(&made.decoder);
+        let mut bits: Vec<u32> =
+            layers.flat_map(|l| l.weight.iter().chain(&l.bias)).map(|v| v.to_bits()).collect();
+        bits.push(loss.total.to_bits() as u32);
+        seen.push(bits);
+    }
+    assert!(seen.windows(2).all(|w| w[0] == w[1]), "training depends on the schedule");
+}
+
+/// A stand-in for libcuda that runs launches in the emulator.
+fn stand_in(lab: &Lab) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/driver.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(lab.at("libcuda.so")).arg(source);
+    compiler.arg("-ldl");
+    assert!(compiler.status().expect("cc, which links Rust too").success());
+    library(Build::Fast)
+}
+
+/// Runs `line` on `device` with the emulator behind it: as the driver, or through the stand-in for libcuda.
+fn run(lab: &Lab, line: &str, device: &str, environment: &[(&str, &Path)]) -> Said {
+    let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
+    command.args(lab.words(line)).args(["--device", device]).envs(environment.iter().copied());
+    let said: Said = command.output().expect("lensmith runs").into();
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!(said.err, "", "{said:?}");
+    said
+}
+
+const RUN: &str = "run @pairs.safetensors --seeds 40 --validation-pairs 10 --hidden 16 --latent 16 \
+    --reward-hidden 16 --vae-epochs 3 --vae-batch 16 --epochs 2 --batch 32 --vae-lr 1e-3 --fold 4 --json";
+
+fn number(value: &Value, pointer: &str) -> f64 {
+    value.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {pointer} in {value}"))
+}
+
+#[test]
+fn a_run_on_the_device_is_the_cpus() {
+    let lab = Lab::new();
+    lab.pairs("pairs.safetensors", Dtype::F32, 70, 24, 5);
+    let emulator = stand_in(&lab);
+    let folder = lab.at("");
+    let ways: [(&str, &str, Vec<(&str, &Path)>); 3] = [
+        ("cpu", "cpu", Vec::new()),
+        ("emulator", "cuda", vec![("LENSMITH_CUDA_EMULATOR", &emulator)]),
+        ("libcuda", "cuda:0", vec![("LD_LIBRARY_PATH", &folder), ("FAKE_EMULATOR", &emulator)]),
+    ];
+    let mut runs = Vec::new();
+    for (name, device, environment) in &ways {
+        // Only what is compiled goes through the stand-in.
+        if *name == "libcuda" && kernels::TOOLKIT.is_none() {
+            continue;
+        }
+        run(&lab, &format!("{RUN} --out @{name}"), device, environment);
+        runs.push((*name, lab.value(&format!("{name}/run.json"))));
+        // The same seeds and one VAE, the CPU's: the same bytes of embeddings, whichever device decodes.
+        let synth =
+            format!("synth @cpu/seeds.safetensors --vae @cpu/vae.safetensors --fold 8 --out @synth_{name}");
+        run(&lab, &synth, device, environment);
+    }
+    let shards = |name: &str| common::cli::shards(&common::cli::outputs(&lab.at(&format!("synth_{name}"))));
+    let (first, want) = &runs[0];
+    for (name, got) in &runs[1..] {
+        common::cli::assert_same_files(name, &shards(name), &shards(first));
+        for loss in ["total", "reconstruction", "kl", "divergence"] {
+            let pointer = format!("/repeats/0/vae_loss/{loss}");
+            let (got, want) = (number(got, &pointer), number(want, &pointer));
+            assert!((got - want).abs() <= 1e-5 * want.abs(), "{name} {loss}: {got}, {want} on the CPU");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_said_once() {
+    let lab = Lab::new();
+    lab.pairs("pairs.safetensors", Dtype::F32, 40, 24, 5);
+    let line = "train-vae @pairs.safetensors --hidden 16 --vae-epochs 1 --out @vae.safetensors";
+    let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
+    command.args(lab.words(line)).args(["--device", "auto"]).env("LD_LIBRARY_PATH", "/nowhere");
+    let said: Said = command.output().expect("lensmith runs").into();
+    assert_eq!(said.code, Some(0), "{said:?}");
+    if said.out.contains(" on cuda:") {
+        return; // this machine has a GPU
+    }
+    assert_eq!(said.err.lines().count(), 1, "{said:?}");
+    assert!(said.err.starts_with("lensmith: computing on the CPU: "), "{said:?}");
+    let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
+    command.args(lab.words(line)).args(["--overwrite", "--precision", "bf16"]);
+    let said: Said = command.output().expect("lensmith runs").into();
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.err.contains("--precision") && said.err.contains("f32"), "{said:?}");
+}
+
+#[test]
+fn posteriors_of_both_sides_keep_their_noise() {
+    // One block under two origins: sides and rows must not share noise.
+    let (vae, _) = models(24);
+    let rows = data_buf(Dtype::F16, 3, 9, 24);
+    let b = with_memory(1 << 30);
+    let vae = b.load_vae(&vae).expect("loads");
+    let embeddings = b.embeddings(rows.view().into()).expect("uploads");
+    let sample = |side, first_row| {
+        let origin = Origin { seed: 5, side, first_row };
+        let drawn = b.encode_sample(&vae, &embeddings, origin).expect("samples");
+        b.latents(&drawn).expect("downloads").values
+    };
+    let all = [sample(Side::Chosen, 0), sample(Side::Rejected, 0), sample(Side::Chosen, 9)];
+    assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2]);
+    assert_eq!(sample(Side::Chosen, 0), all[0]);
+}
