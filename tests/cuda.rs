@@ -30,25 +30,35 @@ fn shared_memory_is_what_the_kernels_count() {
         let sizes: Vec<u32> = sizes.iter().map(|&s| s as u32).collect();
         assert_eq!(emulator.shared_bytes(kernel, &sizes), ours, "{kernel} {sizes:?}");
     };
+    for (precision, p) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
+        for form in ["nt", "tn", "nn"] {
+            same(&format!("product_{form}_{p}"), &[], layout::product(precision));
+        }
+        for dtype in ["f32", "f16", "bf16"] {
+            same(&format!("score_{p}_{dtype}"), &[], layout::score(precision).shared);
+        }
+        for latent in LATENT {
+            for hidden in HIDDEN {
+                let size = VaeSize::new(100, hidden, latent).expect("sizes");
+                for dtype in ["f32", "f16", "bf16"] {
+                    let encode = layout::encode(precision, size).shared;
+                    same(&format!("encode_{p}_{dtype}"), &[hidden, latent], encode);
+                    for columns in layout::SLICES {
+                        let decode = layout::decode(precision, size, columns).shared;
+                        same(&format!("decode_{p}_{dtype}"), &[hidden, latent, columns], decode);
+                    }
+                }
+                let score = layout::score_latents(precision, size, 256).shared;
+                // The exact kernel takes the width in turns.
+                let sizes = [hidden, latent, 256];
+                let sizes = if precision == Precision::F32 { &sizes[..2] } else { &sizes };
+                same(&format!("score_latents_{p}"), sizes, score);
+            }
+        }
+    }
     for latent in LATENT {
         for (keep, drawn) in [(1, 1), (1, 4), (3, 12), (31, 124), (256, 1024), (256, 256)] {
             same("select_f32", &[latent, keep, drawn], layout::select(latent, keep, drawn).shared);
-        }
-        for hidden in HIDDEN {
-            let size = VaeSize::new(100, hidden, latent).expect("sizes");
-            for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::F16, "f16"), (Dtype::Bf16, "bf16")] {
-                let encode = layout::encode(Precision::F32, size, dtype)[0].shared;
-                same(&format!("encode_f32_{name}"), &[hidden, latent], encode);
-                for columns in layout::SLICES {
-                    let decode = layout::decode(Precision::F32, size, columns, dtype).shared;
-                    same(&format!("decode_f32_{name}"), &[hidden, latent, columns], decode);
-                }
-                let reward = RewardSize::new(100, hidden).expect("sizes");
-                let score = layout::score(Precision::F32, reward, dtype)[0].shared;
-                same(&format!("score_f32_{name}"), &[], score);
-            }
-            let score = layout::score_latents(Precision::F32, size, 256)[0].shared;
-            same("score_latents_f32", &[hidden, latent], score);
         }
     }
 }
@@ -216,13 +226,16 @@ fn number(value: &Value, pointer: &str) -> f64 {
     value.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {pointer} in {value}"))
 }
 
+/// A name, `--device`, and the environment that leads to it.
+type Way<'a> = (&'a str, &'a str, Vec<(&'a str, &'a Path)>);
+
 #[test]
 fn a_run_on_the_device_is_the_cpus() {
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::F32, 70, 24, 5);
     let emulator = stand_in(&lab);
     let folder = lab.at("");
-    let ways: [(&str, &str, Vec<(&str, &Path)>); 3] = [
+    let ways: [Way<'_>; 3] = [
         ("cpu", "cpu", Vec::new()),
         ("emulator", "cuda", vec![("LENSMITH_CUDA_EMULATOR", &emulator)]),
         ("libcuda", "cuda:0", vec![("LD_LIBRARY_PATH", &folder), ("FAKE_EMULATOR", &emulator)]),
@@ -250,6 +263,38 @@ fn a_run_on_the_device_is_the_cpus() {
             assert!((got - want).abs() <= 1e-5 * want.abs(), "{name} {loss}: {got}, {want} on the CPU");
         }
     }
+}
+
+#[test]
+fn a_run_in_bf16_loses_as_the_cpus() {
+    let lab = Lab::new();
+    lab.pairs("pairs.safetensors", Dtype::Bf16, 200, 64, 5);
+    let emulator = library(Build::Fast);
+    let line = "run @pairs.safetensors --seeds 128 --validation-pairs 30 --latent 16 --reward-hidden 32 \
+        --vae-epochs 4 --vae-batch 64 --epochs 3 --batch 64 --vae-lr 1e-3 --fold 4 --json";
+    run(&lab, &format!("{line} --out @cpu"), "cpu", &[]);
+    let bf16 = format!("{line} --precision bf16 --out @bf16");
+    run(&lab, &bf16, "cuda", &[("LENSMITH_CUDA_EMULATOR", &emulator)]);
+    let (want, got) = (lab.value("cpu/run.json"), lab.value("bf16/run.json"));
+    for loss in ["total", "reconstruction", "divergence"] {
+        let pointer = format!("/repeats/0/vae_loss/{loss}");
+        let (got, want) = (number(&got, &pointer), number(&want, &pointer));
+        println!("{loss}: off by {:e}", (got - want).abs() / want.abs());
+        assert!((got - want).abs() <= 1e-3 * want.abs(), "{loss}: {got}, {want} on the CPU");
+    }
+    let mut arms = 0;
+    for (got, want) in got["repeats"][0]["arms"]
+        .as_array()
+        .expect("arms")
+        .iter()
+        .zip(want["repeats"][0]["arms"].as_array().expect("arms"))
+    {
+        let (got, want) = (number(got, "/test/loss"), number(want, "/test/loss"));
+        println!("test loss: off by {:e}", (got - want).abs() / want.abs());
+        assert!((got - want).abs() <= 1e-3 * want.abs(), "{got}, {want} on the CPU");
+        arms += 1;
+    }
+    assert!(arms >= 2, "{arms} arms");
 }
 
 #[test]

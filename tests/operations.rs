@@ -7,8 +7,8 @@ mod common;
 #[cfg(target_os = "linux")]
 use common::emulation::{Build, Schedule, cuda, emulated};
 use common::{
-    Bound, Budgeted, LAMBDA, U, Worst, assert_same_bits, data, data_buf, indices, normals, poisoned,
-    standardizer, wide, widened,
+    Bound, Budgeted, LAMBDA, U, Worst, assert_same_bits, data, data_buf, indices, normals, operand_roundoff,
+    poisoned, standardizer, wide, widened,
 };
 use lensmith::backend::cpu::Cpu;
 #[cfg(target_os = "linux")]
@@ -125,7 +125,7 @@ fn scored_latents<B: Backend>(
 
 #[test]
 fn encode_decode_and_score_over_shapes() {
-    over_shapes(&cpu(2), &shapes());
+    over_shapes(&cpu(2), Precision::F32, &shapes());
 }
 
 #[cfg(target_os = "linux")]
@@ -134,10 +134,11 @@ fn cuda_encodes_decodes_and_scores_over_shapes() {
     // Every shape with at most 65 rows would take minutes under emulation.
     let some: Vec<Shape> = shapes().into_iter().filter(|s| s.rows * s.size.dim <= 6500).step_by(3).collect();
     assert!(some.len() > 40, "{}", some.len());
-    over_shapes(&cuda(Precision::F32), &some);
+    over_shapes(&cuda(Precision::F32), Precision::F32, &some);
+    over_shapes(&cuda(Precision::Bf16), Precision::Bf16, &some);
 }
 
-fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
+fn over_shapes<B: Backend>(b: &B, precision: Precision, shapes: &[Shape]) {
     let reference = Reference::new();
     let mut folded_score = Worst::default();
     let (mut encode, mut score) = (Worst::default(), Worst::default());
@@ -149,8 +150,10 @@ fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
         let vae = Vae::init(size, seed);
         let embeddings = data_buf(stored, seed, rows, size.dim);
         let values = widened(&embeddings);
-        let codes: Vec<Budgeted> =
-            values.chunks_exact(size.dim).map(|x| Budgeted::exact(x).mlp(&vae.encoder)).collect();
+        let codes: Vec<Budgeted> = values
+            .chunks_exact(size.dim)
+            .map(|x| Budgeted::entering(x, precision).mlp(&vae.encoder))
+            .collect();
 
         let (got, want) = (posteriors_of(b, &vae, &embeddings), posteriors_of(&reference, &vae, &embeddings));
         for (r, code) in codes.iter().enumerate() {
@@ -168,12 +171,13 @@ fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
             let got = decoded(b, &vae, &embeddings, (&z, &owners), with_base, out);
             let want = decoded(&reference, &vae, &embeddings, (&z, &owners), with_base, Dtype::F32);
             for (j, &owner) in owners.iter().enumerate() {
-                let mut made = Budgeted::exact(z.row(j)).mlp(&vae.decoder);
+                let mut made = Budgeted::entering(z.row(j), precision).mlp(&vae.decoder);
                 if with_base {
                     let code = &codes[owner as usize];
                     let mu = Budgeted {
                         value: code.value[..size.latent].to_vec(),
                         error: code.error[..size.latent].to_vec(),
+                        operand: code.operand,
                     };
                     let mean = mu.mlp(&vae.decoder);
                     for k in 0..size.dim {
@@ -195,7 +199,7 @@ fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
         let model = RewardModel::init(RewardSize::new(size.dim, size.hidden).expect("sizes"), seed);
         let budget: Vec<f64> = values
             .chunks_exact(size.dim)
-            .map(|x| Budgeted::exact(x).mlp(&model.layers).rounded(Dtype::F32)[0])
+            .map(|x| Budgeted::entering(x, precision).mlp(&model.layers).rounded(Dtype::F32)[0])
             .collect();
         let want = wide(&scored(&reference, &model, &embeddings));
         score.check(&what, &scored(b, &model, &embeddings), &want, Bound::Given(&budget));
@@ -210,7 +214,7 @@ fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
                 .map(|(j, &owner)| {
                     let row = &values[owner as usize * size.dim..][..size.dim];
                     let base = with_base.then(|| (row, &codes[owner as usize]));
-                    folded_budget(&folded, z.row(j), base)
+                    folded_budget(&folded, precision, z.row(j), base)
                 })
                 .collect();
             folded_score.check(&what, &got, &wide(&want), Bound::Given(&budget));
@@ -225,19 +229,28 @@ fn over_shapes<B: Backend>(b: &B, shapes: &[Shape]) {
     score.report("score");
 }
 
-/// How far the folded score of a latent may be off in F32; `base` is the seed's embedding and its code.
-fn folded_budget(folded: &FoldedReward, z: &[f32], base: Option<(&[f32], &Budgeted)>) -> f64 {
-    let mut hidden = Budgeted::exact(z).linear(&folded.decoder).relu();
+/// How far the folded score of a latent may be off; `base` is the seed's embedding and its code.
+fn folded_budget(
+    folded: &FoldedReward,
+    precision: Precision,
+    z: &[f32],
+    base: Option<(&[f32], &Budgeted)>,
+) -> f64 {
+    let mut hidden = Budgeted::entering(z, precision).linear(&folded.decoder).relu();
     let mut start = None;
     if let Some((row, code)) = base {
         let latent = z.len();
-        let mu = Budgeted { value: code.value[..latent].to_vec(), error: code.error[..latent].to_vec() };
+        let mu = Budgeted {
+            value: code.value[..latent].to_vec(),
+            error: code.error[..latent].to_vec(),
+            operand: code.operand,
+        };
         let mean = mu.linear(&folded.decoder).relu();
         for (k, (value, error)) in hidden.value.iter_mut().zip(&mut hidden.error).enumerate() {
             *error += mean.error[k] + U * (value.abs() + mean.value[k].abs());
             *value -= mean.value[k];
         }
-        start = Some(Budgeted::exact(row).linear(&folded.reward.layers[0]));
+        start = Some(Budgeted::entering(row, precision).linear(&folded.reward.layers[0]));
     }
     let mut pre = hidden.linear(&folded.folded);
     // Folded weights and biases are rounded once.
@@ -302,7 +315,7 @@ impl Candidates {
         let eps = self.noise(Purpose::Posterior, row, 0);
         let eta = self.noise(Purpose::Perturb, row, candidate);
         let sigma = f64::from(self.how.sigma());
-        let mut out = Budgeted { value: Vec::new(), error: Vec::new() };
+        let mut out = Budgeted { value: Vec::new(), error: Vec::new(), operand: 0.0 };
         for j in 0..eps.len() {
             let mu = f64::from(self.host.mu.row(row)[j]);
             let mut sample = 0.0;
@@ -574,6 +587,44 @@ fn bits_do_not_depend_on_blocks_threads_or_parts() {
     }
 }
 
+/// In BF16 too nothing depends on the schedule of threads, on when copies land, or on how rows are cut; and no launch
+/// races or reads what nobody wrote.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_in_bf16_gives_the_same_bits_under_every_schedule() {
+    for (i, (dim, stored)) in
+        [(33, Dtype::F32), (72, Dtype::Bf16), (200, Dtype::Bf16)].into_iter().enumerate()
+    {
+        let rows = 83;
+        let buf = data_buf(stored, 21, rows, dim);
+        let (hidden, latent, width) = ([48, 64, 80][i], [16, 32, 16][i], [80, 272, 64][i]);
+        let vae = Vae::init(VaeSize::new(dim, hidden, latent).expect("sizes"), 22);
+        let reward = RewardModel::init(RewardSize::new(dim, width).expect("sizes"), 23);
+        let on = |build, schedule, block: usize| {
+            let how = Emulated { schedule, ..Emulated::default() };
+            let b = emulated(build, how, Precision::Bf16);
+            let mut made = Made::default();
+            for from in (0..rows).step_by(block) {
+                made.add(&b, &vae, &reward, set(&buf).slice(from..(from + block).min(rows)), from);
+            }
+            made
+        };
+        let want = on(Build::Check, Schedule::PLAIN, rows);
+        for schedule in Schedule::ALL {
+            on(Build::Fast, schedule, rows).assert_same(&want, &format!("d {dim}, {stored}, {schedule:?}"));
+        }
+        on(Build::Fast, Schedule::PLAIN, 30).assert_same(&want, &format!("d {dim}, {stored}, blocks of 30"));
+        // The exact kernels under the check build, and the normals' share of what both precisions make.
+        let how = Emulated { schedule: Schedule::ALL[2], ..Emulated::default() };
+        let mut exact = Made::default();
+        exact.add(&emulated(Build::Check, how, Precision::F32), &vae, &reward, set(&buf), 0);
+        assert_eq!(exact.selected.len(), want.selected.len());
+        let same = exact.selected.iter().zip(&want.selected).filter(|(a, b)| a == b).count();
+        println!("{same} of {} candidates are those of F32", want.selected.len());
+        assert!(same * 10 >= want.selected.len() * 9, "{same} of {}", want.selected.len());
+    }
+}
+
 /// F32 on a GPU is not close to the CPU's, it is the same: every bit, under every schedule of threads, in the pieces
 /// that a small memory leaves, and from blocks of any size.
 #[cfg(target_os = "linux")]
@@ -625,7 +676,21 @@ fn layers_of(vae: &Vae) -> Vec<&Linear> {
 
 /// Gradients or parameters of one backend against another's: each tensor within `rtol` of its largest value, or of
 /// a hundredth of the largest of all.
-fn check_layers(worst: &mut Worst, what: &str, got: &[&Linear], want: &[&Linear], rtol: f64) {
+fn check_layers(
+    worst: &mut Worst,
+    what: &str,
+    got: &[&Linear],
+    want: &[&Linear],
+    rtol: f64,
+    precision: Precision,
+) {
+    if precision == Precision::Bf16 {
+        let all = |layers: &[&Linear]| -> Vec<f32> {
+            layers.iter().flat_map(|l| l.weight.iter().chain(&l.bias)).copied().collect()
+        };
+        worst.check(what, &all(got), &wide(&all(want)), Bound::Norm { rtol });
+        return;
+    }
     assert_eq!(got.len(), want.len(), "{what}");
     let all = want.iter().flat_map(|l| l.weight.iter().chain(&l.bias));
     let floor = 0.01 * all.fold(0f64, |a, v| a.max(f64::from(v.abs())));
@@ -645,8 +710,11 @@ fn same_layers(what: &str, got: &[&Linear], want: &[&Linear]) {
 }
 
 /// What a sum over a batch and two layers may be off, relative to its largest value.
-fn gradient_rtol(size: VaeSize, pairs: usize) -> f64 {
-    2.0 * LAMBDA * U * ((size.dim + size.hidden + size.latent + 2 * pairs) as f64).sqrt()
+fn gradient_rtol(size: VaeSize, pairs: usize, precision: Precision) -> f64 {
+    // Rounded operands put a share of about 2 u of the hidden units on the other side of their ReLU; in norm that is
+    // its root, and twice as much is allowed.
+    2.0 * (2.0 * operand_roundoff(precision)).sqrt()
+        + 2.0 * LAMBDA * U * ((size.dim + size.hidden + size.latent + 2 * pairs) as f64).sqrt()
 }
 
 /// Closer to 0 than this, rounding may decide on which side of a ReLU's corner an input lies.
@@ -654,7 +722,7 @@ const CORNER: f64 = 1e-5;
 
 fn nearest_corner(rows: &[Vec<f64>], layer: &Linear) -> f64 {
     let hidden = rows.iter().flat_map(|x| {
-        Budgeted { value: x.clone(), error: vec![0.0; x.len()] }.linear(layer).value.into_iter()
+        Budgeted { value: x.clone(), error: vec![0.0; x.len()], operand: 0.0 }.linear(layer).value.into_iter()
     });
     hidden.fold(f64::INFINITY, |a, v| a.min(v.abs()))
 }
@@ -709,7 +777,7 @@ fn vae_gradients<B: Backend>(
 
 #[test]
 fn vae_gradients_over_shapes() {
-    vae_gradients_of(&cpu(2), &ROWS);
+    vae_gradients_of(&cpu(2), Precision::F32, &ROWS);
 }
 
 /// Rows of a batch under emulation: one, a few, and more than a tile.
@@ -719,10 +787,18 @@ const FEW_ROWS: [usize; 5] = [1, 3, 9, 17, 65];
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_vae_gradients_over_shapes() {
-    vae_gradients_of(&cuda(Precision::F32), &FEW_ROWS);
+    vae_gradients_of(&cuda(Precision::F32), Precision::F32, &FEW_ROWS);
 }
 
-fn vae_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
+/// BF16 operands: losses to a part in a hundred or better, gradients as vectors. A hidden unit near 0 may change
+/// sides, so that no single element has a bound that is worth much.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_vae_gradients_in_bf16_point_the_same_way() {
+    vae_gradients_of(&cuda(Precision::Bf16), Precision::Bf16, &FEW_ROWS);
+}
+
+fn vae_gradients_of<B: Backend>(b: &B, precision: Precision, rows: &[usize]) {
     let reference = Reference::new();
     let (mut losses, mut gradients) = (Worst::default(), Worst::default());
     for (i, &pairs) in rows.iter().enumerate() {
@@ -739,7 +815,7 @@ fn vae_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
             let (got, got_gradients) = vae_gradients(b, &sides, &vae, &objective);
             let (want, want_gradients) = vae_gradients(&reference, &sides, &vae, &objective);
             let what = format!("{pairs} pairs, {size:?}, {reconstruction:?}, {divergence:?}, {stored}");
-            let rtol = gradient_rtol(size, pairs);
+            let rtol = gradient_rtol(size, pairs, precision);
             for (got, want) in [
                 (got.total, want.total),
                 (got.reconstruction, want.reconstruction),
@@ -749,7 +825,7 @@ fn vae_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
                 losses.check(&what, &[got as f32], &[want], Bound::Each { atol: 0.0, rtol });
             }
             let (got, want) = (layers_of(&got_gradients), layers_of(&want_gradients));
-            check_layers(&mut gradients, &what, &got, &want, rtol);
+            check_layers(&mut gradients, &what, &got, &want, rtol, precision);
         }
     }
     losses.report("VAE losses");
@@ -791,17 +867,23 @@ fn reward_case(
 
 #[test]
 fn reward_gradients_over_shapes() {
-    reward_gradients_of(&cpu(2), &ROWS);
+    reward_gradients_of(&cpu(2), Precision::F32, &ROWS);
 }
 
 /// The CUDA backend never decodes what it trains on: the folded algebra against decoding in F64.
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_reward_gradients_over_shapes() {
-    reward_gradients_of(&cuda(Precision::F32), &FEW_ROWS);
+    reward_gradients_of(&cuda(Precision::F32), Precision::F32, &FEW_ROWS);
 }
 
-fn reward_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_reward_gradients_in_bf16_point_the_same_way() {
+    reward_gradients_of(&cuda(Precision::Bf16), Precision::Bf16, &FEW_ROWS);
+}
+
+fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, rows: &[usize]) {
     let reference = Reference::new();
     let (mut losses, mut gradients) = (Worst::default(), Worst::default());
     for (i, &pairs) in rows.iter().enumerate() {
@@ -840,10 +922,10 @@ fn reward_gradients_of<B: Backend>(b: &B, rows: &[usize]) {
                 reference.reward_gradients(&mut trainer, &data, &ends).expect("gradients")
             });
             let what = format!("{pairs} pairs, {size:?}, {reward_size:?}, residual {residual}, {stored}");
-            let rtol = gradient_rtol(size, pairs);
+            let rtol = gradient_rtol(size, pairs, precision);
             losses.check(&what, &[got as f32], &[want], Bound::Each { atol: 0.0, rtol });
             let (got, want) = (got_gradients.layers.each_ref(), want_gradients.layers.each_ref());
-            check_layers(&mut gradients, &what, &got, &want, rtol);
+            check_layers(&mut gradients, &what, &got, &want, rtol, precision);
         }
     }
     losses.report("reward losses");

@@ -7,6 +7,7 @@ pub mod emulation;
 
 use std::path::Path;
 
+use lensmith::backend::Precision;
 use lensmith::dtype::Dtype;
 use lensmith::matrix::RowsBuf;
 use lensmith::model::{Linear, Standardizer};
@@ -250,6 +251,13 @@ pub struct Budgeted {
     pub value: Vec<f64>,
     /// The allowed errors.
     pub error: Vec<f64>,
+    /// Unit roundoff of the operands of products: 0 where they are taken as they are.
+    pub operand: f64,
+}
+
+/// Unit roundoff of what products take in.
+pub fn operand_roundoff(precision: Precision) -> f64 {
+    if precision == Precision::Bf16 { Dtype::Bf16.unit_roundoff() } else { 0.0 }
 }
 
 /// Standard deviations of a rounding error that a sum may be off.
@@ -258,20 +266,28 @@ pub const LAMBDA: f64 = 4.0;
 impl Budgeted {
     /// Values that are known exactly.
     pub fn exact(values: &[f32]) -> Budgeted {
-        Budgeted { value: wide(values), error: vec![0.0; values.len()] }
+        Budgeted::entering(values, Precision::F32)
+    }
+
+    /// Values that are known exactly, on their way into products of a precision.
+    pub fn entering(values: &[f32], precision: Precision) -> Budgeted {
+        let operand = operand_roundoff(precision);
+        Budgeted { value: wide(values), error: vec![0.0; values.len()], operand }
     }
 
     /// W x + b.
     pub fn linear(&self, layer: &Linear) -> Budgeted {
         let per_product = LAMBDA * U * ((layer.inputs + 1) as f64).sqrt();
-        let mut out = Budgeted { value: Vec::new(), error: Vec::new() };
+        // Both operands of a product may be rounded.
+        let rounding = 2.0 * self.operand + self.operand * self.operand;
+        let mut out = Budgeted { value: Vec::new(), error: Vec::new(), operand: self.operand };
         for (row, &bias) in layer.weight.chunks_exact(layer.inputs).zip(&layer.bias) {
             let (mut sum, mut size, mut error) = (f64::from(bias), f64::from(bias).abs(), 0.0);
             for ((&w, x), e) in row.iter().zip(&self.value).zip(&self.error) {
                 let product = f64::from(w) * x;
                 sum += product;
                 size += product.abs();
-                error += f64::from(w).abs() * e;
+                error += f64::from(w).abs() * e * (1.0 + rounding) + rounding * product.abs();
             }
             out.value.push(sum);
             out.error.push(error + per_product * size);

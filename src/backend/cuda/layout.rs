@@ -1,9 +1,10 @@
 //! Bytes of shared memory that kernels are launched with: the twins of the `layout` structures in `kernels/`, which
 //! count by the same steps. A test holds each against the kernel's own count.
 
+use half::bf16;
+
 use crate::backend::Precision;
-use crate::dtype::Dtype;
-use crate::model::{RewardSize, VaeSize};
+use crate::model::VaeSize;
 
 /// `gpu::carver` without a base: counts what arrays take.
 #[derive(Debug, Default)]
@@ -86,46 +87,94 @@ impl Carver {
     }
 }
 
-/// Blocks of `encode`, the best first.
-pub fn encode(precision: Precision, size: VaeSize, _: Dtype) -> Vec<Block> {
-    let rows = EXACT.0;
+/// Rows and threads of a block of the tensor-core kernels (`kernels/include/mlp_bf16.cuh`), and its chunk of k.
+const TENSOR: (usize, u32) = (64, 128);
+const CHUNK: usize = 64;
+
+fn tensor_stride(k: usize) -> usize {
+    k + 8
+}
+
+impl Carver {
+    /// `tensor::decoder_input`.
+    fn tensor_decoder_input(&mut self, hidden: usize, latent: usize) -> &mut Carver {
+        let rows = TENSOR.0;
+        self.take::<bf16>(hidden * tensor_stride(latent));
+        self.take::<bf16>(rows * tensor_stride(latent)).take::<bf16>(rows * tensor_stride(latent));
+        self.take::<bf16>(rows * tensor_stride(hidden))
+    }
+
+    /// Stages of `tensor::add_stored` for `wide` outputs.
+    fn tensor_stages(&mut self, stages: usize, wide: usize) -> &mut Carver {
+        self.take::<bf16>(stages * (TENSOR.0 + wide) * tensor_stride(CHUNK))
+    }
+
+    fn tensor(&self) -> Block {
+        Block { threads: TENSOR.1, tile: TENSOR.0, shared: self.bytes }
+    }
+}
+
+/// The block of `encode`.
+pub fn encode(precision: Precision, size: VaeSize) -> Block {
+    let VaeSize { hidden, latent, .. } = size;
+    let mut carver = Carver::default();
     match precision {
-        Precision::F32 | Precision::Bf16 => {
-            let mut carver = Carver::default();
-            carver.exact_chunks().take::<f32>(rows * exact_stride(size.hidden));
-            vec![carver.take::<f32>(rows * exact_stride(2 * size.latent)).exact()]
+        Precision::F32 => {
+            carver.exact_chunks().take::<f32>(EXACT.0 * exact_stride(hidden));
+            carver.take::<f32>(EXACT.0 * exact_stride(2 * latent)).exact()
+        }
+        Precision::Bf16 => {
+            carver.tensor_stages(3, 64).take::<bf16>(TENSOR.0 * tensor_stride(hidden));
+            carver.take::<bf16>(2 * latent * tensor_stride(hidden));
+            carver.take::<f32>(TENSOR.0 * (2 * latent + 4)).tensor()
         }
     }
 }
 
 /// The block of `decode` for a slice of `columns`.
-pub fn decode(precision: Precision, size: VaeSize, columns: usize, _: Dtype) -> Block {
+pub fn decode(precision: Precision, size: VaeSize, columns: usize) -> Block {
+    let VaeSize { hidden, latent, .. } = size;
+    let mut carver = Carver::default();
     match precision {
-        Precision::F32 | Precision::Bf16 => {
-            let mut carver = Carver::default();
-            carver.exact_decoder_input(size.hidden, size.latent);
-            carver.take::<f32>(columns * exact_stride(size.hidden)).exact()
+        Precision::F32 => {
+            carver.exact_decoder_input(hidden, latent).take::<f32>(columns * exact_stride(hidden)).exact()
+        }
+        Precision::Bf16 => {
+            carver.tensor_decoder_input(hidden, latent).take::<bf16>(columns * tensor_stride(hidden));
+            carver.take::<f32>(TENSOR.0 * 68).tensor()
         }
     }
 }
 
-/// Blocks of `score`, the best first.
-pub fn score(precision: Precision, _: RewardSize, _: Dtype) -> Vec<Block> {
+/// The block of `score`, for any size.
+pub fn score(precision: Precision) -> Block {
+    let mut carver = Carver::default();
     match precision {
-        Precision::F32 | Precision::Bf16 => {
-            vec![Carver::default().exact_chunks().take::<f32>(EXACT.0 * exact_stride(64)).exact()]
+        Precision::F32 => carver.exact_chunks().take::<f32>(EXACT.0 * exact_stride(64)).exact(),
+        Precision::Bf16 => carver.tensor_stages(2, 256).take::<f32>(2 * TENSOR.0).tensor(),
+    }
+}
+
+/// The block of `score_latents` for a reward model of `width`.
+pub fn score_latents(precision: Precision, size: VaeSize, width: usize) -> Block {
+    let VaeSize { hidden, latent, .. } = size;
+    let mut carver = Carver::default();
+    match precision {
+        Precision::F32 => {
+            carver.exact_decoder_input(hidden, latent).take::<f32>(64 * exact_stride(hidden));
+            carver.take::<f32>(EXACT.0 * exact_stride(64)).exact()
+        }
+        Precision::Bf16 => {
+            carver.tensor_decoder_input(hidden, latent).take::<bf16>(width * tensor_stride(hidden)).tensor()
         }
     }
 }
 
-/// Blocks of `score_latents` for a reward model of `width`, the best first.
-pub fn score_latents(precision: Precision, size: VaeSize, _: usize) -> Vec<Block> {
+/// Shared memory of a product of training.
+pub fn product(precision: Precision) -> usize {
+    let mut carver = Carver::default();
     match precision {
-        Precision::F32 | Precision::Bf16 => {
-            let mut carver = Carver::default();
-            carver.exact_decoder_input(size.hidden, size.latent);
-            carver.take::<f32>(64 * exact_stride(size.hidden));
-            vec![carver.take::<f32>(EXACT.0 * exact_stride(64)).exact()]
-        }
+        Precision::F32 => carver.take::<f32>(16 * 68).take::<f32>(16 * 68).bytes,
+        Precision::Bf16 => carver.take::<bf16>(64 * 40).take::<bf16>(64 * 40).bytes,
     }
 }

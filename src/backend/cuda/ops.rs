@@ -109,7 +109,7 @@ impl Cuda {
         origin: Option<Origin>,
     ) -> Outcome<()> {
         let size = vae.host.size();
-        let block = self.fitting("encoding", layout::encode(self.precision, size, rows.dtype))?;
+        let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
         let (seed, side, first_row) = origin.map_or((0, 0, 0), |o| (o.seed, o.side as u32, o.first_row));
         let args = Args::new()
             .address(rows.address)
@@ -199,9 +199,8 @@ impl Cuda {
         (out, dtype): (u64, Dtype),
     ) -> Outcome<()> {
         let size = vae.host.size();
-        let (columns, block) = self.fitting_columns("decoding", size.dim, |columns| {
-            layout::decode(self.precision, size, columns, dtype)
-        })?;
+        let (columns, block) = self
+            .fitting_columns("decoding", size.dim, |columns| layout::decode(self.precision, size, columns))?;
         let args = Args::new()
             .value(latents.params(first))
             .value(count as u64)
@@ -247,7 +246,7 @@ impl Cuda {
         (out, pre): (u64, u64),
     ) -> Outcome<()> {
         let size = model.host.size();
-        let block = self.fitting("scoring", layout::score(self.precision, size, rows.dtype))?;
+        let block = self.fitting("scoring", [layout::score(self.precision)])?;
         let args = Args::new()
             .address(rows.address)
             .value(rows.rows as u64)
@@ -277,7 +276,7 @@ impl Cuda {
         out: &Buffer<f32>,
     ) -> Outcome<()> {
         let (size, width) = (folded.size, folded.reward.host.size().hidden);
-        let block = self.fitting("scoring latents", layout::score_latents(self.precision, size, width))?;
+        let block = self.fitting("scoring latents", [layout::score_latents(self.precision, size, width)])?;
         let (pre, mu) = base.unwrap_or((0, 0));
         let args = Args::new()
             .value(latents.params(0))

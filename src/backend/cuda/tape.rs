@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::driver::Outcome;
 use super::launch::{Args, Launch};
+use super::layout;
 use super::memory::Buffer;
 use super::params::{Product, Step};
 use crate::backend::{Adam, Precision};
@@ -259,11 +260,15 @@ impl Tape {
     }
 
     fn launch_product(&mut self, form: Form, p: Product, slices: usize) {
-        let (kernel, shared) = match (form, self.precision) {
-            (Form::Nt, _) => ("product_nt_f32", PRODUCT_SHARED),
-            (Form::Tn, _) => ("product_tn_f32", PRODUCT_SHARED),
-            (Form::Nn, _) => ("product_nn_f32", PRODUCT_SHARED),
+        let kernel = match (form, self.precision) {
+            (Form::Nt, Precision::F32) => "product_nt_f32",
+            (Form::Tn, Precision::F32) => "product_tn_f32",
+            (Form::Nn, Precision::F32) => "product_nn_f32",
+            (Form::Nt, Precision::Bf16) => "product_nt_bf16",
+            (Form::Tn, Precision::Bf16) => "product_tn_bf16",
+            (Form::Nn, Precision::Bf16) => "product_nn_bf16",
         };
+        let shared = layout::product(self.precision);
         let grid = [p.n.div_ceil(TILE as u32), p.m.div_ceil(TILE as u32), u32_of(slices)];
         self.launches.push(Launch { kernel, grid, threads: 128, shared, args: Args::new().value(p) });
     }
@@ -311,9 +316,6 @@ impl Tape {
         self.put_shared("add_losses", (1, 1, 256), 8 * 8, args);
     }
 }
-
-/// Shared memory of a product: two operands of 16 by 68 values.
-const PRODUCT_SHARED: usize = 2 * 16 * 68 * 4;
 
 /// Sizes and leading dimensions of dense operands.
 fn leading(form: Form, (m, n, k): Sizes) -> Product {
