@@ -11,7 +11,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
 use crate::matrix::{RowSet, Side};
-use crate::model::{RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::shard::{CandidateSet, EmbeddingSet, Io, PairSet};
 use crate::synth::{
     Augmented, PairBatch, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder,
@@ -263,7 +263,8 @@ impl Engine {
     ) -> Result<OrderPreservation> {
         dispatch!(&self.backend, b => {
             let make = Synthesizer::new(b, vae, seeds, (recipe.plan, recipe.perturbation), recipe.mode)?;
-            order_preservation(b, &make, &b.load_reward(model)?)
+            let folded = b.load_folded(&FoldedReward::new(vae, model)?)?;
+            order_preservation(&make, &b.load_reward(model)?, &folded)
         })
     }
 }

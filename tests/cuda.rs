@@ -7,9 +7,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use common::cli::{Lab, Said, bare};
-use common::emulation::{Build, Emulator, Schedule, emulated, library};
+use common::emulation::{Build, Emulator, Schedule, emulated, library, tested_gpu};
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, Emulated, kernels, layout};
@@ -63,6 +64,40 @@ fn shared_memory_is_what_the_kernels_count() {
     }
 }
 
+/// The table of kernels/README.md: bounds of registers as CI enforces them, bytes as the launch layer asks for them.
+#[test]
+fn stated_figures_are_those_in_force() {
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(name)).expect(name)
+    };
+    let (readme, expectations) = (read("README.md"), read("expectations.txt"));
+    let size = VaeSize::new(4096, 64, 16).expect("sizes");
+    let mut stated = 0;
+    for line in readme.lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, name, registers, shared, _] = cells[..] else { continue };
+        let (name, Ok(registers)) = (name.trim_matches('`'), registers.parse::<u32>()) else { continue };
+        let precision = if name.split('_').any(|w| w == "bf16") && !name.contains("_f32_bf16") {
+            Precision::Bf16
+        } else {
+            Precision::F32
+        };
+        let expected = match name.split('_').next().expect("a word") {
+            "encode" => layout::encode(precision, size).shared,
+            "decode" => layout::decode(precision, size, layout::SLICES[0]).shared,
+            "score" if name.contains("latents") => layout::score_latents(precision, size, 256).shared,
+            "score" => layout::score(precision).shared,
+            _ => layout::product(precision),
+        };
+        assert_eq!(shared.replace(',', "").parse(), Ok(expected), "{name}");
+        let of = |line: &&str| line.split_whitespace().next() == Some(name);
+        let bound = expectations.lines().find(of).unwrap_or_else(|| panic!("{name} has no expectations"));
+        assert!(bound.contains(&format!("registers<={registers} ")), "{name}: {bound}");
+        stated += 1;
+    }
+    assert_eq!(stated, 26);
+}
+
 /// Every kernel of the launch layer is compiled for GPUs, and the other way round.
 #[test]
 fn emulated_and_compiled_kernels_are_the_same() {
@@ -101,19 +136,43 @@ fn with_memory(memory: usize) -> Cuda {
     emulated(Build::Fast, Emulated { memory, ..Emulated::default() }, Precision::F32)
 }
 
+/// What the library said.
+static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Listener;
+
+impl log::Log for Listener {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        SAID.lock().expect("no test panics here").push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
 #[test]
 fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
+    log::set_logger(&Listener).expect("the only logger");
+    log::set_max_level(log::LevelFilter::Warn);
     let dim = 128;
     let rows = data_buf(Dtype::F32, 3, 700, dim);
     let set = || RowSet::from(rows.view());
     let (vae, reward) = models(dim);
     let want = made(&Cpu::new(1).expect("the CPU backend"), set(), &vae, &reward);
     // All; too little for the embeddings as a whole; too little for two pieces of output of more than 128 rows.
-    for memory in [1 << 30, 700_000, 430_000] {
+    for memory in [1 << 30, 700_000, 300_000] {
         let got = made(&with_memory(memory), set(), &vae, &reward);
         for (got, want) in got.iter().zip(&want) {
             common::assert_same_bits(&format!("{memory} bytes"), got, want);
         }
+    }
+    if tested_gpu().is_none() {
+        let said = SAID.lock().expect("no test panics here").join("\n");
+        assert!(said.contains("700 embeddings stay on the host: out of memory"), "{said}");
+        assert!(said.contains("short of memory: writing") && said.contains("instead of 700"), "{said}");
     }
 }
 
@@ -249,12 +308,21 @@ fn a_run_on_the_device_is_the_cpus() {
         run(&lab, &format!("{RUN} --out @{name}"), device, environment);
         runs.push((*name, lab.value(&format!("{name}/run.json"))));
         // The same seeds and one VAE, the CPU's: the same bytes of embeddings, whichever device decodes.
-        let synth =
-            format!("synth @cpu/seeds.safetensors --vae @cpu/vae.safetensors --fold 8 --out @synth_{name}");
+        let synth = format!(
+            "synth @cpu/seeds.safetensors --vae @cpu/vae.safetensors --fold 8 --shard-rows 50 --out @synth_{name}"
+        );
         run(&lab, &synth, device, environment);
+    }
+    // Parts that two jobs make on the device are the whole that one made on the CPU.
+    for part in ["1/2", "0/2"] {
+        let synth = format!(
+            "synth @cpu/seeds.safetensors --vae @cpu/vae.safetensors --fold 8 --shard-rows 50 --part {part} --out @synth_parts"
+        );
+        run(&lab, &synth, "cuda", &[("LENSMITH_CUDA_EMULATOR", &emulator)]);
     }
     let shards = |name: &str| common::cli::shards(&common::cli::outputs(&lab.at(&format!("synth_{name}"))));
     let (first, want) = &runs[0];
+    common::cli::assert_same_files("parts", &shards("parts"), &shards(first));
     for (name, got) in &runs[1..] {
         common::cli::assert_same_files(name, &shards(name), &shards(first));
         for loss in ["total", "reconstruction", "kl", "divergence"] {

@@ -4,7 +4,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
-use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::synth::Synthesizer;
 
@@ -19,22 +18,19 @@ pub struct OrderPreservation {
     pub chosen_higher: f64,
 }
 
-/// Scores all synthetic pairs of a plan and their seeds with `reward`.
+/// Scores all synthetic pairs of a plan and their seeds with `reward`, which `folded` is on the VAE's latents: nothing
+/// is decoded.
 pub fn order_preservation<B: Backend>(
-    backend: &B,
     make: &Synthesizer<'_, B>,
     reward: &B::Reward,
+    folded: &B::Folded,
 ) -> Result<OrderPreservation> {
     let plan = *make.plan();
     let mut margins = Vec::new();
     let (mut pairs, mut preserved, mut higher) = (0u64, 0u64, 0u64);
-    make.embeddings(0..plan.pairs(), Dtype::F32, &mut |batch| {
-        let n = batch.chosen.rows();
-        let (mut plus, mut minus) = (vec![0f32; n], vec![0f32; n]);
-        backend.score(reward, &backend.embeddings(batch.chosen.view().into())?, &mut plus)?;
-        backend.score(reward, &backend.embeddings(batch.rejected.view().into())?, &mut minus)?;
-        for (i, (a, b)) in plus.iter().zip(&minus).enumerate() {
-            let j = batch.first + i as u64;
+    make.rewards(0..plan.pairs(), reward, folded, &mut |first, [plus, minus]| {
+        for (i, (a, b)) in plus.iter().zip(minus).enumerate() {
+            let j = first + i as u64;
             let margin = a - b;
             if j < plan.seeds {
                 margins.push(margin);

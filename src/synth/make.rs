@@ -57,6 +57,9 @@ pub struct Synthesizer<'a, B: Backend> {
 /// Hears a range of seeds, their pairs, and the number of the first seed.
 type EachBlock<'a> = &'a mut dyn FnMut(Range<usize>, &Ids, u64) -> Result<()>;
 
+/// Hears the number of a first pair and the rewards of both sides from there on.
+pub type EachRewards<'a> = &'a mut dyn FnMut(u64, [&[f32]; 2]) -> Result<()>;
+
 /// The samples that the pairs of a block of seeds need.
 struct Needed {
     /// Samples as (row in block, rank - 1), by row and rank.
@@ -185,6 +188,70 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         })
     }
 
+    /// Scores pairs `pairs` without decoding any sample, and hands their rewards to `sink` in order: the number of the
+    /// first pair, and the rewards of both sides. `folded` is `reward` on the latents of this VAE.
+    pub fn rewards(
+        &self,
+        pairs: Range<u64>,
+        reward: &B::Reward,
+        folded: &B::Folded,
+        sink: EachRewards<'_>,
+    ) -> Result<()> {
+        self.blocks(pairs, 4 * self.latent, &mut |range, ids, block_start| {
+            let needed = self.needed(ids, block_start, range.len());
+            let mut rewards = [Vec::new(), Vec::new()];
+            for (side, out) in Side::BOTH.into_iter().zip(&mut rewards) {
+                let (originals, samples) = self.side_rewards(side, range.clone(), &needed, reward, folded)?;
+                out.extend(ids.ids.iter().map(|id| {
+                    let rank = if side == Side::Chosen { id.chosen } else { id.rejected };
+                    let seed = (id.seed - block_start) as usize;
+                    match rank {
+                        0 => originals[seed],
+                        _ => samples[needed.at(seed, rank, self.plan.per_side)],
+                    }
+                }));
+            }
+            sink(ids.first, [&rewards[0], &rewards[1]])
+        })
+    }
+
+    /// Rewards of a block's originals and of the samples that it needs, on one side.
+    fn side_rewards(
+        &self,
+        side: Side,
+        range: Range<usize>,
+        needed: &Needed,
+        reward: &B::Reward,
+        folded: &B::Folded,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
+        let b = self.backend;
+        let block = self.seeds.block(side, range.clone())?;
+        let embeddings = b.embeddings(block.view())?;
+        let mut originals = vec![0f32; range.len()];
+        b.score(reward, &embeddings, &mut originals)?;
+        let mut scores = vec![0f32; needed.ranks.len()];
+        if !needed.ranks.is_empty() {
+            let posteriors = b.encode(&self.vae, &embeddings)?;
+            let origin = Origin { seed: self.plan.seed, side, first_row: range.start as u64 };
+            let samples = self.samples(&posteriors, origin, needed)?;
+            let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
+            let residual = (self.mode == DecodeMode::Residual)
+                .then_some(Residual { embeddings: &embeddings, posteriors: &posteriors });
+            b.score_latents(folded, &latents, residual, &mut scores)?;
+        }
+        Ok((originals, scores))
+    }
+
+    /// The samples that a block needs: the candidates of its ranks.
+    fn samples(&self, posteriors: &B::Posteriors, origin: Origin, needed: &Needed) -> Result<Vec<Sample>> {
+        let selection = self.backend.select(posteriors, origin, &self.perturbation)?;
+        let sample = |&(row, rank): &(u32, u32)| Sample {
+            row,
+            candidate: selection.candidates[row as usize * selection.keep + rank as usize],
+        };
+        Ok(needed.ranks.iter().map(sample).collect())
+    }
+
     /// Pairs `pairs` in one batch, held in memory.
     pub fn batch(&self, pairs: Range<u64>, dtype: Dtype) -> Result<PairBatch> {
         if pairs.is_empty() || pairs.end > self.plan.pairs() {
@@ -303,16 +370,8 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             return Ok(out);
         }
         let origin = Origin { seed: self.plan.seed, side, first_row: range.start as u64 };
-        let selection = b.select(&posteriors, origin, &self.perturbation)?;
-        let candidate =
-            |&(row, rank): &(u32, u32)| selection.candidates[row as usize * selection.keep + rank as usize];
-        out.candidates = needed.ranks.iter().map(candidate).collect();
-        let samples: Vec<Sample> = needed
-            .ranks
-            .iter()
-            .zip(&out.candidates)
-            .map(|(&(row, _), &candidate)| Sample { row, candidate })
-            .collect();
+        let samples = self.samples(&posteriors, origin, needed)?;
+        out.candidates = samples.iter().map(|s| s.candidate).collect();
         let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
         match dtype {
             None => out.latents = b.latents(&latents)?,

@@ -330,7 +330,9 @@ pub struct Golden {
 impl Golden {
     /// Reads `tests/golden/{name}.safetensors`.
     pub fn read(name: &str) -> Golden {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"));
+        // At run time, as the program may have been carried to another machine.
+        let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into());
+        let path = Path::new(&root).join(format!("tests/golden/{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
         let text =

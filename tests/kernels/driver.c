@@ -105,6 +105,13 @@ int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream)
 int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
   return stream ? copy("emulation_copy_out", to, from, bytes) : INVALID;
 }
+int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+  void* held = malloc(bytes);
+  int status = stream ? copy("emulation_copy_out", held, from, bytes) : INVALID;
+  if (!status) status = copy("emulation_copy_in", to, held, bytes);
+  free(held);
+  return status;
+}
 int cuMemsetD8Async(void* at, unsigned char value, size_t bytes, void* stream) {
   void* block = malloc(bytes);
   int status;

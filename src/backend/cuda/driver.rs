@@ -1,4 +1,4 @@
-//! What the launch layer needs of a driver. There are two: a GPU's ([`super::gpu`]) and the emulator of the kernels
+//! What the launch layer needs of a driver. There are two: a GPU's ([`super::Gpu`]) and the emulator of the kernels
 //! ([`super::Emulator`]), so that the whole backend but for one file runs on any machine.
 
 use std::ffi::c_void;
@@ -82,6 +82,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Copies to the host what was there at the mark, and waits for it. What was launched since goes on meanwhile and
     /// must leave the bytes alone.
     fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()>;
+    /// Copies within the device.
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()>;
     /// Sets bytes to zero.
     fn clear(&self, at: u64, bytes: usize) -> Outcome<()>;
     /// Runs a kernel.

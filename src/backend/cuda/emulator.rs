@@ -326,6 +326,13 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+        let mut held = vec![0; bytes];
+        self.emulator.copy_out(&mut held, from);
+        self.emulator.copy_in(to, &held);
+        Ok(())
+    }
+
     fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
         self.emulator.copy_in(at, &vec![0; bytes]);
         Ok(())

@@ -379,6 +379,14 @@ impl Driver for Gpu {
         Ok(())
     }
 
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+        self.inner.bind()?;
+        let _order = lock(&self.inner.order);
+        // SAFETY: both have this many bytes.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.inner.compute) }
+            .map_err(fault("copying on the GPU"))
+    }
+
     fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
         self.inner.bind()?;
         let _order = lock(&self.inner.order);

@@ -19,13 +19,8 @@ impl Args {
     }
 
     /// A pointer to the start of device memory.
-    pub fn buffer<T: Pod>(self, buffer: &Buffer<T>) -> Args {
+    pub(super) fn buffer<T: Pod>(self, buffer: &Buffer<T>) -> Args {
         self.address(buffer.address())
-    }
-
-    /// A pointer to device memory, or null.
-    pub fn optional<T: Pod>(self, buffer: Option<&Buffer<T>>) -> Args {
-        self.address(buffer.map_or(0, Buffer::address))
     }
 
     /// A pointer into device memory; 0 is null.
@@ -40,6 +35,11 @@ impl Args {
         bytemuck::cast_slice_mut(&mut words)[..size_of::<V>()].copy_from_slice(bytemuck::bytes_of(&value));
         self.values.push(words);
         self
+    }
+
+    /// Arguments that are laid out already, each at the start of words of its own.
+    pub fn from_words(values: Vec<Vec<u64>>) -> Args {
+        Args { values }
     }
 
     /// The arguments' words.

@@ -5,7 +5,7 @@
 
 mod data;
 mod device;
-mod driver;
+pub mod driver;
 mod emulator;
 mod gpu;
 pub mod kernels;
@@ -14,6 +14,7 @@ pub mod layout;
 mod memory;
 mod ops;
 mod params;
+pub mod rates;
 mod stream;
 mod tape;
 mod train_reward;
@@ -26,6 +27,8 @@ pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Poste
 pub use device::{Device, Summary};
 use driver::{Driver, Fault};
 pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
+pub use gpu::Gpu;
+pub use launch::{Args, Launch};
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 

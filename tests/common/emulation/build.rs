@@ -89,7 +89,11 @@ pub fn library(build: Build) -> PathBuf {
     // Two threads would give their unfinished files the same names.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    // Another folder is tested by tools/mutate_kernels.
+    let root = match std::env::var_os("LENSMITH_EMULATED_KERNELS") {
+        Some(folder) => PathBuf::from(folder),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"),
+    };
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder").join("emulation");
     fs::create_dir_all(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
 
@@ -120,7 +124,8 @@ pub fn library(build: Build) -> PathBuf {
                 (true, Build::Check) => flags.extend(KERNEL.iter().chain(&["-O1", "-fsanitize=thread"])),
             }
             let mut digest = shared.clone();
-            digest.update(source.to_string_lossy().as_bytes());
+            let name = source.strip_prefix(&root).expect("below the root");
+            digest.update(name.to_string_lossy().as_bytes());
             digest.update(&read(&source));
             digest.update(flags.join(" ").as_bytes());
             all.update(&digest.digest().to_le_bytes());

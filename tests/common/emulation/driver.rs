@@ -4,13 +4,21 @@ use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 
 use bytemuck::Pod;
-use lensmith::backend::cuda::Emulator as Library;
+use lensmith::backend::cuda::driver::Driver;
+use lensmith::backend::cuda::{
+    Args as RawArgs, Device, Emulator as Library, Gpu, Launch as RawLaunch, layout,
+};
 pub use lensmith::backend::cuda::{Order, Schedule};
 
 use super::{Build, build};
 
-/// A loaded build of the kernels.
-pub struct Emulator(Arc<Library>);
+/// A loaded build of the kernels; or, in its place, a GPU (see [`super::tested_gpu`]).
+pub struct Emulator(Raw);
+
+enum Raw {
+    Library(Arc<Library>),
+    Gpu(Gpu),
+}
 
 /// What a launch is made of, beside its arguments.
 #[derive(Clone, Copy, Debug)]
@@ -69,47 +77,81 @@ impl Emulator {
         static CHECK: OnceLock<Emulator> = OnceLock::new();
         let cell = if build == Build::Fast { &FAST } else { &CHECK };
         cell.get_or_init(|| {
+            if let Some(index) = super::tested_gpu() {
+                let device = Device::open(index).unwrap_or_else(|e| panic!("{e}"));
+                return Emulator(Raw::Gpu(Gpu::new(device).unwrap_or_else(|e| panic!("{e}"))));
+            }
             let path = build::library(build);
             // SAFETY: just built from this version's sources.
             let library = unsafe { Library::open(&path) };
-            Emulator(Arc::new(library.unwrap_or_else(|e| panic!("loading {}: {e}", path.display()))))
+            let library = library.unwrap_or_else(|e| panic!("loading {}: {e}", path.display()));
+            Emulator(Raw::Library(Arc::new(library)))
         })
     }
 
     /// The library itself.
     pub fn library(&self) -> Arc<Library> {
-        self.0.clone()
+        match &self.0 {
+            Raw::Library(library) => library.clone(),
+            Raw::Gpu(_) => panic!("this test is about the emulator"),
+        }
     }
 
     /// Uninitialised device memory; `label` names it in reports.
     pub fn empty<T: Pod>(&self, len: usize, label: &str) -> Buffer<'_, T> {
-        let at = self.0.allocate(len * size_of::<T>(), label);
+        let at = match &self.0 {
+            Raw::Library(library) => library.allocate(len * size_of::<T>(), label),
+            Raw::Gpu(gpu) => gpu.allocate(len * size_of::<T>(), "a test's buffer").expect("device memory"),
+        };
         Buffer { at, len, emulator: self, values: PhantomData }
     }
 
     /// Device memory that holds `values`.
     pub fn upload<T: Pod>(&self, values: &[T], label: &str) -> Buffer<'_, T> {
         let buffer = self.empty(values.len(), label);
-        self.0.copy_in(buffer.at, bytemuck::cast_slice(values));
+        match &self.0 {
+            Raw::Library(library) => library.copy_in(buffer.at, bytemuck::cast_slice(values)),
+            Raw::Gpu(gpu) => gpu.upload(buffer.at, bytemuck::cast_slice(values)).expect("a copy"),
+        }
         buffer
     }
 
     /// Runs a kernel to its end, or gives the report that stopped it.
     pub fn launch(&self, kernel: &str, launch: Launch, args: &Args<'_>) -> Result<(), String> {
-        let geometry = (launch.grid, launch.block, launch.shared);
-        // SAFETY: each test gives a kernel arguments of its parameters' sizes.
-        unsafe { self.0.launch(kernel, geometry, &args.values, launch.schedule) }
+        let Launch { grid, block, shared, schedule } = launch;
+        match &self.0 {
+            // SAFETY: each test gives a kernel arguments of its parameters' sizes.
+            Raw::Library(library) => unsafe {
+                library.launch(kernel, (grid, block, shared), &args.values, schedule)
+            },
+            Raw::Gpu(gpu) => {
+                // The few names that tests use live as long as the process.
+                let kernel: &'static str = Box::leak(kernel.to_string().into_boxed_str());
+                let args = RawArgs::from_words(args.values.clone());
+                let launch = RawLaunch { kernel, grid, threads: block[0], shared, args };
+                gpu.launch(&launch).map_err(|fault| fault.to_string())
+            }
+        }
     }
 
     /// Bytes of shared memory that a kernel's layout takes for these sizes.
     pub fn shared_bytes(&self, kernel: &str, sizes: &[u32]) -> usize {
-        let bytes = self.0.shared_bytes(kernel, sizes);
+        let bytes = match &self.0 {
+            Raw::Library(library) => library.shared_bytes(kernel, sizes),
+            // The launch layer's own count, which is held against the kernels' where these are emulated.
+            Raw::Gpu(_) if kernel == "select_f32" => {
+                let [latent, keep, drawn] = [0, 1, 2].map(|i| sizes[i] as usize);
+                Some(layout::select(latent, keep, drawn).shared)
+            }
+            // More than any of the others takes.
+            Raw::Gpu(_) => Some(48 << 10),
+        };
         bytes.unwrap_or_else(|| panic!("{kernel} has no layout of {} sizes", sizes.len()))
     }
 
     /// The names of all kernels, in rising order.
     pub fn kernels(&self) -> Vec<String> {
-        self.0.kernels()
+        self.library().kernels()
     }
 }
 
@@ -122,18 +164,30 @@ impl<T: Pod> Buffer<'_, T> {
     /// A copy of the values on the host.
     pub fn download(&self) -> Vec<T> {
         let mut out = vec![T::zeroed(); self.len];
-        self.emulator.0.copy_out(bytemuck::cast_slice_mut(&mut out), self.at);
+        match &self.emulator.0 {
+            Raw::Library(library) => library.copy_out(bytemuck::cast_slice_mut(&mut out), self.at),
+            Raw::Gpu(gpu) => {
+                let mark = gpu.mark().expect("a mark");
+                gpu.download(&*mark, bytemuck::cast_slice_mut(&mut out), self.at).expect("a copy");
+            }
+        }
         out
     }
 
     /// Bytes that nobody has written yet; 0 in the fast build.
     pub fn unwritten(&self) -> u64 {
-        self.emulator.0.unwritten(self.at)
+        match &self.emulator.0 {
+            Raw::Library(library) => library.unwritten(self.at),
+            Raw::Gpu(_) => 0,
+        }
     }
 }
 
 impl<T> Drop for Buffer<'_, T> {
     fn drop(&mut self) {
-        self.emulator.0.free(self.at);
+        match &self.emulator.0 {
+            Raw::Library(library) => library.free(self.at),
+            Raw::Gpu(gpu) => gpu.free(self.at, self.len * size_of::<T>()),
+        }
     }
 }

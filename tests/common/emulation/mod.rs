@@ -16,13 +16,22 @@ use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver};
 pub use build::library;
 pub use driver::{Args, Emulator, Launch, Order, Schedule};
 
-/// The CUDA backend over the fast build.
+/// The GPU that takes the emulator's place where one is tested: LENSMITH_TEST_GPU, its number.
+pub fn tested_gpu() -> Option<usize> {
+    let index = std::env::var("LENSMITH_TEST_GPU").ok()?;
+    Some(index.parse().unwrap_or_else(|_| panic!("LENSMITH_TEST_GPU: `{index}` is no number of a GPU")))
+}
+
+/// The CUDA backend over the fast build, or on the tested GPU.
 pub fn cuda(precision: Precision) -> Cuda {
     emulated(Build::Fast, Emulated::default(), precision)
 }
 
 /// The CUDA backend over a build, on a device that behaves as told.
 pub fn emulated(build: Build, how: Emulated, precision: Precision) -> Cuda {
+    if let Some(index) = tested_gpu() {
+        return Cuda::open(index, precision).unwrap_or_else(|e| panic!("{e}"));
+    }
     let driver = EmulatedDriver::new(Emulator::get(build).library(), how);
     Cuda::emulated(driver, precision).expect("an emulated device")
 }
