@@ -14,7 +14,10 @@ use common::emulation::{Build, Emulator, Schedule, emulated, library, tested_gpu
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, Emulated, kernels, layout};
-use lensmith::backend::{Adam, Backend, Divergence, Origin, PairData, Precision, Reduction, VaeObjective};
+use lensmith::backend::{
+    Adam, Backend, Divergence, Origin, PairData, PairRows, Precision, Reduction, Residual, RewardData,
+    RewardObjective, RewardSide, Synthetic, VaeObjective,
+};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Side};
 use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
@@ -256,6 +259,45 @@ fn every_launch_passes_the_check_build() {
         seen.push(bits);
     }
     assert!(seen.windows(2).all(|w| w[0] == w[1]), "training depends on the schedule");
+}
+
+/// The same of reward training: originals and folded samples mixed, plain and residual, in both precisions.
+#[test]
+fn every_launch_of_reward_training_passes_the_check_build() {
+    let dim = 40;
+    let sides = [8, 9].map(|s| data_buf(Dtype::F16, s, 11, dim));
+    let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
+    let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
+    let z = Matrix::new(common::normals(4, 4, 20 * 16), 20, 16).expect("a matrix");
+    let owners = common::indices(1, 20, 11);
+    // 37 pairs in batches of 20 over originals (below 11) and samples.
+    let ends = [common::indices(2, 37, 31), common::indices(3, 37, 31)];
+    let pairs: Vec<PairRows> = ends[0].iter().zip(&ends[1]).map(|(&a, &b)| [a, b]).collect();
+    for (precision, residual) in [(Precision::F32, false), (Precision::F32, true), (Precision::Bf16, true)] {
+        let mut seen: Vec<Vec<u32>> = Vec::new();
+        for (build, schedule) in [(Build::Check, Schedule::ALL[2]), (Build::Fast, Schedule::ALL[1])] {
+            let b = emulated(build, Emulated { schedule, ..Emulated::default() }, precision);
+            let device_vae = b.load_vae(&vae).expect("loads");
+            let originals = sides.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+            let posteriors = originals.each_ref().map(|e| b.encode(&device_vae, e).expect("encodes"));
+            let latents = b.load_latents(&z, &owners).expect("uploads");
+            let side = |s: usize| {
+                let residual =
+                    residual.then_some(Residual { embeddings: &originals[s], posteriors: &posteriors[s] });
+                let synthetic = Synthetic { vae: &device_vae, latents: &latents, residual };
+                RewardSide { originals: &originals[s], synthetic: Some(synthetic) }
+            };
+            let data = RewardData { chosen: side(0), rejected: side(1) };
+            let objective = RewardObjective { batch: 20, adam: Adam::with_lr(1e-3) };
+            let mut trainer = b.reward_trainer(&model, &standardizer(dim), &objective).expect("starts");
+            let loss = b.reward_epoch(&mut trainer, &data, &pairs).expect("trains");
+            let made = b.reward_parameters(&trainer).expect("parameters");
+            assert!(loss.is_finite() && made != model);
+            let values = made.layers.iter().flat_map(|l| l.weight.iter().chain(&l.bias));
+            seen.push(values.map(|v| v.to_bits()).collect());
+        }
+        assert!(seen[0] == seen[1], "{precision}, residual {residual}: depends on the schedule");
+    }
 }
 
 /// A stand-in for libcuda that runs launches in the emulator.
