@@ -89,12 +89,14 @@ pub fn library(build: Build) -> PathBuf {
     // Two threads would give their unfinished files the same names.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Another folder is tested by tools/mutate_kernels.
-    let root = match std::env::var_os("LENSMITH_EMULATED_KERNELS") {
-        Some(folder) => PathBuf::from(folder),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"),
+    // Another folder is tested by tools/mutate_kernels, and leaves what it compiles beside itself.
+    let (root, out) = match std::env::var_os("LENSMITH_EMULATED_KERNELS").map(PathBuf::from) {
+        Some(folder) => (folder.clone(), folder.with_file_name("emulation")),
+        None => {
+            let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
+            (Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels"), target.join("emulation"))
+        }
     };
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder").join("emulation");
     fs::create_dir_all(&out).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
 
     let mut shared = Xxh3::new();
