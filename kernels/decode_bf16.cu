@@ -28,35 +28,10 @@ struct layout {
   }
 };
 
-/// What residual decoding adds to.
-struct base {
-  const void* embeddings;
-  u32 dtype;
-  const float* mu;
-};
-
-/// COUNT values from `at` on of a matrix of type 0 F32, 1 F16, 2 BF16, added to v.
-template <u32 COUNT, class T>
-GPU_FN void add_typed(float (&v)[COUNT], const void* from, u64 at, u32 there) {
-  const T* p = static_cast<const T*>(from) + at;
-#pragma unroll
-  for (u32 i = 0; i < COUNT; i++)
-    if (i < there) v[i] += gpu::to_f32(p[i]);
-}
-template <u32 COUNT>
-GPU_FN void add_base(float (&v)[COUNT], const base& b, u64 at, u32 there) {
-  if (b.dtype == 0)
-    add_typed<COUNT, float>(v, b.embeddings, at, there);
-  else if (b.dtype == 1)
-    add_typed<COUNT, gpu::f16>(v, b.embeddings, at, there);
-  else
-    add_typed<COUNT, bf16>(v, b.embeddings, at, there);
-}
-
 /// Writes the warp's 16 rows by `wide` columns out of its stage, with bias or base, 16 bytes a lane.
 template <class S>
 GPU_FN void write_out(const float* stage, const gpu::latents& source, u64 row, u64 count, u32 dim, u32 column,
-                      u32 wide, const float* b2, const base& seeds, S* out) {
+                      u32 wide, const float* b2, const gpu::seeds& seeds, S* out) {
   constexpr u32 COUNT = gpu::vec16<S>::COUNT, PIECES = OUTPUTS / COUNT;
   const bool vector = dim % COUNT == 0;
 #pragma unroll 1
@@ -70,7 +45,13 @@ GPU_FN void write_out(const float* stage, const gpu::latents& source, u64 row, u
       v[j] = stage[r * STAGE_STRIDE + c + j];
       if (!seeds.mu && j < there) v[j] += b2[column + c + j];
     }
-    if (seeds.mu) add_base(v, seeds, u64(gpu::owner_of(source, row + r)) * dim + column + c, there);
+    if (seeds.mu) {
+      const u64 from = u64(gpu::owner_of(source, row + r)) * dim + column + c;
+      float base[COUNT];
+      gpu::load_typed(base, seeds.embeddings, seeds.dtype, from, there);
+#pragma unroll
+      for (u32 j = 0; j < COUNT; j++) v[j] += base[j];
+    }
     S* to = out + (row + r) * dim + column + c;
     if (vector && there == COUNT) {
       gpu::vec16<S> piece;
@@ -87,7 +68,8 @@ GPU_FN void write_out(const float* stage, const gpu::latents& source, u64 row, u
 
 template <class S>
 GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
-                const bf16* w1, const float* b1, const bf16* w2, const float* b2, const base& seeds, S* out) {
+                const bf16* w1, const float* b1, const bf16* w2, const float* b2, const gpu::seeds& seeds,
+                S* out) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const layout shared(carve, hidden, latent, columns);

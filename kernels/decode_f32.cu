@@ -19,26 +19,12 @@ struct layout {
   float* w2;
 
   GPU_BOTH layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns)
-      : input(carve, hidden, latent, true), w2(carve.take<float>(size_t(columns) * stride_of(hidden))) {}
-};
-
-/// Value `at` of a matrix of type 0 F32, 1 F16, 2 BF16.
-GPU_FN float widened(const void* from, u32 dtype, u64 at) {
-  if (dtype == 0) return static_cast<const float*>(from)[at];
-  if (dtype == 1) return gpu::to_f32(static_cast<const gpu::f16*>(from)[at]);
-  return gpu::to_f32(static_cast<const gpu::bf16*>(from)[at]);
-}
-
-/// What residual decoding adds to.
-struct base {
-  const void* embeddings;
-  u32 dtype;
-  const float* mu;
+      : input(carve, hidden, latent), w2(carve.take<float>(size_t(columns) * stride_of(hidden))) {}
 };
 
 template <class S>
 GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
-                const float* w1, const float* b1, const float* w2, const float* b2, const base& seeds,
+                const float* w1, const float* b1, const float* w2, const float* b2, const gpu::seeds& seeds,
                 S* out) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
@@ -69,8 +55,9 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
         const float bias = there ? b2[column] : 0.0f;
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
-          t.sum[i][j] = bias;
-          if (seeds.mu && there) t.sum[i][j] = widened(seeds.embeddings, seeds.dtype, start[i] + column);
+          float base[1] = {bias};
+          if (seeds.mu && there) gpu::load_typed(base, seeds.embeddings, seeds.dtype, start[i] + column);
+          t.sum[i][j] = base[0];
         }
       }
       add_products(t, shared.input.hidden, stride, shared.w2 + from * stride, stride, hidden);

@@ -11,6 +11,7 @@
 namespace encode_bf16 {
 
 using gpu::bf16;
+using gpu::relu;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::tensor;
@@ -32,17 +33,9 @@ struct layout {
   }
 };
 
-/// Whose samples z are.
-struct origin {
-  u64 seed;
-  u32 side;
-  u64 first_row;
-};
-
 template <class S>
 GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const bf16* w1,
-                const float* b1, const bf16* w2, const float* b2, float* mu, float* logvar, float* z,
-                const origin& who) {
+                const float* b1, const bf16* w2, const float* b2, const gpu::codes& out) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const layout shared(carve, size, latent);
@@ -88,17 +81,7 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
     for (u32 at = lane; at < ROWS_OF_WARP * groups; at += gpu::WARP) {
       const u64 row = first + own + at / groups;
       if (row >= rows) break;
-      const u32 block = at % groups;
-      const float* code = shared.code + (own + at / groups) * code_stride(latent) + 4 * block;
-      const float4 m = gpu::load_4(code), v = gpu::load_4(code + latent);
-      const u64 to = row * latent + 4 * block;
-      gpu::store_4(mu + to, m);
-      gpu::store_4(logvar + to, v);
-      if (z) {
-        const uint2 key = make_uint2(u32(who.seed), u32(who.seed >> 32));
-        const gpu::address a = {gpu::purpose::posterior, who.side, who.first_row + row, 0};
-        gpu::store_4(z + to, gpu::reparameterise(m, v, gpu::normals(a, block, key)));
-      }
+      out.store(shared.code + (own + at / groups) * code_stride(latent), row, at % groups, latent);
     }
   }
 }
@@ -118,8 +101,8 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
                     const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
                     float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
                     uint64_t first_row) {
-  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
-                   {seed, side, first_row});
+  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
+                   {mu, logvar, z, seed, side, first_row});
 }
 GPU_EXPORT(encode_bf16_f32);
 GPU_EXPORT_SHARED(encode_bf16_f32, encode_bf16_shared);
@@ -130,8 +113,8 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
                     const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
                     float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
                     uint64_t first_row) {
-  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
-                   {seed, side, first_row});
+  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
+                   {mu, logvar, z, seed, side, first_row});
 }
 GPU_EXPORT(encode_bf16_f16);
 GPU_EXPORT_SHARED(encode_bf16_f16, encode_bf16_shared);
@@ -142,8 +125,8 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
                      const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
                      float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
                      uint64_t first_row) {
-  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
-                   {seed, side, first_row});
+  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
+                   {mu, logvar, z, seed, side, first_row});
 }
 GPU_EXPORT(encode_bf16_bf16);
 GPU_EXPORT_SHARED(encode_bf16_bf16, encode_bf16_shared);

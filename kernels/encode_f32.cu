@@ -10,6 +10,7 @@
 
 namespace encode_f32 {
 
+using gpu::relu;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::exact;
@@ -25,17 +26,9 @@ struct layout {
   }
 };
 
-/// Whose samples z are.
-struct origin {
-  u64 seed;
-  u32 side;
-  u64 first_row;
-};
-
 template <class S>
 GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const float* w1,
-                const float* b1, const float* w2, const float* b2, float* mu, float* logvar, float* z,
-                const origin& who) {
+                const float* b1, const float* w2, const float* b2, const gpu::codes& out) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const layout shared(carve, size, latent);
@@ -71,17 +64,7 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
     for (u32 at = threadIdx.x; at < ROWS * groups; at += THREADS) {
       const u64 row = first + at / groups;
       if (row >= rows) break;
-      const u32 block = at % groups;
-      const float* code = shared.code + at / groups * code_stride + 4 * block;
-      const float4 m = gpu::load_4(code), v = gpu::load_4(code + latent);
-      const u64 to = row * latent + 4 * block;
-      gpu::store_4(mu + to, m);
-      gpu::store_4(logvar + to, v);
-      if (z) {
-        const uint2 key = make_uint2(u32(who.seed), u32(who.seed >> 32));
-        const gpu::address a = {gpu::purpose::posterior, who.side, who.first_row + row, 0};
-        gpu::store_4(z + to, gpu::reparameterise(m, v, gpu::normals(a, block, key)));
-      }
+      out.store(shared.code + at / groups * code_stride, row, at % groups, latent);
     }
   }
 }
@@ -101,8 +84,8 @@ GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
                    const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
                    float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
                    uint64_t first_row) {
-  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
-                  {seed, side, first_row});
+  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
+                  {mu, logvar, z, seed, side, first_row});
 }
 GPU_EXPORT(encode_f32_f32);
 GPU_EXPORT_SHARED(encode_f32_f32, encode_f32_shared);
@@ -113,8 +96,8 @@ GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
                    const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
                    float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
                    uint64_t first_row) {
-  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
-                  {seed, side, first_row});
+  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
+                  {mu, logvar, z, seed, side, first_row});
 }
 GPU_EXPORT(encode_f32_f16);
 GPU_EXPORT_SHARED(encode_f32_f16, encode_f32_shared);
@@ -125,8 +108,8 @@ GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
                     const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
                     float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
                     uint64_t first_row) {
-  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, mu, logvar, z,
-                  {seed, side, first_row});
+  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
+                  {mu, logvar, z, seed, side, first_row});
 }
 GPU_EXPORT(encode_f32_bf16);
 GPU_EXPORT_SHARED(encode_f32_bf16, encode_f32_shared);

@@ -47,11 +47,7 @@ GPU_FN void run(const product& p) {
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE, warp = threadIdx.x / gpu::WARP;
-  const u32 limit = p.limit ? *p.limit : 0xffffffffu;
-  const u32 m = LIMITS_K ? p.m : (limit < p.m ? limit : p.m);
-  const u32 k_all = LIMITS_K ? (limit < p.k ? limit : p.k) : p.k;
-  const u32 deep = gpu::depth_of_slice(k_all, gridDim.z, DEEP);
-  const u32 from = blockIdx.z * deep, end = from + deep < k_all ? from + deep : k_all;
+  const auto [m, from, end] = gpu::share::of<LIMITS_K>(p, DEEP);
   const u32 own = warp / 2 * 32, aside = warp % 2 * 32;
 
   tile<2, 2> t;

@@ -11,6 +11,7 @@
 
 namespace product_f32 {
 
+using gpu::load_4;
 using gpu::product;
 using gpu::u32;
 using gpu::u64;
@@ -28,7 +29,7 @@ struct layout {
 };
 
 GPU_FN float4 load(const float* at, u32 there, bool vector) {
-  if (there >= 4 && vector) return *reinterpret_cast<const float4*>(at);
+  if (there >= 4 && vector) return load_4(at);
   return make_float4(there > 0 ? at[0] : 0.0f, there > 1 ? at[1] : 0.0f, there > 2 ? at[2] : 0.0f,
                      there > 3 ? at[3] : 0.0f);
 }
@@ -67,13 +68,11 @@ struct part {
         column[2 * STRIDE] = group[i].z;
         column[3 * STRIDE] = group[i].w;
       } else {
-        *reinterpret_cast<float4*>(to + at / 16 * STRIDE + at % 16 * 4) = group[i];
+        gpu::store_4(to + at / 16 * STRIDE + at % 16 * 4, group[i]);
       }
     }
   }
 };
-
-GPU_FN float4 load_4(const float* at) { return *reinterpret_cast<const float4*>(at); }
 
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
@@ -82,11 +81,7 @@ GPU_FN void run(const product& p) {
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE;
-  const u32 limit = p.limit ? *p.limit : 0xffffffffu;
-  const u32 m = LIMITS_K ? p.m : (limit < p.m ? limit : p.m);
-  const u32 k_all = LIMITS_K ? (limit < p.k ? limit : p.k) : p.k;
-  const u32 deep = gpu::depth_of_slice(k_all, gridDim.z, DEPTH);
-  const u32 from = blockIdx.z * deep, end = from + deep < k_all ? from + deep : k_all;
+  const auto [m, from, end] = gpu::share::of<LIMITS_K>(p, DEPTH);
 
   float sum[8][4] = {};
   const u32 ty = threadIdx.x / 16, tx = threadIdx.x % 16;

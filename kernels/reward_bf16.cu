@@ -12,6 +12,7 @@
 namespace reward_bf16 {
 
 using gpu::bf16;
+using gpu::relu;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::tensor;

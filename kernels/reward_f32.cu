@@ -10,6 +10,7 @@
 
 namespace reward_f32 {
 
+using gpu::relu;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::exact;
@@ -77,7 +78,7 @@ struct latent_layout {
   decoder_input input;
   float *folded, *hidden;
 
-  GPU_BOTH latent_layout(gpu::carver& carve, u32 size, u32 latent) : input(carve, size, latent, true) {
+  GPU_BOTH latent_layout(gpu::carver& carve, u32 size, u32 latent) : input(carve, size, latent) {
     folded = carve.take<float>(OUTPUTS * size_t(stride_of(size)));
     hidden = carve.take<float>(ROWS * stride_of(OUTPUTS));
   }

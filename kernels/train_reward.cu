@@ -22,7 +22,7 @@ constexpr u32 THREADS = 128, WARPS = THREADS / gpu::WARP, NONE = 0xffffffffu;
 GPU_FN float hidden_of(const float* z, const float* w, float bias, u32 latent) {
   float sum = bias;
   for (u32 j = 0; j < latent; j++) sum = __fmaf_rn(z[j], w[j], sum);
-  return sum < 0.0f ? 0.0f : sum;
+  return gpu::relu(sum);
 }
 
 }  // namespace train_reward

@@ -95,26 +95,22 @@ GPU_KERNEL __launch_bounds__(train_vae::THREADS)
 GPU_EXPORT(vae_divergences);
 
 /// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
-/// `slices` slices of out [2 batch, dim] are added first, into the first.
 GPU_KERNEL __launch_bounds__(256)
-    vae_reconstruct(float* __restrict__ out, uint32_t slices, const float* __restrict__ bias,
-                    const float* __restrict__ x, const gpu::step* __restrict__ now, uint32_t batch,
+    vae_reconstruct(float* __restrict__ out, const float* __restrict__ bias, const float* __restrict__ x,
+                    const gpu::step* __restrict__ now, uint32_t batch,
                     uint32_t dim, double scale, double* __restrict__ losses) {
   using namespace train_vae;
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   double* scratch = carve.take<double>(256 / gpu::WARP);
   const float slope = float(2.0 * scale / double(now->pairs));
-  const u64 slice = u64(2) * batch * dim;
   for (u32 row = blockIdx.x; row < 2 * batch; row += gridDim.x) {
     const bool there = row % batch < now->pairs;
     float* const to = out + u64(row) * dim;
     const float* const from = x + u64(row) * dim;
     double sum = 0.0;
     for (u32 i = threadIdx.x; i < dim; i += 256) {
-      float made = to[i];
-      for (u32 s = 1; s < slices; s++) made += to[s * slice + i];
-      const float difference = made + bias[i] - from[i];
+      const float difference = to[i] + bias[i] - from[i];
       to[i] = there ? slope * difference : 0.0f;
       sum += double(difference) * double(difference);
     }

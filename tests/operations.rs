@@ -174,12 +174,7 @@ fn over_shapes<B: Backend>(b: &B, precision: Precision, shapes: &[Shape]) {
                 let mut made = Budgeted::entering(z.row(j), precision).mlp(&vae.decoder);
                 if with_base {
                     let code = &codes[owner as usize];
-                    let mu = Budgeted {
-                        value: code.value[..size.latent].to_vec(),
-                        error: code.error[..size.latent].to_vec(),
-                        operand: code.operand,
-                    };
-                    let mean = mu.mlp(&vae.decoder);
+                    let mean = code.first(size.latent).mlp(&vae.decoder);
                     for k in 0..size.dim {
                         let base = f64::from(values[owner as usize * size.dim + k]);
                         // Two more additions, whose intermediate results are no larger than this sum.
@@ -236,16 +231,10 @@ fn folded_budget(
     z: &[f32],
     base: Option<(&[f32], &Budgeted)>,
 ) -> f64 {
-    let mut hidden = Budgeted::entering(z, precision).linear(&folded.decoder).relu();
+    let mut hidden = Budgeted::entering(z, precision).linear(folded.decoder()).relu();
     let mut start = None;
     if let Some((row, code)) = base {
-        let latent = z.len();
-        let mu = Budgeted {
-            value: code.value[..latent].to_vec(),
-            error: code.error[..latent].to_vec(),
-            operand: code.operand,
-        };
-        let mean = mu.linear(&folded.decoder).relu();
+        let mean = code.first(z.len()).linear(folded.decoder()).relu();
         for (k, (value, error)) in hidden.value.iter_mut().zip(&mut hidden.error).enumerate() {
             *error += mean.error[k] + U * (value.abs() + mean.value[k].abs());
             *value -= mean.value[k];

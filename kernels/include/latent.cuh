@@ -2,6 +2,7 @@
 // needed. Also what both are made of: the start z_i of a row's candidates, and a candidate z_i + sigma eta.
 #pragma once
 #include "normal.cuh"
+#include "types.cuh"
 
 namespace gpu {
 
@@ -11,10 +12,6 @@ struct noise {
   u32 side;
   float sigma;
 };
-
-/// Four values on a multiple of 16 bytes.
-GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
-GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
 
 /// mu + exp(logvar / 2) eps: the reparameterisation, four elements at a time.
 GPU_FN float4 reparameterise(float4 mu, float4 logvar, float4 eps) {
@@ -66,5 +63,32 @@ GPU_FN float4 latent_of(const latents& l, u64 i, u32 block, u32 latent) {
   const float4 start = start_of(n, row, block, load_4(l.mu + from), load_4(l.logvar + from), l.mean != 0);
   return candidate_of(n, row, who.y, block, start);
 }
+
+/// What residual decoding adds to: embeddings [seeds, dim] of a type as in load_typed, means [seeds, latent].
+struct seeds {
+  const void* embeddings;
+  u32 dtype;
+  const float* mu;  // null: plain
+};
+
+/// Where an encoder's codes go, [rows, latent] each, and whose samples z are.
+struct codes {
+  float *mu, *logvar;
+  float* z;  // null: not wanted
+  u64 seed;
+  u32 side;
+  u64 first_row;
+
+  /// Elements 4 * block .. 4 * block + 3 of a row out of its code (mu, logvar), as they lie in shared memory.
+  GPU_FN void store(const float* code, u64 row, u32 block, u32 latent) const {
+    const float4 m = load_4(code + 4 * block), v = load_4(code + latent + 4 * block);
+    const u64 to = row * latent + 4 * block;
+    store_4(mu + to, m);
+    store_4(logvar + to, v);
+    if (!z) return;
+    const address a = {purpose::posterior, side, first_row + row, 0};
+    store_4(z + to, reparameterise(m, v, normals(a, block, make_uint2(u32(seed), u32(seed >> 32)))));
+  }
+};
 
 }  // namespace gpu

@@ -17,9 +17,6 @@ constexpr u32 THREADS = 128, WARPS = THREADS / WARP, ROWS = 64, ROWS_OF_WARP = R
 /// Values between rows of an operand that is `k` long.
 constexpr GPU_BOTH u32 stride_of(u32 k) { return k + 8; }
 
-/// Written so that NaN stays NaN.
-GPU_FN float relu(float x) { return x < 0.0f ? 0.0f : x; }
-
 /// R x 16 rows by G x 16 outputs of a warp, as D fragments lie (mma.cuh).
 template <u32 R, u32 G>
 struct tile {

@@ -22,9 +22,6 @@ constexpr GPU_BOTH u32 stride_of(u32 k) { return k + 4; }
 GPU_FN u32 row_of(u32 i) { return threadIdx.x / 16 + 8 * i; }
 GPU_FN u32 output_of(u32 j) { return threadIdx.x % 16 + 16 * j; }
 
-/// Written so that NaN stays NaN.
-GPU_FN float relu(float x) { return x < 0.0f ? 0.0f : x; }
-
 /// A thread's part of 64 rows by 64 outputs.
 struct tile {
   float sum[8][4];
@@ -160,9 +157,9 @@ struct column {
 struct decoder_input {
   float *z, *mean, *hidden;
 
-  GPU_BOTH decoder_input(carver& carve, u32 hidden_size, u32 latent, bool residual) {
+  GPU_BOTH decoder_input(carver& carve, u32 hidden_size, u32 latent) {
     z = carve.take<float>(size_t(ROWS) * stride_of(latent));
-    mean = carve.take<float>(residual ? size_t(ROWS) * stride_of(latent) : 0);
+    mean = carve.take<float>(size_t(ROWS) * stride_of(latent));
     hidden = carve.take<float>(size_t(ROWS) * stride_of(hidden_size));
   }
 

@@ -35,15 +35,23 @@ struct product {
 /// Bias, ReLU, mask and sum of one element.
 GPU_FN float finished(const product& p, float value, u64 at, u32 column) {
   if (p.bias) value += p.bias[column];
-  if (p.relu) value = value < 0.0f ? 0.0f : value;
+  if (p.relu) value = relu(value);
   if (p.mask) value = p.mask[at] > 0.0f ? value : 0.0f;
   return p.add ? p.out[at] + value : value;
 }
 
-/// The depth that a slice of a product sums over: from its number times this. A multiple of `granule`.
-GPU_FN u32 depth_of_slice(u32 k, u32 slices, u32 granule) {
-  const u32 even = (k + slices - 1) / slices;
-  return (even + granule - 1) / granule * granule;
-}
+/// What a block has to do of a product: rows below m, and its slice of k, which ends with a multiple of
+/// `granule` or with k. `LIMITS_K`: the limit is on k, else on m.
+struct share {
+  u32 m, from, end;
+
+  template <bool LIMITS_K>
+  GPU_FN static share of(const product& p, u32 granule) {
+    const u32 limit = p.limit ? *p.limit : 0xffffffffu;
+    const u32 m = LIMITS_K ? p.m : min(limit, p.m), k = LIMITS_K ? min(limit, p.k) : p.k;
+    const u32 deep = u32(round_up((k + gridDim.z - 1) / gridDim.z, granule));
+    return {m, blockIdx.z * deep, min(blockIdx.z * deep + deep, k)};
+  }
+};
 
 }  // namespace gpu

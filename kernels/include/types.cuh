@@ -64,6 +64,30 @@ GPU_FN u32 pack_bf16(float low, float high) {
 #endif
 }
 
+/// Written so that NaN stays NaN.
+GPU_FN float relu(float x) { return x < 0.0f ? 0.0f : x; }
+
+/// Four values on a multiple of 16 bytes.
+GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
+GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
+
+/// Values `at` and on, of which `there` exist, of a matrix of a type that is known at run time: 0 F32, 1 F16,
+/// 2 BF16. The others are 0. One branch for all.
+template <class T, u32 COUNT>
+GPU_FN void load_as(float (&v)[COUNT], const void* from, u64 at, u32 there) {
+#pragma unroll
+  for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? to_f32(static_cast<const T*>(from)[at + i]) : 0.0f;
+}
+template <u32 COUNT>
+GPU_FN void load_typed(float (&v)[COUNT], const void* from, u32 dtype, u64 at, u32 there = COUNT) {
+  if (dtype == 0)
+    load_as<float>(v, from, at, there);
+  else if (dtype == 1)
+    load_as<f16>(v, from, at, there);
+  else
+    load_as<bf16>(v, from, at, there);
+}
+
 /// Sixteen bytes of T, for loads and stores of full width.
 template <class T>
 struct __align__(16) vec16 {

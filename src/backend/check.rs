@@ -1,6 +1,6 @@
 //! The preconditions of [`super::Backend`] operations, checked alike by every backend.
 
-use super::{PairRows, Perturbation, Sample};
+use super::{Backend, PairRows, Perturbation, Residual, RewardData, Sample};
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet};
 use crate::model::{Standardizer, VaeSize};
@@ -63,34 +63,39 @@ pub fn samples(samples: &[Sample], rows: usize) -> Result<()> {
     }
 }
 
-/// What residual decoding adds to, in numbers.
-#[derive(Clone, Copy, Debug)]
-pub struct SeedShape {
-    /// Rows of the embeddings.
-    pub rows: usize,
-    /// Columns of the embeddings.
-    pub dim: usize,
-    /// Rows of the posteriors.
-    pub posteriors: usize,
-    /// Dimension of the posteriors.
-    pub latent: usize,
+/// How large a backend's own types are, for the checks that all backends share.
+pub trait Shapes: Backend + Sized {
+    /// Rows and columns of embeddings.
+    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize);
+    /// Rows and latent dimension of posteriors.
+    fn posteriors_shape(posteriors: &Self::Posteriors) -> (usize, usize);
+    /// Latent dimension of latents, and the block row of each.
+    fn latents_shape(latents: &Self::Latents) -> (usize, &[u32]);
+    /// Sizes of a VAE.
+    fn vae_size(vae: &Self::Vae) -> VaeSize;
 }
 
-/// Latents and seeds must fit the VAE and each other. `latents` is their width and the block row of each.
-pub fn latents(size: VaeSize, latents: (usize, &[u32]), seeds: Option<SeedShape>) -> Result<()> {
-    let (latent, rows) = latents;
+/// Latents and, where residual, the seeds must fit the VAE and each other.
+pub fn latents<'e, B: Shapes + 'e>(
+    size: VaeSize,
+    latents: &B::Latents,
+    residual: Option<Residual<'_, 'e, B>>,
+) -> Result<()> {
+    let (latent, rows) = B::latents_shape(latents);
     let latent_dimension = |found: usize| match found == size.latent {
         true => Ok(()),
         false => Err(Error::shape("latent dimension for the VAE", size.latent, found)),
     };
     latent_dimension(latent)?;
-    if let Some(seeds) = seeds {
-        width("VAE", size.dim, seeds.dim)?;
-        latent_dimension(seeds.latent)?;
-        length("the seeds' posteriors", seeds.rows, seeds.posteriors)?;
+    if let Some(Residual { embeddings, posteriors }) = residual {
+        let (seeds, dim) = B::embeddings_shape(embeddings);
+        let (posteriors, latent) = B::posteriors_shape(posteriors);
+        width("VAE", size.dim, dim)?;
+        latent_dimension(latent)?;
+        length("the seeds' posteriors", seeds, posteriors)?;
         match rows.iter().max() {
-            Some(&row) if row as usize >= seeds.rows => {
-                return Err(Error::shape("seed rows of latents", format!("below {}", seeds.rows), row));
+            Some(&row) if row as usize >= seeds => {
+                return Err(Error::shape("seed rows of latents", format!("below {seeds}"), row));
             }
             _ => {}
         }
@@ -98,32 +103,24 @@ pub fn latents(size: VaeSize, latents: (usize, &[u32]), seeds: Option<SeedShape>
     Ok(())
 }
 
-/// Synthetic rows of reward training, in numbers.
-pub struct SyntheticShape<'a> {
-    /// Sizes of the VAE that decodes them.
-    pub vae: VaeSize,
-    /// Width of the latents and the block row of each.
-    pub latents: (usize, &'a [u32]),
-    /// The seeds of residual decoding.
-    pub seeds: Option<SeedShape>,
-}
-
-/// One side of reward training: `originals` is (rows, columns), and the pairs' `column` names rows of this side.
-pub fn reward_side(
+/// Both sides of reward training must fit the model, and the pairs must name rows of theirs.
+pub fn reward_data<'e, B: Shapes + 'e>(
     dim: usize,
-    originals: (usize, usize),
-    synthetic: Option<SyntheticShape<'_>>,
+    data: &RewardData<'_, 'e, B>,
     pairs: &[PairRows],
-    column: usize,
 ) -> Result<()> {
-    width("reward model", dim, originals.1)?;
-    let mut rows = originals.0;
-    if let Some(s) = synthetic {
-        width("reward model", dim, s.vae.dim)?;
-        latents(s.vae, s.latents, s.seeds)?;
-        rows += s.latents.1.len();
+    for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
+        let (mut rows, originals_dim) = B::embeddings_shape(side.originals);
+        width("reward model", dim, originals_dim)?;
+        if let Some(s) = &side.synthetic {
+            let size = B::vae_size(s.vae);
+            width("reward model", dim, size.dim)?;
+            latents::<B>(size, s.latents, s.residual)?;
+            rows += B::latents_shape(s.latents).1.len();
+        }
+        pair_rows(pairs, column, rows)?;
     }
-    pair_rows(pairs, column, rows)
+    Ok(())
 }
 
 /// Both sides must have the trainer's dimension and equally many rows, and the order must stay within them.

@@ -1,6 +1,6 @@
 //! A reward model on the latents of a VAE, without embeddings between them.
 
-use super::{Linear, RewardModel, RewardSize, Vae, VaeSize};
+use super::{Linear, RewardModel, Vae, VaeSize};
 use crate::error::{Error, Result};
 
 /// The decoder's last layer and the reward model's first are both linear with nothing between them, so for the decoder's
@@ -8,8 +8,6 @@ use crate::error::{Error, Result};
 /// width -> 1 instead of the way through d dimensions, and is exact but for rounding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FoldedReward {
-    /// latent -> hidden, the decoder's first layer.
-    pub decoder: Linear,
     /// hidden -> width: W_r W_d and W_r b_d + b_r, summed in F64 and rounded once.
     pub folded: Linear,
     /// The VAE that it was made from.
@@ -45,7 +43,6 @@ impl FoldedReward {
             bias.push(shift as f32);
         }
         Ok(FoldedReward {
-            decoder: vae.decoder[0].clone(),
             folded: Linear::new(weight, bias, hidden, width)?,
             vae: vae.clone(),
             reward: reward.clone(),
@@ -57,8 +54,8 @@ impl FoldedReward {
         self.vae.size()
     }
 
-    /// Sizes of the reward model.
-    pub fn reward_size(&self) -> RewardSize {
-        self.reward.size()
+    /// latent -> hidden, the decoder's first layer.
+    pub fn decoder(&self) -> &Linear {
+        &self.vae.decoder[0]
     }
 }

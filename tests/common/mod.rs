@@ -275,6 +275,11 @@ impl Budgeted {
         Budgeted { value: wide(values), error: vec![0.0; values.len()], operand }
     }
 
+    /// The first `n` values.
+    pub fn first(&self, n: usize) -> Budgeted {
+        Budgeted { value: self.value[..n].to_vec(), error: self.error[..n].to_vec(), operand: self.operand }
+    }
+
     /// W x + b.
     pub fn linear(&self, layer: &Linear) -> Budgeted {
         let per_product = LAMBDA * U * ((layer.inputs + 1) as f64).sqrt();

@@ -36,8 +36,22 @@ impl Layer {
     #[inline(always)]
     fn forward<S: Simd>(&self, simd: S, a: (&[f32], usize), rows: usize) -> Vec<Lane> {
         let mut out = self.bias.repeat(rows);
-        let all = (0..self.weights.inputs(), 0..self.weights.count());
-        accumulate(simd, a, &self.weights, all.0, all.1, &mut out);
+        self.add_to(simd, a, &mut out);
+        out
+    }
+
+    /// Adds W x to what `out` holds, `[rows][panels]`.
+    #[inline(always)]
+    fn add_to<S: Simd>(&self, simd: S, a: (&[f32], usize), out: &mut [Lane]) {
+        accumulate(simd, a, &self.weights, 0..self.weights.inputs(), 0..self.weights.count(), out);
+    }
+
+    /// The layer behind its ReLU, of dense rows `[rows, inputs]`.
+    #[inline(always)]
+    fn hidden<S: Simd>(&self, simd: S, x: &[f32]) -> Vec<Lane> {
+        let inputs = self.weights.inputs();
+        let mut out = self.forward(simd, (x, inputs), x.len() / inputs);
+        relu(&mut out);
         out
     }
 
@@ -87,14 +101,6 @@ impl PackedVae {
     /// The sizes.
     pub fn size(&self) -> VaeSize {
         self.size
-    }
-
-    /// The decoder's hidden layer of latents `[rows, latent]`: `[rows][panels]`, after ReLU.
-    #[inline(always)]
-    fn decoder_hidden<S: Simd>(&self, simd: S, z: &[f32]) -> Vec<Lane> {
-        let mut hidden = self.decoder[0].forward(simd, (z, self.size.latent), z.len() / self.size.latent);
-        relu(&mut hidden);
-        hidden
     }
 }
 
@@ -216,9 +222,9 @@ fn decode_into<T: Element>(level: Level, vae: &PackedVae, z: &[f32], base: Optio
             let Block(vae, z, base, out) = self;
             let VaeSize { dim, latent, .. } = vae.size;
             let count = z.len() / latent;
-            let mut hidden = vae.decoder_hidden(simd, z);
+            let mut hidden = vae.decoder[0].hidden(simd, z);
             if let Some(base) = base {
-                subtract_mean(simd, &vae.decoder[0], base.mu, base.rows, latent, &mut hidden);
+                subtract_mean(simd, &vae.decoder[0], base.mu, base.rows, &mut hidden);
             }
             let last = &vae.decoder[1];
             let (panels, inputs) = (last.weights.count(), last.weights.inputs());
@@ -305,7 +311,7 @@ impl PackedFolded {
     /// Packs a model.
     pub fn new(model: &FoldedReward) -> PackedFolded {
         PackedFolded {
-            decoder: Layer::new(&model.decoder),
+            decoder: Layer::new(model.decoder()),
             folded: Layer::new(&model.folded),
             reward: PackedReward::new(&model.reward),
             size: model.vae_size(),
@@ -348,12 +354,10 @@ pub fn score_latents(
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let Block(model, z, base, out) = self;
-            let latent = model.size.latent;
-            let mut hidden = model.decoder.forward(simd, (z, latent), out.len());
-            relu(&mut hidden);
+            let mut hidden = model.decoder.hidden(simd, z);
             let mut pre = model.folded.bias.repeat(out.len());
             if let Some(base) = base {
-                subtract_mean(simd, &model.decoder, base.mu, base.rows, latent, &mut hidden);
+                subtract_mean(simd, &model.decoder, base.mu, base.rows, &mut hidden);
                 let width = model.reward.width;
                 for (&row, pre) in base.rows.iter().zip(pre.chunks_mut(model.folded.bias.len())) {
                     let seed = &base.pre[row as usize * width..][..width];
@@ -361,9 +365,7 @@ pub fn score_latents(
                 }
             }
             let stride = hidden.as_flattened().len() / out.len();
-            let weights = &model.folded.weights;
-            let all = (0..weights.inputs(), 0..weights.count());
-            accumulate(simd, (hidden.as_flattened(), stride), weights, all.0, all.1, &mut pre);
+            model.folded.add_to(simd, (hidden.as_flattened(), stride), &mut pre);
             model.reward.head(pre, out);
         }
     }
@@ -377,17 +379,10 @@ pub fn score_latents(
 /// Takes the hidden layer of the seeds' means from that of latents: the decoder's last layer is linear, so
 /// decoder(z') - decoder(mu) = W (h' - h_mu).
 #[inline(always)]
-fn subtract_mean<S: Simd>(
-    simd: S,
-    decoder: &Layer,
-    mu: &[f32],
-    rows: &[u32],
-    latent: usize,
-    hidden: &mut [Lane],
-) {
+fn subtract_mean<S: Simd>(simd: S, decoder: &Layer, mu: &[f32], rows: &[u32], hidden: &mut [Lane]) {
+    let latent = decoder.weights.inputs();
     let mu: Vec<f32> = rows.iter().flat_map(|&r| &mu[r as usize * latent..][..latent]).copied().collect();
-    let mut mean = decoder.forward(simd, (&mu, latent), rows.len());
-    relu(&mut mean);
+    let mean = decoder.hidden(simd, &mu);
     for (h, m) in hidden.as_flattened_mut().iter_mut().zip(mean.as_flattened()) {
         *h -= m;
     }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
-use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 
 /// Most worker threads: more than any machine has cores.
 pub const MAX_THREADS: usize = 4096;
@@ -77,26 +77,22 @@ fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> train_reward::Rows<'a> {
     }
 }
 
-fn seed_shape(residual: Option<Residual<'_, '_, Cpu>>) -> Option<check::SeedShape> {
-    residual.map(|r| check::SeedShape {
-        rows: r.embeddings.rows(),
-        dim: r.embeddings.cols(),
-        posteriors: r.posteriors.rows(),
-        latent: r.posteriors.latent,
-    })
-}
-
-fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Cpu>, pairs: &[PairRows]) -> Result<()> {
-    for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
-        let synthetic = side.synthetic.as_ref().map(|s| check::SyntheticShape {
-            vae: s.vae.size(),
-            latents: (s.latents.latent, &s.latents.rows),
-            seeds: seed_shape(s.residual),
-        });
-        let originals = (side.originals.rows(), side.originals.cols());
-        check::reward_side(dim, originals, synthetic, pairs, column)?;
+impl check::Shapes for Cpu {
+    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize) {
+        (embeddings.rows(), embeddings.cols())
     }
-    Ok(())
+
+    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
+        (posteriors.rows(), posteriors.latent)
+    }
+
+    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
+        (latents.latent, &latents.rows)
+    }
+
+    fn vae_size(vae: &Self::Vae) -> VaeSize {
+        vae.size()
+    }
 }
 
 impl Backend for Cpu {
@@ -187,7 +183,7 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
-        check::latents(vae.size(), (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::latents::<Self>(vae.size(), latents, residual)?;
         check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
         let base = residual.map(|r| infer::Base {
             embeddings: r.embeddings,
@@ -219,7 +215,7 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
-        check::latents(folded.size(), (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::latents::<Self>(folded.size(), latents, residual)?;
         check::length("scores", latents.rows.len(), out.len())?;
         self.pool.install(|| {
             let pre = residual.map(|r| {
@@ -296,7 +292,7 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
-        check_reward_data(trainer.dim(), data, pairs)?;
+        check::reward_data(trainer.dim(), data, pairs)?;
         let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
         Ok(self.pool.install(|| trainer.epoch(self.level, [&chosen, &rejected], pairs, self.threads)))
     }
@@ -310,7 +306,7 @@ impl Backend for Cpu {
     where
         Self: 'e,
     {
-        check_reward_data(trainer.dim(), data, batch)?;
+        check::reward_data(trainer.dim(), data, batch)?;
         let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
         let loss = self.pool.install(|| trainer.batch(self.level, [&chosen, &rejected], batch, self.threads));
         Ok((loss, trainer.gradients()))

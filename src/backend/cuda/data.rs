@@ -185,7 +185,7 @@ impl DeviceFolded {
         precision: Precision,
     ) -> Outcome<DeviceFolded> {
         Ok(DeviceFolded {
-            decoder: Layer::new(driver, &model.decoder, precision)?,
+            decoder: Layer::new(driver, model.decoder(), precision)?,
             folded: Layer::new(driver, &model.folded, precision)?,
             reward: DeviceReward::new(driver, &model.reward, precision)?,
             size: model.vae_size(),

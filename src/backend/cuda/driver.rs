@@ -69,8 +69,6 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn detail(&self) -> String;
     /// What it allows.
     fn limits(&self) -> Limits;
-    /// Whether a kernel is there.
-    fn has(&self, kernel: &str) -> bool;
     /// Device memory, aligned to 256 bytes (the emulator: 16), never empty. `label` names it in reports.
     fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64>;
     /// Gives memory back, once what was launched before no longer uses it.

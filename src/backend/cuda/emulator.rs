@@ -3,7 +3,6 @@
 
 #![allow(unsafe_code)]
 
-use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::path::Path;
@@ -247,7 +246,6 @@ impl Default for Emulated {
 #[derive(Clone, Debug)]
 pub struct EmulatedDriver {
     emulator: Arc<Emulator>,
-    kernels: Arc<BTreeSet<String>>,
     how: Emulated,
     used: Arc<AtomicUsize>,
 }
@@ -255,8 +253,7 @@ pub struct EmulatedDriver {
 impl EmulatedDriver {
     /// A device of its own over a loaded library.
     pub fn new(emulator: Arc<Emulator>, how: Emulated) -> EmulatedDriver {
-        let kernels = Arc::new(emulator.kernels().into_iter().collect());
-        EmulatedDriver { emulator, kernels, how, used: Arc::default() }
+        EmulatedDriver { emulator, how, used: Arc::default() }
     }
 
     /// Loads the library at `path`, which the user named.
@@ -292,10 +289,6 @@ impl Driver for EmulatedDriver {
 
     fn limits(&self) -> Limits {
         Limits { shared: self.how.shared, processors: 2, tensor_cores: self.how.tensor_cores }
-    }
-
-    fn has(&self, kernel: &str) -> bool {
-        self.kernels.contains(kernel)
     }
 
     fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64> {

@@ -276,10 +276,6 @@ impl Driver for Gpu {
         self.inner.limits
     }
 
-    fn has(&self, kernel: &str) -> bool {
-        self.inner.functions.contains_key(kernel)
-    }
-
     fn allocate(&self, bytes: usize, _: &'static str) -> Outcome<u64> {
         let inner = &self.inner;
         let class = size_class(bytes);

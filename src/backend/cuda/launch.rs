@@ -37,15 +37,15 @@ impl Args {
         self
     }
 
-    /// Arguments that are laid out already, each at the start of words of its own.
-    pub fn from_words(values: Vec<Vec<u64>>) -> Args {
-        Args { values }
-    }
-
     /// The arguments' words.
     pub fn words(&self) -> &[Vec<u64>] {
         &self.values
     }
+}
+
+/// A size as kernels take it.
+pub(super) fn u32_of(size: usize) -> u32 {
+    u32::try_from(size).expect("sizes of models, batches and products fit 32 bits")
 }
 
 /// A kernel to run.

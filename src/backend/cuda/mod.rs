@@ -41,7 +41,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
-use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 
 /// Names a library of emulated kernels that stands in for the GPU; for tests.
 const EMULATOR: &str = "LENSMITH_CUDA_EMULATOR";
@@ -138,26 +138,22 @@ impl Cuda {
     }
 }
 
-fn seed_shape(residual: Option<Residual<'_, '_, Cuda>>) -> Option<check::SeedShape> {
-    residual.map(|r| check::SeedShape {
-        rows: r.embeddings.rows.rows(),
-        dim: r.embeddings.rows.cols(),
-        posteriors: r.posteriors.rows,
-        latent: r.posteriors.latent,
-    })
-}
-
-fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Cuda>, pairs: &[PairRows]) -> Result<()> {
-    for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
-        let synthetic = side.synthetic.as_ref().map(|s| check::SyntheticShape {
-            vae: s.vae.host.size(),
-            latents: (s.latents.latent, &s.latents.rows),
-            seeds: seed_shape(s.residual),
-        });
-        let originals = (side.originals.rows.rows(), side.originals.rows.cols());
-        check::reward_side(dim, originals, synthetic, pairs, column)?;
+impl check::Shapes for Cuda {
+    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize) {
+        (embeddings.rows.rows(), embeddings.rows.cols())
     }
-    Ok(())
+
+    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
+        (posteriors.rows, posteriors.latent)
+    }
+
+    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
+        (latents.latent, &latents.rows)
+    }
+
+    fn vae_size(vae: &Self::Vae) -> VaeSize {
+        vae.host.size()
+    }
 }
 
 impl Backend for Cuda {
@@ -290,7 +286,7 @@ impl Backend for Cuda {
         Self: 'e,
     {
         let size = vae.host.size();
-        check::latents(size, (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::latents::<Self>(size, latents, residual)?;
         check::length("the decoded embeddings", latents.count() * size.dim, out.len())?;
         self.run(|| {
             let base = residual.map(|r| self.base(r)).transpose()?;
@@ -327,7 +323,7 @@ impl Backend for Cuda {
     where
         Self: 'e,
     {
-        check::latents(folded.size, (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::latents::<Self>(folded.size, latents, residual)?;
         check::length("scores", latents.count(), out.len())?;
         self.run(|| {
             if latents.count() == 0 {
@@ -411,7 +407,7 @@ impl Backend for Cuda {
     where
         Self: 'e,
     {
-        check_reward_data(trainer.dim(), data, pairs)?;
+        check::reward_data(trainer.dim(), data, pairs)?;
         self.run(|| trainer.epoch(self, data, pairs))
     }
 
@@ -424,7 +420,7 @@ impl Backend for Cuda {
     where
         Self: 'e,
     {
-        check_reward_data(trainer.dim(), data, batch)?;
+        check::reward_data(trainer.dim(), data, batch)?;
         self.run(|| trainer.gradients(self, data, batch))
     }
 

@@ -2,7 +2,7 @@
 
 use super::data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Layer, Posteriors};
 use super::driver::{Fault, Outcome};
-use super::launch::{Args, Launch};
+use super::launch::{Args, Launch, u32_of};
 use super::layout::{self, Block};
 use super::memory::Buffer;
 use super::{Cuda, params};
@@ -64,10 +64,6 @@ pub struct Codes {
     pub logvar: u64,
     /// Posterior samples.
     pub z: u64,
-}
-
-fn u32_of(size: usize) -> u32 {
-    u32::try_from(size).expect("model sizes stay below 2^24")
 }
 
 impl Cuda {

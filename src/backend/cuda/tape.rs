@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::driver::Outcome;
-use super::launch::{Args, Launch};
+use super::launch::{Args, Launch, u32_of};
 use super::layout;
 use super::memory::Buffer;
 use super::params::{Product, Step};
@@ -174,10 +174,6 @@ pub struct Tape {
     pub launches: Vec<Launch>,
     /// Room for slices of products, shared by all of a step as they follow each other.
     slices: Buffer<f32>,
-}
-
-fn u32_of(n: usize) -> u32 {
-    u32::try_from(n).expect("training sizes fit 32 bits")
 }
 
 /// How many slices a product is cut into.

@@ -3,7 +3,7 @@
 
 use super::data::{Latents, Source};
 use super::driver::Outcome;
-use super::launch::Args;
+use super::launch::{Args, u32_of};
 use super::memory::Buffer;
 use super::ops::RowsAt;
 use super::params::Step;
@@ -137,9 +137,9 @@ impl RewardTrainer {
             None => None,
         };
         let scratch = Scratch::new(cuda, self.size, &folded, batch)?;
-        let tape =
+        let mut tape =
             self.tape(cuda, &scratch, (&rows, &slots, &table), (&parts, &folded), decoder.as_ref(), learn)?;
-        let graph = driver.record(tape.launches.clone())?;
+        let graph = driver.record(std::mem::take(&mut tape.launches))?;
         for _ in &plan.steps {
             graph.replay()?;
         }
@@ -236,7 +236,6 @@ impl RewardTrainer {
             ],
         )?;
         let t = &mut tape;
-        let u = |n: usize| u32::try_from(n).expect("training sizes fit 32 bits");
         t.begin(table, &s.turn, &s.now);
         for (part, from) in parts.rows.iter().enumerate() {
             let Some(from) = from else { continue };
@@ -244,9 +243,9 @@ impl RewardTrainer {
                 .address(from.address)
                 .buffer(rows)
                 .buffer(&s.now)
-                .value(u(dim))
-                .value(u(batch))
-                .value(u(part))
+                .value(u32_of(dim))
+                .value(u32_of(batch))
+                .value(u32_of(part))
                 .buffer(&self.mean)
                 .buffer(&self.std)
                 .buffer(&s.x);
@@ -264,15 +263,15 @@ impl RewardTrainer {
                 let args = Args::new()
                     .buffer(rows)
                     .buffer(&s.now)
-                    .value(u(batch))
-                    .value(u(side))
+                    .value(u32_of(batch))
+                    .value(u32_of(side))
                     .address(z)
                     .address(owners)
                     .address(mu)
                     .buffer(w1)
                     .buffer(b1)
-                    .value(u(vae.hidden))
-                    .value(u(vae.latent))
+                    .value(u32_of(vae.hidden))
+                    .value(u32_of(vae.latent))
                     .buffer(&s.hidden);
                 t.put("reward_hidden", (n, 4, 128), args);
             }
@@ -293,15 +292,15 @@ impl RewardTrainer {
             .buffer(&s.act)
             .address(second.weight)
             .address(second.bias)
-            .value(u(n))
-            .value(u(width))
+            .value(u32_of(n))
+            .value(u32_of(width))
             .buffer(&s.reward);
         t.put("reward_head", (n, 4, 128), args);
         let args = Args::new()
             .buffer(&s.reward)
             .buffer(slots)
             .buffer(&s.now)
-            .value(u(batch))
+            .value(u32_of(batch))
             .buffer(&s.slope)
             .address(second.dbias)
             .buffer(&s.losses);
@@ -310,8 +309,8 @@ impl RewardTrainer {
             .buffer(&s.act)
             .buffer(&s.slope)
             .address(second.weight)
-            .value(u(n))
-            .value(u(width))
+            .value(u32_of(n))
+            .value(u32_of(width))
             .buffer(&s.dpre)
             .address(first.dbias)
             .address(second.dweight);

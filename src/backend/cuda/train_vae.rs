@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::driver::Outcome;
-use super::launch::Args;
+use super::launch::{Args, u32_of};
 use super::memory::Buffer;
 use super::ops::RowsAt;
 use super::params::Step;
@@ -31,7 +31,7 @@ struct Scratch {
     eps: Buffer<f32>,
     z: Buffer<f32>,
     decoder_hidden: Buffer<f32>,
-    /// The reconstruction in slices, then its gradient in the first.
+    /// The reconstruction, then its gradient.
     out: Buffer<f32>,
     dhidden: Buffer<f32>,
     dz: Buffer<f32>,
@@ -119,8 +119,8 @@ impl VaeTrainer {
             })
             .collect();
         let scratch = self.scratch(cuda, batch, order, &steps)?;
-        let tape = self.tape(cuda, &scratch, sides, learn)?;
-        let graph = cuda.driver.record(tape.launches.clone())?;
+        let mut tape = self.tape(cuda, &scratch, sides, learn)?;
+        let graph = cuda.driver.record(std::mem::take(&mut tape.launches))?;
         for _ in &steps {
             graph.replay()?;
         }
@@ -181,16 +181,15 @@ impl VaeTrainer {
             ],
         )?;
         let t = &mut tape;
-        let u = |n: usize| u32::try_from(n).expect("training sizes fit 32 bits");
         t.begin(&s.table, &s.turn, &s.now);
         for (side, from) in sides.into_iter().enumerate() {
             let args = Args::new()
                 .address(from.address)
                 .buffer(&s.order)
                 .buffer(&s.now)
-                .value(u(dim))
-                .value(u(batch))
-                .value(u(side))
+                .value(u32_of(dim))
+                .value(u32_of(batch))
+                .value(u32_of(side))
                 .buffer(&self.mean)
                 .buffer(&self.std)
                 .buffer(&s.x);
@@ -213,8 +212,8 @@ impl VaeTrainer {
             .buffer(&s.code)
             .buffer(&s.order)
             .buffer(&s.now)
-            .value(u(batch))
-            .value(u(latent))
+            .value(u32_of(batch))
+            .value(u32_of(latent))
             .value(self.objective.seed)
             .buffer(&s.eps)
             .buffer(&s.z);
@@ -223,8 +222,8 @@ impl VaeTrainer {
         let args = Args::new()
             .buffer(&s.code)
             .buffer(&s.now)
-            .value(u(batch))
-            .value(u(latent))
+            .value(u32_of(batch))
+            .value(u32_of(latent))
             .value(beta)
             .value(gamma)
             .value(W2_EPS)
@@ -240,12 +239,11 @@ impl VaeTrainer {
         };
         let args = Args::new()
             .buffer(&s.out)
-            .value(1u32)
             .address(d2.bias)
             .buffer(&s.x)
             .buffer(&s.now)
-            .value(u(batch))
-            .value(u(dim))
+            .value(u32_of(batch))
+            .value(u32_of(dim))
             .value(scale)
             .address(s.losses.at(2 * batch));
         t.put_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, args);
@@ -266,8 +264,8 @@ impl VaeTrainer {
             .buffer(&s.eps)
             .buffer(&s.dz)
             .buffer(&s.dcode)
-            .value(u(rows))
-            .value(u(latent));
+            .value(u32_of(rows))
+            .value(u32_of(latent));
         t.put("vae_through_sample", (rows * latent, 128, 128), args);
         gradients(t, e2, dcode, eh);
         t.product(Form::Nn, (dcode, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));

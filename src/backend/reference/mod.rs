@@ -13,7 +13,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, ValuesMut};
-use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::noise::{Address, Purpose, fill_normals};
 
 /// The reference backend. Single-threaded.
@@ -237,7 +237,7 @@ impl Backend for Reference {
     where
         Self: 'e,
     {
-        check::latents(vae.size(), (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::latents::<Self>(vae.size(), latents, residual)?;
         check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
         for j in 0..latents.rows.len() {
             out.narrow_at(j * vae.size().dim, &narrow(&decode_latent(vae, latents, j, residual)));
@@ -270,7 +270,7 @@ impl Backend for Reference {
     where
         Self: 'e,
     {
-        check::latents(folded.vae_size(), (latents.latent, &latents.rows), seed_shape(residual))?;
+        check::latents::<Self>(folded.vae_size(), latents, residual)?;
         check::length("scores", latents.rows.len(), out.len())?;
         let layers = folded.reward.layers.each_ref().map(Layer::new);
         for (j, score) in out.iter_mut().enumerate() {
@@ -360,7 +360,7 @@ impl Backend for Reference {
     where
         Self: 'e,
     {
-        check_reward_data(trainer.layers[0].inputs, data, pairs)?;
+        check::reward_data(trainer.layers[0].inputs, data, pairs)?;
         let mut mean = 0.0;
         for batch in pairs.chunks(trainer.objective.batch) {
             let (loss, gradients) = trainer.batch(data, batch);
@@ -379,7 +379,7 @@ impl Backend for Reference {
     where
         Self: 'e,
     {
-        check_reward_data(trainer.layers[0].inputs, data, batch)?;
+        check::reward_data(trainer.layers[0].inputs, data, batch)?;
         let (loss, gradients) = trainer.batch(data, batch);
         Ok((loss, RewardModel { layers: [gradients[0].to_linear(), gradients[1].to_linear()] }))
     }
@@ -389,24 +389,20 @@ impl Backend for Reference {
     }
 }
 
-fn seed_shape(residual: Option<Residual<'_, '_, Reference>>) -> Option<check::SeedShape> {
-    residual.map(|r| check::SeedShape {
-        rows: r.embeddings.rows(),
-        dim: r.embeddings.cols(),
-        posteriors: r.posteriors.rows(),
-        latent: r.posteriors.latent,
-    })
-}
-
-fn check_reward_data(dim: usize, data: &RewardData<'_, '_, Reference>, pairs: &[PairRows]) -> Result<()> {
-    for (column, side) in [&data.chosen, &data.rejected].into_iter().enumerate() {
-        let synthetic = side.synthetic.as_ref().map(|s| check::SyntheticShape {
-            vae: s.vae.size(),
-            latents: (s.latents.latent, &s.latents.rows),
-            seeds: seed_shape(s.residual),
-        });
-        let originals = (side.originals.rows(), side.originals.cols());
-        check::reward_side(dim, originals, synthetic, pairs, column)?;
+impl check::Shapes for Reference {
+    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize) {
+        (embeddings.rows(), embeddings.cols())
     }
-    Ok(())
+
+    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
+        (posteriors.rows(), posteriors.latent)
+    }
+
+    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
+        (latents.latent, &latents.rows)
+    }
+
+    fn vae_size(vae: &Self::Vae) -> VaeSize {
+        vae.size()
+    }
 }

@@ -44,8 +44,7 @@ pub struct Buffer<'e, T> {
 /// The arguments of a launch, in the order of the kernel's parameters.
 #[derive(Default)]
 pub struct Args<'b> {
-    // Each at the start of 8-byte words of its own.
-    values: Vec<Vec<u64>>,
+    raw: RawArgs,
     buffers: PhantomData<&'b ()>,
 }
 
@@ -57,15 +56,13 @@ impl<'b> Args<'b> {
 
     /// A pointer to device memory.
     pub fn buffer<T>(mut self, buffer: &'b Buffer<'_, T>) -> Args<'b> {
-        self.values.push(vec![buffer.at]);
+        self.raw = self.raw.address(buffer.at);
         self
     }
 
     /// A number or a structure, laid out as the parameter is.
     pub fn value<V: Pod>(mut self, value: V) -> Args<'b> {
-        let mut words = vec![0u64; size_of::<V>().div_ceil(8)];
-        bytemuck::cast_slice_mut(&mut words)[..size_of::<V>()].copy_from_slice(bytemuck::bytes_of(&value));
-        self.values.push(words);
+        self.raw = self.raw.value(value);
         self
     }
 }
@@ -122,13 +119,12 @@ impl Emulator {
         match &self.0 {
             // SAFETY: each test gives a kernel arguments of its parameters' sizes.
             Raw::Library(library) => unsafe {
-                library.launch(kernel, (grid, block, shared), &args.values, schedule)
+                library.launch(kernel, (grid, block, shared), args.raw.words(), schedule)
             },
             Raw::Gpu(gpu) => {
                 // The few names that tests use live as long as the process.
                 let kernel: &'static str = Box::leak(kernel.to_string().into_boxed_str());
-                let args = RawArgs::from_words(args.values.clone());
-                let launch = RawLaunch { kernel, grid, threads: block[0], shared, args };
+                let launch = RawLaunch { kernel, grid, threads: block[0], shared, args: args.raw.clone() };
                 gpu.launch(&launch).map_err(|fault| fault.to_string())
             }
         }
