@@ -126,6 +126,14 @@ pub enum Error {
         /// The value found.
         found: String,
     },
+    /// A file was altered, replaced or lost while it was in use.
+    #[error("{} changed while it was in use: {how}", .path.display())]
+    Changed {
+        /// The file or folder.
+        path: PathBuf,
+        /// How it differs from what was opened.
+        how: String,
+    },
     /// Another process holds the output folder.
     #[error("{}: another lensmith process is writing here", .path.display())]
     Busy {

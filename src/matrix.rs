@@ -1,13 +1,18 @@
 //! Checked row-major views: [`Rows`] (one stretch of memory, one dtype), [`RowSet`] (several under one row
 //! numbering, as a folder of shards is), [`RowsBuf`] (owned) and [`Matrix`] (owned F32).
 
+mod pages;
+
 use std::ops::Range;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
+
+pub use pages::{PAGE, Pages};
 
 /// Which response of a preference pair an embedding belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -43,7 +48,7 @@ pub enum Values<'a> {
     Bf16(&'a [bf16]),
 }
 
-/// Runs `$body` with `$slice` bound to the typed slice inside a [`Values`], [`ValuesMut`] or [`RowsBuf`].
+/// Runs `$body` with `$slice` bound to the typed slice inside a [`Values`] or [`ValuesMut`].
 macro_rules! for_dtype {
     ($kind:ident, $value:expr, $slice:ident => $body:expr) => {
         match $value {
@@ -83,6 +88,24 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// Views little-endian bytes as values; None where their address or number does not suit the type.
+    pub fn from_bytes(dtype: Dtype, bytes: &'a [u8]) -> Option<Values<'a>> {
+        match dtype {
+            Dtype::F32 => bytemuck::try_cast_slice(bytes).ok().map(Values::F32),
+            Dtype::F16 => bytemuck::try_cast_slice(bytes).ok().map(Values::F16),
+            Dtype::Bf16 => bytemuck::try_cast_slice(bytes).ok().map(Values::Bf16),
+        }
+    }
+
+    /// Index and value of the first value that is NaN or infinite.
+    pub fn first_non_finite(&self) -> Option<(usize, f32)> {
+        match self {
+            Values::F32(v) => first_bad(v, |x| x.to_bits() & 0x7f80_0000 == 0x7f80_0000, |x| x),
+            Values::F16(v) => first_bad(v, |x| x.to_bits() & 0x7c00 == 0x7c00, f16::to_f32),
+            Values::Bf16(v) => first_bad(v, |x| x.to_bits() & 0x7f80 == 0x7f80, bf16::to_f32),
+        }
+    }
+
     /// Widens all values into `out` (same length).
     pub fn widen(&self, out: &mut [f32]) {
         for_dtype!(Values, self, s => Element::widen(s, out))
@@ -96,6 +119,23 @@ impl<'a> Values<'a> {
             Values::Bf16(s) => bytemuck::cast_slice(s),
         }
     }
+}
+
+/// Values that one thread looks at, at a time.
+const CHECKED: usize = 1 << 16;
+
+fn first_bad<T: Copy + Sync>(
+    values: &[T],
+    bad: impl Fn(T) -> bool + Sync,
+    widen: impl Fn(T) -> f32,
+) -> Option<(usize, f32)> {
+    // A fold without an early exit becomes SIMD code; the search runs only over the one chunk that failed.
+    let chunk = values
+        .par_chunks(CHECKED)
+        .position_first(|chunk| chunk.iter().fold(false, |any, &v| any | bad(v)))?;
+    let start = chunk * CHECKED;
+    let at = start + values[start..].iter().position(|&v| bad(v))?;
+    Some((at, widen(values[at])))
 }
 
 /// A borrowed row-major matrix `[rows, cols]` of embeddings.
@@ -283,31 +323,19 @@ impl<'a> ValuesMut<'a> {
     }
 }
 
-/// An owned row-major matrix of any storage type.
-#[derive(Clone, Debug, PartialEq)]
+/// An owned row-major matrix of any storage type; its values start at a page boundary.
+#[derive(Clone, Debug)]
 pub struct RowsBuf {
-    values: ValuesBuf,
+    pages: Pages,
+    dtype: Dtype,
     rows: usize,
     cols: usize,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum ValuesBuf {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
 }
 
 impl RowsBuf {
     /// A matrix of zeros.
     pub fn zeros(dtype: Dtype, rows: usize, cols: usize) -> RowsBuf {
-        let len = rows * cols;
-        let values = match dtype {
-            Dtype::F32 => ValuesBuf::F32(vec![0.0; len]),
-            Dtype::F16 => ValuesBuf::F16(vec![f16::ZERO; len]),
-            Dtype::Bf16 => ValuesBuf::Bf16(vec![bf16::ZERO; len]),
-        };
-        RowsBuf { values, rows, cols }
+        RowsBuf { pages: Pages::zeros(rows * cols * dtype.size()), dtype, rows, cols }
     }
 
     /// Rounds F32 values into a matrix of `dtype`. Fails if `cols` does not divide the length.
@@ -328,39 +356,50 @@ impl RowsBuf {
         self.cols
     }
 
-    /// Changes the number of rows, keeping the allocation; new rows are zero.
+    /// Storage type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Changes the number of rows and keeps the allocation. Rows that come to the end hold zeros or the remains of
+    /// earlier ones: write them before they are read.
     pub fn resize_rows(&mut self, rows: usize) {
-        let len = rows * self.cols;
-        match &mut self.values {
-            ValuesBuf::F32(v) => v.resize(len, 0.0),
-            ValuesBuf::F16(v) => v.resize(len, f16::ZERO),
-            ValuesBuf::Bf16(v) => v.resize(len, bf16::ZERO),
-        }
+        self.pages.resize(rows * self.cols * self.dtype.size());
         self.rows = rows;
     }
 
     /// Borrows the matrix.
     pub fn view(&self) -> Rows<'_> {
-        let values = match &self.values {
-            ValuesBuf::F32(v) => Values::F32(v),
-            ValuesBuf::F16(v) => Values::F16(v),
-            ValuesBuf::Bf16(v) => Values::Bf16(v),
-        };
+        let values = Values::from_bytes(self.dtype, self.pages.bytes()).expect("pages suit every type");
         Rows { values, rows: self.rows, cols: self.cols }
     }
 
     /// Borrows the values for writing, row after row.
     pub fn values_mut(&mut self) -> ValuesMut<'_> {
-        match &mut self.values {
-            ValuesBuf::F32(v) => ValuesMut::F32(v),
-            ValuesBuf::F16(v) => ValuesMut::F16(v),
-            ValuesBuf::Bf16(v) => ValuesMut::Bf16(v),
+        let bytes = self.pages.bytes_mut();
+        match self.dtype {
+            Dtype::F32 => ValuesMut::F32(bytemuck::cast_slice_mut(bytes)),
+            Dtype::F16 => ValuesMut::F16(bytemuck::cast_slice_mut(bytes)),
+            Dtype::Bf16 => ValuesMut::Bf16(bytemuck::cast_slice_mut(bytes)),
         }
+    }
+
+    /// The storage as bytes, row after row.
+    pub fn bytes(&self) -> &[u8] {
+        self.pages.bytes()
     }
 
     /// The storage as bytes, for reading a file into it.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        for_dtype!(ValuesBuf, &mut self.values, v => bytemuck::cast_slice_mut(v))
+        self.pages.bytes_mut()
+    }
+}
+
+/// Equal in type, size and every bit.
+impl PartialEq for RowsBuf {
+    fn eq(&self, other: &RowsBuf) -> bool {
+        (self.dtype, self.rows, self.cols) == (other.dtype, other.rows, other.cols)
+            && self.bytes() == other.bytes()
     }
 }
 

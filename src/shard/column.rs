@@ -4,8 +4,6 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use half::{bf16, f16};
-use rayon::prelude::*;
 use safetensors::Dtype as FileDtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
@@ -19,8 +17,6 @@ use crate::shard::source::{Source, expand};
 
 /// Bytes held at a time by a pass over all data.
 const BLOCK_BYTES: usize = 16 << 20;
-/// Values that one thread checks at a time.
-const CHECK_VALUES: usize = 1 << 16;
 const EMBEDDING_DTYPES: &str = "F32, F16 or BF16";
 
 /// One file of a set.
@@ -193,6 +189,22 @@ impl Column {
         self.stretches.iter().map(file).collect()
     }
 
+    /// Fails with [`Error::Changed`] if a file is not the one that was opened any more.
+    pub fn require_unchanged(&self) -> Result<()> {
+        self.stretches.iter().try_for_each(|stretch| stretch.source.require_unchanged())
+    }
+
+    /// Asks the system to have the rows in `range` in memory soon, where files are mapped.
+    pub fn prefetch(&self, range: Range<usize>) {
+        for (stretch, &start) in self.stretches.iter().zip(&self.starts) {
+            let (from, to) = (range.start.max(start), range.end.min(start + stretch.rows));
+            if from < to {
+                let row = self.dim * stretch.dtype.size();
+                stretch.source.prefetch(stretch.at + ((from - start) * row) as u64, (to - from) * row);
+            }
+        }
+    }
+
     /// The rows in `range`; fails if it reaches past the end or a file cannot be read.
     pub fn rows(&self, range: Range<usize>) -> Result<RowBlock<'_>> {
         if range.start > range.end || range.end > self.len() {
@@ -219,7 +231,7 @@ impl Stretch {
         let row_bytes = dim * self.dtype.size();
         let at = self.at + (range.start * row_bytes) as u64;
         let mapped = self.source.mapped(at, range.len() * row_bytes);
-        if let Some(values) = mapped.and_then(|bytes| typed(self.dtype, bytes)) {
+        if let Some(values) = mapped.and_then(|bytes| Values::from_bytes(self.dtype, bytes)) {
             return Ok(Part::Borrowed(Rows::new(values, range.len(), dim)?));
         }
         let mut buf = RowsBuf::zeros(self.dtype, range.len(), dim);
@@ -239,7 +251,7 @@ impl Stretch {
                 Part::Owned(buf) => buf.view().values(),
             };
             let wanted = worst.is_none() && start < limit;
-            let find = || if wanted { first_non_finite(values) } else { None };
+            let find = || if wanted { values.first_non_finite() } else { None };
             let (found, ()) = rayon::join(find, || hash.update(values.bytes()));
             if let Some((at, value)) = found.filter(|(at, _)| start + at / dim < limit) {
                 worst = Some((start + at / dim, at % dim, value));
@@ -312,36 +324,4 @@ fn embedding_dtype(path: &Path, info: &TensorInfo) -> Result<Dtype> {
 pub(super) fn wrong_dtype(path: &Path, info: &TensorInfo, expected: &'static str) -> Error {
     let (path, tensor) = (path.to_path_buf(), info.name.clone());
     Error::WrongDtype { path, tensor, expected, found: info.dtype.to_string() }
-}
-
-/// Views bytes as values, where their alignment allows it.
-fn typed(dtype: Dtype, bytes: &[u8]) -> Option<Values<'_>> {
-    match dtype {
-        Dtype::F32 => bytemuck::try_cast_slice(bytes).ok().map(Values::F32),
-        Dtype::F16 => bytemuck::try_cast_slice(bytes).ok().map(Values::F16),
-        Dtype::Bf16 => bytemuck::try_cast_slice(bytes).ok().map(Values::Bf16),
-    }
-}
-
-/// Index and value of the first value that is NaN or infinite.
-fn first_non_finite(values: Values<'_>) -> Option<(usize, f32)> {
-    match values {
-        Values::F32(v) => first_bad(v, |x| x.to_bits() & 0x7f80_0000 == 0x7f80_0000, |x| x),
-        Values::F16(v) => first_bad(v, |x| x.to_bits() & 0x7c00 == 0x7c00, f16::to_f32),
-        Values::Bf16(v) => first_bad(v, |x| x.to_bits() & 0x7f80 == 0x7f80, bf16::to_f32),
-    }
-}
-
-fn first_bad<T: Copy + Sync>(
-    values: &[T],
-    bad: impl Fn(T) -> bool + Sync,
-    widen: impl Fn(T) -> f32,
-) -> Option<(usize, f32)> {
-    // A fold without an early exit becomes SIMD code; the search runs only over the one chunk that failed.
-    let chunk = values
-        .par_chunks(CHECK_VALUES)
-        .position_first(|chunk| chunk.iter().fold(false, |any, &v| any | bad(v)))?;
-    let start = chunk * CHECK_VALUES;
-    let at = start + values[start..].iter().position(|&v| bad(v))?;
-    Some((at, widen(values[at])))
 }

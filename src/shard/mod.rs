@@ -3,6 +3,7 @@
 //! [`PairSet`], [`CandidateSet`] and [`EmbeddingSet`] read files, folders or glob patterns as one matrix;
 //! [`ShardWriter`] writes a shard whose checksums travel in its header; [`Manifest`] lists a folder of them.
 
+mod block;
 mod column;
 mod format;
 mod manifest;
@@ -11,12 +12,13 @@ mod reader;
 mod source;
 mod writer;
 
+pub use block::sequential_write;
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
 pub use format::{Header, TensorInfo};
 pub use manifest::{FolderLock, Manifest, require_absent};
 pub use map::{FileBytes, Io};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use writer::{
-    AtomicFile, NamedTensor, ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard, write_atomic,
-    write_pairs, write_tensors,
+    AtomicFile, NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard,
+    write_atomic, write_pairs, write_tensors,
 };

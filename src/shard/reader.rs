@@ -101,6 +101,17 @@ impl PairSet {
         self.sides[side as usize].rows(range)
     }
 
+    /// Asks the system to have the pairs in `range` in memory soon, where files are mapped.
+    pub fn prefetch(&self, range: Range<usize>) {
+        self.sides.iter().for_each(|side| side.prefetch(range.clone()));
+    }
+
+    /// Fails with [`Error::Changed`] if a file was altered, replaced, removed or cut short since it was opened: what
+    /// was made of it in between may be wrong.
+    pub fn require_unchanged(&self) -> Result<()> {
+        self.sides[0].require_unchanged()
+    }
+
     /// Reads everything once: fails with [`Error::NonFinite`] on the first value (by file, row, side) that is
     /// NaN or infinite, else gives each file's fingerprint. Holds some 16 MiB at a time.
     pub fn scan(&self) -> Result<Scan> {
@@ -174,6 +185,11 @@ impl CandidateSet {
         self.candidates.rows(range)
     }
 
+    /// As [`PairSet::require_unchanged`].
+    pub fn require_unchanged(&self) -> Result<()> {
+        self.candidates.require_unchanged()
+    }
+
     /// The gold score of every candidate, `[P x N]`; all finite.
     pub fn gold(&self) -> &[f32] {
         &self.gold
@@ -218,6 +234,11 @@ impl EmbeddingSet {
     /// The embeddings in `range`; fails if it reaches past the end or a file cannot be read.
     pub fn rows(&self, range: Range<usize>) -> Result<RowBlock<'_>> {
         self.column.rows(range)
+    }
+
+    /// As [`PairSet::require_unchanged`].
+    pub fn require_unchanged(&self) -> Result<()> {
+        self.column.require_unchanged()
     }
 
     /// As [`PairSet::scan`], over the one tensor.

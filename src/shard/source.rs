@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -31,6 +31,38 @@ pub(super) struct Source {
     /// Length of the file in bytes.
     pub len: u64,
     access: Access,
+    identity: Identity,
+}
+
+/// What tells a file from another one at its path, and from itself after a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    place: (u64, u64),
+    len: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(meta: &fs::Metadata) -> Identity {
+        Identity {
+            place: (meta.dev(), meta.ino()),
+            len: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+        }
+    }
+
+    /// How the file that is there now differs.
+    fn difference(&self, now: &Identity) -> Option<String> {
+        if self.place != now.place {
+            Some("another file took its place".into())
+        } else if self.len != now.len {
+            Some(format!("it had {} bytes when it was opened and has {} now", self.len, now.len))
+        } else if self.modified != now.modified {
+            Some("it was written to".into())
+        } else {
+            None
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -43,6 +75,7 @@ impl Source {
     /// Opens `path` and parses its header. With [`Io::Read`] nothing but the header is read.
     pub fn open(path: &Path, io: Io) -> Result<Source> {
         let (file, len) = open_regular(path)?;
+        let identity = Identity::of(&file.metadata().map_err(Error::io("open", path))?);
         let (header, len, access) = match io {
             Io::Mmap => {
                 let map = FileBytes::from_file(path, &file, len, io)?;
@@ -54,7 +87,37 @@ impl Source {
                 (header, len, Access::File(file))
             }
         };
-        Ok(Source { path: path.to_path_buf(), header, len, access })
+        Ok(Source { path: path.to_path_buf(), header, len, access, identity })
+    }
+
+    /// Fails with [`Error::Changed`] if the file is no longer the one that was opened, or bytes of it were lost while
+    /// they were read.
+    pub fn require_unchanged(&self) -> Result<()> {
+        let changed = |how: String| Err(Error::Changed { path: self.path.clone(), how });
+        match fs::metadata(&self.path) {
+            Ok(meta) => {
+                if let Some(how) = self.identity.difference(&Identity::of(&meta)) {
+                    return changed(how);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return changed("it was removed or moved away".into());
+            }
+            Err(error) => return Err(Error::io("open", &self.path)(error)),
+        }
+        match &self.access {
+            Access::Map(map) if !map.is_whole() => {
+                changed("bytes could not be read: it was cut short, or its disk failed".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks the system to have `len` bytes from `at` in memory soon.
+    pub fn prefetch(&self, at: u64, len: usize) {
+        if let Access::Map(map) = &self.access {
+            map.prefetch(at as usize, len);
+        }
     }
 
     /// The `len` bytes from `at`, where the file is mapped.
@@ -79,7 +142,7 @@ impl Source {
 }
 
 fn changed(path: &Path) -> Error {
-    format::bad(path, "it changed while it was read: it is shorter than when it was opened")
+    Error::Changed { path: path.to_path_buf(), how: "it is shorter than when it was opened".into() }
 }
 
 fn read_at(path: &Path, file: &File, at: u64, out: &mut [u8]) -> Result<()> {

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use crate::dtype::Dtype as RowDtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, Side};
+use crate::shard::block::{BlockFile, Lane};
 use crate::shard::column::hex;
 use crate::shard::format::{self, Header, Layout, TensorInfo};
 use crate::shard::map::Io;
@@ -68,6 +69,11 @@ impl AtomicFile {
     /// The file to write to.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Where the file lies until it is complete.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
     }
 
     /// Forces the bytes to the disk, moves the file over its final path and forces the folder to the disk.
@@ -156,11 +162,24 @@ fn tensor_key(name: &str) -> String {
 /// unfinished shard leaves nothing behind.
 pub struct ShardWriter {
     out: AtomicFile,
+    file: BlockFile,
     layout: Layout,
     metadata: BTreeMap<String, String>,
+    lanes: Vec<Lane>,
     /// Bytes of each tensor that are written.
     written: Vec<usize>,
     hashes: Vec<Xxh3>,
+}
+
+/// How shards are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WriteMode {
+    /// Past the page cache (O_DIRECT) where the file system allows it.
+    #[default]
+    Direct,
+    /// Through the page cache.
+    Cached,
 }
 
 impl ShardWriter {
@@ -172,15 +191,27 @@ impl ShardWriter {
         rows: usize,
         metadata: &BTreeMap<String, String>,
     ) -> Result<ShardWriter> {
+        ShardWriter::create_with(path, tensors, rows, metadata, WriteMode::default())
+    }
+
+    /// The same with a choice of how.
+    pub fn create_with(
+        path: &Path,
+        tensors: &[TensorSpec],
+        rows: usize,
+        metadata: &BTreeMap<String, String>,
+        mode: WriteMode,
+    ) -> Result<ShardWriter> {
         let shape = |tail: &[usize]| std::iter::once(rows).chain(tail.iter().copied()).collect();
         let tensors = tensors.iter().map(|t| (t.name.as_str(), t.dtype, shape(&t.shape_tail)));
-        ShardWriter::start(path, tensors.collect(), metadata)
+        ShardWriter::start(path, tensors.collect(), metadata, mode)
     }
 
     fn start(
         path: &Path,
         tensors: Vec<(&str, Dtype, Vec<usize>)>,
         metadata: &BTreeMap<String, String>,
+        mode: WriteMode,
     ) -> Result<ShardWriter> {
         // Zeros hold the places of the checksums: the header's length is fixed before they are known.
         let mut metadata = metadata.clone();
@@ -191,10 +222,15 @@ impl ShardWriter {
         let count = tensors.len();
         let layout = Layout::new(path, tensors, &metadata)?;
         let out = AtomicFile::create(path)?;
-        Ok(ShardWriter { out, layout, metadata, written: vec![0; count], hashes: vec![Xxh3::new(); count] })
+        let direct = mode == WriteMode::Direct;
+        let file = BlockFile::new(&out, layout.total as u64, direct).map_err(Error::io("write", path))?;
+        let lanes = layout.tensors.iter().map(|t| Lane::new(t.range.start as u64)).collect();
+        let (written, hashes) = (vec![0; count], vec![Xxh3::new(); count]);
+        Ok(ShardWriter { out, file, layout, metadata, lanes, written, hashes })
     }
 
-    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns.
+    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns; stretches
+    /// of whole pages at page boundaries, in memory and in the tensor, are written without a copy.
     /// Fails if there is no such tensor, if it would overflow, or if the disk is full.
     pub fn append(&mut self, tensor: usize, bytes: &[u8]) -> Result<()> {
         let path = &self.out.path;
@@ -207,8 +243,7 @@ impl ShardWriter {
             let what = format!("{}: bytes of tensor `{}`", path.display(), info.name);
             return Err(Error::shape(what, info.range.len(), done + bytes.len()));
         }
-        let at = (info.range.start + done) as u64;
-        self.out.file().write_all_at(bytes, at).map_err(Error::io("write", path))?;
+        self.lanes[tensor].append(&mut self.file, bytes).map_err(Error::io("write", path))?;
         self.hashes[tensor].update(bytes);
         self.written[tensor] += bytes.len();
         Ok(())
@@ -218,6 +253,9 @@ impl ShardWriter {
     /// Fails, and leaves nothing, if a tensor is not full or the length on disk is not the one computed.
     pub fn finish(mut self) -> Result<ShardRecord> {
         let path = self.out.path.clone();
+        for lane in &mut self.lanes {
+            lane.flush(&mut self.file).map_err(Error::io("write", &path))?;
+        }
         let mut digests = BTreeMap::new();
         for ((info, &written), hash) in self.layout.tensors.iter().zip(&self.written).zip(&self.hashes) {
             if written != info.range.len() {
@@ -252,7 +290,7 @@ pub fn write_tensors(
     metadata: &BTreeMap<String, String>,
 ) -> Result<ShardRecord> {
     let specs = tensors.iter().map(|(name, dtype, shape, _)| (name.as_str(), *dtype, shape.clone()));
-    let mut writer = ShardWriter::start(path, specs.collect(), metadata)?;
+    let mut writer = ShardWriter::start(path, specs.collect(), metadata, WriteMode::Cached)?;
     for (i, (.., bytes)) in tensors.iter().enumerate() {
         writer.append(i, bytes)?;
     }

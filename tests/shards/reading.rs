@@ -235,6 +235,39 @@ fn a_file_that_shrinks_is_an_error_and_no_crash() {
     assert!(set.rows(Side::Rejected, 0..4).is_ok());
     let error = set.rows(Side::Rejected, 4..5).unwrap_err();
     check_message(&error, "a.safetensors");
-    assert!(matches!(&error, Error::Format { detail, .. } if detail.contains("changed while it was read")));
+    assert!(matches!(&error, Error::Changed { how, .. } if how.contains("shorter")), "{error}");
     assert!(set.scan().is_err());
+}
+
+/// What a mapped file lost reads as zeros, and the set says so before anything is kept.
+#[test]
+fn a_mapped_file_that_shrinks_is_an_error_and_no_crash() {
+    let dir = folder();
+    let paths = ["a.safetensors", "b.safetensors"].map(|name| dir.path().join(name));
+    let write = |path: &std::path::Path| write_pairs(path, Dtype::F32, 4096, 8);
+    paths.iter().for_each(|path| drop(write(path)));
+    let open = || PairSet::open(&paths.each_ref().map(|p| text(p)), &PairOptions::default()).unwrap();
+    let lost = |set: &PairSet| {
+        let block = set.rows(Side::Rejected, 0..set.len()).unwrap();
+        assert!(block.is_borrowed());
+        widened(&block.view()).iter().filter(|v| **v == 0.0).count()
+    };
+    let set = open();
+    let zeros = lost(&set);
+    set.require_unchanged().unwrap();
+    fs::File::options().write(true).open(&paths[1]).unwrap().set_len(9000).unwrap();
+    assert!(lost(&set) >= zeros + 4096 * 8 - 2048, "the second file's last pages are zeros");
+    let error = set.require_unchanged().unwrap_err().to_string();
+    assert!(error.contains("b.safetensors changed while it was in use") && error.contains("9000"), "{error}");
+    // Whole again under its name: another file.
+    write(&paths[1]);
+    let error = set.require_unchanged().unwrap_err().to_string();
+    assert!(error.contains("another file took its place"), "{error}");
+    drop(set);
+    let set = open();
+    assert_eq!(lost(&set), zeros);
+    set.require_unchanged().unwrap();
+    fs::remove_file(&paths[0]).unwrap();
+    let error = set.require_unchanged().unwrap_err().to_string();
+    assert!(error.contains("a.safetensors changed") && error.contains("removed"), "{error}");
 }
