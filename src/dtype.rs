@@ -74,6 +74,20 @@ impl FromStr for Dtype {
     }
 }
 
+impl Dtype {
+    /// Rounds `from` into storage, to nearest, ties to even.
+    ///
+    /// # Panics
+    /// Unless `to` has the address and the length that values of this type need.
+    pub fn narrow_bytes(self, from: &[f32], to: &mut [u8]) {
+        match self {
+            Dtype::F32 => f32::narrow(from, bytemuck::cast_slice_mut(to)),
+            Dtype::F16 => f16::narrow(from, bytemuck::cast_slice_mut(to)),
+            Dtype::Bf16 => bf16::narrow(from, bytemuck::cast_slice_mut(to)),
+        }
+    }
+}
+
 /// A Rust type that stores one value of an embedding.
 pub trait Element: bytemuck::Pod + Send + Sync + 'static {
     /// The storage type.

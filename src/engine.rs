@@ -14,7 +14,7 @@ use crate::matrix::{RowSet, Side};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::shard::{CandidateSet, EmbeddingSet, Io, PairSet};
 use crate::synth::{
-    Augmented, PairBatch, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder,
+    Augmented, PairBatch, Progress, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder,
     write_synthetic,
 };
 use crate::train::{
@@ -87,12 +87,12 @@ impl Engine {
         job: &SynthJob<'_>,
         seeds: &PairSet,
         vae: &Vae,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(&Progress),
     ) -> Result<SynthSummary> {
         let r = job.recipe;
         dispatch!(&self.backend, b => {
             let make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
-            write_synthetic(job, &make, progress)
+            write_synthetic(job, &[make], progress)
         })
     }
 

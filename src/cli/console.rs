@@ -18,6 +18,7 @@ use crate::error::Error;
 pub struct Console {
     json: bool,
     bars: bool,
+    quiet: bool,
 }
 
 impl Console {
@@ -28,7 +29,7 @@ impl Console {
         // Fails only where a program that embeds the command has a logger of its own.
         let _ = log::set_logger(&Notes);
         let bars = std::io::stderr().is_terminal() && !common.json && !common.quiet;
-        Console { json: common.json, bars }
+        Console { json: common.json, bars, quiet: common.quiet }
     }
 
     /// Whether results are JSON.
@@ -65,6 +66,18 @@ impl Console {
         bar.set_prefix(what.to_string());
         bar.enable_steady_tick(Duration::from_millis(200));
         bar
+    }
+
+    /// How a long command gets on, where no bar shows it: a line on standard error, JSON with `--json`.
+    pub fn event(&self, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
+        if self.quiet {
+            return;
+        }
+        if self.json {
+            eprintln!("{}", value());
+        } else if !self.bars {
+            eprintln!("lensmith: {}", text());
+        }
     }
 
     /// An error on one line; with `--json` also as an object on standard output.

@@ -13,6 +13,7 @@ mod table;
 mod train_reward;
 mod train_vae;
 mod verify;
+mod writing;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};

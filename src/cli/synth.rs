@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::args::{Common, PairArgs, SynthArgs, named};
 use super::console::Console;
-use super::table::{bytes, count};
+use super::table::count;
+use super::writing::{WriteArgs, Writing, summary_json, summary_text};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob};
@@ -40,22 +41,15 @@ pub struct Synth {
     /// Storage type of embeddings: f32, f16 or bf16
     #[arg(long, default_value = "bf16", value_name = "TYPE")]
     dtype: Dtype,
-    /// Pairs per shard [default: about 256 MiB]
-    #[arg(long, value_name = "N")]
-    shard_rows: Option<u64>,
-    /// Part i of N of the run, i from 0: the parts' shards are those of the whole run
-    #[arg(long, value_name = "i/N", default_value = "0/1")]
-    part: Part,
-    /// Replace an output that was made with other settings
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    writing: WriteArgs,
     #[command(flatten)]
     synthesis: SynthArgs,
 }
 
 impl Synth {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        if self.output == OutputKind::Recipe && self.part != Part::WHOLE {
+        if self.output == OutputKind::Recipe && self.writing.part != Part::WHOLE {
             return Err(Error::option("--part", "no --part with --output recipe", "both"));
         }
         let engine = common.engine()?;
@@ -67,39 +61,27 @@ impl Synth {
             out: &self.out,
             kind: self.output,
             dtype: self.dtype,
-            shard_rows: self.shard_rows,
-            part: self.part,
-            overwrite: self.overwrite,
+            shard_rows: self.writing.shard_rows,
+            part: self.writing.part,
+            overwrite: self.writing.overwrite,
+            write: self.writing.write,
         };
-        let bar = console.bar("synthesis", job.pairs()?, "pairs");
-        let summary = engine.write(&job, &seeds, &vae, &mut |done| bar.set_position(done))?;
-        bar.finish_and_clear();
-        let value = json!({
-            "out": self.out, "kind": self.output, "pairs": summary.pairs, "resumed": summary.resumed,
-            "shards": summary.shards, "bytes": summary.bytes, "seconds": summary.seconds,
-            "seeds": recipe.plan.seeds, "fold": recipe.plan.fold, "per_side": recipe.plan.per_side,
-            "device": engine.info(),
-        });
+        let mut writing = Writing::new(console, "synthesis", job.pairs()?, self.writing.every()?);
+        let summary = engine.write(&job, &seeds, &vae, &mut |progress| writing.hear(progress))?;
+        writing.finish();
+        let mut value = summary_json(&summary);
+        value["out"] = json!(self.out);
+        value["kind"] = json!(self.output);
+        value["seeds"] = json!(recipe.plan.seeds);
+        value["fold"] = json!(recipe.plan.fold);
+        value["per_side"] = json!(recipe.plan.per_side);
+        value["device"] = json!(engine.info());
         console.result(&value, || {
-            let made = summary.pairs - summary.resumed;
-            let resumed = match summary.resumed {
-                0 => String::new(),
-                all if all == summary.pairs => " (all there already: nothing to do)".into(),
-                some => format!(" ({} were there already)", count(some)),
-            };
             if self.output == OutputKind::Recipe {
                 let pairs = count(recipe.plan.pairs());
                 return format!("{}: a recipe for {pairs} pairs", self.out.join("recipe.json").display());
             }
-            format!(
-                "{}: {} pairs{resumed} in {} shards, {}; {} pairs/s on {}",
-                self.out.display(),
-                count(summary.pairs),
-                summary.shards,
-                bytes(summary.bytes),
-                count((made as f64 / summary.seconds) as u64),
-                engine.info().name,
-            )
+            format!("{}: {}", self.out.display(), summary_text(&summary, &engine.info().name))
         });
         Ok(())
     }

@@ -43,6 +43,16 @@ pub fn bytes(count: u64) -> String {
     format!("{value:.1} TiB")
 }
 
+/// Seconds as "3 h 05 min", "12 min 04 s" or "1.6 s".
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
 /// A count with thousands set apart: "1,000,000".
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -74,5 +84,8 @@ mod tests {
         assert_eq!(bytes(12), "12 B");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(12), "12");
+        assert_eq!(duration(1.64), "1.6 s");
+        assert_eq!(duration(124.0), "2 min 04 s");
+        assert_eq!(duration(11_111.0), "3 h 05 min");
     }
 }

@@ -2,21 +2,20 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
+use super::blocks::{self, Block, Loaded, Needed};
 use super::{PairId, Plan, Seeds};
 use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Residual, Sample};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowsBuf, Side, Values};
+use crate::matrix::{Matrix, PAGE, RowSet, RowsBuf, Side};
 use crate::model::Vae;
 
-/// Bytes of decoded samples held at a time, per side.
-const DECODED: usize = 16 << 20;
 /// Bytes of pairs handed out at a time, per side.
-const HANDED: usize = 16 << 20;
-/// Most seeds encoded at a time.
-const MAX_SEEDS: usize = 1024;
-/// Pairs listed at a time, but for those of one seed, which may be 2^16.
-const MAX_PAIRS: usize = 1 << 18;
+pub(super) const HANDED: usize = 8 << 20;
+/// Rows that one thread copies at a time.
+const COPIED: usize = 64;
 
 /// A stretch of pairs as embeddings, `[count, d]` per side.
 #[derive(Debug)]
@@ -27,6 +26,18 @@ pub struct PairBatch {
     pub chosen: RowsBuf,
     /// The others.
     pub rejected: RowsBuf,
+}
+
+impl PairBatch {
+    /// Room for pairs of width `dim`.
+    pub fn empty(dtype: Dtype, dim: usize) -> PairBatch {
+        let none = || RowsBuf::zeros(dtype, 0, dim);
+        PairBatch { first: 0, chosen: none(), rejected: none() }
+    }
+
+    fn sides(&mut self) -> [&mut RowsBuf; 2] {
+        [&mut self.chosen, &mut self.rejected]
+    }
 }
 
 /// A stretch of pairs as latents.
@@ -42,6 +53,29 @@ pub struct LatentBatch {
     pub candidate: [Vec<i32>; 2],
 }
 
+/// Where batches are made and where they go, in order.
+pub trait Sink<T> {
+    /// A batch to fill; what it holds does not matter.
+    fn spare(&mut self) -> Result<T>;
+    /// Takes a batch that is made.
+    fn put(&mut self, batch: T) -> Result<()>;
+}
+
+/// One batch, filled again and again and shown to a function.
+struct Shown<'f, T>(Option<T>, &'f mut dyn FnMut(&T) -> Result<()>);
+
+impl<T> Sink<T> for Shown<'_, T> {
+    fn spare(&mut self) -> Result<T> {
+        Ok(self.0.take().expect("one batch is asked for at a time"))
+    }
+
+    fn put(&mut self, batch: T) -> Result<()> {
+        (self.1)(&batch)?;
+        self.0 = Some(batch);
+        Ok(())
+    }
+}
+
 /// Makes pairs of one recipe on one device.
 pub struct Synthesizer<'a, B: Backend> {
     backend: &'a B,
@@ -54,27 +88,20 @@ pub struct Synthesizer<'a, B: Backend> {
     mode: DecodeMode,
 }
 
-/// Hears a range of seeds, their pairs, and the number of the first seed.
-type EachBlock<'a> = &'a mut dyn FnMut(Range<usize>, &Ids, u64) -> Result<()>;
-
 /// Hears the number of a first pair and the rewards of both sides from there on.
 pub type EachRewards<'a> = &'a mut dyn FnMut(u64, [&[f32]; 2]) -> Result<()>;
 
-/// The samples that the pairs of a block of seeds need.
-struct Needed {
-    /// Samples as (row in block, rank - 1), by row and rank.
-    ranks: Vec<(u32, u32)>,
-    /// Where sample (row, rank) stands in `ranks`: `index[row * per_side + rank - 1]`.
-    index: Vec<u32>,
+/// One side of a block of seeds as embeddings. The buffers are filled block after block.
+struct SideRows {
+    originals: RowsBuf,
+    decoded: RowsBuf,
 }
 
-/// One side of a block of seeds, ready to be copied into pairs.
-struct SideSamples {
+/// One side of a block of seeds as latents.
+struct SideLatents {
     latents: Matrix,
     candidates: Vec<u32>,
     mu: Matrix,
-    decoded: Option<RowsBuf>,
-    originals: Option<RowsBuf>,
 }
 
 impl<'a, B: Backend> Synthesizer<'a, B> {
@@ -103,6 +130,11 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         &self.plan
     }
 
+    /// The seed pairs.
+    pub fn seeds(&self) -> &'a dyn Seeds {
+        self.seeds
+    }
+
     /// Dimension of the latents.
     pub fn latent(&self) -> usize {
         self.latent
@@ -123,30 +155,37 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         dtype: Dtype,
         sink: &mut dyn FnMut(&PairBatch) -> Result<()>,
     ) -> Result<()> {
+        let batch = PairBatch::empty(dtype, self.dim);
+        self.embeddings_into(pairs, dtype, &mut Shown(Some(batch), sink))
+    }
+
+    /// The same into batches of the sink's, which may be worked on elsewhere meanwhile.
+    pub fn embeddings_into(
+        &self,
+        pairs: Range<u64>,
+        dtype: Dtype,
+        sink: &mut dyn Sink<PairBatch>,
+    ) -> Result<()> {
         let row = self.dim * dtype.size();
-        let most = (HANDED / row).max(1) as u64;
-        let rows = |n| RowsBuf::zeros(dtype, n, self.dim);
-        let mut batch = PairBatch { first: 0, chosen: rows(0), rejected: rows(0) };
-        self.blocks(pairs, row, &mut |range, ids, block_start| {
-            let needed = self.needed(ids, block_start, range.len());
-            let sides = [
-                self.side(Side::Chosen, range.clone(), &needed, Some(dtype))?,
-                self.side(Side::Rejected, range, &needed, Some(dtype))?,
-            ];
-            for (first, stretch) in ids.chunk_by_first(most) {
+        // Whole pages: they are written without a copy.
+        let rows_of_pages = PAGE >> row.trailing_zeros().min(PAGE.trailing_zeros());
+        let most = (HANDED / row / rows_of_pages).max(1) * rows_of_pages;
+        let none = || RowsBuf::zeros(dtype, 0, self.dim);
+        let side = || SideRows { originals: none(), decoded: none() };
+        let mut sides = [side(), side()];
+        blocks::for_each(self.plan, self.seeds, pairs, row, &mut |loaded| {
+            let needed = Needed::of(&loaded.block, self.plan.per_side);
+            for (side, to) in Side::BOTH.into_iter().zip(&mut sides) {
+                self.side_rows(side, &loaded, &needed, to)?;
+            }
+            for (first, ids) in loaded.block.chunks(most) {
+                let mut batch = sink.spare()?;
                 batch.first = first;
-                for (side, buffer, samples) in
-                    [(0, &mut batch.chosen, &sides[0]), (1, &mut batch.rejected, &sides[1])]
-                {
-                    buffer.resize_rows(stretch.len());
-                    let bytes = buffer.bytes_mut();
-                    for (id, to) in stretch.iter().zip(bytes.chunks_exact_mut(row)) {
-                        let rank = if side == 0 { id.chosen } else { id.rejected };
-                        let seed = (id.seed - block_start) as usize;
-                        to.copy_from_slice(samples.stored(seed, rank, &needed, self.plan.per_side).bytes());
-                    }
+                for ((side, to), from) in Side::BOTH.into_iter().zip(batch.sides()).zip(&sides) {
+                    to.resize_rows(ids.len());
+                    from.gather(side, ids, &loaded.block, &needed, to);
                 }
-                sink(&batch)?;
+                sink.put(batch)?;
             }
             Ok(())
         })
@@ -154,35 +193,44 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
 
     /// Makes pairs `pairs` as latents and hands them to `sink` in order, a batch at a time.
     pub fn latents(&self, pairs: Range<u64>, sink: &mut dyn FnMut(&LatentBatch) -> Result<()>) -> Result<()> {
-        let most = (HANDED / (4 * self.latent)).max(1) as u64;
-        let mut batch = LatentBatch::default();
-        self.blocks(pairs, 4 * self.latent, &mut |range, ids, block_start| {
-            let needed = self.needed(ids, block_start, range.len());
+        self.latents_into(pairs, &mut Shown(Some(LatentBatch::default()), sink))
+    }
+
+    /// The same into batches of the sink's.
+    pub fn latents_into(&self, pairs: Range<u64>, sink: &mut dyn Sink<LatentBatch>) -> Result<()> {
+        let most = (HANDED / (4 * self.latent)).max(1);
+        blocks::for_each(self.plan, self.seeds, pairs, 4 * self.latent, &mut |loaded| {
+            let block = &loaded.block;
+            let needed = Needed::of(block, self.plan.per_side);
             let sides = [
-                self.side(Side::Chosen, range.clone(), &needed, None)?,
-                self.side(Side::Rejected, range, &needed, None)?,
+                self.side_latents(Side::Chosen, &loaded, &needed)?,
+                self.side_latents(Side::Rejected, &loaded, &needed)?,
             ];
-            for (first, stretch) in ids.chunk_by_first(most) {
+            for (first, ids) in block.chunks(most) {
+                let mut batch = sink.spare()?;
                 batch.first = first;
                 batch.seed.clear();
-                batch.seed.extend(stretch.iter().map(|id| id.seed as i64));
-                for (side, samples) in sides.iter().enumerate() {
-                    batch.z[side].clear();
-                    batch.candidate[side].clear();
-                    for id in stretch {
-                        let rank = if side == 0 { id.chosen } else { id.rejected };
-                        let seed = (id.seed - block_start) as usize;
-                        if rank == 0 {
-                            batch.z[side].extend_from_slice(samples.mu.row(seed));
-                            batch.candidate[side].push(-1);
-                        } else {
-                            let at = needed.at(seed, rank, self.plan.per_side);
-                            batch.z[side].extend_from_slice(samples.latents.row(at));
-                            batch.candidate[side].push(samples.candidates[at] as i32);
+                batch.seed.extend(ids.iter().map(|id| id.seed as i64));
+                for (side, samples) in Side::BOTH.into_iter().zip(&sides) {
+                    let (z, candidate) = (&mut batch.z[side as usize], &mut batch.candidate[side as usize]);
+                    z.clear();
+                    candidate.clear();
+                    for id in ids {
+                        let row = block.row(id);
+                        match id.sample(side) {
+                            0 => {
+                                z.extend_from_slice(samples.mu.row(row));
+                                candidate.push(-1);
+                            }
+                            rank => {
+                                let at = needed.at(row, rank);
+                                z.extend_from_slice(samples.latents.row(at));
+                                candidate.push(samples.candidates[at] as i32);
+                            }
                         }
                     }
                 }
-                sink(&batch)?;
+                sink.put(batch)?;
             }
             Ok(())
         })
@@ -197,21 +245,18 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         folded: &B::Folded,
         sink: EachRewards<'_>,
     ) -> Result<()> {
-        self.blocks(pairs, 4 * self.latent, &mut |range, ids, block_start| {
-            let needed = self.needed(ids, block_start, range.len());
+        blocks::for_each(self.plan, self.seeds, pairs, 4 * self.latent, &mut |loaded| {
+            let block = &loaded.block;
+            let needed = Needed::of(block, self.plan.per_side);
             let mut rewards = [Vec::new(), Vec::new()];
             for (side, out) in Side::BOTH.into_iter().zip(&mut rewards) {
-                let (originals, samples) = self.side_rewards(side, range.clone(), &needed, reward, folded)?;
-                out.extend(ids.ids.iter().map(|id| {
-                    let rank = if side == Side::Chosen { id.chosen } else { id.rejected };
-                    let seed = (id.seed - block_start) as usize;
-                    match rank {
-                        0 => originals[seed],
-                        _ => samples[needed.at(seed, rank, self.plan.per_side)],
-                    }
+                let (originals, samples) = self.side_rewards(side, &loaded, &needed, reward, folded)?;
+                out.extend(block.ids.iter().map(|id| match id.sample(side) {
+                    0 => originals[block.row(id)],
+                    rank => samples[needed.at(block.row(id), rank)],
                 }));
             }
-            sink(ids.first, [&rewards[0], &rewards[1]])
+            sink(block.first, [&rewards[0], &rewards[1]])
         })
     }
 
@@ -219,20 +264,19 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     fn side_rewards(
         &self,
         side: Side,
-        range: Range<usize>,
+        loaded: &Loaded<'_>,
         needed: &Needed,
         reward: &B::Reward,
         folded: &B::Folded,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
         let b = self.backend;
-        let block = self.seeds.block(side, range.clone())?;
-        let embeddings = b.embeddings(block.view())?;
-        let mut originals = vec![0f32; range.len()];
+        let embeddings = b.embeddings(loaded.rows[side as usize].view())?;
+        let mut originals = vec![0f32; loaded.block.seeds.len()];
         b.score(reward, &embeddings, &mut originals)?;
         let mut scores = vec![0f32; needed.ranks.len()];
         if !needed.ranks.is_empty() {
             let posteriors = b.encode(&self.vae, &embeddings)?;
-            let origin = Origin { seed: self.plan.seed, side, first_row: range.start as u64 };
+            let origin = self.origin(side, &loaded.block);
             let samples = self.samples(&posteriors, origin, needed)?;
             let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
             let residual = (self.mode == DecodeMode::Residual)
@@ -240,6 +284,10 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             b.score_latents(folded, &latents, residual, &mut scores)?;
         }
         Ok((originals, scores))
+    }
+
+    fn origin(&self, side: Side, block: &Block) -> Origin {
+        Origin { seed: self.plan.seed, side, first_row: block.seeds.start as u64 }
     }
 
     /// The samples that a block needs: the candidates of its ranks.
@@ -259,15 +307,15 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             return Err(Error::shape("pair numbers", expected, format!("{pairs:?}")));
         }
         let count = (pairs.end - pairs.start) as usize;
-        let rows = || RowsBuf::zeros(dtype, count, self.dim);
-        let mut made = PairBatch { first: pairs.start, chosen: rows(), rejected: rows() };
+        let mut made = PairBatch::empty(dtype, self.dim);
+        made.first = pairs.start;
+        made.sides().into_iter().for_each(|side| side.resize_rows(count));
         let first = pairs.start;
         let row = self.dim * dtype.size();
         self.embeddings(pairs, dtype, &mut |part| {
             let at = (part.first - first) as usize * row;
-            for (to, from) in [(&mut made.chosen, &part.chosen), (&mut made.rejected, &part.rejected)] {
-                let bytes = from.view().values().bytes();
-                to.bytes_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+            for (to, from) in made.sides().into_iter().zip([&part.chosen, &part.rejected]) {
+                to.bytes_mut()[at..at + from.bytes().len()].copy_from_slice(from.bytes());
             }
             Ok(())
         })?;
@@ -279,185 +327,102 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         self.batch(j..j.saturating_add(1), dtype)
     }
 
-    /// Walks over the pairs in order, cut into blocks of seeds whose samples fit the memory bound.
-    fn blocks(&self, pairs: Range<u64>, row_bytes: usize, each: EachBlock<'_>) -> Result<()> {
-        let n = self.plan.seeds;
-        let extra = self.plan.fold - 1;
-        let per_seed = row_bytes * (self.plan.per_side as usize + 1);
-        let step = (DECODED / per_seed).min(MAX_PAIRS / extra as usize).clamp(1, MAX_SEEDS) as u64;
-        // Originals: pair j is seed j.
-        let mut from = pairs.start;
-        while from < pairs.end.min(n) {
-            let to = (from + step).min(pairs.end.min(n));
-            let ids = (from..to).map(|j| self.plan.pair(j)).collect();
-            each(from as usize..to as usize, &Ids { first: from, ids }, from)?;
-            from = to;
+    /// Encodes, selects, perturbs and decodes one side of a block.
+    fn side_rows(&self, side: Side, loaded: &Loaded<'_>, needed: &Needed, to: &mut SideRows) -> Result<()> {
+        let b = self.backend;
+        let rows = loaded.rows[side as usize].view();
+        let first = loaded.block.seeds.start;
+        store_originals(&rows, side, first, &mut to.originals)?;
+        if needed.ranks.is_empty() {
+            return Ok(());
         }
-        // The rest, seed by seed.
-        while from < pairs.end {
-            let seed = (from - n) / extra;
-            let last_seed = ((pairs.end - 1 - n) / extra).min(seed + step - 1);
-            let to = (n + (last_seed + 1) * extra).min(pairs.end);
-            let mut ids = Vec::with_capacity((to - from) as usize);
-            for s in seed..=last_seed {
-                let start = n + s * extra;
-                let here = from.max(start) - start..(to - start).min(extra);
-                let all = self.plan.combinations(s);
-                ids.extend(
-                    all[here.start as usize..here.end as usize].iter().map(|&(chosen, rejected)| PairId {
-                        seed: s,
-                        chosen,
-                        rejected,
-                    }),
-                );
-            }
-            each(seed as usize..last_seed as usize + 1, &Ids { first: from, ids }, seed)?;
-            from = to;
+        let embeddings = b.embeddings(rows)?;
+        let posteriors = b.encode(&self.vae, &embeddings)?;
+        let origin = self.origin(side, &loaded.block);
+        let samples = self.samples(&posteriors, origin, needed)?;
+        let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
+        let residual = (self.mode == DecodeMode::Residual)
+            .then_some(Residual { embeddings: &embeddings, posteriors: &posteriors });
+        to.decoded.resize_rows(samples.len());
+        b.decode(&self.vae, &latents, residual, to.decoded.values_mut())?;
+        if let Some((at, _)) = to.decoded.view().values().first_non_finite() {
+            let Sample { row, candidate } = samples[at / self.dim];
+            let what = format!(
+                "decoded embedding of seed {} ({}, candidate {candidate})",
+                first + row as usize,
+                side.name()
+            );
+            return Err(unstorable(what, at % self.dim, to.decoded.dtype()));
         }
         Ok(())
     }
 
-    /// Which samples the pairs use, on either side.
-    fn needed(&self, ids: &Ids, block_start: u64, rows: usize) -> Needed {
-        let k = self.plan.per_side as usize;
-        let mut used = vec![false; rows * k];
-        for id in &ids.ids {
-            let row = (id.seed - block_start) as usize;
-            for rank in [id.chosen, id.rejected] {
-                if rank > 0 {
-                    used[row * k + rank as usize - 1] = true;
-                }
-            }
-        }
-        let mut needed = Needed { ranks: Vec::new(), index: vec![u32::MAX; rows * k] };
-        for (slot, _) in used.iter().enumerate().filter(|(_, u)| **u) {
-            needed.index[slot] = needed.ranks.len() as u32;
-            needed.ranks.push(((slot / k) as u32, (slot % k) as u32));
-        }
-        needed
-    }
-
-    /// Encodes, selects, perturbs and (given a dtype) decodes one side of a block.
-    fn side(
-        &self,
-        side: Side,
-        range: Range<usize>,
-        needed: &Needed,
-        dtype: Option<Dtype>,
-    ) -> Result<SideSamples> {
+    /// Encodes, selects and perturbs one side of a block.
+    fn side_latents(&self, side: Side, loaded: &Loaded<'_>, needed: &Needed) -> Result<SideLatents> {
         let b = self.backend;
-        let block = self.seeds.block(side, range.clone())?;
-        let rows = block.view();
-        let mut out = SideSamples {
+        let embeddings = b.embeddings(loaded.rows[side as usize].view())?;
+        let posteriors = b.encode(&self.vae, &embeddings)?;
+        let mut out = SideLatents {
             latents: Matrix::zeros(0, self.latent),
             candidates: Vec::new(),
-            mu: Matrix::zeros(0, self.latent),
-            decoded: None,
-            originals: None,
+            mu: b.posteriors(&posteriors)?.mu,
         };
-        if let Some(dtype) = dtype {
-            out.originals = Some(store_originals(&rows, dtype, side, range.start)?);
-        }
-        if needed.ranks.is_empty() && dtype.is_some() {
-            return Ok(out);
-        }
-        let embeddings = b.embeddings(rows.clone())?;
-        let posteriors = b.encode(&self.vae, &embeddings)?;
-        if dtype.is_none() {
-            out.mu = b.posteriors(&posteriors)?.mu;
-        }
-        if needed.ranks.is_empty() {
-            return Ok(out);
-        }
-        let origin = Origin { seed: self.plan.seed, side, first_row: range.start as u64 };
-        let samples = self.samples(&posteriors, origin, needed)?;
-        out.candidates = samples.iter().map(|s| s.candidate).collect();
-        let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
-        match dtype {
-            None => out.latents = b.latents(&latents)?,
-            Some(dtype) => {
-                let mut decoded = RowsBuf::zeros(dtype, samples.len(), self.dim);
-                let residual = (self.mode == DecodeMode::Residual)
-                    .then_some(Residual { embeddings: &embeddings, posteriors: &posteriors });
-                b.decode(&self.vae, &latents, residual, decoded.values_mut())?;
-                if let Some(at) = first_non_finite(decoded.view().values()) {
-                    let (row, candidate) = (samples[at / self.dim].row, samples[at / self.dim].candidate);
-                    return Err(Error::shape(
-                        format!(
-                            "decoded embedding of seed {} ({}, candidate {candidate}), column {}",
-                            range.start + row as usize,
-                            side.name(),
-                            at % self.dim
-                        ),
-                        format!("a finite value that {dtype} can hold"),
-                        "infinity or NaN; try another --dtype",
-                    ));
-                }
-                out.decoded = Some(decoded);
-            }
+        if !needed.ranks.is_empty() {
+            let origin = self.origin(side, &loaded.block);
+            let samples = self.samples(&posteriors, origin, needed)?;
+            out.candidates = samples.iter().map(|s| s.candidate).collect();
+            out.latents = b.latents(&b.perturb(&posteriors, origin, &self.perturbation, &samples)?)?;
         }
         Ok(out)
     }
 }
 
-/// The originals of a block in the output's dtype.
-fn store_originals(
-    rows: &crate::matrix::RowSet<'_>,
-    dtype: Dtype,
-    side: Side,
-    first: usize,
-) -> Result<RowsBuf> {
-    let mut stored = RowsBuf::zeros(dtype, rows.rows(), rows.cols());
-    let mut wide = vec![0f32; rows.cols()];
-    for row in 0..rows.rows() {
-        rows.row(row).widen(&mut wide);
-        stored.values_mut().narrow_at(row * rows.cols(), &wide);
-    }
-    match first_non_finite(stored.view().values()) {
-        None => Ok(stored),
-        Some(at) => Err(Error::shape(
-            format!("seed {} ({}), column {}", first + at / rows.cols(), side.name(), at % rows.cols()),
-            format!("a finite value that {dtype} can hold"),
-            "infinity or NaN; try another --dtype",
-        )),
-    }
-}
-
-/// Index of the first value that is infinite or NaN.
-fn first_non_finite(values: Values<'_>) -> Option<usize> {
-    match values {
-        Values::F32(v) => v.iter().position(|x| !x.is_finite()),
-        Values::F16(v) => v.iter().position(|x| x.to_bits() & 0x7c00 == 0x7c00),
-        Values::Bf16(v) => v.iter().position(|x| x.to_bits() & 0x7f80 == 0x7f80),
+/// The originals of a block in the type of `to`.
+fn store_originals(rows: &RowSet<'_>, side: Side, first: usize, to: &mut RowsBuf) -> Result<()> {
+    let (dtype, dim) = (to.dtype(), rows.cols());
+    to.resize_rows(rows.rows());
+    let bytes = COPIED * dim * dtype.size();
+    to.bytes_mut().par_chunks_mut(bytes).enumerate().for_each(|(chunk, out)| {
+        let mut wide = vec![0f32; dim];
+        for (i, out) in out.chunks_exact_mut(dim * dtype.size()).enumerate() {
+            let row = rows.row(chunk * COPIED + i);
+            if row.dtype() == dtype {
+                out.copy_from_slice(row.bytes());
+            } else {
+                row.widen(&mut wide);
+                dtype.narrow_bytes(&wide, out);
+            }
+        }
+    });
+    match to.view().values().first_non_finite() {
+        None => Ok(()),
+        Some((at, _)) => {
+            Err(unstorable(format!("seed {} ({})", first + at / dim, side.name()), at % dim, dtype))
+        }
     }
 }
 
-impl Needed {
-    fn at(&self, row: usize, rank: u32, per_side: u32) -> usize {
-        self.index[row * per_side as usize + rank as usize - 1] as usize
-    }
+fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
+    Error::shape(
+        format!("{what}, column {column}"),
+        format!("a finite value that {dtype} can hold"),
+        "infinity or NaN; try another --dtype",
+    )
 }
 
-impl SideSamples {
-    /// The stored values of a sample of a seed.
-    fn stored(&self, row: usize, rank: u32, needed: &Needed, per_side: u32) -> Values<'_> {
-        let (rows, at) = match rank {
-            0 => (&self.originals, row),
-            _ => (&self.decoded, needed.at(row, rank, per_side)),
-        };
-        rows.as_ref().expect("embeddings were asked for").view().row(at)
-    }
-}
-
-/// Consecutive pairs.
-struct Ids {
-    first: u64,
-    ids: Vec<PairId>,
-}
-
-impl Ids {
-    /// Stretches of at most `most` pairs with the number of their first.
-    fn chunk_by_first(&self, most: u64) -> impl Iterator<Item = (u64, &[PairId])> {
-        self.ids.chunks(most as usize).enumerate().map(move |(i, ids)| (self.first + i as u64 * most, ids))
+impl SideRows {
+    /// Copies the stored values of pairs into `to`, `[pairs, d]`.
+    fn gather(&self, side: Side, ids: &[PairId], block: &Block, needed: &Needed, to: &mut RowsBuf) {
+        let row = to.cols() * to.dtype().size();
+        let (originals, decoded) = (self.originals.bytes(), self.decoded.bytes());
+        to.bytes_mut().par_chunks_mut(COPIED * row).zip(ids.par_chunks(COPIED)).for_each(|(to, ids)| {
+            for (to, id) in to.chunks_exact_mut(row).zip(ids) {
+                let from = match id.sample(side) {
+                    0 => &originals[block.row(id) * row..],
+                    rank => &decoded[needed.at(block.row(id), rank) * row..],
+                };
+                to.copy_from_slice(&from[..row]);
+            }
+        });
     }
 }

@@ -2,17 +2,21 @@
 //! ([`write_synthetic`]).
 
 mod augment;
+mod blocks;
+mod lanes;
 mod make;
 mod pairing;
 mod pipeline;
+mod progress;
 mod recipe;
 mod seeds;
 mod verify;
 
 pub use augment::Augmented;
-pub use make::{LatentBatch, PairBatch, Synthesizer};
+pub use make::{LatentBatch, PairBatch, Sink, Synthesizer};
 pub use pairing::{MAX_PER_SIDE, PairId, Pairing, Plan};
 pub use pipeline::{OutputKind, Part, SynthJob, SynthSummary, write_synthetic};
+pub use progress::{Bound, Progress, Speed};
 pub use recipe::{Recipe, SeedSource, SynthesisOptions, VaeSource};
 pub use seeds::{SeedBlock, Seeds};
 pub use verify::{Verified, manifests, verify_folder};

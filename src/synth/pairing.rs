@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::matrix::Side;
 use crate::noise::{Purpose, Stream};
 
 /// Candidates kept per seed and side, at most (2^16 combinations per seed).
@@ -40,6 +41,16 @@ pub struct PairId {
     pub chosen: u32,
     /// Sample of the rejected side.
     pub rejected: u32,
+}
+
+impl PairId {
+    /// The sample of one side.
+    pub fn sample(&self, side: Side) -> u32 {
+        match side {
+            Side::Chosen => self.chosen,
+            Side::Rejected => self.rejected,
+        }
+    }
 }
 
 /// The list of all pairs of a run, never held in memory: pair j follows from j alone.

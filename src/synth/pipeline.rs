@@ -1,22 +1,27 @@
 //! Writing a recipe's pairs as shards, so that a killed run resumes to the same bytes.
 //!
-//! A shard gets its name only when it is whole and on disk, and its header says which run and pairs it belongs to;
-//! so a shard that is there is done, and a run killed at any moment loses at most the shard it was writing.
+//! A shard gets its name only when it is whole and on disk, and its header says which run and pairs it belongs to. The
+//! manifest lists what is done; a shard that got its name after the manifest was last written is read against its
+//! checksums before it counts. So a run killed at any moment loses at most the shards it was writing.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use safetensors::Dtype as Stored;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
-use super::{Recipe, Synthesizer};
+use super::lanes::{Event, Shard, write_shards};
+use super::progress::{Busy, Progress, Speed};
+use super::{LatentBatch, PairBatch, Recipe, Synthesizer};
 use crate::backend::Backend;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::shard::{FolderLock, Manifest, ShardRecord, ShardWriter, TensorSpec, inspect_shard};
+use crate::shard::{FolderLock, Manifest, ShardRecord, TensorSpec, WriteMode};
 
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;
@@ -88,6 +93,8 @@ pub struct SynthJob<'a> {
     pub part: Part,
     /// Whether an output made with other settings is replaced.
     pub overwrite: bool,
+    /// How shards are written.
+    pub write: WriteMode,
 }
 
 /// What a run did.
@@ -103,6 +110,8 @@ pub struct SynthSummary {
     pub bytes: u64,
     /// Seconds of this run.
     pub seconds: f64,
+    /// How fast it was, and what held it up; None if nothing was left to make.
+    pub speed: Option<Speed>,
 }
 
 impl SynthJob<'_> {
@@ -167,7 +176,7 @@ impl SynthJob<'_> {
         }
     }
 
-    fn tensors(&self) -> Vec<TensorSpec> {
+    pub(super) fn tensors(&self) -> Vec<TensorSpec> {
         let spec = |name: &str, dtype, shape_tail: &[usize]| TensorSpec {
             name: name.into(),
             dtype,
@@ -193,18 +202,19 @@ pub fn shard_name(index: u64) -> String {
     format!("pairs-{index:05}.safetensors")
 }
 
-/// Writes a job's shards, manifest and recipe. `progress` hears how many pairs of this part are done.
+/// Writes a job's shards, manifest and recipe, one stream of shards for each synthesizer; they are of one recipe and may
+/// be on devices of their own. `progress` hears how far this part is.
 ///
 /// A folder with the same settings is continued: whole shards are kept, the rest is made. The bytes do not depend on
-/// interruptions, batch sizes, threads or parts.
+/// interruptions, batch sizes, threads, devices or parts.
 ///
 /// # Errors
 /// An output made with other settings ([`Error::Exists`], unless `overwrite`), another process at work on the same
-/// part, a disk that is full or not writable, or values that the dtype cannot hold.
+/// part, a disk that is full or not writable, seeds that changed meanwhile, or values that the dtype cannot hold.
 pub fn write_synthetic<B: Backend>(
     job: &SynthJob<'_>,
-    make: &Synthesizer<'_, B>,
-    progress: &mut dyn FnMut(u64),
+    makers: &[Synthesizer<'_, B>],
+    progress: &mut dyn FnMut(&Progress),
 ) -> Result<SynthSummary> {
     let start = Instant::now();
     let shard_rows = job.check()?;
@@ -214,9 +224,10 @@ pub fn write_synthetic<B: Backend>(
         Part { index, count } => format!("synth-{index}-of-{count}"),
     };
     let _lock = FolderLock::acquire(job.out, &name)?;
+    let folder = folder_of(job.out)?;
     let settings = job.settings(shard_rows);
     let fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(settings.to_string().as_bytes()));
-    let plan = make.plan();
+    let plan = &job.recipe.plan;
     let mut manifest = Manifest {
         format: 1,
         complete: false,
@@ -227,39 +238,99 @@ pub fn write_synthetic<B: Backend>(
         part: (job.part != Part::WHOLE).then_some((job.part.index, job.part.count)),
         shards: Vec::new(),
     };
-    prepare_folder(job, &manifest)?;
-    // The manifest first: it is how others that start now know what the rest belongs to.
-    manifest.write(&job.manifest_path())?;
-    job.recipe.write(&job.out.join("recipe.json"))?;
+    let recorded = prepare_folder(job, &manifest)?;
 
-    let mut summary = SynthSummary { pairs: 0, resumed: 0, shards: 0, bytes: 0, seconds: 0.0 };
+    // What is done already, before anything is written: the manifest never says less than it did.
+    let mut done = BTreeMap::new();
+    let mut todo = Vec::new();
+    let mut damaged = None;
     for index in job.shards(shard_rows) {
         let pairs = index * shard_rows..((index + 1) * shard_rows).min(plan.pairs());
-        let count = pairs.end - pairs.start;
-        let path = job.out.join(shard_name(index));
-        let record = match finished_shard(&path, &fingerprint, pairs.start, count)? {
-            Some(record) => {
-                summary.resumed += count;
-                record
-            }
-            None => write_shard(job, make, &path, &fingerprint, pairs.clone(), &mut |done| {
-                progress(summary.pairs + done);
-            })?,
-        };
-        summary.pairs += count;
-        summary.shards += 1;
-        summary.bytes += record.bytes;
-        manifest.shards.push(record);
-        progress(summary.pairs);
+        let shard = Shard { index, path: job.out.join(shard_name(index)), pairs, fingerprint: &fingerprint };
+        match shard.finished(recorded.get(&shard_name(index))) {
+            Ok(Some(record)) => drop(done.insert(index, record)),
+            Ok(None) => todo.push(shard),
+            Err(error) => drop(damaged.get_or_insert(error)),
+        }
     }
-    manifest.complete = true;
-    manifest.write(&job.manifest_path())?;
-    summary.seconds = start.elapsed().as_secs_f64();
-    Ok(summary)
+    let path = job.manifest_path();
+    let mut write_manifest = |done: &BTreeMap<u64, ShardRecord>, complete| {
+        manifest.complete = complete;
+        manifest.shards = done.values().cloned().collect();
+        manifest.write(&path)
+    };
+    // Before anything else: it is how others that start now know what the rest belongs to.
+    write_manifest(&done, false)?;
+    job.recipe.write(&job.out.join("recipe.json"))?;
+    if let Some(error) = damaged {
+        return Err(error);
+    }
+
+    let resumed: u64 = done.values().map(|r| r.rows).sum();
+    let made: u64 = todo.iter().map(|s| s.pairs.end - s.pairs.start).sum();
+    let mut now = Progress::start(resumed, made);
+    progress(&now);
+    if !todo.is_empty() {
+        let mut last_write = Instant::now();
+        let mut hear = |event: Event, busy: &Busy| {
+            match event {
+                Event::Wrote { pairs, bytes } => now.wrote(pairs, bytes),
+                Event::Done(index, record) => {
+                    done.insert(index, record);
+                    // Not after every one: thousands of shards would be listed thousands of times.
+                    if last_write.elapsed() >= BETWEEN_MANIFESTS {
+                        write_manifest(&done, false)?;
+                        last_write = Instant::now();
+                    }
+                }
+            }
+            now.measure(start.elapsed(), busy, makers.len());
+            progress(&now);
+            Ok(())
+        };
+        let result = match job.kind {
+            OutputKind::Latents => write_shards::<B, LatentBatch>(job, makers, &todo, &mut hear),
+            _ => write_shards::<B, PairBatch>(job, makers, &todo, &mut hear),
+        };
+        if let Err(error) = result {
+            if folder_of(job.out)? != folder {
+                return Err(Error::Changed { path: job.out.to_path_buf(), how: MOVED.into() });
+            }
+            // What failed says more than a manifest that cannot be written for the same reason.
+            let _ = write_manifest(&done, false);
+            return Err(error);
+        }
+    }
+    write_manifest(&done, true)?;
+    now.measure(start.elapsed(), &now.busy.clone(), makers.len());
+    Ok(SynthSummary {
+        pairs: resumed + made,
+        resumed,
+        shards: done.len(),
+        bytes: done.values().map(|r| r.bytes).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+        speed: (made > 0).then(|| now.speed()),
+    })
 }
 
-/// Refuses a folder that holds something else, or empties it of an earlier output if that was asked for.
-fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
+const MOVED: &str = "it was moved or removed while pairs were written to it; where it went, everything finished is \
+                     whole: run the same command with --out there";
+
+/// What tells a folder from another one at its path; None where there is none.
+fn folder_of(path: &Path) -> Result<Option<(u64, u64)>> {
+    match fs::metadata(path) {
+        Ok(meta) => Ok(Some((meta.dev(), meta.ino()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("open", path)(error)),
+    }
+}
+
+/// Time between two versions of a manifest while shards are written.
+const BETWEEN_MANIFESTS: Duration = Duration::from_secs(2);
+
+/// Refuses a folder that holds something else, or empties it of an earlier output if that was asked for. Gives the
+/// shards that the manifests of this run list.
+fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<BTreeMap<String, ShardRecord>> {
     let other = |path: PathBuf, hint: String| -> Result<()> {
         if job.overwrite { Ok(()) } else { Err(Error::Exists { path, hint }) }
     };
@@ -275,11 +346,15 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
             begun.push(path);
         }
     }
+    let mut recorded = BTreeMap::new();
     let mut ours = false;
     let mut replace = false;
     for (path, _) in earlier.iter().filter(|e| e.1) {
         match Manifest::read(path) {
-            Ok(found) if found.fingerprint == manifest.fingerprint => ours = true,
+            Ok(found) if found.fingerprint == manifest.fingerprint => {
+                ours = true;
+                recorded.extend(found.shards.into_iter().map(|r| (r.file.clone(), r)));
+            }
             Ok(found) => {
                 let what = match found.difference(&manifest.settings) {
                     Some((setting, there, here)) => format!("`{setting}` is {there} there and {here} now"),
@@ -291,10 +366,7 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
                 )?;
                 replace = true;
             }
-            Err(error) if job.overwrite => {
-                let _ = error;
-                replace = true;
-            }
+            Err(_) if job.overwrite => replace = true,
             Err(error) => return Err(error),
         }
     }
@@ -307,65 +379,7 @@ fn prepare_folder(job: &SynthJob<'_>, manifest: &Manifest) -> Result<()> {
         for path in earlier.iter().map(|e| &e.0).chain(&begun) {
             fs::remove_file(path).map_err(Error::io("remove", path))?;
         }
+        recorded.clear();
     }
-    Ok(())
-}
-
-/// The record of a shard that an earlier run finished.
-fn finished_shard(path: &Path, fingerprint: &str, first: u64, rows: u64) -> Result<Option<ShardRecord>> {
-    if !fs::exists(path).map_err(Error::io("open", path))? {
-        return Ok(None);
-    }
-    let (header, record) = inspect_shard(path)?;
-    let found = |key: &str| header.metadata.get(key).cloned().unwrap_or_default();
-    for (key, expected) in [(FINGERPRINT, fingerprint.to_string()), (FIRST_PAIR, first.to_string())] {
-        if found(key) != expected {
-            return Err(Error::Mismatch {
-                path: path.to_path_buf(),
-                what: format!("metadata `{key}`"),
-                expected,
-                found: found(key),
-            });
-        }
-    }
-    Ok(record.filter(|r| r.rows == rows))
-}
-
-const FINGERPRINT: &str = "lensmith.fingerprint";
-const FIRST_PAIR: &str = "lensmith.first_pair";
-
-fn write_shard<B: Backend>(
-    job: &SynthJob<'_>,
-    make: &Synthesizer<'_, B>,
-    path: &Path,
-    fingerprint: &str,
-    pairs: std::ops::Range<u64>,
-    progress: &mut dyn FnMut(u64),
-) -> Result<ShardRecord> {
-    let metadata = BTreeMap::from([
-        (FINGERPRINT.to_string(), fingerprint.to_string()),
-        (FIRST_PAIR.to_string(), pairs.start.to_string()),
-    ]);
-    let first = pairs.start;
-    let rows = (pairs.end - pairs.start) as usize;
-    let mut writer = ShardWriter::create(path, &job.tensors(), rows, &metadata)?;
-    if job.kind == OutputKind::Latents {
-        make.latents(pairs, &mut |batch| {
-            for side in 0..2 {
-                writer.append(side, bytemuck::cast_slice(&batch.z[side]))?;
-                writer.append(3 + side, bytemuck::cast_slice(&batch.candidate[side]))?;
-            }
-            writer.append(2, bytemuck::cast_slice(&batch.seed))?;
-            progress(batch.first - first + batch.seed.len() as u64);
-            Ok(())
-        })?;
-    } else {
-        make.embeddings(pairs, job.dtype, &mut |batch| {
-            writer.append(0, batch.chosen.view().values().bytes())?;
-            writer.append(1, batch.rejected.view().values().bytes())?;
-            progress(batch.first - first + batch.chosen.rows() as u64);
-            Ok(())
-        })?;
-    }
-    writer.finish()
+    Ok(recorded)
 }

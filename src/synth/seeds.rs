@@ -14,6 +14,10 @@ pub trait Seeds: Sync {
     fn dim(&self) -> usize;
     /// Rows `range` of one side.
     fn block(&self, side: Side, range: Range<usize>) -> Result<SeedBlock<'_>>;
+    /// A hint that rows `range` will be asked for soon.
+    fn prefetch(&self, range: Range<usize>);
+    /// Fails if what was read since opening may not be what was opened.
+    fn require_unchanged(&self) -> Result<()>;
 }
 
 /// Rows that are borrowed from memory or a map, or were read.
@@ -47,6 +51,14 @@ impl Seeds for PairSet {
     fn block(&self, side: Side, range: Range<usize>) -> Result<SeedBlock<'_>> {
         self.rows(side, range).map(SeedBlock::Shard)
     }
+
+    fn prefetch(&self, range: Range<usize>) {
+        PairSet::prefetch(self, range);
+    }
+
+    fn require_unchanged(&self) -> Result<()> {
+        PairSet::require_unchanged(self)
+    }
 }
 
 /// Chosen and rejected rows in memory.
@@ -61,5 +73,11 @@ impl Seeds for [RowSet<'_>; 2] {
 
     fn block(&self, side: Side, range: Range<usize>) -> Result<SeedBlock<'_>> {
         Ok(SeedBlock::Rows(self[side as usize].slice(range)))
+    }
+
+    fn prefetch(&self, _: Range<usize>) {}
+
+    fn require_unchanged(&self) -> Result<()> {
+        Ok(())
     }
 }

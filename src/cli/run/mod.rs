@@ -4,7 +4,7 @@ mod report;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use report::{Repeat, Report};
@@ -13,13 +13,16 @@ use serde_json::json;
 use super::args::{Common, PairArgs, RewardArgs, SynthArgs, VaeArgs};
 use super::console::Console;
 use super::train_reward::{open_checked, same_dim};
+use super::writing::Writing;
 use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
 use crate::matrix::{RowSet, Side};
 use crate::model::{Checkpoint, Provenance, RewardModel, RewardSize, VaeSize};
-use crate::shard::{CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, write_atomic, write_pairs};
+use crate::shard::{
+    CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, WriteMode, write_atomic, write_pairs,
+};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, VaeTraining};
 
@@ -360,10 +363,11 @@ impl Run {
             shard_rows: None,
             part: Part::WHOLE,
             overwrite: self.overwrite,
+            write: WriteMode::default(),
         };
-        let bar = console.bar("synthesis", job.pairs()?, "pairs");
-        engine.write(&job, &set, &vae, &mut |done| bar.set_position(done))?;
-        bar.finish_and_clear();
+        let mut writing = Writing::new(console, "synthesis", job.pairs()?, Duration::from_secs(30));
+        engine.write(&job, &set, &vae, &mut |progress| writing.hear(progress))?;
+        writing.finish();
         Ok(())
     }
 }
