@@ -35,7 +35,7 @@ const SIDE_BY_SIDE: [&str; 3] = ["synth", "train", "eval"];
 
 /// Words and the only places that may hold them: folders end in a slash.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("memmap2", &["shard/map.rs"]),
+    ("memmap2", &["shard/map.rs", "matrix/pages.rs"]),
     ("libc", &["shard/map.rs"]),
     ("rustix", &["shard/block.rs"]),
     ("gemm", &["backend/cpu/"]),

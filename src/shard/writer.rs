@@ -6,6 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -150,6 +151,9 @@ impl ShardRecord {
     }
 }
 
+/// Bytes from which on a thread for their checksum pays.
+const APART: usize = 1 << 20;
+
 /// Metadata entry with the checksum of the header, taken with its own digits as zeros.
 const HEADER_KEY: &str = "xxh3";
 
@@ -233,20 +237,37 @@ impl ShardWriter {
     /// of whole pages at page boundaries, in memory and in the tensor, are written without a copy.
     /// Fails if there is no such tensor, if it would overflow, or if the disk is full.
     pub fn append(&mut self, tensor: usize, bytes: &[u8]) -> Result<()> {
+        self.append_all(&[(tensor, bytes)])
+    }
+
+    /// Appends to several tensors. Large stretches are written while another thread takes their checksums.
+    pub fn append_all(&mut self, pieces: &[(usize, &[u8])]) -> Result<()> {
         let path = &self.out.path;
-        let Some(info) = self.layout.tensors.get(tensor) else {
-            let what = format!("{}: number of the tensor", path.display());
-            return Err(Error::shape(what, format!("below {}", self.layout.tensors.len()), tensor));
-        };
-        let done = self.written[tensor];
-        if bytes.len() > info.range.len() - done {
-            let what = format!("{}: bytes of tensor `{}`", path.display(), info.name);
-            return Err(Error::shape(what, info.range.len(), done + bytes.len()));
+        for &(tensor, bytes) in pieces {
+            let Some(info) = self.layout.tensors.get(tensor) else {
+                let what = format!("{}: number of the tensor", path.display());
+                return Err(Error::shape(what, format!("below {}", self.layout.tensors.len()), tensor));
+            };
+            let done = self.written[tensor];
+            if bytes.len() > info.range.len() - done {
+                let what = format!("{}: bytes of tensor `{}`", path.display(), info.name);
+                return Err(Error::shape(what, info.range.len(), done + bytes.len()));
+            }
+            self.written[tensor] += bytes.len();
         }
-        self.lanes[tensor].append(&mut self.file, bytes).map_err(Error::io("write", path))?;
-        self.hashes[tensor].update(bytes);
-        self.written[tensor] += bytes.len();
-        Ok(())
+        let (hashes, lanes, file) = (&mut self.hashes, &mut self.lanes, &mut self.file);
+        let mut hash = || pieces.iter().for_each(|&(tensor, bytes)| hashes[tensor].update(bytes));
+        let mut write = || pieces.iter().try_for_each(|&(tensor, bytes)| lanes[tensor].append(file, bytes));
+        let written = if pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < APART {
+            hash();
+            write()
+        } else {
+            thread::scope(|scope| {
+                scope.spawn(hash);
+                write()
+            })
+        };
+        written.map_err(Error::io("write", path))
     }
 
     /// Writes the header with the checksums, forces everything to the disk and moves the shard to its place.

@@ -109,8 +109,7 @@ impl Output for PairBatch {
     }
 
     fn write(&self, writer: &mut ShardWriter) -> Result<()> {
-        writer.append(0, self.chosen.bytes())?;
-        writer.append(1, self.rejected.bytes())
+        writer.append_all(&[(0, self.chosen.bytes()), (1, self.rejected.bytes())])
     }
 
     fn pairs(&self) -> u64 {
@@ -137,11 +136,13 @@ impl Output for LatentBatch {
     }
 
     fn write(&self, writer: &mut ShardWriter) -> Result<()> {
-        for side in 0..2 {
-            writer.append(side, bytemuck::cast_slice(&self.z[side]))?;
-            writer.append(3 + side, bytemuck::cast_slice(&self.candidate[side]))?;
-        }
-        writer.append(2, bytemuck::cast_slice(&self.seed))
+        writer.append_all(&[
+            (0, bytemuck::cast_slice(&self.z[0])),
+            (1, bytemuck::cast_slice(&self.z[1])),
+            (2, bytemuck::cast_slice(&self.seed)),
+            (3, bytemuck::cast_slice(&self.candidate[0])),
+            (4, bytemuck::cast_slice(&self.candidate[1])),
+        ])
     }
 
     fn pairs(&self) -> u64 {
