@@ -7,8 +7,11 @@ use crate::support::*;
 
 const LATENT: usize = 3;
 
+/// A tensor: name, dtype, shape, bytes.
+type Made = (&'static str, &'static str, Vec<usize>, Vec<u8>);
+
 /// The tensors of a file of `rows` pairs, each value different.
-fn tensors(rows: usize, seed: usize) -> Vec<(&'static str, &'static str, Vec<usize>, Vec<u8>)> {
+fn tensors(rows: usize, seed: usize) -> Vec<Made> {
     let wide = |s| f32_bytes(&values(rows * LATENT, seed + s));
     let i32s = |s: i32| {
         (0..rows as i32).map(|i| i * s + seed as i32 - 1).flat_map(i32::to_le_bytes).collect::<Vec<u8>>()
@@ -23,7 +26,7 @@ fn tensors(rows: usize, seed: usize) -> Vec<(&'static str, &'static str, Vec<usi
     ]
 }
 
-fn bytes(tensors: &[(&'static str, &'static str, Vec<usize>, Vec<u8>)], misalign: usize) -> Vec<u8> {
+fn bytes(tensors: &[Made], misalign: usize) -> Vec<u8> {
     let views: Vec<Tensor<'_>> =
         tensors.iter().map(|(n, t, s, b)| (*n, *t, s.as_slice(), b.clone())).collect();
     file_at(&views, misalign)
@@ -77,8 +80,9 @@ fn rows_arrive_over_any_cut_and_alignment() {
 
 #[test]
 fn what_is_wrong_is_named() {
-    type Edit = fn(&mut Vec<(&'static str, &'static str, Vec<usize>, Vec<u8>)>);
-    let cases: [(&str, Edit, fn(&Error) -> bool, &[&str]); 11] = [
+    type Edit = fn(&mut Vec<Made>);
+    type Case<'a> = (&'a str, Edit, fn(&Error) -> bool, &'a [&'a str]);
+    let cases: [Case<'_>; 11] = [
         ("no seed", |t| drop(t.remove(2)), |e| matches!(e, Error::MissingTensor { .. }), &["`seed`"]),
         (
             "z as F16",
