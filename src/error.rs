@@ -134,6 +134,16 @@ pub enum Error {
         /// How it differs from what was opened.
         how: String,
     },
+    /// An output lacks something that it should hold.
+    #[error("{}: {missing}; {hint}", .path.display())]
+    Incomplete {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is missing.
+        missing: String,
+        /// What the user can do.
+        hint: String,
+    },
     /// Another process holds the output folder.
     #[error("{}: another lensmith process is writing here", .path.display())]
     Busy {

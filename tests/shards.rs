@@ -4,6 +4,8 @@
 mod exercise;
 #[path = "shards/hostile.rs"]
 mod hostile;
+#[path = "shards/latents.rs"]
+mod latents;
 #[path = "shards/manifest.rs"]
 mod manifest;
 #[path = "shards/mutation.rs"]

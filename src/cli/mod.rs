@@ -6,6 +6,7 @@ mod console;
 mod demo;
 mod eval;
 mod inspect;
+mod merge_manifests;
 mod run;
 mod score;
 mod synth;
@@ -49,6 +50,7 @@ enum Command {
     BestOfN(best_of_n::BestOfNArgs),
     Run(run::Run),
     Inspect(inspect::Inspect),
+    MergeManifests(merge_manifests::MergeManifests),
     Verify(verify::Verify),
     Demo(demo::Demo),
 }
@@ -93,6 +95,7 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
         Command::BestOfN(command) => command.execute(common, console),
         Command::Run(command) => command.execute(common, console),
         Command::Inspect(command) => command.execute(common, console),
+        Command::MergeManifests(command) => command.execute(console),
         Command::Verify(command) => command.execute(common, console),
         Command::Demo(command) => command.execute(common, console),
     }

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::error::{Error, Result};
+use crate::shard::column::hex;
 use crate::shard::writer::{ShardRecord, write_atomic};
 
 /// The version of the manifest that this code reads and writes.
@@ -15,6 +17,7 @@ const FORMAT: u32 = 1;
 
 /// The contents of a folder of shards, kept beside them as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Version of this structure; 1.
     pub format: u32,
@@ -50,12 +53,22 @@ impl Manifest {
 
     /// Writes the manifest, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<()> {
+        write_atomic(path, &self.to_bytes(path)?)
+    }
+
+    /// What [`Manifest::write`] writes; `path` is for messages.
+    pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
         let json = serde_json::to_string_pretty(self).map_err(|e| Error::Format {
             path: path.to_path_buf(),
             format: "manifest",
             detail: e.to_string(),
         })?;
-        write_atomic(path, (json + "\n").as_bytes())
+        Ok((json + "\n").into_bytes())
+    }
+
+    /// The fingerprint of settings: xxh3-128 of their JSON, 32 hexadecimal digits.
+    pub fn digest(settings: &Value) -> String {
+        hex(xxh3_128(settings.to_string().as_bytes()))
     }
 
     /// The first setting that differs from `other_settings`: its path (as in `vae.latent` or `hidden[1]`), the

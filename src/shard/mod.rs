@@ -1,11 +1,12 @@
 //! Embedding shards on disk: safetensors files, read through memory maps and written atomically.
 //!
-//! [`PairSet`], [`CandidateSet`] and [`EmbeddingSet`] read files, folders or glob patterns as one matrix;
+//! [`PairSet`], [`CandidateSet`], [`EmbeddingSet`] and [`LatentSet`] read files, folders or glob patterns as one matrix;
 //! [`ShardWriter`] writes a shard whose checksums travel in its header; [`Manifest`] lists a folder of them.
 
 mod block;
 mod column;
 mod format;
+mod latents;
 mod manifest;
 mod map;
 mod reader;
@@ -15,6 +16,7 @@ mod writer;
 pub use block::sequential_write;
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
 pub use format::{Header, TensorInfo};
+pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
 pub use manifest::{FolderLock, Manifest, require_absent};
 pub use map::{FileBytes, Io};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};

@@ -21,8 +21,8 @@ const BATCHES: usize = 3;
 /// Messages between the threads of a stream: the batches, and the starts and ends of small shards.
 const WAITING: usize = 4 * BATCHES;
 
-const FINGERPRINT: &str = "lensmith.fingerprint";
-const FIRST_PAIR: &str = "lensmith.first_pair";
+pub(super) const FINGERPRINT: &str = "lensmith.fingerprint";
+pub(super) const FIRST_PAIR: &str = "lensmith.first_pair";
 
 /// A shard of a run.
 pub(super) struct Shard<'a> {

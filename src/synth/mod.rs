@@ -3,8 +3,10 @@
 
 mod augment;
 mod blocks;
+mod folder;
 mod lanes;
 mod make;
+mod merge;
 mod pairing;
 mod pipeline;
 mod progress;
@@ -13,10 +15,12 @@ mod seeds;
 mod verify;
 
 pub use augment::Augmented;
+pub use folder::manifests;
 pub use make::{LatentBatch, PairBatch, Sink, Synthesizer};
+pub use merge::{Merged, Overlap, merge_manifests};
 pub use pairing::{MAX_PER_SIDE, PairId, Pairing, Plan};
 pub use pipeline::{OutputKind, Part, SynthJob, SynthSummary, write_synthetic};
 pub use progress::{Bound, Progress, Speed};
 pub use recipe::{Recipe, SeedSource, SynthesisOptions, VaeSource};
 pub use seeds::{SeedBlock, Seeds};
-pub use verify::{Verified, manifests, verify_folder};
+pub use verify::{Verified, verify_folder};

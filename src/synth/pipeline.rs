@@ -27,7 +27,7 @@ use crate::shard::{FolderLock, Manifest, ShardRecord, TensorSpec, WriteMode};
 const SHARD_BYTES: u64 = 256 << 20;
 
 /// Most shards of a run: as many as their names can count, so that order by name is order of pairs.
-const MAX_SHARDS: u64 = 100_000;
+pub(super) const MAX_SHARDS: u64 = 100_000;
 
 /// What a run writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

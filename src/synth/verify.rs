@@ -1,7 +1,6 @@
 //! Checking a folder of shards: every byte against its checksum, and pairs made again from the recipe.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use rand::RngCore;
 use serde::{Deserialize, Serialize};
 
 use super::pipeline::shard_name;
-use super::{Part, Recipe, Synthesizer};
+use super::{Part, Recipe, Synthesizer, manifests};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
@@ -140,20 +139,6 @@ fn check_list(path: &Path, manifest: &Manifest) -> Result<Range<u64>> {
         }
     }
     Ok(shards)
-}
-
-/// The manifests in a folder, of a whole run and of parts, by name.
-pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("manifest.") && name.ends_with(".json") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
 }
 
 fn recompute_pairs<B: Backend>(folder: &Path, io: Io, backend: &B, count: u64, shards: u64) -> Result<u64> {

@@ -14,8 +14,19 @@ use crate::common::cli::{Lab, assert_same_files, bare, f32_bytes, outputs};
 use crate::common::{Bound, assert_close, data, wide};
 use crate::support::{DIM, REWARD, SEEDS, VAE, with_data, with_models};
 
-const COMMANDS: [&str; 10] =
-    ["train-vae", "synth", "train-reward", "score", "eval", "best-of-n", "run", "inspect", "verify", "demo"];
+const COMMANDS: [&str; 11] = [
+    "train-vae",
+    "synth",
+    "train-reward",
+    "score",
+    "eval",
+    "best-of-n",
+    "run",
+    "inspect",
+    "merge-manifests",
+    "verify",
+    "demo",
+];
 
 #[test]
 fn help_has_examples() {
@@ -42,7 +53,7 @@ fn keys(value: &Value) -> BTreeSet<&str> {
 #[test]
 fn json_is_one_object_from_every_command() {
     let lab = with_models();
-    let lines: [(String, &[&str]); 14] = [
+    let lines: [(String, &[&str]); 15] = [
         (
             format!("train-vae @seeds.safetensors --out @v.safetensors {VAE}"),
             &["out", "size", "parameters", "pairs", "epochs", "loss", "history", "seconds", "device"],
@@ -87,6 +98,10 @@ fn json_is_one_object_from_every_command() {
         (
             "inspect @synth/recipe.json --pair 77".into(),
             &["pair", "seed", "chosen_sample", "rejected_sample", "chosen", "rejected"],
+        ),
+        (
+            "merge-manifests @synth".into(),
+            &["manifest", "already", "parts", "shards", "pairs", "bytes", "overlapping", "overlaps"],
         ),
         ("verify @synth".into(), &["shards", "pairs", "bytes", "recomputed"]),
         ("verify @synth/pairs-00001.safetensors".into(), &["file", "rows", "bytes", "tensors"]),

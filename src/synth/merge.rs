@@ -1,0 +1,112 @@
+//! Joining the manifests of a run's parts into that of the whole run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Part;
+use super::folder::{Listed, all_shards, check_header, read_run, require_complete};
+use crate::error::{Error, Result};
+use crate::shard::{FolderLock, Manifest, ShardRecord};
+
+/// What was joined.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Merged {
+    /// The manifest of the whole run.
+    pub manifest: PathBuf,
+    /// Whether it was there already, with the same bytes.
+    pub already: bool,
+    /// Complete manifests of parts that it was joined from.
+    pub parts: usize,
+    /// Shards of the run.
+    pub shards: u64,
+    /// Pairs of the run.
+    pub pairs: u64,
+    /// Bytes of its shards.
+    pub bytes: u64,
+    /// Shards that stand in more than one part, as happens with different cuts of one run.
+    pub overlapping: u64,
+    /// Which parts share them.
+    pub overlaps: Vec<Overlap>,
+}
+
+/// Two manifests that list the same shards, with equal records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Overlap {
+    /// File names of the manifests.
+    pub manifests: [String; 2],
+    /// Number of shards that the second lists after the first.
+    pub shards: u64,
+}
+
+/// Joins the manifests of parts in `folder` (`manifest.part-I-of-N.json`) into `manifest.json`, with the bytes that one
+/// whole run writes. The parts may be of different cuts. Headers and sizes of all shards are checked, payloads are not:
+/// that is what [`super::verify_folder`] does.
+///
+/// # Errors
+/// [`Error::Mismatch`] for manifests of different runs (the setting is named) or with different records of one shard,
+/// and for a shard that is not as recorded; [`Error::Incomplete`] for shards that are missing, with their parts and the
+/// command that makes them; [`Error::Busy`] while a whole run writes to the folder.
+pub fn merge_manifests(folder: &Path) -> Result<Merged> {
+    let listed = read_run(folder)?;
+    let run = &listed[0].manifest;
+    let shards = all_shards(run);
+    require_complete(folder, &listed, 0..shards)?;
+
+    let mut records: BTreeMap<u64, (&Listed, &ShardRecord)> = BTreeMap::new();
+    let mut overlaps: BTreeMap<(&Path, &Path), u64> = BTreeMap::new();
+    let complete = || listed.iter().filter(|l| l.manifest.complete);
+    let parts = || complete().filter(|l| l.part() != Part::WHOLE);
+    for part in parts() {
+        for (index, record) in part.records() {
+            let (first, _) = *records.entry(index).or_insert((part, record));
+            if first.path != part.path {
+                *overlaps.entry((&first.path, &part.path)).or_default() += 1;
+            }
+        }
+    }
+    let overlapping = parts().map(|p| p.manifest.shards.len() as u64).sum::<u64>() - records.len() as u64;
+    for whole in complete().filter(|l| l.part() == Part::WHOLE) {
+        for (index, record) in whole.records() {
+            records.entry(index).or_insert((whole, record));
+        }
+    }
+    for (&index, (whose, record)) in &records {
+        check_header(folder, whose, index, record)?;
+    }
+
+    let merged = Manifest {
+        complete: true,
+        part: None,
+        shards: records.values().map(|(_, record)| (*record).clone()).collect(),
+        ..run.clone()
+    };
+    let path = folder.join(Part::WHOLE.manifest_name());
+    let bytes = merged.to_bytes(&path)?;
+    // An interrupted run of the whole leaves a manifest of its own, which this one completes.
+    let already = match fs::read(&path) {
+        Ok(found) => found == bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    };
+    if !already {
+        let _lock = FolderLock::acquire(folder, "synth")?;
+        merged.write(&path)?;
+    }
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(Merged {
+        manifest: path,
+        already,
+        parts: parts().count(),
+        shards,
+        pairs: merged.pairs,
+        bytes: merged.shards.iter().map(|s| s.bytes).sum(),
+        overlapping,
+        overlaps: overlaps
+            .into_iter()
+            .map(|((a, b), shards)| Overlap { manifests: [name(a), name(b)], shards })
+            .collect(),
+    })
+}
