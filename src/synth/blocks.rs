@@ -7,6 +7,7 @@ use std::thread;
 use super::{PairId, Plan, SeedBlock, Seeds};
 use crate::error::Result;
 use crate::matrix::Side;
+use crate::shard::{LatentRows, LatentSet};
 
 /// Bytes of decoded samples held at a time, per side.
 const DECODED: usize = 8 << 20;
@@ -25,10 +26,18 @@ pub(super) struct Block {
     pub ids: Vec<PairId>,
 }
 
-/// A block with the rows of its seeds, chosen and rejected.
+/// A block with the rows of its seeds, chosen and rejected, and with its pairs' latents where they are stored.
 pub(super) struct Loaded<'s> {
     pub block: Block,
     pub rows: [SeedBlock<'s>; 2],
+    pub stored: Option<LatentRows>,
+}
+
+/// Where blocks are read from.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'s> {
+    pub seeds: &'s dyn Seeds,
+    pub stored: Option<&'s LatentSet>,
 }
 
 impl Block {
@@ -84,17 +93,22 @@ fn cut(plan: Plan, pairs: Range<u64>, row_bytes: usize) -> impl Iterator<Item = 
     })
 }
 
-fn load(seeds: &dyn Seeds, block: Block) -> Result<Loaded<'_>> {
-    let rows = |side| seeds.block(side, block.seeds.clone());
-    let rows = [rows(Side::Chosen)?, rows(Side::Rejected)?];
-    Ok(Loaded { block, rows })
+impl<'s> Sources<'s> {
+    fn load(self, block: Block) -> Result<Loaded<'s>> {
+        let rows = |side| self.seeds.block(side, block.seeds.clone());
+        let rows = [rows(Side::Chosen)?, rows(Side::Rejected)?];
+        let first = block.first as usize;
+        let pairs = first..first + block.ids.len();
+        let stored = self.stored.map(|set| set.rows(pairs)).transpose()?;
+        Ok(Loaded { block, rows, stored })
+    }
 }
 
 /// Hands the blocks of `pairs` to `each`, in order. Where there are several, the next is listed and read while one is
 /// worked on.
 pub(super) fn for_each<'s>(
     plan: Plan,
-    seeds: &'s dyn Seeds,
+    from: Sources<'s>,
     pairs: Range<u64>,
     row_bytes: usize,
     each: &mut dyn FnMut(Loaded<'s>) -> Result<()>,
@@ -102,15 +116,15 @@ pub(super) fn for_each<'s>(
     let mut blocks = cut(plan, pairs, row_bytes).peekable();
     let Some(first) = blocks.next() else { return Ok(()) };
     if blocks.peek().is_none() {
-        return each(load(seeds, first)?);
+        return each(from.load(first)?);
     }
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
         scope.spawn(move || {
             for block in std::iter::once(first).chain(blocks) {
-                seeds.prefetch(block.seeds.clone());
+                from.seeds.prefetch(block.seeds.clone());
                 // Nobody listens once `each` has failed.
-                if sender.send(load(seeds, block)).is_err() {
+                if sender.send(from.load(block)).is_err() {
                     return;
                 }
             }
@@ -119,7 +133,7 @@ pub(super) fn for_each<'s>(
     })
 }
 
-/// The samples that the pairs of a block of seeds need, on either side.
+/// The samples that the pairs of a block of seeds need on one side.
 pub(super) struct Needed {
     /// Samples as (row in block, rank - 1), by row and rank.
     pub ranks: Vec<(u32, u32)>,
@@ -129,16 +143,12 @@ pub(super) struct Needed {
 }
 
 impl Needed {
-    pub fn of(block: &Block, per_side: u32) -> Needed {
+    pub fn of(block: &Block, side: Side, per_side: u32) -> Needed {
         let per_side = per_side as usize;
         let slots = block.seeds.len() * per_side;
         let mut used = vec![false; slots];
-        for id in &block.ids {
-            for rank in [id.chosen, id.rejected] {
-                if rank > 0 {
-                    used[block.row(id) * per_side + rank as usize - 1] = true;
-                }
-            }
+        for id in block.ids.iter().filter(|id| id.sample(side) > 0) {
+            used[block.row(id) * per_side + id.sample(side) as usize - 1] = true;
         }
         let mut needed = Needed { ranks: Vec::new(), index: vec![u32::MAX; slots], per_side };
         for slot in (0..slots).filter(|&slot| used[slot]) {

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 use super::progress::Busy;
-use super::{LatentBatch, PairBatch, Seeds, Sink, SynthJob, Synthesizer};
+use super::{LatentBatch, PairBatch, Sink, SynthJob, Synthesizer};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::shard::{ShardRecord, ShardWriter, inspect_shard, verify_shard};
@@ -176,7 +176,6 @@ fn gone<E>(_: E) -> Error {
 struct Shared<'a> {
     job: &'a SynthJob<'a>,
     shards: &'a [Shard<'a>],
-    seeds: &'a dyn Seeds,
     next: AtomicUsize,
     stop: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -206,11 +205,9 @@ pub(super) fn write_shards<B: Backend, T: Output>(
     shards: &[Shard<'_>],
     hear: &mut dyn FnMut(Event, &Busy) -> Result<()>,
 ) -> Result<()> {
-    let Some(first) = makers.first() else { return Ok(()) };
     let shared = Shared {
         job,
         shards,
-        seeds: first.seeds(),
         next: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
@@ -234,7 +231,7 @@ pub(super) fn write_shards<B: Backend, T: Output>(
                 }
             });
             scope.spawn(move || {
-                if let Err(error) = write_messages(shared, &inbox, &give_back, &events) {
+                if let Err(error) = write_messages(shared, maker, &inbox, &give_back, &events) {
                     shared.fail(error);
                 }
             });
@@ -302,8 +299,9 @@ impl<T> Sink<T> for Timed<'_, T> {
 }
 
 /// Writes what comes, shard after shard.
-fn write_messages<T: Output>(
+fn write_messages<B: Backend, T: Output>(
     shared: &Shared<'_>,
+    maker: &Synthesizer<'_, B>,
     inbox: &Receiver<Message<T>>,
     give_back: &Sender<T>,
     events: &Sender<Event>,
@@ -328,8 +326,8 @@ fn write_messages<T: Output>(
                 let _ = give_back.send(batch);
             }
             (Message::End, Some((number, writer))) => {
-                // What was made of seeds that changed does not get a name.
-                shared.seeds.require_unchanged()?;
+                // What was made of files that changed does not get a name.
+                maker.require_unchanged()?;
                 let record = writer.finish()?;
                 let _ = events.send(Event::Done(shared.shards[number].index, record));
             }

@@ -4,13 +4,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::blocks::{self, Block, Loaded, Needed};
+use super::blocks::{self, Block, Loaded, Needed, Sources};
 use super::{PairId, Plan, Seeds};
 use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Residual, Sample};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, PAGE, RowSet, RowsBuf, Side};
 use crate::model::Vae;
+use crate::shard::{LatentRows, LatentSet};
 
 /// Bytes of pairs handed out at a time, per side.
 pub(super) const HANDED: usize = 8 << 20;
@@ -82,7 +83,7 @@ pub struct Synthesizer<'a, B: Backend> {
     vae: B::Vae,
     dim: usize,
     latent: usize,
-    seeds: &'a dyn Seeds,
+    from: Sources<'a>,
     plan: Plan,
     perturbation: Perturbation,
     mode: DecodeMode,
@@ -118,11 +119,24 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             dim: vae.size().dim,
             latent: vae.size().latent,
             vae: backend.load_vae(vae)?,
-            seeds,
+            from: Sources { seeds, stored: None },
             plan,
             perturbation,
             mode,
         })
+    }
+
+    /// Decodes latents that [`Synthesizer::latents`] made of the same recipe, in place of making them again: the bytes of
+    /// embeddings are the same. Fails unless there are as many as the plan has pairs, of the VAE's width.
+    pub fn with_latents(mut self, stored: &'a LatentSet) -> Result<Synthesizer<'a, B>> {
+        let expected = (self.plan.pairs(), self.latent);
+        let found = (stored.len() as u64, stored.latent());
+        if expected != found {
+            let text = |(pairs, latent): (u64, usize)| format!("{pairs} pairs of {latent} values");
+            return Err(Error::shape("latents of the run", text(expected), text(found)));
+        }
+        self.from.stored = Some(stored);
+        Ok(self)
     }
 
     /// The plan.
@@ -130,9 +144,10 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         &self.plan
     }
 
-    /// The seed pairs.
-    pub fn seeds(&self) -> &'a dyn Seeds {
-        self.seeds
+    /// Fails if a file that was read since it was opened is not what it was.
+    pub fn require_unchanged(&self) -> Result<()> {
+        self.from.seeds.require_unchanged()?;
+        self.from.stored.map_or(Ok(()), LatentSet::require_unchanged)
     }
 
     /// Dimension of the latents.
@@ -173,17 +188,17 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         let none = || RowsBuf::zeros(dtype, 0, self.dim);
         let side = || SideRows { originals: none(), decoded: none() };
         let mut sides = [side(), side()];
-        blocks::for_each(self.plan, self.seeds, pairs, row, &mut |loaded| {
-            let needed = Needed::of(&loaded.block, self.plan.per_side);
+        blocks::for_each(self.plan, self.from, pairs, row, &mut |loaded| {
+            let needed = self.needed(&loaded.block);
             for (side, to) in Side::BOTH.into_iter().zip(&mut sides) {
-                self.side_rows(side, &loaded, &needed, to)?;
+                self.side_rows(side, &loaded, &needed[side as usize], to)?;
             }
             for (first, ids) in loaded.block.chunks(most) {
                 let mut batch = sink.spare()?;
                 batch.first = first;
                 for ((side, to), from) in Side::BOTH.into_iter().zip(batch.sides()).zip(&sides) {
                     to.resize_rows(ids.len());
-                    from.gather(side, ids, &loaded.block, &needed, to);
+                    from.gather(side, ids, &loaded.block, &needed[side as usize], to);
                 }
                 sink.put(batch)?;
             }
@@ -199,12 +214,12 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     /// The same into batches of the sink's.
     pub fn latents_into(&self, pairs: Range<u64>, sink: &mut dyn Sink<LatentBatch>) -> Result<()> {
         let most = (HANDED / (4 * self.latent)).max(1);
-        blocks::for_each(self.plan, self.seeds, pairs, 4 * self.latent, &mut |loaded| {
+        blocks::for_each(self.plan, self.from, pairs, 4 * self.latent, &mut |loaded| {
             let block = &loaded.block;
-            let needed = Needed::of(block, self.plan.per_side);
+            let needed = self.needed(block);
             let sides = [
-                self.side_latents(Side::Chosen, &loaded, &needed)?,
-                self.side_latents(Side::Rejected, &loaded, &needed)?,
+                self.side_latents(Side::Chosen, &loaded, &needed[0])?,
+                self.side_latents(Side::Rejected, &loaded, &needed[1])?,
             ];
             for (first, ids) in block.chunks(most) {
                 let mut batch = sink.spare()?;
@@ -223,7 +238,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                                 candidate.push(-1);
                             }
                             rank => {
-                                let at = needed.at(row, rank);
+                                let at = needed[side as usize].at(row, rank);
                                 z.extend_from_slice(samples.latents.row(at));
                                 candidate.push(samples.candidates[at] as i32);
                             }
@@ -245,12 +260,13 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         folded: &B::Folded,
         sink: EachRewards<'_>,
     ) -> Result<()> {
-        blocks::for_each(self.plan, self.seeds, pairs, 4 * self.latent, &mut |loaded| {
+        blocks::for_each(self.plan, self.from, pairs, 4 * self.latent, &mut |loaded| {
             let block = &loaded.block;
-            let needed = Needed::of(block, self.plan.per_side);
+            let needed = self.needed(block);
             let mut rewards = [Vec::new(), Vec::new()];
             for (side, out) in Side::BOTH.into_iter().zip(&mut rewards) {
-                let (originals, samples) = self.side_rewards(side, &loaded, &needed, reward, folded)?;
+                let needed = &needed[side as usize];
+                let (originals, samples) = self.side_rewards(side, &loaded, needed, reward, folded)?;
                 out.extend(block.ids.iter().map(|id| match id.sample(side) {
                     0 => originals[block.row(id)],
                     rank => samples[needed.at(block.row(id), rank)],
@@ -284,6 +300,10 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             b.score_latents(folded, &latents, residual, &mut scores)?;
         }
         Ok((originals, scores))
+    }
+
+    fn needed(&self, block: &Block) -> [Needed; 2] {
+        Side::BOTH.map(|side| Needed::of(block, side, self.plan.per_side))
     }
 
     fn origin(&self, side: Side, block: &Block) -> Origin {
@@ -337,12 +357,28 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             return Ok(());
         }
         let embeddings = b.embeddings(rows)?;
-        let posteriors = b.encode(&self.vae, &embeddings)?;
-        let origin = self.origin(side, &loaded.block);
-        let samples = self.samples(&posteriors, origin, needed)?;
-        let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
-        let residual = (self.mode == DecodeMode::Residual)
-            .then_some(Residual { embeddings: &embeddings, posteriors: &posteriors });
+        let encode = loaded.stored.is_none() || self.mode == DecodeMode::Residual;
+        let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
+        let (samples, latents) = match (&loaded.stored, &posteriors) {
+            (Some(stored), _) => {
+                let (samples, z) = stored_samples(side, &loaded.block, needed, stored, self.latent)?;
+                let rows: Vec<u32> = samples.iter().map(|s| s.row).collect();
+                (samples, b.load_latents(&z, &rows)?)
+            }
+            (None, posteriors) => {
+                let posteriors = posteriors.as_ref().expect("encoded where nothing is stored");
+                let origin = self.origin(side, &loaded.block);
+                let samples = self.samples(posteriors, origin, needed)?;
+                let latents = b.perturb(posteriors, origin, &self.perturbation, &samples)?;
+                (samples, latents)
+            }
+        };
+        let residual = match (self.mode, &posteriors) {
+            (DecodeMode::Residual, Some(posteriors)) => {
+                Some(Residual { embeddings: &embeddings, posteriors })
+            }
+            _ => None,
+        };
         to.decoded.resize_rows(samples.len());
         b.decode(&self.vae, &latents, residual, to.decoded.values_mut())?;
         if let Some((at, _)) = to.decoded.view().values().first_non_finite() {
@@ -375,6 +411,35 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         }
         Ok(out)
     }
+}
+
+/// The samples that a block needs, and their z `[samples, latent]`, out of the stored latents of its pairs. Fails if
+/// these are not the pairs of the plan.
+fn stored_samples(
+    side: Side,
+    block: &Block,
+    needed: &Needed,
+    stored: &LatentRows,
+    latent: usize,
+) -> Result<(Vec<Sample>, Matrix)> {
+    let none = Sample { row: 0, candidate: 0 };
+    let (mut samples, mut z) = (vec![none; needed.ranks.len()], Matrix::zeros(needed.ranks.len(), latent));
+    for (i, id) in block.ids.iter().enumerate() {
+        let (seed, candidate) = (stored.seed[i], stored.candidate[side as usize][i]);
+        let original = id.sample(side) == 0;
+        if seed != id.seed as i64 || (candidate < 0) != original {
+            let what = format!("stored latents of pair {} ({})", block.first + i as u64, side.name());
+            let kind = |original| if original { "the original" } else { "a sample" };
+            let expected = format!("{} of seed {}", kind(original), id.seed);
+            return Err(Error::shape(what, expected, format!("{} of seed {seed}", kind(candidate < 0))));
+        }
+        if !original {
+            let at = needed.at(block.row(id), id.sample(side));
+            samples[at] = Sample { row: block.row(id) as u32, candidate: candidate as u32 };
+            z.row_mut(at).copy_from_slice(&stored.z[side as usize][i * latent..][..latent]);
+        }
+    }
+    Ok((samples, z))
 }
 
 /// The originals of a block in the type of `to`.
