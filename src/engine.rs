@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
 use crate::matrix::{RowSet, Side};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
-use crate::shard::{CandidateSet, EmbeddingSet, Io, PairSet};
+use crate::shard::{CandidateSet, EmbeddingSet, PairSet};
 use crate::synth::{
-    Augmented, PairBatch, Progress, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, verify_folder,
-    write_synthetic,
+    Augmented, PairBatch, Progress, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, VerifyOptions,
+    VerifyStep, verify_folder, write_synthetic,
 };
 use crate::train::{
     PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation,
@@ -130,8 +130,13 @@ impl Engine {
     }
 
     /// Checks a folder that [`Engine::write`] made; see [`verify_folder`].
-    pub fn verify(&self, folder: &Path, io: Io, recompute: u64) -> Result<Verified> {
-        dispatch!(&self.backend, b => verify_folder(folder, io, b, recompute))
+    pub fn verify(
+        &self,
+        folder: &Path,
+        options: &VerifyOptions,
+        progress: &mut dyn FnMut(VerifyStep),
+    ) -> Result<Verified> {
+        dispatch!(&self.backend, b => verify_folder(folder, b, options, progress))
     }
 
     /// Trains a reward model on pairs on disk, each pair as it stands. `standardize_on` is the number of leading

@@ -14,7 +14,7 @@ use crate::backend::{
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::shard::{Io, PairOptions, require_absent};
-use crate::synth::{Pairing, SynthesisOptions};
+use crate::synth::{Moved, Pairing, SynthesisOptions};
 use crate::train::{RewardTraining, Updates, VaeTraining};
 
 /// Options of every command.
@@ -88,6 +88,24 @@ impl PairArgs {
             group: None,
             io: common.io,
         }
+    }
+}
+
+/// Where the files of a recipe are now.
+#[derive(Clone, Debug, Args)]
+pub struct MovedArgs {
+    /// Seed pairs of the recipe, where they are not where it says; checksums tell that they are the same
+    #[arg(long, num_args = 1.., value_name = "PAIRS")]
+    pub seeds: Vec<String>,
+    /// VAE of the recipe, likewise
+    #[arg(long, value_name = "FILE")]
+    pub vae: Option<PathBuf>,
+}
+
+impl MovedArgs {
+    /// For [`crate::Recipe::open_moved`].
+    pub fn moved(&self) -> Moved {
+        Moved { seeds: self.seeds.clone(), vae: self.vae.clone() }
     }
 }
 

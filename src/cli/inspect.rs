@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::Common;
+use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count, table};
 use crate::dtype::Dtype;
@@ -18,7 +18,8 @@ use crate::synth::Recipe;
 #[command(after_help = "Examples:
   lensmith inspect pairs.safetensors
   lensmith inspect synth/
-  lensmith inspect synth/recipe.json --pair 123456     make one pair alone and show it")]
+  lensmith inspect synth/recipe.json --pair 123456     make one pair alone and show it
+  lensmith inspect synth/ --pair 7 --seeds /new/seeds.safetensors --vae /new/vae.safetensors")]
 pub struct Inspect {
     /// A safetensors file, a recipe or manifest, or a folder made by synth
     #[arg(value_name = "PATH")]
@@ -26,6 +27,8 @@ pub struct Inspect {
     /// Pair of a recipe to make and show
     #[arg(long, value_name = "J")]
     pair: Option<u64>,
+    #[command(flatten)]
+    files: MovedArgs,
 }
 
 impl Inspect {
@@ -79,7 +82,7 @@ impl Inspect {
         if j >= recipe.plan.pairs() {
             return Err(Error::option("--pair", format!("below {}", recipe.plan.pairs()), j));
         }
-        let (seeds, vae) = recipe.open(path, common.io)?;
+        let (seeds, vae) = recipe.open_moved(path, common.io, &self.files.moved())?;
         let engine = common.engine()?;
         let made = engine.pair(&recipe, &seeds, &vae, j, Dtype::F32)?;
         let id = recipe.plan.pair(j);

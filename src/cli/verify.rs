@@ -3,57 +3,86 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::args::Common;
+use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shard::verify_shard;
+use crate::synth::{Recompute, VerifyOptions, VerifyStep};
 
 /// Check shards against their checksums, and pairs against their recipe
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lensmith verify synth/                    every byte against the manifest; 16 pairs made again
-  lensmith verify synth/pairs-00003.safetensors")]
+  lensmith verify synth/ --recompute all    every pair made again
+  lensmith verify synth/ --seeds /new/seeds.safetensors --vae /new/vae.safetensors
+  lensmith verify synth/pairs-00003.safetensors
+
+Folders of embeddings and of latents, whole runs and parts of runs. Another --seed draws other
+pairs. A run made with --precision bf16 is checked with that, on such a device.")]
 pub struct Verify {
     /// A folder made by synth, or one shard
     #[arg(value_name = "PATH")]
     path: PathBuf,
-    /// Pairs to make again from the recipe and compare bit by bit
-    #[arg(long, default_value_t = 16, value_name = "N")]
-    recompute: u64,
+    /// Pairs to make again from the recipe and compare bit by bit: a number, or all
+    #[arg(long, default_value = "16", value_name = "N")]
+    recompute: Recompute,
+    #[command(flatten)]
+    files: MovedArgs,
 }
 
 impl Verify {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         if self.path.is_dir() {
-            let found = common.engine()?.verify(&self.path, common.io, self.recompute)?;
-            console.result(&found, || {
-                let of = match found.run_pairs > found.pairs {
-                    true => format!(" of the run's {}; the rest lies elsewhere", count(found.run_pairs)),
-                    false => String::new(),
-                };
-                format!(
-                    "{}: in order; {} pairs{of} in {} shards ({}), {} pairs made again with the same bits",
-                    self.path.display(),
-                    count(found.pairs),
-                    found.shards,
-                    bytes(found.bytes),
-                    found.recomputed
-                )
-            });
-        } else {
-            let record = verify_shard(&self.path, common.io)?;
-            console.result(&json!(record), || {
-                format!(
-                    "{}: in order; {} rows, {}",
-                    self.path.display(),
-                    count(record.rows),
-                    bytes(record.bytes)
-                )
-            });
+            return self.folder(common, console);
         }
+        if self.files.vae.is_some() || !self.files.seeds.is_empty() {
+            return Err(Error::option("--seeds or --vae", "a folder made by synth", "one shard"));
+        }
+        let record = verify_shard(&self.path, common.io)?;
+        console.result(&json!(record), || {
+            format!("{}: in order; {} rows, {}", self.path.display(), count(record.rows), bytes(record.bytes))
+        });
+        Ok(())
+    }
+
+    fn folder(&self, common: &Common, console: &Console) -> Result<()> {
+        let options = VerifyOptions {
+            io: common.io,
+            recompute: self.recompute,
+            seed: common.seed,
+            moved: self.files.moved(),
+        };
+        let mut read: Option<ProgressBar> = None;
+        let mut made: Option<ProgressBar> = None;
+        let found = common.engine()?.verify(&self.path, &options, &mut |step| {
+            let (bar, what, done, total, unit) = match step {
+                VerifyStep::Bytes { done, total } => (&mut read, "checksums", done, total, "bytes"),
+                VerifyStep::Pairs { done, total } => (&mut made, "made again", done, total, "pairs"),
+            };
+            let bar = bar.get_or_insert_with(|| console.bar(what, total, unit));
+            bar.set_position(done);
+            if done == total {
+                bar.finish_and_clear();
+            }
+        })?;
+        console.result(&found, || {
+            let of = match found.run_pairs > found.pairs {
+                true => format!(" of the run's {}; the rest lies elsewhere", count(found.run_pairs)),
+                false => String::new(),
+            };
+            format!(
+                "{}: in order; {} pairs{of} in {} shards ({}), {} pairs made again with the same bits",
+                self.path.display(),
+                count(found.pairs),
+                found.shards,
+                bytes(found.bytes),
+                count(found.recomputed)
+            )
+        });
         Ok(())
     }
 }

@@ -223,6 +223,10 @@ pub(super) fn check_header(folder: &Path, listed: &Listed, index: u64, record: &
 pub(super) const SHARD_AGAIN: &str =
     "remove the file and run the same synth command again: it makes the shard anew";
 
+/// What makes a damaged manifest good.
+pub(super) const MANIFEST_AGAIN: &str = "if the file is damaged, put a copy in its place, or remove it and run the same \
+                                         synth command again (with --overwrite where no other manifest is left)";
+
 /// The error for a shard that a manifest lists and that is gone.
 fn missing_file(folder: &Path, listed: &Listed, path: PathBuf) -> Error {
     let missing = format!("No such file, though {} lists it", listed.name());

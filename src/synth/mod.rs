@@ -11,6 +11,7 @@ mod pairing;
 mod pipeline;
 mod progress;
 mod recipe;
+mod remake;
 mod seeds;
 mod verify;
 
@@ -21,6 +22,7 @@ pub use merge::{Merged, Overlap, merge_manifests};
 pub use pairing::{MAX_PER_SIDE, PairId, Pairing, Plan};
 pub use pipeline::{OutputKind, Part, SynthJob, SynthSummary, write_synthetic};
 pub use progress::{Bound, Progress, Speed};
-pub use recipe::{Recipe, SeedSource, SynthesisOptions, VaeSource};
+pub use recipe::{Moved, Recipe, SeedSource, SynthesisOptions, VaeSource};
+pub use remake::Recompute;
 pub use seeds::{SeedBlock, Seeds};
-pub use verify::{Verified, verify_folder};
+pub use verify::{Verified, VerifyOptions, VerifyStep, verify_folder};

@@ -10,7 +10,7 @@ use super::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Vae, VaeSize, file_fingerprint};
-use crate::shard::{PairOptions, PairSet, SourceFile, write_atomic};
+use crate::shard::{Io, PairOptions, PairSet, SourceFile, write_atomic};
 
 const FORMAT: u32 = 1;
 
@@ -36,6 +36,15 @@ pub struct SeedSource {
     pub rejected: String,
     /// The files found, with sizes and checksums.
     pub files: Vec<SourceFile>,
+}
+
+/// Where the files of a recipe are, if not where it says; empty or None: there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Files, folders or patterns of the seed pairs, in the recipe's order.
+    pub seeds: Vec<String>,
+    /// The VAE.
+    pub vae: Option<PathBuf>,
 }
 
 /// Everything that determines a synthetic data set but its storage.
@@ -147,10 +156,35 @@ impl Recipe {
 
     /// Opens the seeds and the VAE of a recipe read from `path`, and checks that they are still those it was made
     /// for.
-    pub fn open(&self, path: &Path, io: crate::shard::Io) -> Result<(PairSet, Vae)> {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let resolve = |p: &Path| if p.is_absolute() { p.to_path_buf() } else { folder.join(p) };
-        let vae_path = resolve(&self.vae.path);
+    pub fn open(&self, path: &Path, io: Io) -> Result<(PairSet, Vae)> {
+        let (vae_path, vae) = self.open_vae(path, None)?;
+        self.open_seeds(path, io, &[]).and_then(|seeds| {
+            require_dim(&vae_path, &vae, seeds.dim())?;
+            Ok((seeds, vae))
+        })
+    }
+
+    /// As [`Recipe::open`] for a user who can say where the files are now: the checksums tell whether they are the same,
+    /// under whatever names. Where one is missing, the error tells how to say so.
+    pub fn open_moved(&self, path: &Path, io: Io, moved: &Moved) -> Result<(PairSet, Vae)> {
+        let gone = |what: &str, option: &str| {
+            let missing = format!("No such file, which is {what} of {}", path.display());
+            let hint = format!("if it has moved, {option} says where it is");
+            move |error| match error {
+                Error::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                    Error::Incomplete { path, missing, hint }
+                }
+                other => other,
+            }
+        };
+        let (vae_path, vae) = self.open_vae(path, moved.vae.as_deref()).map_err(gone("the VAE", "--vae"))?;
+        let seeds = self.open_seeds(path, io, &moved.seeds).map_err(gone("a seed file", "--seeds"))?;
+        require_dim(&vae_path, &vae, seeds.dim())?;
+        Ok((seeds, vae))
+    }
+
+    fn open_vae(&self, path: &Path, moved: Option<&Path>) -> Result<(PathBuf, Vae)> {
+        let vae_path = moved.map_or_else(|| beside(path, &self.vae.path), Path::to_path_buf);
         let (vae, _) = Vae::load(&vae_path)?;
         let found = file_fingerprint(&vae_path)?;
         if found != self.vae.xxh3 {
@@ -161,8 +195,15 @@ impl Recipe {
                 found,
             });
         }
-        let sources: Vec<String> =
-            self.seeds.sources.iter().map(|s| resolve(Path::new(s)).to_string_lossy().into_owned()).collect();
+        Ok((vae_path, vae))
+    }
+
+    fn open_seeds(&self, path: &Path, io: Io, moved: &[String]) -> Result<PairSet> {
+        let recorded = || {
+            let at = |source: &String| beside(path, Path::new(source)).to_string_lossy().into_owned();
+            self.seeds.sources.iter().map(at).collect()
+        };
+        let sources: Vec<String> = if moved.is_empty() { recorded() } else { moved.to_vec() };
         let options = PairOptions {
             chosen: self.seeds.chosen.clone(),
             rejected: self.seeds.rejected.clone(),
@@ -171,21 +212,17 @@ impl Recipe {
         };
         let seeds = PairSet::open(&sources, &options)?;
         let found = seeds.scan()?.sources;
-        if found != self.seeds.files {
-            let differs = found.iter().zip(&self.seeds.files).find(|(a, b)| a != b);
-            let (found, expected) = match differs {
-                Some((found, expected)) => (format!("{found:?}"), format!("{expected:?}")),
-                None => (format!("{} files", found.len()), format!("{} files", self.seeds.files.len())),
-            };
-            return Err(Error::Mismatch {
-                path: path.to_path_buf(),
-                what: "the seed pairs".into(),
-                expected,
-                found,
-            });
-        }
-        require_dim(&vae_path, &vae, seeds.dim())?;
-        Ok((seeds, vae))
+        // A file that has moved may have another name, and a header of another length.
+        let data = |f: &SourceFile| (f.rows, f.dtype.clone(), f.dim, f.xxh3.clone());
+        let same = |a: &SourceFile, b: &SourceFile| a == b || (!moved.is_empty() && data(a) == data(b));
+        let differs = found.iter().zip(&self.seeds.files).find(|(a, b)| !same(a, b));
+        let (found, expected) = match differs {
+            Some((found, expected)) => (format!("{found:?}"), format!("{expected:?}")),
+            None if found.len() == self.seeds.files.len() => return Ok(seeds),
+            None => (format!("{} files", found.len()), format!("{} files", self.seeds.files.len())),
+        };
+        let what = "the seed pairs".into();
+        Err(Error::Mismatch { path: path.to_path_buf(), what, expected, found })
     }
 
     /// Reads a recipe.
@@ -244,6 +281,14 @@ impl Recipe {
     /// xxh3-128 of [`Recipe::settings`], 32 hex digits: equal for equal data sets.
     pub fn fingerprint(&self) -> String {
         format!("{:032x}", xxh3_128(self.settings().to_string().as_bytes()))
+    }
+}
+
+/// A path in a recipe read from `recipe`.
+fn beside(recipe: &Path, path: &Path) -> PathBuf {
+    match path.is_absolute() {
+        true => path.to_path_buf(),
+        false => recipe.parent().unwrap_or(Path::new("")).join(path),
     }
 }
 

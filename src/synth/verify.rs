@@ -1,19 +1,18 @@
 //! Checking a folder of shards: every byte against its checksum, and pairs made again from the recipe.
 
-use std::collections::BTreeSet;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use rand::RngCore;
 use serde::{Deserialize, Serialize};
 
-use super::pipeline::shard_name;
-use super::{Part, Recipe, Synthesizer, manifests};
+use super::folder::{
+    Listed, MANIFEST_AGAIN, SHARD_AGAIN, advise, check_header, read_run, recipe_difference, require_complete,
+};
+use super::remake::{Here, remake};
+use super::{Moved, Recipe, Recompute};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::matrix::Side;
-use crate::noise::{Purpose, Stream};
-use crate::shard::{Io, Manifest, PairOptions, PairSet, verify_shard};
+use crate::shard::{Io, ShardRecord, verify_shard};
 
 /// What a check of a folder found in order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -30,150 +29,105 @@ pub struct Verified {
     pub recomputed: u64,
 }
 
-/// Re-reads the shards of a folder and compares sizes and checksums with its manifests; then makes `recompute` pairs
-/// again, if that is asked for and the folder holds embeddings, and compares them bit by bit.
+/// How a folder is checked.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyOptions {
+    /// How files are read.
+    pub io: Io,
+    /// Which pairs are made again.
+    pub recompute: Recompute,
+    /// What the sample of pairs is drawn from: other seeds draw other pairs.
+    pub seed: u64,
+    /// Where the seeds and the VAE of the recipe are, if they have moved.
+    pub moved: Moved,
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyStep {
+    /// Bytes held against their checksums.
+    Bytes {
+        /// So far.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+    /// Pairs made again.
+    Pairs {
+        /// So far.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
+}
+
+/// Re-reads the shards of a folder and compares sizes, headers and checksums with its manifests, and these with the
+/// recipe; then makes pairs again, as embeddings or latents, and compares them bit by bit. `progress` hears how far it is.
 ///
 /// # Errors
-/// [`Error::Mismatch`] with the first difference; a missing shard; a run that is not complete. An interrupted part is
-/// no error where another cut of the same run has made its shards.
-pub fn verify_folder<B: Backend>(folder: &Path, io: Io, backend: &B, recompute: u64) -> Result<Verified> {
-    let mut verified = Verified::default();
-    let mut fingerprint: Option<(PathBuf, String)> = None;
-    let paths = manifests(folder)?;
-    if paths.is_empty() {
-        return Err(Error::TooFew { what: format!("{}: manifests", folder.display()), needed: 1, found: 0 });
+/// [`Error::Mismatch`] with the first difference, and [`Error::Incomplete`] for a shard that is missing or a run that
+/// was interrupted, each with what the user can do. An interrupted part is no error where another cut of the same run
+/// has made its shards; neither are parts that lie elsewhere.
+pub fn verify_folder<B: Backend>(
+    folder: &Path,
+    backend: &B,
+    options: &VerifyOptions,
+    progress: &mut dyn FnMut(VerifyStep),
+) -> Result<Verified> {
+    let listed = read_run(folder).map_err(|e| advise(e, MANIFEST_AGAIN))?;
+    for begun in listed.iter().filter(|l| !l.manifest.complete) {
+        require_complete(folder, &listed, begun.mine.clone())?;
     }
-    let mut last = None;
-    let mut seen = BTreeSet::new();
-    let mut interrupted = Vec::new();
-    for path in paths {
-        let manifest = Manifest::read(&path)?;
-        if let Some((first, expected)) = fingerprint.as_ref().filter(|f| f.1 != manifest.fingerprint) {
-            return Err(Error::Mismatch {
-                path,
-                what: format!("fingerprint (against {})", first.display()),
-                expected: expected.clone(),
-                found: manifest.fingerprint,
-            });
-        }
-        fingerprint = Some((path.clone(), manifest.fingerprint.clone()));
-        let mine = check_list(&path, &manifest)?;
-        if !manifest.complete {
-            interrupted.push((path, mine));
-            last = Some(manifest);
-            continue;
-        }
-        for record in &manifest.shards {
-            // A shard may stand in the manifests of several cuts.
-            if !seen.insert(record.file.clone()) {
-                continue;
-            }
-            let shard = folder.join(&record.file);
-            let found = verify_shard(&shard, io)?;
-            if found != *record {
-                return Err(Error::Mismatch {
-                    path: shard,
-                    what: "record in the manifest".into(),
-                    expected: format!("{record:?}"),
-                    found: format!("{found:?}"),
-                });
-            }
-            verified.shards += 1;
-            verified.pairs += record.rows;
-            verified.bytes += record.bytes;
-        }
-        last = Some(manifest);
+    let manifest = &listed[0].manifest;
+    let recipe_path = folder.join("recipe.json");
+    let recipe = match Recipe::read(&recipe_path) {
+        Ok(recipe) => Some(recipe),
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(advise(error, RECIPE_AGAIN)),
+    };
+    if let Some((setting, expected, found)) = recipe.as_ref().and_then(|r| recipe_difference(manifest, r)) {
+        let what = format!("setting `{setting}` (against {})", listed[0].name());
+        let error = Error::Mismatch { path: recipe_path, what, expected, found };
+        return Err(advise(error, RECIPE_AGAIN));
     }
-    for (path, mine) in interrupted {
-        if mine.into_iter().any(|index| !seen.contains(&shard_name(index))) {
-            return Err(Error::Mismatch {
-                path,
-                what: "state of the run".into(),
-                expected: "complete".into(),
-                found: "interrupted; run the same command again to finish it".into(),
-            });
+
+    // A shard may stand in the manifests of several cuts.
+    let mut records: BTreeMap<u64, (&Listed, &ShardRecord)> = BTreeMap::new();
+    for part in listed.iter().filter(|l| l.manifest.complete) {
+        for (index, record) in part.records() {
+            records.entry(index).or_insert((part, record));
         }
     }
-    let Some(manifest) = last else { return Ok(verified) };
-    let all_shards = manifest.pairs.div_ceil(manifest.shard_rows);
-    let embeddings = manifest.settings["output"]["kind"] == "embeddings";
-    verified.run_pairs = manifest.pairs;
-    let whole = verified.pairs == manifest.pairs;
-    if recompute > 0 && embeddings && whole {
-        verified.recomputed = recompute_pairs(folder, io, backend, recompute, all_shards)?;
+    let total = records.values().map(|(_, record)| record.bytes).sum();
+    let mut verified = Verified { run_pairs: manifest.pairs, ..Verified::default() };
+    let mut here = Vec::with_capacity(records.len());
+    progress(VerifyStep::Bytes { done: 0, total });
+    for (&index, &(part, record)) in &records {
+        check_header(folder, part, index, record)?;
+        let path = folder.join(&record.file);
+        verify_shard(&path, options.io).map_err(|e| advise(e, SHARD_AGAIN))?;
+        verified.shards += 1;
+        verified.pairs += record.rows;
+        verified.bytes += record.bytes;
+        let first = part.first_pair(index);
+        here.push(Here { path, pairs: first..first + record.rows });
+        progress(VerifyStep::Bytes { done: verified.bytes, total });
     }
+    if options.recompute == Recompute::NONE || here.is_empty() {
+        return Ok(verified);
+    }
+    let Some(recipe) = recipe else {
+        return Err(Error::Incomplete {
+            path: recipe_path,
+            missing: "No such file, and without it no pair can be made again".into(),
+            hint: format!("{RECIPE_AGAIN}; --recompute 0 does without"),
+        });
+    };
+    let (seeds, vae) = recipe.open_moved(&recipe_path, options.io, &options.moved)?;
+    verified.recomputed = remake((&recipe, &seeds, &vae), backend, &here, options, progress)?;
     Ok(verified)
 }
 
-/// The shards of a manifest's part. Fails unless a complete manifest lists exactly them, with all their pairs.
-fn check_list(path: &Path, manifest: &Manifest) -> Result<Range<u64>> {
-    let differs = |what: String, expected: String, found: String| {
-        Err(Error::Mismatch { path: path.to_path_buf(), what, expected, found })
-    };
-    let (index, count) = manifest.part.unwrap_or((0, 1));
-    if manifest.shard_rows == 0 || index >= count {
-        let found = format!("{} rows, part {index} of {count}", manifest.shard_rows);
-        return differs(
-            "rows of a shard or part".into(),
-            "1 row or more, a part below their number".into(),
-            found,
-        );
-    }
-    let shards = Part { index, count }.of(manifest.pairs.div_ceil(manifest.shard_rows));
-    if !manifest.complete {
-        return Ok(shards);
-    }
-    if manifest.shards.len() as u64 != shards.end - shards.start {
-        let expected = (shards.end - shards.start).to_string();
-        return differs("number of shards".into(), expected, manifest.shards.len().to_string());
-    }
-    for (record, index) in manifest.shards.iter().zip(shards.clone()) {
-        let rows = manifest.shard_rows.min(manifest.pairs - index * manifest.shard_rows);
-        if (record.file.as_str(), record.rows) != (shard_name(index).as_str(), rows) {
-            let expected = format!("{} with {rows} pairs", shard_name(index));
-            return differs(
-                "list of shards".into(),
-                expected,
-                format!("{} with {}", record.file, record.rows),
-            );
-        }
-    }
-    Ok(shards)
-}
-
-fn recompute_pairs<B: Backend>(folder: &Path, io: Io, backend: &B, count: u64, shards: u64) -> Result<u64> {
-    let recipe_path = folder.join("recipe.json");
-    let recipe = Recipe::read(&recipe_path)?;
-    let (seeds, vae) = recipe.open(&recipe_path, io)?;
-    let setup = (recipe.plan, recipe.perturbation);
-    let make = Synthesizer::new(backend, &vae, &seeds, setup, recipe.mode)?;
-    let files: Vec<String> =
-        (0..shards).map(|i| folder.join(shard_name(i)).to_string_lossy().into_owned()).collect();
-    let written = PairSet::open(&files, &PairOptions { io, ..PairOptions::default() })?;
-    let mut stream = Stream::new(recipe.plan.seed, Purpose::Shuffle, 3 << 32);
-    let count = count.min(recipe.plan.pairs());
-    for _ in 0..count {
-        let j = stream.next_u64() % recipe.plan.pairs();
-        let mut made = None;
-        for side in Side::BOTH {
-            let block = written.rows(side, j as usize..j as usize + 1)?;
-            let there = block.view();
-            let values = there.row(0);
-            let pair = match &made {
-                Some(pair) => pair,
-                None => made.insert(make.pair(j, values.dtype())?),
-            };
-            let here = if side == Side::Chosen { &pair.chosen } else { &pair.rejected };
-            let here = here.view().values();
-            if here.bytes() != values.bytes() {
-                return Err(Error::Mismatch {
-                    path: folder.to_path_buf(),
-                    what: format!("pair {j} ({}), made again from the recipe,", side.name()),
-                    expected: "the same bytes".into(),
-                    found: "other bytes".into(),
-                });
-            }
-        }
-    }
-    Ok(count)
-}
+/// What makes a damaged recipe good.
+const RECIPE_AGAIN: &str =
+    "the same synth command writes recipe.json anew: remove what is left of it and run that again";

@@ -659,7 +659,7 @@ fn bad_checkpoints_and_recipes() {
             "verify: interrupted run",
             "verify @interrupted",
             1,
-            &["manifest.json", "expected complete, found interrupted"],
+            &["interrupted: 4 of the run's 4 shards are missing", "manifest.json was interrupted"],
         ),
         bad(
             "verify: manifest without a shard",
