@@ -91,7 +91,10 @@ impl Engine {
     ) -> Result<SynthSummary> {
         let r = job.recipe;
         dispatch!(&self.backend, b => {
-            let make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
+            let mut make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
+            if let Some(latents) = job.latents {
+                make = make.with_latents(latents)?;
+            }
             write_synthetic(job, &[make], progress)
         })
     }

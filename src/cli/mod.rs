@@ -6,6 +6,7 @@ mod console;
 mod demo;
 mod eval;
 mod inspect;
+mod materialize;
 mod merge_manifests;
 mod run;
 mod score;
@@ -50,6 +51,7 @@ enum Command {
     BestOfN(best_of_n::BestOfNArgs),
     Run(run::Run),
     Inspect(inspect::Inspect),
+    Materialize(materialize::Materialize),
     MergeManifests(merge_manifests::MergeManifests),
     Verify(verify::Verify),
     Demo(demo::Demo),
@@ -95,6 +97,7 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
         Command::BestOfN(command) => command.execute(common, console),
         Command::Run(command) => command.execute(common, console),
         Command::Inspect(command) => command.execute(common, console),
+        Command::Materialize(command) => command.execute(common, console),
         Command::MergeManifests(command) => command.execute(console),
         Command::Verify(command) => command.execute(common, console),
         Command::Demo(command) => command.execute(common, console),

@@ -65,6 +65,7 @@ impl Synth {
             part: self.writing.part,
             overwrite: self.writing.overwrite,
             write: self.writing.write,
+            latents: None,
         };
         let mut writing = Writing::new(console, "synthesis", job.pairs()?, self.writing.every()?);
         let summary = engine.write(&job, &seeds, &vae, &mut |progress| writing.hear(progress))?;

@@ -28,7 +28,7 @@ pub struct WriteArgs {
     #[arg(long, default_value = "direct", value_parser = super::args::named::<WriteMode>, value_name = "HOW")]
     pub write: WriteMode,
     /// Seconds between progress lines where there is no terminal (with --json: JSON lines on standard error)
-    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 30.0, value_name = "SECONDS")]
     pub progress_every: f64,
 }
 

@@ -21,7 +21,7 @@ use super::{LatentBatch, PairBatch, Recipe, Synthesizer};
 use crate::backend::Backend;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::shard::{FolderLock, Manifest, ShardRecord, TensorSpec, WriteMode};
+use crate::shard::{FolderLock, LatentSet, Manifest, ShardRecord, TensorSpec, WriteMode};
 
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;
@@ -95,6 +95,8 @@ pub struct SynthJob<'a> {
     pub overwrite: bool,
     /// How shards are written.
     pub write: WriteMode,
+    /// Latents of the recipe's pairs, to be decoded in place of making them again.
+    pub latents: Option<&'a LatentSet>,
 }
 
 /// What a run did.
@@ -226,7 +228,7 @@ pub fn write_synthetic<B: Backend>(
     let _lock = FolderLock::acquire(job.out, &name)?;
     let folder = folder_of(job.out)?;
     let settings = job.settings(shard_rows);
-    let fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(settings.to_string().as_bytes()));
+    let fingerprint = Manifest::digest(&settings);
     let plan = &job.recipe.plan;
     let mut manifest = Manifest {
         format: 1,

@@ -212,10 +212,9 @@ impl Recipe {
         };
         let seeds = PairSet::open(&sources, &options)?;
         let found = seeds.scan()?.sources;
-        // A file that has moved may have another name, and a header of another length.
+        // The data, not the file: one that has moved may have another name, and a header of another length.
         let data = |f: &SourceFile| (f.rows, f.dtype.clone(), f.dim, f.xxh3.clone());
-        let same = |a: &SourceFile, b: &SourceFile| a == b || (!moved.is_empty() && data(a) == data(b));
-        let differs = found.iter().zip(&self.seeds.files).find(|(a, b)| !same(a, b));
+        let differs = found.iter().zip(&self.seeds.files).find(|(a, b)| data(a) != data(b));
         let (found, expected) = match differs {
             Some((found, expected)) => (format!("{found:?}"), format!("{expected:?}")),
             None if found.len() == self.seeds.files.len() => return Ok(seeds),
@@ -263,6 +262,19 @@ impl Recipe {
             *source = absolute(Path::new(source.as_str()))?.to_string_lossy().into_owned();
         }
         Ok(self)
+    }
+
+    /// The recipe read from `path` with absolute paths, those of `moved` where it says.
+    pub(super) fn located(mut self, path: &Path, moved: &Moved) -> Result<Recipe> {
+        self.vae.path = moved.vae.clone().unwrap_or_else(|| beside(path, &self.vae.path));
+        if moved.seeds.is_empty() {
+            for source in &mut self.seeds.sources {
+                *source = beside(path, Path::new(source.as_str())).to_string_lossy().into_owned();
+            }
+        } else {
+            self.seeds.sources = moved.seeds.clone();
+        }
+        self.with_absolute_paths()
     }
 
     /// What determines the bytes: the recipe without the paths.

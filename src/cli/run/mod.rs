@@ -364,6 +364,7 @@ impl Run {
             part: Part::WHOLE,
             overwrite: self.overwrite,
             write: WriteMode::default(),
+            latents: None,
         };
         let mut writing = Writing::new(console, "synthesis", job.pairs()?, Duration::from_secs(30));
         engine.write(&job, &set, &vae, &mut |progress| writing.hear(progress))?;
