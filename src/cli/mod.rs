@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, over the library's public items.
 
 mod args;
+mod bench;
 mod best_of_n;
 mod console;
 mod demo;
@@ -51,6 +52,7 @@ enum Command {
     Inspect(inspect::Inspect),
     Verify(verify::Verify),
     Demo(demo::Demo),
+    Bench(bench::Bench),
 }
 
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
@@ -95,5 +97,6 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
         Command::Inspect(command) => command.execute(common, console),
         Command::Verify(command) => command.execute(common, console),
         Command::Demo(command) => command.execute(common, console),
+        Command::Bench(command) => command.execute(common, console),
     }
 }
