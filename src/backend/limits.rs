@@ -10,6 +10,9 @@ use super::reference::Reference;
 use crate::error::Result;
 use crate::model::{RewardModel, Vae};
 
+/// Hash of the kernels' sources, by which recorded rates say what they are rates of.
+pub const KERNELS: u64 = super::cuda::kernels::SOURCES;
+
 /// What a limit bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -12,7 +12,7 @@ mod limits;
 pub mod reference;
 
 pub use device::{AnyBackend, DeviceChoice};
-pub use limits::{Limit, Measurable, Resident, Resource};
+pub use limits::{KERNELS, Limit, Measurable, Resident, Resource};
 
 use std::fmt;
 use std::str::FromStr;

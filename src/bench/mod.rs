@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::device::dispatch;
-use crate::backend::{AnyBackend, DeviceInfo, Limit, Resource};
+use crate::backend::{AnyBackend, DeviceInfo, Limit, Measurable, Resident, Resource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::{RewardModel, RewardSize, Vae, VaeSize};
@@ -97,6 +97,8 @@ pub struct Options {
     pub fold: u64,
     /// What is measured.
     pub only: Vec<Operation>,
+    /// Whether limits are measured too, without which there are no shares.
+    pub limits: bool,
     /// Folder on the disk that is measured.
     pub folder: PathBuf,
     /// Seed pairs of the whole method; simulated ones where there are none.
@@ -227,6 +229,8 @@ pub fn limit_of(limits: &[Limit], resource: Resource) -> Option<f64> {
 pub struct Report {
     /// Version of the program.
     pub lensmith: String,
+    /// Hash of the kernels' sources.
+    pub kernels: String,
     /// The device.
     pub device: DeviceInfo,
     /// The sizes.
@@ -245,23 +249,30 @@ pub struct Report {
 /// Sizes out of range, what the device fails with, and a folder that cannot be written.
 pub fn measure(any: &AnyBackend, options: &Options, says: &mut dyn FnMut(&str)) -> Result<Report> {
     let models = options.check()?;
-    says("limits of the device");
-    let (mut limits, resident) = dispatch!(any, b => crate::backend::Measurable::measure(b, &models.vae, &models.reward, options.rows))?;
-    let mut entries: Vec<Entry> = resident.iter().filter_map(|r| kernel_entry(r, &options.only)).collect();
-
-    let normals = operations::normals(options)?;
-    limits.push(Limit {
-        what: "normals, all threads".into(),
-        resource: Resource::Normals,
-        per_second: normals.per_second * any.info().threads.max(1) as f64,
-    });
-    let to_disk = options.only.contains(&Operation::Disk);
-    if to_disk {
+    let (mut limits, mut entries) = (Vec::new(), Vec::new());
+    if options.limits {
+        says("limits of the device");
+        let rows = options.rows;
+        let (measured, resident) =
+            dispatch!(any, b => Measurable::measure(b, &models.vae, &models.reward, rows))?;
+        limits = measured;
+        entries.extend(resident.iter().filter_map(|r| kernel_entry(r, &options.only)));
+    }
+    let asked = options.only.contains(&Operation::Normals);
+    if options.limits || asked {
+        let normals = operations::normals(options)?;
+        if options.limits {
+            limits.push(Limit {
+                what: "normals, all threads".into(),
+                resource: Resource::Normals,
+                per_second: normals.per_second * any.info().threads.max(1) as f64,
+            });
+        }
+        entries.extend(asked.then_some(normals));
+    }
+    if options.limits && options.only.contains(&Operation::Disk) {
         says("limits of the disk");
         limits.push(whole::disk_limit(options)?);
-    }
-    if options.only.contains(&Operation::Normals) {
-        entries.push(normals);
     }
     dispatch!(any, b => {
         operations::measure(b, options, &models, says, &mut entries)?;
@@ -269,6 +280,7 @@ pub fn measure(any: &AnyBackend, options: &Options, says: &mut dyn FnMut(&str)) 
     });
     Ok(Report {
         lensmith: env!("CARGO_PKG_VERSION").into(),
+        kernels: format!("{:016x}", crate::backend::KERNELS),
         device: any.info(),
         options: options.clone(),
         entries: entries.into_iter().map(|e| e.hold_against(&limits)).collect(),
@@ -292,7 +304,7 @@ pub fn measure_scaling(
 }
 
 /// A kernel that ran on data resident on the device, under the operation that it does.
-fn kernel_entry(resident: &crate::backend::Resident, only: &[Operation]) -> Option<Entry> {
+fn kernel_entry(resident: &Resident, only: &[Operation]) -> Option<Entry> {
     let operation = if resident.what.contains("decode") {
         Operation::Decode
     } else if resident.what.contains("folded") {

@@ -140,7 +140,7 @@ fn roof(
     let xs = spots.iter().map(|s| s.1.0).chain(memory.map(|m| flops / m));
     let ys = spots.iter().map(|s| s.1.1).chain([flops]);
     let (x0, x1) = (xs.clone().fold(1.0, f64::min) / 2.0, xs.fold(100.0, f64::max) * 3.0);
-    let (y0, y1) = (ys.clone().fold(flops / 50.0, f64::min) / 2.0, ys.fold(flops, f64::max) * 2.0);
+    let (y0, y1) = (ys.clone().fold(flops / 10.0, f64::min) / 2.0, ys.fold(flops, f64::max) * 2.0);
     write(
         area,
         "Roofline: what the device allows, and what each operation reaches",
@@ -155,6 +155,7 @@ fn roof(
     let (left, right) = area.split_horizontally(680);
     let mut chart = ChartBuilder::on(&left)
         .margin_top(72)
+        .margin_left(14)
         .margin_right(10)
         .margin_bottom(12)
         .x_label_area_size(48)
@@ -164,18 +165,18 @@ fn roof(
     axes(&mut chart, "FLOP per byte of memory traffic", "GFLOP per second")?;
     let at = |x: f64, y: f64| chart.backend_coord(&(x, y));
     // The roof: a slope for each memory limit, and the ceiling.
-    for (bandwidth, name, above) in
-        [(memory[0], "read + write", memory[0] > memory[1]), (memory[1], "write", memory[1] >= memory[0])]
-    {
-        let ridge = flops / bandwidth;
+    for bandwidth in memory {
         let from = x0.max(y0 / bandwidth);
-        line(area, vec![at(from, from * bandwidth), at(ridge, flops)], FAINT, 2)?;
-        // Along the lower part of the slope, on the side where the other slope is not.
-        let x = (from * ridge).sqrt();
-        let (x, y) = at(x, x * bandwidth);
+        line(area, vec![at(from, from * bandwidth), at(flops / bandwidth, flops)], FAINT, 2)?;
+    }
+    // Beside the lower slope, in the order of the two.
+    let mut named = [(memory[0], "read + write"), (memory[1], "write")];
+    named.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let low = named[1].0;
+    let (x, y) = at((x0.max(y0 / low) * flops / low).sqrt(), (x0.max(y0 / low) * low * flops).sqrt());
+    for (i, (bandwidth, name)) in named.into_iter().enumerate() {
         let label = format!("memory {name}, {bandwidth:.0} GB/s");
-        let (dx, h) = if above { (-10, HPos::Right) } else { (10, HPos::Left) };
-        write(area, &label, (x + dx, y + if above { -4 } else { 12 }), &style(13, FAINT, h, VPos::Center))?;
+        write(area, &label, (x + 14, y + 8 + 18 * i as i32), &style(13, FAINT, HPos::Left, VPos::Center))?;
     }
     let ridge = flops / memory[0].max(memory[1]);
     line(area, vec![at(ridge, flops), at(x1, flops)], FAINT, 2)?;

@@ -58,6 +58,9 @@ pub struct Bench {
     /// Folder on the disk to measure; about 1 GiB is written there and removed
     #[arg(long, default_value = ".", value_name = "FOLDER")]
     folder: PathBuf,
+    /// Leave the limits out, and with them the shares
+    #[arg(long, conflicts_with = "plot")]
+    no_limits: bool,
     /// Costs over 10^4 to 10^7 rows and d = 512 to 8192 instead
     #[arg(long)]
     scaling: bool,
@@ -108,6 +111,7 @@ impl Bench {
             seeds: self.seeds,
             fold: self.fold,
             only: if self.only.is_empty() { Operation::ALL.to_vec() } else { self.only.clone() },
+            limits: !self.no_limits,
             folder: self.folder.clone(),
             pairs: self.pairs.clone(),
             seed,
@@ -165,7 +169,7 @@ fn row(entry: &Entry) -> Vec<String> {
     let spread = 50.0 * (entry.spread[1] - entry.spread[0]) / entry.per_second;
     let rate_text = match entry.operation {
         Operation::Run => format!("{:.2} s", 1.0 / entry.per_second),
-        _ => format!("{}{}/s", spaced(&rate(entry.per_second)), entry.unit),
+        _ => format!("{} {}/s", rate(entry.per_second), entry.unit),
     };
     vec![
         entry.what.clone(),
