@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod dtype;
 mod engine;

@@ -17,8 +17,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("synth", METHOD),
     ("train", METHOD),
     ("eval", METHOD),
-    // Both above the method, and not each other.
+    // All above the method, and not each other.
     ("engine", METHOD),
+    ("bench", METHOD),
     ("report", METHOD),
     ("cli", ABOVE),
     ("main", ABOVE),
@@ -29,7 +30,7 @@ const METHOD: &[&str] =
     &["error", "dtype", "matrix", "noise", "model", "shard", "backend", "synth", "train", "eval"];
 const ABOVE: &[&str] = &[
     "error", "dtype", "matrix", "noise", "model", "shard", "backend", "synth", "train", "eval", "engine",
-    "report", "cli",
+    "bench", "report", "cli",
 ];
 const SIDE_BY_SIDE: [&str; 3] = ["synth", "train", "eval"];
 
@@ -41,6 +42,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("gemm", &["backend/cpu/"]),
     ("clap", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),
+    ("plotters", &["bench/plot.rs"]),
     ("cudarc", &["backend/cuda/"]),
     ("unsafe", &["backend/cpu/simd/", "backend/cpu/gemm.rs", "shard/map.rs", "backend/cuda/"]),
 ];
@@ -367,6 +369,9 @@ fn checker_catches_what_breaks_a_rule() {
         ("train/mod.rs", "use crate::cli::Bar;"),
         ("synth/mod.rs", "use crate::engine::Engine;"),
         ("engine.rs", "use crate::cli::Args;"),
+        ("engine.rs", "use crate::bench::Report;"),
+        ("bench/mod.rs", "use crate::engine::Engine;"),
+        ("bench/mod.rs", "use plotters::prelude::*;"),
         ("error.rs", "pub use $crate::dtype::Dtype;"),
         ("model/weights.rs", "use memmap2::Mmap;"),
         ("shard/reader.rs", "fn f() { let m = memmap2::Mmap::map(&file); }"),

@@ -8,9 +8,11 @@ mod check;
 pub mod cpu;
 pub mod cuda;
 pub(crate) mod device;
+mod limits;
 pub mod reference;
 
 pub use device::{AnyBackend, DeviceChoice};
+pub use limits::{KERNELS, Limit, Measurable, Resident, Resource};
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand, over the library's public items.
 
 mod args;
+mod bench;
 mod best_of_n;
 mod console;
 mod demo;
@@ -55,6 +56,7 @@ enum Command {
     MergeManifests(merge_manifests::MergeManifests),
     Verify(verify::Verify),
     Demo(demo::Demo),
+    Bench(bench::Bench),
 }
 
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
@@ -101,5 +103,6 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
         Command::MergeManifests(command) => command.execute(console),
         Command::Verify(command) => command.execute(common, console),
         Command::Demo(command) => command.execute(common, console),
+        Command::Bench(command) => command.execute(common, console),
     }
 }

@@ -3,6 +3,7 @@
 //! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
 //! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
 
+pub mod floors;
 mod gemm;
 mod infer;
 mod latent;

@@ -63,6 +63,14 @@ impl Cuda {
         word.download().map(drop)
     }
 
+    /// The same for callers outside the backend.
+    ///
+    /// # Errors
+    /// What the device failed with meanwhile.
+    pub fn wait(&self) -> Result<()> {
+        self.run(|| self.finish())
+    }
+
     /// Seconds of one call of `work`, over as many as fill the time.
     fn seconds(&self, work: &mut dyn FnMut() -> Outcome<()>) -> Outcome<f64> {
         work()?;

@@ -28,6 +28,11 @@ pub trait Simd: Copy + Send + Sync {
     fn load(self, from: &Lane) -> Self::Row;
     /// Writes a row.
     fn store(self, row: Self::Row, to: &mut Lane);
+    /// Writes a row past the caches where `to` is aligned to 64 bytes and the level can, else as [`Simd::store`] does.
+    /// [`Simd::fence`] must follow before another thread reads it.
+    fn stream(self, row: Self::Row, to: &mut Lane);
+    /// Orders the rows that [`Simd::stream`] wrote before all later writes.
+    fn fence(self);
     /// a * b + acc, rounded once.
     fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row;
 }

@@ -21,6 +21,14 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn stream(self, row: Lane, to: &mut Lane) {
+        *to = row;
+    }
+
+    #[inline(always)]
+    fn fence(self) {}
+
+    #[inline(always)]
     fn fma(self, a: f32, b: Lane, acc: Lane) -> Lane {
         let mut out = [0f32; WIDTH];
         for i in 0..WIDTH {

@@ -1,8 +1,8 @@
 //! AVX-512 and AVX2 + FMA.
 
 use std::arch::x86_64::{
-    __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+    __m256, __m512, _mm_sfence, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    _mm256_stream_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps, _mm512_stream_ps,
 };
 
 use super::{Lane, Simd, Task};
@@ -81,6 +81,25 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn stream(self, row: Self::Row, to: &mut Lane) {
+        let p = to.as_mut_ptr();
+        if !p.addr().is_multiple_of(64) {
+            return self.store(row, to);
+        }
+        // SAFETY: a `Lane` holds 32 values, two stores of 16 whose alignment was checked; the token proves AVX-512 F.
+        unsafe {
+            _mm512_stream_ps(p, row[0]);
+            _mm512_stream_ps(p.add(16), row[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: the token proves more than SSE.
+        unsafe { _mm_sfence() }
+    }
+
+    #[inline(always)]
     fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
         unsafe {
@@ -114,6 +133,24 @@ impl Simd for Avx2 {
             // SAFETY: i < 4, so the 8 values lie within the 32 of a `Lane`; the token proves AVX.
             unsafe { _mm256_storeu_ps(to.as_mut_ptr().add(8 * i), part) };
         }
+    }
+
+    #[inline(always)]
+    fn stream(self, row: Self::Row, to: &mut Lane) {
+        if !to.as_ptr().addr().is_multiple_of(64) {
+            return self.store(row, to);
+        }
+        for (i, part) in row.into_iter().enumerate() {
+            // SAFETY: i < 4, so the 8 values lie within the 32 of a `Lane`, whose alignment was checked; the token
+            // proves AVX.
+            unsafe { _mm256_stream_ps(to.as_mut_ptr().add(8 * i), part) };
+        }
+    }
+
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: the token proves more than SSE.
+        unsafe { _mm_sfence() }
     }
 
     #[inline(always)]

@@ -1,0 +1,134 @@
+//! What this machine can do at most: the rates that those of the kernels are shares of.
+//!
+//! Each is the best of several short trials on all threads of the backend, so that a disturbed trial does not count.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::Cpu;
+use super::simd::{Lane, Simd, Task, WIDTH};
+
+/// Trials of each measurement.
+const TRIALS: usize = 7;
+/// Multiply-adds of each accumulator in a trial: some milliseconds.
+const STEPS: usize = 1 << 20;
+/// Bytes that a memory trial writes: larger than last-level caches are.
+const BYTES: usize = 512 << 20;
+/// Bytes that one task of a memory trial writes.
+const PIECE: usize = 1 << 20;
+
+/// The best rate of trials that give the work they did, per second.
+fn best(mut trial: impl FnMut() -> f64) -> f64 {
+    let rates = (0..TRIALS).map(|_| {
+        let from = Instant::now();
+        let work = trial();
+        work / from.elapsed().as_secs_f64()
+    });
+    rates.fold(0.0, f64::max)
+}
+
+/// `CHAINS` rows of accumulators through [`STEPS`] multiply-adds each; gives the FLOP done.
+#[inline(always)]
+fn chains<S: Simd, const CHAINS: usize>(simd: S) -> f64 {
+    // Values stay near 1: neither the denormals nor the infinities that some machines treat apart.
+    let factor = std::hint::black_box(0.5f32);
+    let addend = simd.load(std::hint::black_box(&[0.5f32; WIDTH]));
+    let mut acc = [addend; CHAINS];
+    for _ in 0..STEPS {
+        for a in &mut acc {
+            *a = simd.fma(factor, *a, addend);
+        }
+    }
+    for a in acc {
+        let mut lane = [0f32; WIDTH];
+        simd.store(a, &mut lane);
+        std::hint::black_box(&lane);
+    }
+    2.0 * (STEPS * CHAINS * WIDTH) as f64
+}
+
+/// FLOP per second (two for each multiply-add) of F32 fused multiply-adds on registers, at the level and on the
+/// threads of `cpu`.
+pub fn fma_flops(cpu: &Cpu) -> f64 {
+    struct Chains;
+    impl Task for Chains {
+        type Output = f64;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> f64 {
+            // As many chains as hide the latency of a multiply-add and leave none out of the registers.
+            if S::ROWS >= 8 { chains::<S, 8>(simd) } else { chains::<S, 2>(simd) }
+        }
+    }
+    best(|| cpu.pool.broadcast(|_| cpu.level.run(Chains)).iter().sum())
+}
+
+/// Room for [`BYTES`] bytes, written once so that its pages are there.
+fn lanes(cpu: &Cpu) -> Vec<Lane> {
+    let mut lanes = vec![[0f32; WIDTH]; BYTES / size_of::<Lane>()];
+    cpu.pool.install(|| {
+        lanes.par_chunks_mut(PIECE / size_of::<Lane>()).for_each(|piece| piece.fill([1.0; WIDTH]))
+    });
+    lanes
+}
+
+/// Bytes per second that all threads together write to memory, with ordinary or with non-temporal stores.
+pub fn write_bytes(cpu: &Cpu, nontemporal: bool) -> f64 {
+    struct Fill<'a>(&'a mut [Lane], bool);
+    impl Task for Fill<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Fill(piece, nontemporal) = self;
+            let value = simd.load(&[2.0; WIDTH]);
+            if nontemporal {
+                piece.iter_mut().for_each(|lane| simd.stream(value, lane));
+                simd.fence();
+            } else {
+                piece.iter_mut().for_each(|lane| simd.store(value, lane));
+            }
+        }
+    }
+    let mut to = lanes(cpu);
+    let rate = best(|| {
+        let pieces = to.par_chunks_mut(PIECE / size_of::<Lane>());
+        cpu.pool.install(|| pieces.for_each(|piece| cpu.level.run(Fill(piece, nontemporal))));
+        BYTES as f64
+    });
+    std::hint::black_box(&to);
+    rate
+}
+
+/// Bytes per second, read and written together, of a copy from memory to memory on all threads.
+pub fn copy_bytes(cpu: &Cpu) -> f64 {
+    let (from, mut to) = (lanes(cpu), lanes(cpu));
+    let piece = PIECE / size_of::<Lane>();
+    let rate = best(|| {
+        let pieces = to.par_chunks_mut(piece).zip(from.par_chunks(piece));
+        cpu.pool.install(|| pieces.for_each(|(to, from)| to.copy_from_slice(from)));
+        2.0 * BYTES as f64
+    });
+    std::hint::black_box(&to);
+    rate
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Level;
+
+    /// Absurd rates show a trial that the compiler took away or that counts work it did not do.
+    #[test]
+    fn floors_are_possible() {
+        for level in Level::available() {
+            let cpu = Cpu::with_level(1, level).unwrap();
+            let flops = fma_flops(&cpu);
+            // 64 FLOP a cycle at 10 GHz is beyond one core of any machine so far.
+            assert!(flops > 1e7 && flops < 64.0 * 10e9, "{}: {flops} FLOP/s", level.name());
+        }
+        let cpu = Cpu::new(1).unwrap();
+        for rate in [write_bytes(&cpu, false), write_bytes(&cpu, true), copy_bytes(&cpu)] {
+            assert!(rate > 1e7 && rate < 1e12, "{rate} bytes/s");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What a device can do at most, measured where its operations are: a rate says little without its limit beside it.
+
+use serde::{Deserialize, Serialize};
+
+use super::Backend;
+use super::cpu::{Cpu, floors};
+use super::cuda::Cuda;
+use super::cuda::rates::Load;
+use super::reference::Reference;
+use crate::error::Result;
+use crate::model::{RewardModel, Vae};
+
+/// Hash of the kernels' sources, by which recorded rates say what they are rates of.
+pub const KERNELS: u64 = super::cuda::kernels::SOURCES;
+
+/// What a limit bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resource {
+    /// Floating-point operations.
+    Flop,
+    /// Bytes written to the device's memory.
+    Write,
+    /// Bytes moved through the device's memory, read and written together.
+    Copy,
+    /// Normals drawn.
+    Normals,
+    /// Bytes written to disk, synced.
+    Disk,
+}
+
+impl Resource {
+    /// The resource in words, for the column "bound by".
+    pub fn name(self) -> &'static str {
+        match self {
+            Resource::Flop => "arithmetic",
+            Resource::Write => "memory writes",
+            Resource::Copy => "memory",
+            Resource::Normals => "normals",
+            Resource::Disk => "disk",
+        }
+    }
+}
+
+/// A measured limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limit {
+    /// How it was measured, in words.
+    pub what: String,
+    /// What it bounds. Of several limits of one resource the highest counts.
+    pub resource: Resource,
+    /// FLOP, bytes or normals per second.
+    pub per_second: f64,
+}
+
+/// The rate of a kernel on data that stays on the device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resident {
+    /// What ran.
+    pub what: String,
+    /// Rows per second.
+    pub per_second: f64,
+    /// Bytes that a row moves through device memory; 0 for none.
+    pub bytes: f64,
+    /// Floating-point operations of a row.
+    pub flop: f64,
+    /// The memory limit that it is held against.
+    pub resource: Resource,
+}
+
+/// A device whose limits can be measured.
+pub trait Measurable: Backend {
+    /// Measures the device's limits and, where calls of [`Backend`] end with a copy to the host, the kernels alone on
+    /// about `rows` embeddings of the models.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    fn measure(&self, vae: &Vae, reward: &RewardModel, rows: usize) -> Result<(Vec<Limit>, Vec<Resident>)>;
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// What the device failed with meanwhile.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Measurable for Cpu {
+    fn measure(&self, _: &Vae, _: &RewardModel, _: usize) -> Result<(Vec<Limit>, Vec<Resident>)> {
+        let limit = |what: &str, resource, per_second| Limit { what: what.to_string(), resource, per_second };
+        let limits = vec![
+            limit("F32 multiply-adds on registers", Resource::Flop, floors::fma_flops(self)),
+            limit("memory writes, ordinary stores", Resource::Write, floors::write_bytes(self, false)),
+            limit("memory writes, non-temporal stores", Resource::Write, floors::write_bytes(self, true)),
+            limit("memory copy, read + write", Resource::Copy, floors::copy_bytes(self)),
+        ];
+        Ok((limits, Vec::new()))
+    }
+}
+
+impl Measurable for Reference {
+    /// The oracle has no limits worth a name.
+    fn measure(&self, _: &Vae, _: &RewardModel, _: usize) -> Result<(Vec<Limit>, Vec<Resident>)> {
+        Ok((Vec::new(), Vec::new()))
+    }
+}
+
+impl Measurable for Cuda {
+    fn measure(&self, vae: &Vae, reward: &RewardModel, rows: usize) -> Result<(Vec<Limit>, Vec<Resident>)> {
+        let load = Load { rows, latents: 16 * rows, bytes: 4 * rows * vae.size().dim };
+        let (mut limits, mut resident) = (Vec::new(), Vec::new());
+        for rate in self.rates(vae, reward, load)? {
+            let resource = if rate.what.contains("write") || rate.what.contains("decode") {
+                Resource::Write
+            } else {
+                Resource::Copy
+            };
+            // The first two are the device's own, of bytes.
+            if rate.unit == "bytes" {
+                let resource = if rate.what.contains("copy") { Resource::Copy } else { resource };
+                limits.push(Limit { what: rate.what, resource, per_second: rate.per_second });
+            } else {
+                resident.push(Resident {
+                    what: rate.what,
+                    per_second: rate.per_second,
+                    bytes: rate.bytes as f64,
+                    flop: rate.flop as f64,
+                    resource,
+                });
+            }
+        }
+        Ok((limits, resident))
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.wait()
+    }
+}

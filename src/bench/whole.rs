@@ -1,0 +1,297 @@
+//! The method at work: pairs into memory and onto disk, checksums, and the whole run from seed pairs to reward model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::operations::random_rows;
+use super::timing::{Timing, time, time_once};
+use super::{
+    Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
+};
+use crate::backend::{
+    Adam, DecodeMode, Divergence, Limit, Measurable, Reduction, Resource, RewardObjective, VaeObjective,
+};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
+use crate::matrix::{RowSet, Side};
+use crate::model::{Checkpoint, Provenance};
+use crate::shard::{Io, PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
+use crate::synth::{
+    OutputKind, Part, Recipe, SynthJob, SynthesisOptions, Synthesizer, verify_folder, write_synthetic,
+};
+use crate::train::{RewardTraining, Updates, VaeTraining, train_vae};
+
+/// Bytes of one write when the limit of the disk is measured.
+const BLOCK: usize = 8 << 20;
+/// Trials of the disk.
+const DISK_TRIALS: usize = 3;
+/// Passes of the whole method.
+const VAE_EPOCHS: usize = 100;
+const REWARD_EPOCHS: usize = 20;
+const BATCH: usize = 128;
+
+/// A folder that is removed with everything in it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(within: &Path) -> Result<Scratch> {
+        let path = within.join(format!("lensmith-bench-{}", std::process::id()));
+        fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Whatever stays says so by its name.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Pairs that are written to disk: about a gibibyte at the usual sizes.
+fn pairs_on_disk(options: &Options) -> u64 {
+    (4 * options.rows as u64).next_multiple_of(options.seeds as u64)
+}
+
+/// The rate at which the disk takes as many bytes as the synthesis writes.
+pub fn disk_limit(options: &Options) -> Result<Limit> {
+    let scratch = Scratch::new(&options.folder)?;
+    let bytes = pairs_on_disk(options) * 4 * options.dim as u64;
+    let rates = (0..DISK_TRIALS).map(|_| sequential_write(&scratch.0, bytes, BLOCK));
+    let seconds = rates.map(|rate| Ok(1.0 / rate?)).collect::<Result<Vec<f64>>>()?;
+    Ok(Limit {
+        what: "disk, sequential writes and sync".into(),
+        resource: Resource::Disk,
+        per_second: 1.0 / Timing::of(seconds).median,
+    })
+}
+
+/// Measures what `options` names.
+pub fn measure<B: Measurable + 'static>(
+    b: &B,
+    options: &Options,
+    models: &Models,
+    says: &mut dyn FnMut(&str),
+    entries: &mut Vec<Entry>,
+) -> Result<()> {
+    let wants = |op| options.only.contains(&op);
+    if wants(Operation::Synthesise) {
+        says("synthesis in memory");
+        entries.push(synthesise(b, options, models)?);
+    }
+    if wants(Operation::Disk) || wants(Operation::Verify) {
+        says("synthesis to disk");
+        to_disk(b, options, models, entries)?;
+    }
+    if wants(Operation::Run) {
+        says("whole run");
+        entries.push(run(b, options)?);
+    }
+    Ok(())
+}
+
+/// FLOP of the pairs of a plan with `per_side` samples for each of its seeds, per pair.
+fn synthesis_flop(models: &Models, per_side: u32, fold: u64) -> f64 {
+    let size = models.vae.size();
+    2.0 * (encode_flop(size) + f64::from(per_side) * decode_flop(size)) / fold as f64
+}
+
+fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
+    let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
+    let seeds: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
+    let how =
+        SynthesisOptions { fold: Some(options.fold), seed: options.seed, ..SynthesisOptions::default() };
+    let setup = how.plan(options.seeds)?;
+    let make = Synthesizer::new(b, &models.vae, &seeds, setup, DecodeMode::Plain)?;
+    let pairs = make.plan().pairs();
+    let timing = time(options.repeat, &mut || {
+        make.embeddings(0..pairs, Dtype::Bf16, &mut |batch| {
+            std::hint::black_box(batch);
+            Ok(())
+        })
+    })?;
+    let needs = [
+        (Resource::Flop, synthesis_flop(models, setup.0.per_side, options.fold)),
+        (Resource::Write, 4.0 * options.dim as f64),
+    ];
+    let what = format!("synthesise pairs, {}-fold, BF16", options.fold);
+    Ok(Entry::new(Operation::Synthesise, what, "pairs", timing.per(pairs as f64), &needs))
+}
+
+fn to_disk<B: Measurable + 'static>(
+    b: &B,
+    options: &Options,
+    models: &Models,
+    entries: &mut Vec<Entry>,
+) -> Result<()> {
+    let scratch = Scratch::new(&options.folder)?;
+    let (seeds, vae) = (scratch.0.join("seeds.safetensors"), scratch.0.join("vae.safetensors"));
+    let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
+    let views: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
+    write_pairs(&seeds, [&views[0], &views[1]])?;
+    models.vae.save(&vae, &Provenance::default())?;
+    let fold = pairs_on_disk(options) / options.seeds as u64;
+    let how = SynthesisOptions { fold: Some(fold), seed: options.seed, ..SynthesisOptions::default() };
+    let sources = [seeds.to_string_lossy().into_owned()];
+    let (recipe, seeds, vae) = Recipe::new(&sources, &PairOptions::default(), &vae, &how)?;
+    let recipe = recipe.with_absolute_paths()?;
+    let out = scratch.0.join("pairs");
+    let job = SynthJob {
+        recipe: &recipe,
+        out: &out,
+        kind: OutputKind::Embeddings,
+        dtype: Dtype::Bf16,
+        shard_rows: None,
+        part: Part::WHOLE,
+        overwrite: false,
+        write: WriteMode::default(),
+    };
+    let (mut bytes, mut speed) = (0, None);
+    let timing = time_once(DISK_TRIALS, &mut || {
+        if out.exists() {
+            fs::remove_dir_all(&out).map_err(Error::io("remove", &out))?;
+        }
+        let setup = (recipe.plan, recipe.perturbation);
+        let make = Synthesizer::new(b, &vae, &seeds, setup, recipe.mode)?;
+        let summary = write_synthetic(&job, &[make], &mut |_| ())?;
+        (bytes, speed) = (summary.bytes, summary.speed);
+        Ok(())
+    })?;
+    let pairs = recipe.plan.pairs() as f64;
+    if options.only.contains(&Operation::Disk) {
+        let needs = [
+            (Resource::Flop, synthesis_flop(models, recipe.plan.per_side, fold)),
+            (Resource::Disk, bytes as f64 / pairs),
+        ];
+        let mut entry =
+            Entry::new(Operation::Disk, "synthesise pairs to disk, BF16", "pairs", timing.per(pairs), &needs);
+        entry.details = json!({ "bytes": bytes, "speed": speed });
+        entries.push(entry);
+    }
+    if options.only.contains(&Operation::Verify) {
+        let timing = time(options.repeat, &mut || verify_folder(&out, Io::Mmap, b, 0).map(drop))?;
+        let needs = [(Resource::Copy, bytes as f64 / pairs)];
+        entries.push(Entry::new(
+            Operation::Verify,
+            "verify checksums, from the page cache",
+            "pairs",
+            timing.per(pairs),
+            &needs,
+        ));
+    }
+    Ok(())
+}
+
+/// The paper's settings, trained to the end.
+fn trainings(options: &Options) -> (VaeTraining, RewardTraining) {
+    let adam = Adam::with_lr(1e-4);
+    let objective = VaeObjective {
+        reconstruction: Reduction::Mean,
+        beta: 1e-3,
+        gamma: 0.1,
+        divergence: Divergence::W2,
+        batch: BATCH,
+        adam,
+        seed: options.seed,
+    };
+    let vae = VaeTraining { hidden: options.hidden, latent: options.latent, epochs: VAE_EPOCHS, objective };
+    let reward = RewardTraining {
+        hidden: options.reward_hidden,
+        updates: Updates::Epochs(REWARD_EPOCHS),
+        patience: None,
+        evaluate_every: 1,
+        objective: RewardObjective { batch: BATCH, adam },
+        seed: options.seed,
+    };
+    (vae, reward)
+}
+
+fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
+    match &options.pairs {
+        Some(path) => {
+            let source = [path.to_string_lossy().into_owned()];
+            let pairs = PairSet::open(&source, &PairOptions::default())?;
+            let sides = [Side::Chosen, Side::Rejected].map(|side| pairs.rows(side, 0..pairs.len()));
+            let [chosen, rejected] = sides;
+            let (chosen, rejected) = (chosen?, rejected?);
+            run_on(b, options, [chosen.view(), rejected.view()])
+        }
+        None => {
+            let data = simulate(&SimulationOptions {
+                dim: options.dim,
+                seeds: options.seeds,
+                validation: 0,
+                test: 0,
+                prompts: 0,
+                per_prompt: 1,
+                seed: options.seed,
+            });
+            run_on(b, options, data.seeds.view())
+        }
+    }
+}
+
+fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
+    let (n, dim) = (seeds[0].rows(), seeds[0].cols());
+    let (vae_how, reward_how) = trainings(options);
+    let (mut losses, mut steps, mut vae_seconds) = ((f64::NAN, f64::NAN, f64::NAN), 0, Vec::new());
+    let mut vae_terms = None;
+    let synthesis =
+        SynthesisOptions { fold: Some(options.fold), seed: options.seed, ..SynthesisOptions::default() };
+    let timing = time_once(options.repeat.min(3), &mut || {
+        let start = std::time::Instant::now();
+        let trained = train_vae(b, &seeds[0], &seeds[1], &vae_how, &mut |_, _| ())?;
+        vae_seconds.push(start.elapsed().as_secs_f64());
+        vae_terms = trained.history.last().copied();
+        losses.0 = vae_terms.map_or(f64::NAN, |l| l.total);
+        let experiment = Experiment {
+            seeds: seeds.clone(),
+            validation: None,
+            test: None,
+            candidates: None,
+            vae: Some(&trained.vae),
+            synthesis,
+            reward: reward_how,
+        };
+        let arm = Arm::Lens { fold: options.fold, mode: DecodeMode::Plain };
+        let (result, _) = experiment.run(b, arm, &mut |epoch| {
+            if epoch.epoch == 1 {
+                losses.1 = epoch.train_loss;
+            }
+            losses.2 = epoch.train_loss;
+        })?;
+        steps = result.steps;
+        b.finish()
+    })?;
+    let models = Options { dim, ..options.clone() }.models(dim)?;
+    let (plan, _) = synthesis.plan(n)?;
+    let needs = [(Resource::Flop, run_flop(&models, n, plan.per_side, options.fold, steps))];
+    let what = format!(
+        "whole run: VAE {VAE_EPOCHS} epochs, {}-fold, reward model {REWARD_EPOCHS} epochs, {n} seeds",
+        options.fold
+    );
+    let mut entry = Entry::new(Operation::Run, what, "runs", timing, &needs);
+    entry.details = json!({
+        "vae_loss": losses.0, "vae_terms": vae_terms, "first_reward_loss": losses.1, "reward_loss": losses.2,
+        "steps": steps, "vae_seconds": Timing::of(vae_seconds).median, "pairs": plan.pairs(), "seeds": n,
+    });
+    Ok(entry)
+}
+
+/// FLOP of the whole method. A synthetic sample takes part in a reward step by its decoder's hidden layer, through the
+/// product of the reward model's weights and the decoder's, made once a step and once more for its gradient.
+fn run_flop(models: &Models, seeds: usize, per_side: u32, fold: u64, steps: u64) -> f64 {
+    let (size, reward) = (models.vae.size(), models.reward.size());
+    let n = seeds as f64;
+    let vae = VAE_EPOCHS as f64 * n * vae_step_flop(size);
+    let encode = 2.0 * n * encode_flop(size);
+    let hidden = 2.0 * n * f64::from(per_side) * 2.0 * (size.latent * size.hidden) as f64;
+    let epochs = REWARD_EPOCHS as f64;
+    let originals = epochs * n * reward_step_flop(reward);
+    let synthetic = epochs * n * (fold - 1) as f64 * 2.0 * 3.0 * folded_flop(size, reward);
+    let joint = steps as f64 * 4.0 * (reward.hidden * size.hidden * size.dim) as f64;
+    vae + encode + hidden + originals + synthetic + joint
+}
