@@ -6,7 +6,7 @@ use half::bf16;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, Perturbation, Reduction,
-    RewardData, RewardObjective, RewardSide, Sample, VaeObjective,
+    RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
 use lensmith::matrix::{RowSet, Rows, RowsBuf, Side, Values};
@@ -97,7 +97,7 @@ fn training(c: &mut Criterion) {
     group.bench_function("VAE epoch", |b| b.iter(|| cpu.vae_epoch(&mut trainer, &data, &order, 0)));
 
     let initial = RewardModel::init(RewardSize::new(DIM, 256).expect("valid"), 1);
-    let objective = RewardObjective { batch: 128, adam };
+    let objective = RewardObjective { batch: 128, adam, synthetic: SyntheticPath::Folded };
     let mut trainer = cpu.reward_trainer(&initial, &standardizer, &objective).expect("starts");
     let data = RewardData {
         chosen: RewardSide { originals: &chosen, synthetic: None },

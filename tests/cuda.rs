@@ -16,7 +16,7 @@ use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, Emulated, kernels, layout};
 use lensmith::backend::{
     Adam, Backend, Divergence, Origin, PairData, PairRows, Precision, Reduction, Residual, RewardData,
-    RewardObjective, RewardSide, Synthetic, VaeObjective,
+    RewardObjective, RewardSide, Synthetic, SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Side};
@@ -288,7 +288,8 @@ fn every_launch_of_reward_training_passes_the_check_build() {
                 RewardSide { originals: &originals[s], synthetic: Some(synthetic) }
             };
             let data = RewardData { chosen: side(0), rejected: side(1) };
-            let objective = RewardObjective { batch: 20, adam: Adam::with_lr(1e-3) };
+            let objective =
+                RewardObjective { batch: 20, adam: Adam::with_lr(1e-3), synthetic: SyntheticPath::Folded };
             let mut trainer = b.reward_trainer(&model, &standardizer(dim), &objective).expect("starts");
             let loss = b.reward_epoch(&mut trainer, &data, &pairs).expect("trains");
             let made = b.reward_parameters(&trainer).expect("parameters");

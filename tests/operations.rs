@@ -17,7 +17,7 @@ use lensmith::backend::reference::Reference;
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation,
     PosteriorsHost, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample,
-    Synthetic, VaeLoss, VaeObjective,
+    Synthetic, SyntheticPath, VaeLoss, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
@@ -856,23 +856,28 @@ fn reward_case(
 
 #[test]
 fn reward_gradients_over_shapes() {
-    reward_gradients_of(&cpu(2), Precision::F32, &ROWS);
+    reward_gradients_of(&cpu(2), Precision::F32, SyntheticPath::Folded, &ROWS);
+}
+
+#[test]
+fn reward_gradients_through_d_dimensions() {
+    reward_gradients_of(&cpu(2), Precision::F32, SyntheticPath::Decoded, &ROWS);
 }
 
 /// The CUDA backend never decodes what it trains on: the folded algebra against decoding in F64.
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_reward_gradients_over_shapes() {
-    reward_gradients_of(&cuda(Precision::F32), Precision::F32, &FEW_ROWS);
+    reward_gradients_of(&cuda(Precision::F32), Precision::F32, SyntheticPath::Folded, &FEW_ROWS);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_reward_gradients_in_bf16_point_the_same_way() {
-    reward_gradients_of(&cuda(Precision::Bf16), Precision::Bf16, &FEW_ROWS);
+    reward_gradients_of(&cuda(Precision::Bf16), Precision::Bf16, SyntheticPath::Folded, &FEW_ROWS);
 }
 
-fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, rows: &[usize]) {
+fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, synthetic: SyntheticPath, rows: &[usize]) {
     let reference = Reference::new();
     let (mut losses, mut gradients) = (Worst::default(), Worst::default());
     for (i, &pairs) in rows.iter().enumerate() {
@@ -901,7 +906,7 @@ fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, rows: &[usize]) 
             };
             let case = (0..50).find_map(|k| corner(100 * k + 10 * i as u64 + j as u64));
             let (sides, vae, model, z, owners, ends) = case.expect("a case away from the corners");
-            let objective = RewardObjective { batch: pairs, adam: Adam::with_lr(1e-3) };
+            let objective = RewardObjective { batch: pairs, adam: Adam::with_lr(1e-3), synthetic };
             let (got, got_gradients) = with_reward_data!(b, &vae, sides, z, owners, residual, data => {
                 let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
                 b.reward_gradients(&mut trainer, &data, &ends).expect("gradients")
@@ -932,34 +937,36 @@ fn training_does_not_depend_on_threads() {
         let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 54);
         let (z, owners, ends) = reward_case(size, pairs, 333, 55);
         let order: Vec<u32> = (0..pairs as u32).rev().collect();
-        let mut first: Option<(Vae, RewardModel, [f64; 4])> = None;
-        for threads in [1, 2, 5] {
-            let b = cpu(threads);
-            let objective = vae_objective(Reduction::Mean, Divergence::W2, 64);
-            let mut trainer = b.vae_trainer(&initial, &map, &objective).expect("starts");
-            let [chosen, rejected] = sides.each_ref().map(|s| b.embeddings(set(s)).expect("uploads"));
-            let data = PairData { chosen: &chosen, rejected: &rejected };
-            let mut losses = [0.0; 4];
-            for (epoch, loss) in losses[..2].iter_mut().enumerate() {
-                *loss = b.vae_epoch(&mut trainer, &data, &order, epoch as u32).expect("trains").total;
-            }
-            let vae = b.vae_parameters(&trainer).expect("parameters");
-            let reward = with_reward_data!(b, &initial.fold(&map), sides, z, owners, true, data => {
-                let objective = RewardObjective { batch: 64, adam: Adam::with_lr(1e-3) };
-                let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
-                for loss in &mut losses[2..] {
-                    *loss = b.reward_epoch(&mut trainer, &data, &ends).expect("trains");
+        for synthetic in [SyntheticPath::Folded, SyntheticPath::Decoded] {
+            let mut first: Option<(Vae, RewardModel, [f64; 4])> = None;
+            for threads in [1, 2, 5] {
+                let b = cpu(threads);
+                let objective = vae_objective(Reduction::Mean, Divergence::W2, 64);
+                let mut trainer = b.vae_trainer(&initial, &map, &objective).expect("starts");
+                let [chosen, rejected] = sides.each_ref().map(|s| b.embeddings(set(s)).expect("uploads"));
+                let data = PairData { chosen: &chosen, rejected: &rejected };
+                let mut losses = [0.0; 4];
+                for (epoch, loss) in losses[..2].iter_mut().enumerate() {
+                    *loss = b.vae_epoch(&mut trainer, &data, &order, epoch as u32).expect("trains").total;
                 }
-                b.reward_parameters(&trainer).expect("parameters")
-            });
-            assert!(vae != initial && reward != model, "training moves the parameters");
-            match &first {
-                None => first = Some((vae, reward, losses)),
-                Some((want_vae, want_reward, want_losses)) => {
-                    let what = format!("d {dim}, {threads} threads");
-                    assert_eq!(losses.map(f64::to_bits), want_losses.map(f64::to_bits), "{what}: losses");
-                    same_layers(&what, &layers_of(&vae), &layers_of(want_vae));
-                    same_layers(&what, &reward.layers.each_ref(), &want_reward.layers.each_ref());
+                let vae = b.vae_parameters(&trainer).expect("parameters");
+                let reward = with_reward_data!(b, &initial.fold(&map), sides, z, owners, true, data => {
+                    let objective = RewardObjective { batch: 64, adam: Adam::with_lr(1e-3), synthetic };
+                    let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
+                    for loss in &mut losses[2..] {
+                        *loss = b.reward_epoch(&mut trainer, &data, &ends).expect("trains");
+                    }
+                    b.reward_parameters(&trainer).expect("parameters")
+                });
+                assert!(vae != initial && reward != model, "training moves the parameters");
+                match &first {
+                    None => first = Some((vae, reward, losses)),
+                    Some((want_vae, want_reward, want_losses)) => {
+                        let what = format!("d {dim}, {threads} threads");
+                        assert_eq!(losses.map(f64::to_bits), want_losses.map(f64::to_bits), "{what}: losses");
+                        same_layers(&what, &layers_of(&vae), &layers_of(want_vae));
+                        same_layers(&what, &reward.layers.each_ref(), &want_reward.layers.each_ref());
+                    }
                 }
             }
         }

@@ -7,7 +7,8 @@ use lensmith::backend::cpu::Cpu;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, Precision,
-    Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeLoss, VaeObjective,
+    Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeLoss,
+    VaeObjective,
 };
 use lensmith::matrix::{Matrix, RowSet, Rows, ValuesMut};
 use lensmith::model::{RewardModel, RewardSize, Standardizer, Vae, VaeSize};
@@ -431,20 +432,30 @@ fn reward_pairs(case: &Case) -> Vec<PairRows> {
     case.golden.u32s("reward.pairs").chunks_exact(2).map(|p| [p[0], p[1]]).collect()
 }
 
-fn reward_objective(case: &Case) -> RewardObjective {
+fn reward_objective(case: &Case, synthetic: SyntheticPath) -> RewardObjective {
     RewardObjective {
         batch: case.golden.count("/reward/batch"),
         adam: Adam::with_lr(case.golden.number("/reward/lr")),
+        synthetic,
     }
+}
+
+/// Both ways in which samples take part, on the backend that has both.
+fn ways<B: Backend>(b: &B) -> Vec<(&'static str, SyntheticPath)> {
+    let paths = match b.info().name.as_str() {
+        "cpu" => vec![SyntheticPath::Folded, SyntheticPath::Decoded],
+        _ => vec![SyntheticPath::Folded],
+    };
+    ["plain", "residual"].into_iter().flat_map(|mode| paths.iter().map(move |&p| (mode, p))).collect()
 }
 
 fn reward_losses_and_gradients<B: Backend>(b: &B) {
     for case in Case::all() {
-        for mode in ["plain", "residual"] {
+        for (mode, path) in ways(b) {
             with_reward_data!(b, case, mode, data => {
-                let what = case.what(b, &format!("reward {mode}"));
+                let what = case.what(b, &format!("reward {mode}, {path}"));
                 let initial = case.reward("reward.initial");
-                let objective = reward_objective(&case);
+                let objective = reward_objective(&case, path);
                 let mut trainer = b.reward_trainer(&initial, &case.standardizer(), &objective).expect("starts");
                 let pairs = reward_pairs(&case);
                 let (loss, gradients) = b.reward_gradients(&mut trainer, &data, &pairs[..8]).expect("gradients");
@@ -461,11 +472,12 @@ fn reward_losses_and_gradients<B: Backend>(b: &B) {
 
 fn reward_trains<B: Backend>(b: &B) {
     for case in Case::all() {
-        let (pairs, objective) = (reward_pairs(&case), reward_objective(&case));
+        let pairs = reward_pairs(&case);
         let (initial, standardizer) = (case.reward("reward.initial"), case.standardizer());
-        for mode in ["plain", "residual"] {
+        for (mode, path) in ways(b) {
+            let objective = reward_objective(&case, path);
             with_reward_data!(b, case, mode, data => {
-                let what = case.what(b, &format!("reward {mode}"));
+                let what = case.what(b, &format!("reward {mode}, {path}"));
                 let losses = case.golden.f64s(&format!("reward.train.{mode}.losses"));
                 let start = || b.reward_trainer(&initial, &standardizer, &objective).expect("starts");
                 let (mut by_step, mut by_epoch) = (start(), start());

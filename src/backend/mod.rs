@@ -267,6 +267,26 @@ impl VaeLoss {
     }
 }
 
+/// How synthetic samples take part in reward training. Equal up to rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyntheticPath {
+    /// Through the decoder's last layer folded into the reward model's first: no sample passes through d dimensions.
+    #[default]
+    Folded,
+    /// Decoded in every step: slow, to check the other. Not on GPUs; the reference knows nothing else.
+    Decoded,
+}
+
+impl fmt::Display for SyntheticPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            SyntheticPath::Folded => "folded",
+            SyntheticPath::Decoded => "decoded",
+        })
+    }
+}
+
 /// What reward training minimises: -log sigmoid(r(a) - r(b)), the Bradley-Terry model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardObjective {
@@ -274,6 +294,9 @@ pub struct RewardObjective {
     pub batch: usize,
     /// The optimiser.
     pub adam: Adam,
+    /// How synthetic samples take part.
+    #[serde(default)]
+    pub synthetic: SyntheticPath,
 }
 
 /// The seed pairs, resident on a device; both sides `[n, d]`.

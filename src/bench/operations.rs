@@ -9,7 +9,7 @@ use super::{
 };
 use crate::backend::{
     Adam, Divergence, LatentSource, Likelihood, Measurable, Origin, PairData, Perturbation, Reduction,
-    Resource, RewardData, RewardObjective, RewardSide, Sample, VaeObjective,
+    Resource, RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -255,7 +255,7 @@ fn train<B: Measurable + 'static>(
         entries.push(entry);
     }
     if options.only.contains(&Operation::RewardEpoch) {
-        let objective = RewardObjective { batch: BATCH, adam };
+        let objective = RewardObjective { batch: BATCH, adam, synthetic: SyntheticPath::default() };
         let mut trainer = b.reward_trainer(&models.reward, &standardizer, &objective)?;
         let data = RewardData {
             chosen: RewardSide { originals: &chosen, synthetic: None },

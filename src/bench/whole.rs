@@ -11,16 +11,18 @@ use super::{
     Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
 };
 use crate::backend::{
-    Adam, DecodeMode, Divergence, Limit, Measurable, Reduction, Resource, RewardObjective, VaeObjective,
+    Adam, DecodeMode, Divergence, Limit, Measurable, Reduction, Resource, RewardObjective, SyntheticPath,
+    VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
 use crate::matrix::{RowSet, Side};
 use crate::model::{Checkpoint, Provenance};
-use crate::shard::{Io, PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
+use crate::shard::{PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
 use crate::synth::{
-    OutputKind, Part, Recipe, SynthJob, SynthesisOptions, Synthesizer, verify_folder, write_synthetic,
+    OutputKind, Part, Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions,
+    verify_folder, write_synthetic,
 };
 use crate::train::{RewardTraining, Updates, VaeTraining, train_vae};
 
@@ -148,6 +150,7 @@ fn to_disk<B: Measurable + 'static>(
         part: Part::WHOLE,
         overwrite: false,
         write: WriteMode::default(),
+        latents: None,
     };
     let (mut bytes, mut speed) = (0, None);
     let timing = time_once(DISK_TRIALS, &mut || {
@@ -172,7 +175,8 @@ fn to_disk<B: Measurable + 'static>(
         entries.push(entry);
     }
     if options.only.contains(&Operation::Verify) {
-        let timing = time(options.repeat, &mut || verify_folder(&out, Io::Mmap, b, 0).map(drop))?;
+        let how = VerifyOptions { recompute: Recompute::NONE, ..VerifyOptions::default() };
+        let timing = time(options.repeat, &mut || verify_folder(&out, b, &how, &mut |_| ()).map(drop))?;
         let needs = [(Resource::Copy, bytes as f64 / pairs)];
         entries.push(Entry::new(
             Operation::Verify,
@@ -203,7 +207,7 @@ fn trainings(options: &Options) -> (VaeTraining, RewardTraining) {
         updates: Updates::Epochs(REWARD_EPOCHS),
         patience: None,
         evaluate_every: 1,
-        objective: RewardObjective { batch: BATCH, adam },
+        objective: RewardObjective { batch: BATCH, adam, synthetic: SyntheticPath::default() },
         seed: options.seed,
     };
     (vae, reward)

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::backend::cpu::MAX_THREADS;
 use crate::backend::{
     Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Precision, Reduction,
-    RewardObjective, VaeObjective,
+    RewardObjective, SyntheticPath, VaeObjective,
 };
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -242,6 +242,9 @@ pub struct RewardArgs {
     /// Epochs without a lower validation loss before training stops; 0 trains to the end
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub patience: usize,
+    /// Synthetic samples in training: folded (never decoded) or decoded (slow, to check the other)
+    #[arg(long, default_value = "folded", value_parser = named::<SyntheticPath>, value_name = "HOW")]
+    pub synthetic_path: SyntheticPath,
 }
 
 impl RewardArgs {
@@ -254,7 +257,11 @@ impl RewardArgs {
             updates: Updates::Epochs(self.epochs),
             patience: (self.patience > 0).then_some(self.patience),
             evaluate_every: 1,
-            objective: RewardObjective { batch: self.batch, adam: Adam::with_lr(rate("--lr", self.lr)?) },
+            objective: RewardObjective {
+                batch: self.batch,
+                adam: Adam::with_lr(rate("--lr", self.lr)?),
+                synthetic: self.synthetic_path,
+            },
             seed,
         })
     }

@@ -9,7 +9,8 @@ use super::args::{Common, positive};
 use super::console::Console;
 use super::table::{count, mean_spread, table};
 use crate::backend::{
-    Adam, DecodeMode, DeviceInfo, Divergence, Reduction, RewardObjective, VaeLoss, VaeObjective,
+    Adam, DecodeMode, DeviceInfo, Divergence, Reduction, RewardObjective, SyntheticPath, VaeLoss,
+    VaeObjective,
 };
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -188,7 +189,11 @@ fn reward_training(seed: u64) -> RewardTraining {
         updates: Updates::Epochs(20),
         patience: Some(5),
         evaluate_every: 1,
-        objective: RewardObjective { batch: 128, adam: Adam::with_lr(1e-4) },
+        objective: RewardObjective {
+            batch: 128,
+            adam: Adam::with_lr(1e-4),
+            synthetic: SyntheticPath::Folded,
+        },
         seed,
     }
 }

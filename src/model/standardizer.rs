@@ -1,5 +1,7 @@
 //! The affine map that gives every embedding dimension mean 0 and standard deviation 1.
 
+use std::ops::Range;
+
 use crate::matrix::RowSet;
 
 /// x -> (x - mean) / std, per dimension. Fitted on the seed pairs; folded into saved models, so that those take and
@@ -52,9 +54,16 @@ impl Standardizer {
     /// Applies the map in place to rows of width d.
     pub fn apply(&self, rows: &mut [f32]) {
         for row in rows.chunks_exact_mut(self.mean.len()) {
-            for ((x, m), s) in row.iter_mut().zip(&self.mean).zip(&self.std) {
-                *x = (*x - m) / s;
-            }
+            self.apply_to(0..row.len(), row);
+        }
+    }
+
+    /// Applies the map in place to dimensions `columns` of a row.
+    #[inline]
+    pub fn apply_to(&self, columns: Range<usize>, row: &mut [f32]) {
+        let (mean, std) = (&self.mean[columns.clone()], &self.std[columns]);
+        for ((x, m), s) in row.iter_mut().zip(mean).zip(std) {
+            *x = (*x - m) / s;
         }
     }
 }

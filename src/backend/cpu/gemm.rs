@@ -34,11 +34,10 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// `out = a b`, or `out += a b`; `out` is row-major.
-pub fn product(a: Mat<'_>, b: Mat<'_>, out: &mut [f32], add: bool, threads: usize) {
+/// `out = a b`, or `out += a b`, on this thread; `out` is row-major.
+pub fn product(a: Mat<'_>, b: Mat<'_>, out: &mut [f32], add: bool) {
     assert_eq!(a.cols, b.rows, "inner sizes agree");
     assert_eq!(out.len(), a.rows * b.cols, "the output holds one value per row and column");
-    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: `Mat::new` checked that rows * cols values lie behind each pointer and `t` only swaps the strides, so
     // every index below rows and cols stays inside; `out` was checked above and is borrowed for writing alone.
     unsafe {
@@ -61,7 +60,7 @@ pub fn product(a: Mat<'_>, b: Mat<'_>, out: &mut [f32], add: bool, threads: usiz
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
 }

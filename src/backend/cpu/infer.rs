@@ -86,6 +86,7 @@ pub struct PackedVae {
     encoder: [Layer; 2],
     decoder: [Layer; 2],
     size: VaeSize,
+    model: Vae,
 }
 
 impl PackedVae {
@@ -95,7 +96,13 @@ impl PackedVae {
             encoder: vae.encoder.each_ref().map(Layer::new),
             decoder: vae.decoder.each_ref().map(Layer::new),
             size: vae.size(),
+            model: vae.clone(),
         }
+    }
+
+    /// The model as it was given.
+    pub fn model(&self) -> &Vae {
+        &self.model
     }
 
     /// The sizes.

@@ -1,13 +1,9 @@
-//! Trainable layers: parameters, gradients and Adam moments side by side.
+//! Narrow layers in training: parameters, gradients and Adam moments side by side.
 
-use rayon::prelude::*;
-
+use super::adam::Rates;
 use super::gemm::{Mat, product};
 use crate::backend::Adam;
 use crate::model::Linear;
-
-/// Values of one parallel piece of an element-wise pass; fixed, so that no result depends on the thread count.
-const PIECE: usize = 1 << 14;
 
 /// A fully connected layer in training.
 #[derive(Debug)]
@@ -35,25 +31,21 @@ impl Dense {
         Mat::new(&self.linear.weight, self.linear.outputs, self.linear.inputs)
     }
 
-    /// `out = x W^T + b`, then ReLU if asked; x `[rows, inputs]`, out `[rows, outputs]`.
-    pub fn forward(&self, x: &[f32], out: &mut [f32], relu: bool, threads: usize) {
+    /// `out = x W^T + b`; x `[rows, inputs]`, out `[rows, outputs]`.
+    pub fn forward(&self, x: &[f32], out: &mut [f32]) {
         let rows = x.len() / self.linear.inputs;
         for row in out.chunks_exact_mut(self.linear.outputs) {
             row.copy_from_slice(&self.linear.bias);
         }
-        product(Mat::new(x, rows, self.linear.inputs), self.weight().t(), out, true, threads);
-        if relu {
-            // Written so that NaN stays NaN.
-            out.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
-        }
+        product(Mat::new(x, rows, self.linear.inputs), self.weight().t(), out, true);
     }
 
     /// Gradients of W and b from input x and output gradient dy.
-    pub fn gradients(&mut self, x: &[f32], dy: &[f32], threads: usize) {
+    pub fn gradients(&mut self, x: &[f32], dy: &[f32]) {
         let (inputs, outputs) = (self.linear.inputs, self.linear.outputs);
         let rows = x.len() / inputs;
         let dy_mat = Mat::new(dy, rows, outputs);
-        product(dy_mat.t(), Mat::new(x, rows, inputs), &mut self.gradient.weight, false, threads);
+        product(dy_mat.t(), Mat::new(x, rows, inputs), &mut self.gradient.weight, false);
         // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
         let mut sums = vec![0f64; outputs];
         for row in dy.chunks_exact(outputs) {
@@ -67,17 +59,24 @@ impl Dense {
     }
 
     /// The input gradient `dx = dy W`.
-    pub fn backward(&self, dy: &[f32], dx: &mut [f32], threads: usize) {
+    pub fn backward(&self, dy: &[f32], dx: &mut [f32]) {
         let rows = dy.len() / self.linear.outputs;
-        product(Mat::new(dy, rows, self.linear.outputs), self.weight(), dx, false, threads);
+        product(Mat::new(dy, rows, self.linear.outputs), self.weight(), dx, false);
     }
 
     /// One step of Adam; `step` counts from 1.
     pub fn step(&mut self, how: &Adam, step: i32) {
         let Dense { linear, gradient, first, second } = self;
-        adam(how, step, &mut linear.weight, &gradient.weight, &mut first.weight, &mut second.weight);
-        adam(how, step, &mut linear.bias, &gradient.bias, &mut first.bias, &mut second.bias);
+        let rates = Rates::new(how, step);
+        rates.step(&mut linear.weight, &mut first.weight, &mut second.weight, &gradient.weight);
+        rates.step(&mut linear.bias, &mut first.bias, &mut second.bias, &gradient.bias);
     }
+}
+
+/// ReLU in place.
+pub fn relu(values: &mut [f32]) {
+    // Written so that NaN stays NaN.
+    values.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
 }
 
 /// Zeroes the gradient where the activation (after ReLU) is not positive.
@@ -85,22 +84,4 @@ pub fn relu_backward(activation: &[f32], gradient: &mut [f32]) {
     for (g, a) in gradient.iter_mut().zip(activation) {
         *g = if *a > 0.0 { *g } else { 0.0 };
     }
-}
-
-/// Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
-fn adam(how: &Adam, step: i32, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let (beta1, beta2, eps) = (how.beta1 as f32, how.beta2 as f32, how.eps as f32);
-    let rate = (how.lr / (1.0 - how.beta1.powi(step))) as f32;
-    let inverse_root = (1.0 / (1.0 - how.beta2.powi(step)).sqrt()) as f32;
-    let (keep1, keep2) = ((1.0 - how.beta1) as f32, (1.0 - how.beta2) as f32);
-    w.par_chunks_mut(PIECE)
-        .zip(g.par_chunks(PIECE))
-        .zip(m.par_chunks_mut(PIECE).zip(v.par_chunks_mut(PIECE)))
-        .for_each(|((w, g), (m, v))| {
-            for i in 0..w.len() {
-                m[i] = beta1 * m[i] + keep1 * g[i];
-                v[i] = beta2 * v[i] + keep2 * (g[i] * g[i]);
-                w[i] -= rate * m[i] / (v[i].sqrt() * inverse_root + eps);
-            }
-        });
 }

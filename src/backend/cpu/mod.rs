@@ -3,15 +3,20 @@
 //! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
 //! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
 
+mod adam;
 pub mod floors;
 mod gemm;
 mod infer;
 mod latent;
 mod layers;
 mod panel;
+mod reconstruct;
+mod samples;
 pub mod simd;
+mod tile;
 mod train_reward;
 mod train_vae;
+mod wide;
 
 pub use infer::{PackedFolded, PackedReward, PackedVae};
 pub use latent::Posteriors;
@@ -66,10 +71,10 @@ pub struct Latents {
     rows: Vec<u32>,
 }
 
-fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> train_reward::Rows<'a> {
-    train_reward::Rows {
+fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> samples::Rows<'a> {
+    samples::Rows {
         originals: side.originals,
-        synthetic: side.synthetic.as_ref().map(|s| train_reward::SyntheticRows {
+        synthetic: side.synthetic.as_ref().map(|s| samples::SyntheticRows {
             vae: s.vae,
             z: &s.latents.z,
             rows: &s.latents.rows,
@@ -251,7 +256,7 @@ impl Backend for Cpu {
         Self: 'e,
     {
         check::pair_data(trainer.dim(), data.chosen, data.rejected, order)?;
-        Ok(self.pool.install(|| trainer.epoch([data.chosen, data.rejected], order, epoch, self.threads)))
+        Ok(self.pool.install(|| trainer.epoch(self.level, [data.chosen, data.rejected], order, epoch)))
     }
 
     fn vae_gradients<'e>(
@@ -266,7 +271,7 @@ impl Backend for Cpu {
     {
         check::pair_data(trainer.dim(), data.chosen, data.rejected, batch)?;
         let sides = [data.chosen, data.rejected];
-        let loss = self.pool.install(|| trainer.batch(sides, batch, epoch, self.threads));
+        let loss = self.pool.install(|| trainer.batch(self.level, sides, batch, epoch));
         Ok((loss, trainer.gradients()))
     }
 
@@ -295,7 +300,7 @@ impl Backend for Cpu {
     {
         check::reward_data(trainer.dim(), data, pairs)?;
         let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
-        Ok(self.pool.install(|| trainer.epoch(self.level, [&chosen, &rejected], pairs, self.threads)))
+        Ok(self.pool.install(|| trainer.epoch(self.level, [&chosen, &rejected], pairs)))
     }
 
     fn reward_gradients<'e>(
@@ -309,7 +314,7 @@ impl Backend for Cpu {
     {
         check::reward_data(trainer.dim(), data, batch)?;
         let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
-        let loss = self.pool.install(|| trainer.batch(self.level, [&chosen, &rejected], batch, self.threads));
+        let loss = self.pool.install(|| trainer.batch(self.level, [&chosen, &rejected], batch));
         Ok((loss, trainer.gradients()))
     }
 

@@ -1,88 +1,71 @@
-//! Reward training on originals and on synthetic samples, which are decoded as they are needed.
+//! Reward training. The first layer takes one pass over its weights a step (`wide.rs`); the narrow rest runs by panels
+//! of 32 hidden units.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::infer::{Base, PackedVae, decode};
-use super::latent::Posteriors;
-use super::layers::{Dense, relu_backward};
-use super::simd::Level;
+use super::adam::{Rates, Update, Vector, Weights};
+use super::samples::{NONE, Rows, Samples, Step};
+use super::simd::{Lane, Level, Simd, Task, WIDTH};
+use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
+use super::wide::{Back, Fill, STRIDE, Sums, Wide};
 use crate::backend::{PairRows, RewardObjective};
-use crate::matrix::{RowSet, ValuesMut};
-use crate::model::{RewardModel, Standardizer};
+use crate::model::{Linear, RewardModel, Standardizer};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
 pub struct RewardTrainer {
-    layers: [Dense; 2],
+    first: Wide,
+    first_bias: Vector,
+    second: Vector,
+    second_bias: Vector,
     objective: RewardObjective,
     standardizer: Standardizer,
     steps: i32,
     scratch: Scratch,
 }
 
-/// Activations and gradients of one batch; the first half of the rows is the chosen side.
+/// Activations and gradients of one batch.
 #[derive(Debug, Default)]
 struct Scratch {
-    x: Vec<f32>,
-    hidden: Vec<f32>,
-    reward: Vec<f32>,
-    dreward: Vec<f32>,
-    dhidden: Vec<f32>,
-    decoded: Vec<f32>,
+    /// The first layer's outputs of what passes through d dimensions, then the gradient by them: `[panel][rows]`.
+    wide: Vec<Lane>,
+    /// The hidden layer of every sample, then the gradient by it: `[panel][samples]`.
+    hidden: Vec<Lane>,
+    /// Each panel's share of the rewards, `[panel][samples]`.
+    shares: Vec<f32>,
+    rewards: Vec<f32>,
+    slopes: Vec<f32>,
 }
 
-/// One side of the training rows.
-pub struct Rows<'a> {
-    /// Rows below this set's length are its rows.
-    pub originals: &'a RowSet<'a>,
-    /// The rest are decoded latents.
-    pub synthetic: Option<SyntheticRows<'a>>,
+/// What passes through d dimensions in a step, standardised.
+struct Batch<'a> {
+    samples: &'a Samples<'a>,
+    step: &'a Step,
+    /// Whether the decoder's rows are not in the blocks yet.
+    fresh: bool,
+    standardizer: &'a Standardizer,
 }
 
-/// Latents to decode.
-pub struct SyntheticRows<'a> {
-    /// The decoder.
-    pub vae: &'a PackedVae,
-    /// Latents, `[samples, latent]`.
-    pub z: &'a [f32],
-    /// Seed row of each latent.
-    pub rows: &'a [u32],
-    /// Seeds' embeddings and posteriors, for residual decoding.
-    pub residual: Option<(&'a RowSet<'a>, &'a Posteriors)>,
-}
+impl Fill for Batch<'_> {
+    fn rows(&self) -> usize {
+        self.step.wide_rows()
+    }
 
-impl Rows<'_> {
-    /// Widens the wanted rows into `x`, `[wanted, d]`.
-    fn gather(&self, level: Level, wanted: &[u32], x: &mut [f32], decoded: &mut Vec<f32>) {
-        let (dim, originals) = (self.originals.cols(), self.originals.rows());
-        if let Some(s) = &self.synthetic {
-            let latent = s.vae.size().latent;
-            let ids: Vec<usize> = wanted
-                .iter()
-                .filter(|&&r| r as usize >= originals)
-                .map(|&r| r as usize - originals)
-                .collect();
-            let z: Vec<f32> = ids.iter().flat_map(|&j| &s.z[j * latent..(j + 1) * latent]).copied().collect();
-            let rows: Vec<u32> = ids.iter().map(|&j| s.rows[j]).collect();
-            decoded.resize(ids.len() * dim, 0.0);
-            let base = s.residual.map(|(embeddings, p)| Base { embeddings, mu: &p.mu, rows: &rows });
-            decode(level, s.vae, &z, base, ValuesMut::F32(decoded));
+    #[inline(always)]
+    fn fill(&self, columns: Range<usize>, block: &mut [f32]) {
+        let (folded, rest) = block.split_at_mut(self.step.depth * STRIDE);
+        if self.fresh {
+            for (row, to) in folded.chunks_exact_mut(STRIDE).enumerate() {
+                to[..columns.len()].copy_from_slice(self.samples.decoder_row(row, columns.clone()));
+            }
         }
-        // The decoded rows stand in the order in which they are wanted.
-        let mut made = 0;
-        let source: Vec<Result<usize, usize>> = wanted
-            .iter()
-            .map(|&r| {
-                let synthetic = r as usize >= originals;
-                made += usize::from(synthetic);
-                if synthetic { Err(made - 1) } else { Ok(r as usize) }
-            })
-            .collect();
-        let decoded = &*decoded;
-        x.par_chunks_mut(dim).zip(source).for_each(|(x, source)| match source {
-            Ok(row) => self.originals.row(row).widen(x),
-            Err(j) => x.copy_from_slice(&decoded[j * dim..(j + 1) * dim]),
-        });
+        for (row, to) in rest.chunks_exact_mut(STRIDE).enumerate() {
+            let to = &mut to[..columns.len()];
+            self.samples.widen(self.step, row, columns.clone(), to);
+            self.standardizer.apply_to(columns.clone(), to);
+        }
     }
 }
 
@@ -93,8 +76,12 @@ impl RewardTrainer {
         standardizer: &Standardizer,
         objective: &RewardObjective,
     ) -> RewardTrainer {
+        let [first, second] = &initial.layers;
         RewardTrainer {
-            layers: initial.layers.each_ref().map(Dense::new),
+            first: Wide::new(first.inputs, first.outputs, |o, i| first.weight[o * first.inputs + i]),
+            first_bias: Vector::new(&first.bias, 0),
+            second: Vector::new(&second.weight, 0),
+            second_bias: Vector::new(&second.bias, 0),
             objective: *objective,
             standardizer: standardizer.clone(),
             steps: 0,
@@ -104,64 +91,242 @@ impl RewardTrainer {
 
     /// Dimension of the embeddings.
     pub fn dim(&self) -> usize {
-        self.layers[0].linear.inputs
+        self.first.inputs()
     }
 
     /// The parameters.
     pub fn parameters(&self) -> RewardModel {
-        RewardModel { layers: self.layers.each_ref().map(|d| d.linear.clone()) }
+        let (inputs, outputs) = (self.first.inputs(), self.first.outputs());
+        let mut weight = vec![0f32; inputs * outputs];
+        self.first.each_weight(|o, i, w| weight[o * inputs + i] = w);
+        let second = Linear {
+            weight: self.second.values(),
+            bias: self.second_bias.values(),
+            inputs: outputs,
+            outputs: 1,
+        };
+        RewardModel { layers: [Linear { weight, bias: self.first_bias.values(), inputs, outputs }, second] }
     }
 
     /// The gradients of the last batch.
     pub fn gradients(&self) -> RewardModel {
-        RewardModel { layers: self.layers.each_ref().map(|d| d.gradient.clone()) }
+        let (inputs, outputs) = (self.first.inputs(), self.first.outputs());
+        let mut weight = vec![0f32; inputs * outputs];
+        self.first.each_gradient(|o, i, g| weight[o * inputs + i] = g);
+        let second = Linear {
+            weight: self.second.gradients(),
+            bias: self.second_bias.gradients(),
+            inputs: outputs,
+            outputs: 1,
+        };
+        RewardModel {
+            layers: [Linear { weight, bias: self.first_bias.gradients(), inputs, outputs }, second],
+        }
     }
 
     /// One pass over `pairs`.
-    pub fn epoch(&mut self, level: Level, sides: [&Rows<'_>; 2], pairs: &[PairRows], threads: usize) -> f64 {
+    pub fn epoch(&mut self, level: Level, sides: [&Rows<'_>; 2], pairs: &[PairRows]) -> f64 {
+        let batch = self.objective.batch;
+        self.run(level, sides, pairs, batch, true)
+    }
+
+    /// Loss and gradients of one batch.
+    pub fn batch(&mut self, level: Level, sides: [&Rows<'_>; 2], batch: &[PairRows]) -> f64 {
+        self.run(level, sides, batch, batch.len(), false)
+    }
+
+    /// Steps over `pairs`; gives the mean loss before each.
+    fn run(
+        &mut self,
+        level: Level,
+        sides: [&Rows<'_>; 2],
+        pairs: &[PairRows],
+        batch: usize,
+        learn: bool,
+    ) -> f64 {
+        let samples = Samples::new(level, sides, self.objective.synthetic, &self.standardizer);
+        self.first.reserve(samples.most_rows(batch.min(pairs.len())));
+        let mut batches = pairs.chunks(batch);
+        let (mut now, mut later) = (Step::default(), Step::default());
+        let mut next = batches.next();
+        let mut back = None;
         let mut mean = 0.0;
-        for batch in pairs.chunks(self.objective.batch) {
-            mean += self.batch(level, sides, batch, threads) * batch.len() as f64 / pairs.len() as f64;
-            self.steps += 1;
-            for layer in &mut self.layers {
-                layer.step(&self.objective.adam, self.steps);
+        loop {
+            if let Some(pairs) = next {
+                samples.gather(pairs, &mut later);
             }
+            let fill = next.map(|_| Batch {
+                samples: &samples,
+                step: &later,
+                fresh: back.is_none(),
+                standardizer: &self.standardizer,
+            });
+            let back_now =
+                back.map(|update| Back { lanes: &self.scratch.wide, rows: now.wide_rows(), update });
+            self.first.pass(level, back_now, fill.as_ref());
+            let Some(batch) = next else { break };
+            std::mem::swap(&mut now, &mut later);
+            self.steps += i32::from(learn);
+            let update = match learn {
+                true => Update::Adam(Rates::new(&self.objective.adam, self.steps)),
+                false => Update::Keep,
+            };
+            mean += self.step(level, &now, update) * batch.len() as f64 / pairs.len() as f64;
+            back = Some(update);
+            next = batches.next();
         }
         mean
     }
 
-    /// Loss and gradients of one batch.
-    pub fn batch(&mut self, level: Level, sides: [&Rows<'_>; 2], batch: &[PairRows], threads: usize) -> f64 {
-        let pairs = batch.len();
-        let (dim, hidden) = (self.dim(), self.layers[0].linear.outputs);
+    /// From the first layer's sums to the gradient by them, which stays in `scratch.wide`; everything but the first
+    /// layer's weights takes its update.
+    fn step(&mut self, level: Level, step: &Step, update: Update) -> f64 {
+        let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
         let s = &mut self.scratch;
-        s.x.resize(2 * pairs * dim, 0.0);
-        s.hidden.resize(2 * pairs * hidden, 0.0);
-        s.dhidden.resize(2 * pairs * hidden, 0.0);
-        s.reward.resize(2 * pairs, 0.0);
-        s.dreward.resize(2 * pairs, 0.0);
-        for (side, x) in s.x.chunks_exact_mut(pairs * dim).enumerate() {
-            let wanted: Vec<u32> = batch.iter().map(|p| p[side]).collect();
-            sides[side].gather(level, &wanted, x, &mut s.decoded);
-        }
-        let standardizer = &self.standardizer;
-        s.x.par_chunks_mut(dim).for_each(|x| standardizer.apply(x));
+        s.wide.resize(panels * wide_rows, ZERO);
+        s.hidden.resize(panels * samples, ZERO);
+        s.shares.resize(panels * samples, 0.0);
+        s.rewards.resize(samples, 0.0);
+        s.slopes.resize(samples, 0.0);
 
-        self.layers[0].forward(&s.x, &mut s.hidden, true, threads);
-        self.layers[1].forward(&s.hidden, &mut s.reward, false, threads);
-        let mut loss = 0f64;
-        for i in 0..pairs {
-            let margin = f64::from(s.reward[i]) - f64::from(s.reward[pairs + i]);
+        let sums = self.first.sums();
+        let tasks: Vec<_> = s
+            .wide
+            .chunks_exact_mut(wide_rows)
+            .zip(s.hidden.chunks_exact_mut(samples).zip(s.shares.chunks_exact_mut(samples)))
+            .zip(self.first_bias.w.iter().zip(&self.second.w))
+            .enumerate()
+            .map(|(panel, ((wide, (hidden, shares)), (bias, head)))| Forward {
+                panel,
+                step,
+                sums,
+                wide,
+                hidden,
+                shares,
+                bias,
+                head,
+            })
+            .collect();
+        tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
+
+        s.rewards.fill(self.second_bias.w[0][0]);
+        for shares in s.shares.chunks_exact(samples) {
+            s.rewards.iter_mut().zip(shares).for_each(|(reward, share)| *reward += share);
+        }
+        let pairs = step.slots.len() as f64;
+        let (mut loss, mut sum) = (0f64, 0f64);
+        for &[a, b] in &step.slots {
+            let margin = f64::from(s.rewards[a as usize]) - f64::from(s.rewards[b as usize]);
             // -log sigmoid(margin), without overflow for either sign.
             loss += (-margin).max(0.0) + (-margin.abs()).exp().ln_1p();
-            let slope = -1.0 / (1.0 + margin.exp()) / pairs as f64;
-            s.dreward[i] = slope as f32;
-            s.dreward[pairs + i] = -slope as f32;
+            let slope = (-1.0 / (1.0 + margin.exp()) / pairs) as f32;
+            s.slopes[a as usize] = slope;
+            s.slopes[b as usize] = -slope;
+            sum += f64::from(s.slopes[a as usize]) + f64::from(s.slopes[b as usize]);
         }
-        self.layers[1].gradients(&s.hidden, &s.dreward, threads);
-        self.layers[1].backward(&s.dreward, &mut s.dhidden, threads);
-        relu_backward(&s.hidden, &mut s.dhidden);
-        self.layers[0].gradients(&s.x, &s.dhidden, threads);
-        loss / pairs as f64
+        let mut bias = [0f64; WIDTH];
+        bias[0] = sum;
+        self.second_bias.learn(level, &bias, update);
+
+        let mut first = self.first_bias.weights();
+        let mut second = self.second.weights();
+        let mut tasks = Vec::with_capacity(panels);
+        for (wide, hidden) in s.wide.chunks_exact_mut(wide_rows).zip(s.hidden.chunks_exact_mut(samples)) {
+            let ((bias, rest), (head, others)) = (first.split(1), second.split(1));
+            (first, second) = (rest, others);
+            tasks.push(Backward { step, wide, hidden, slopes: &s.slopes, bias, head, update });
+        }
+        tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
+        loss / pairs
+    }
+}
+
+/// A panel of hidden units, forward.
+struct Forward<'a> {
+    panel: usize,
+    step: &'a Step,
+    sums: &'a Sums,
+    wide: &'a mut [Lane],
+    hidden: &'a mut [Lane],
+    shares: &'a mut [f32],
+    bias: &'a Lane,
+    head: &'a Lane,
+}
+
+impl Task for Forward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Forward { panel, step, sums, wide, hidden, shares, bias, head } = self;
+        wide.fill(ZERO);
+        sums.add_to(panel * wide.len(), wide);
+        for (to, &base) in hidden.iter_mut().zip(&step.base) {
+            *to = *bias;
+            if base != NONE {
+                to.iter_mut().zip(&wide[base as usize]).for_each(|(to, w)| *to += w);
+            }
+        }
+        let folded = &mut hidden[step.whole..];
+        rows(simd, &step.hidden, step.depth, folded.len(), &wide[..step.depth], &mut Add(folded));
+        for (lane, share) in hidden.iter_mut().zip(shares) {
+            let mut products = ZERO;
+            for i in 0..WIDTH {
+                // Written so that NaN stays NaN.
+                lane[i] = if lane[i] < 0.0 { 0.0 } else { lane[i] };
+                products[i] = lane[i] * head[i];
+            }
+            let mut width = WIDTH / 2;
+            while width > 0 {
+                for i in 0..width {
+                    products[i] += products[i + width];
+                }
+                width /= 2;
+            }
+            *share = products[0];
+        }
+    }
+}
+
+/// A panel of hidden units, backward.
+struct Backward<'a> {
+    step: &'a Step,
+    wide: &'a mut [Lane],
+    hidden: &'a mut [Lane],
+    slopes: &'a [f32],
+    bias: Weights<'a>,
+    head: Weights<'a>,
+    update: Update,
+}
+
+impl Task for Backward<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Backward { step, wide, hidden, slopes, mut bias, mut head, update } = self;
+        wide.fill(ZERO);
+        // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
+        let (mut head_sums, mut bias_sums) = ([0f64; WIDTH], [0f64; WIDTH]);
+        let weight = head.w[0];
+        for ((lane, &base), &slope) in hidden.iter_mut().zip(&step.base).zip(slopes) {
+            for i in 0..WIDTH {
+                head_sums[i] += f64::from(slope) * f64::from(lane[i]);
+                lane[i] = if lane[i] > 0.0 { slope * weight[i] } else { 0.0 };
+                bias_sums[i] += f64::from(lane[i]);
+            }
+            if base != NONE {
+                wide[base as usize].iter_mut().zip(&*lane).for_each(|(to, g)| *to += g);
+            }
+        }
+        let folded = &hidden[step.whole..];
+        columns(
+            simd,
+            &step.hidden,
+            step.depth.max(1),
+            step.depth,
+            folded,
+            &mut Keep(&mut wide[..step.depth]),
+        );
+        bias.learn(update).take(0, &[bias_sums.map(|v| v as f32)]);
+        head.learn(update).take(0, &[head_sums.map(|v| v as f32)]);
     }
 }

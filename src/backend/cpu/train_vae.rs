@@ -1,19 +1,29 @@
-//! VAE training: forward, loss and backward of a batch as a few wide products and fused passes.
+//! VAE training: the wide layers at either end in one pass each over their weights, the narrow ones between them.
 
-use rayon::prelude::*;
+use std::ops::Range;
 
-use super::layers::{Dense, relu_backward};
+use super::adam::{Rates, Update, Vector};
+use super::layers::{Dense, relu, relu_backward};
+use super::reconstruct::{Reconstruction, Target};
+use super::simd::{Lane, Level, WIDTH};
+use super::tile::ZERO;
+use super::wide::{Back, Fill, STRIDE, Wide};
 use crate::backend::{Divergence, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::matrix::RowSet;
-use crate::model::{Standardizer, Vae};
+use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::math::exp;
 use crate::noise::{Address, Purpose, Side, fill_normals};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
 pub struct VaeTrainer {
-    encoder: [Dense; 2],
-    decoder: [Dense; 2],
+    /// d -> hidden.
+    first: Wide,
+    first_bias: Vector,
+    /// hidden -> 2 latent, latent -> hidden.
+    middle: [Dense; 2],
+    /// hidden -> d.
+    last: Reconstruction,
     objective: VaeObjective,
     standardizer: Standardizer,
     steps: i32,
@@ -23,25 +33,60 @@ pub struct VaeTrainer {
 /// Activations and gradients of one batch; the first half of the rows is the chosen side.
 #[derive(Debug, Default)]
 struct Scratch {
-    x: Vec<f32>,
+    /// Gradient by the first layer's outputs, `[panel][rows]`.
+    back: Vec<Lane>,
+    /// The decoder's hidden layer, `[panel][rows]`.
+    panels: Vec<Lane>,
     encoder_hidden: Vec<f32>,
     code: Vec<f32>,
     eps: Vec<f32>,
     z: Vec<f32>,
     decoder_hidden: Vec<f32>,
-    /// The reconstruction, then its gradient.
-    out: Vec<f32>,
     dhidden: Vec<f32>,
     dz: Vec<f32>,
     dcode: Vec<f32>,
 }
 
+/// The seed pairs that a batch names, standardised.
+struct Batch<'a> {
+    sides: [&'a RowSet<'a>; 2],
+    rows: &'a [u32],
+    standardizer: &'a Standardizer,
+}
+
+impl Batch<'_> {
+    /// Side and seed row of row r of the batch.
+    fn place(&self, r: usize) -> (Side, u32) {
+        (Side::BOTH[r / self.rows.len()], self.rows[r % self.rows.len()])
+    }
+}
+
+impl Fill for Batch<'_> {
+    fn rows(&self) -> usize {
+        2 * self.rows.len()
+    }
+
+    #[inline(always)]
+    fn fill(&self, columns: Range<usize>, block: &mut [f32]) {
+        for (r, to) in block.chunks_exact_mut(STRIDE).enumerate() {
+            let (side, row) = self.place(r);
+            let to = &mut to[..columns.len()];
+            self.sides[side as usize].row(row as usize).slice(columns.clone()).widen(to);
+            self.standardizer.apply_to(columns.clone(), to);
+        }
+    }
+}
+
 impl VaeTrainer {
     /// Starts from a model for standardised embeddings.
     pub fn new(initial: &Vae, standardizer: &Standardizer, objective: &VaeObjective) -> VaeTrainer {
+        let [first, second] = &initial.encoder;
+        let [third, last] = &initial.decoder;
         VaeTrainer {
-            encoder: initial.encoder.each_ref().map(Dense::new),
-            decoder: initial.decoder.each_ref().map(Dense::new),
+            first: Wide::new(first.inputs, first.outputs, |o, i| first.weight[o * first.inputs + i]),
+            first_bias: Vector::new(&first.bias, 0),
+            middle: [Dense::new(second), Dense::new(third)],
+            last: Reconstruction::new(last),
             objective: *objective,
             standardizer: standardizer.clone(),
             steps: 0,
@@ -51,93 +96,142 @@ impl VaeTrainer {
 
     /// Dimension of the embeddings.
     pub fn dim(&self) -> usize {
-        self.encoder[0].linear.inputs
+        self.first.inputs()
+    }
+
+    fn latent(&self) -> usize {
+        self.middle[1].linear.inputs
     }
 
     /// The parameters.
     pub fn parameters(&self) -> Vae {
-        Vae {
-            encoder: self.encoder.each_ref().map(|d| d.linear.clone()),
-            decoder: self.decoder.each_ref().map(|d| d.linear.clone()),
-        }
+        let [second, third] = self.middle.each_ref().map(|d| d.linear.clone());
+        let bias = self.first_bias.values();
+        let first = self.first_layer(bias, |weight, inputs| {
+            self.first.each_weight(|o, i, w| weight[o * inputs + i] = w);
+        });
+        Vae { encoder: [first, second], decoder: [third, self.last.parameters()] }
     }
 
     /// The gradients of the last batch.
     pub fn gradients(&self) -> Vae {
-        Vae {
-            encoder: self.encoder.each_ref().map(|d| d.gradient.clone()),
-            decoder: self.decoder.each_ref().map(|d| d.gradient.clone()),
-        }
+        let [second, third] = self.middle.each_ref().map(|d| d.gradient.clone());
+        let bias = self.first_bias.gradients();
+        let first = self.first_layer(bias, |weight, inputs| {
+            self.first.each_gradient(|o, i, w| weight[o * inputs + i] = w);
+        });
+        Vae { encoder: [first, second], decoder: [third, self.last.gradients()] }
+    }
+
+    fn first_layer(&self, bias: Vec<f32>, fill: impl FnOnce(&mut [f32], usize)) -> Linear {
+        let (inputs, outputs) = (self.first.inputs(), self.first.outputs());
+        let mut weight = vec![0f32; inputs * outputs];
+        fill(&mut weight, inputs);
+        Linear { weight, bias, inputs, outputs }
     }
 
     /// One pass over `order`.
-    pub fn epoch(&mut self, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32, threads: usize) -> VaeLoss {
+    pub fn epoch(&mut self, level: Level, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32) -> VaeLoss {
         let mut mean = VaeLoss::default();
-        for batch in order.chunks(self.objective.batch) {
-            let loss = self.batch(sides, batch, epoch, threads);
-            mean.add_scaled(&loss, batch.len() as f64 / order.len() as f64);
+        let batches: Vec<&[u32]> = order.chunks(self.objective.batch).collect();
+        self.first.reserve(2 * batches[0].len());
+        self.first_pass(level, None, sides, Some(batches[0]));
+        for (i, batch) in batches.iter().enumerate() {
             self.steps += 1;
-            for layer in self.encoder.iter_mut().chain(&mut self.decoder) {
+            let update = Update::Adam(Rates::new(&self.objective.adam, self.steps));
+            let loss = self.step(level, batch, epoch, update);
+            mean.add_scaled(&loss, batch.len() as f64 / order.len() as f64);
+            for layer in &mut self.middle {
                 layer.step(&self.objective.adam, self.steps);
             }
+            self.first_pass(level, Some((2 * batch.len(), update)), sides, batches.get(i + 1).copied());
         }
         mean
     }
 
     /// Loss and gradients of one batch.
-    pub fn batch(&mut self, sides: [&RowSet<'_>; 2], batch: &[u32], epoch: u32, threads: usize) -> VaeLoss {
-        let rows = 2 * batch.len();
-        let (dim, hidden) = (self.dim(), self.encoder[0].linear.outputs);
-        let latent = self.decoder[0].linear.inputs;
+    pub fn batch(&mut self, level: Level, sides: [&RowSet<'_>; 2], batch: &[u32], epoch: u32) -> VaeLoss {
+        self.first.reserve(2 * batch.len());
+        self.first_pass(level, None, sides, Some(batch));
+        let loss = self.step(level, batch, epoch, Update::Keep);
+        self.first_pass(level, Some((2 * batch.len(), Update::Keep)), sides, None);
+        loss
+    }
+
+    fn first_pass(
+        &mut self,
+        level: Level,
+        back: Option<(usize, Update)>,
+        sides: [&RowSet<'_>; 2],
+        next: Option<&[u32]>,
+    ) {
+        let back = back.map(|(rows, update)| Back { lanes: &self.scratch.back, rows, update });
+        let next = next.map(|rows| Batch { sides, rows, standardizer: &self.standardizer });
+        self.first.pass(level, back, next.as_ref());
+    }
+
+    /// From the first layer's sums to the gradient by them, which stays in `scratch.back`. The last layer and the
+    /// first one's bias take their updates, the middle ones keep their gradients.
+    fn step(&mut self, level: Level, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
+        let (pairs, rows) = (batch.len(), 2 * batch.len());
+        let (dim, latent, hidden) = (self.dim(), self.latent(), self.first.outputs());
+        let lanes = self.first.panels() * rows;
         let s = &mut self.scratch;
         for (buffer, width) in [
-            (&mut s.x, dim),
             (&mut s.encoder_hidden, hidden),
             (&mut s.code, 2 * latent),
             (&mut s.eps, latent),
             (&mut s.z, latent),
             (&mut s.decoder_hidden, hidden),
-            (&mut s.out, dim),
             (&mut s.dhidden, hidden),
             (&mut s.dz, latent),
             (&mut s.dcode, 2 * latent),
         ] {
             buffer.resize(rows * width, 0.0);
         }
-        let place = |r: usize| (Side::BOTH[r / batch.len()], batch[r % batch.len()]);
+        s.back.resize(lanes, ZERO);
+        s.panels.resize(lanes, ZERO);
 
-        let standardizer = &self.standardizer;
-        s.x.par_chunks_mut(dim).enumerate().for_each(|(r, x)| {
-            let (side, row) = place(r);
-            sides[side as usize].row(row as usize).widen(x);
-            standardizer.apply(x);
-        });
-        self.encoder[0].forward(&s.x, &mut s.encoder_hidden, true, threads);
-        self.encoder[1].forward(&s.encoder_hidden, &mut s.code, false, threads);
+        for (panel, bias) in s.back.chunks_exact_mut(rows).zip(&self.first_bias.w) {
+            panel.fill(*bias);
+        }
+        self.first.sums().add_to(0, &mut s.back);
+        from_panels(&s.back, hidden, &mut s.encoder_hidden);
+        relu(&mut s.encoder_hidden);
+        self.middle[0].forward(&s.encoder_hidden, &mut s.code);
         let codes = s.code.chunks_exact(2 * latent);
         let noise = s.eps.chunks_exact_mut(latent).zip(s.z.chunks_exact_mut(latent));
         for (r, (code, (eps, z))) in codes.zip(noise).enumerate() {
-            let (side, row) = place(r);
-            let address = Address { purpose: Purpose::TrainVae, side, row: u64::from(row), candidate: epoch };
+            let (side, row) = (Side::BOTH[r / pairs], u64::from(batch[r % pairs]));
+            let address = Address { purpose: Purpose::TrainVae, side, row, candidate: epoch };
             fill_normals(self.objective.seed, address, eps);
             for j in 0..latent {
                 z[j] = exp(0.5 * code[latent + j]).mul_add(eps[j], code[j]);
             }
         }
-        self.decoder[0].forward(&s.z, &mut s.decoder_hidden, true, threads);
-        self.decoder[1].forward(&s.decoder_hidden, &mut s.out, false, threads);
+        self.middle[1].forward(&s.z, &mut s.decoder_hidden);
+        relu(&mut s.decoder_hidden);
+        to_panels(&s.decoder_hidden, hidden, &mut s.panels);
 
-        let mut loss = self.reconstruction(batch.len());
-        self.divergences(batch.len(), latent, &mut loss);
+        let scale = match self.objective.reconstruction {
+            Reduction::Mean => 1.0 / dim as f64,
+            Reduction::Sum => 1.0,
+        };
+        let (blocks, size) = self.first.blocks();
+        let target = Target { blocks, size, slope: (2.0 * scale / pairs as f64) as f32 };
+        let squares = self.last.pass(level, &s.decoder_hidden, &s.panels, target, update);
+        let mut loss = VaeLoss { reconstruction: scale * squares / pairs as f64, ..VaeLoss::default() };
+        self.divergences(pairs, latent, &mut loss);
         loss.total =
             loss.reconstruction + self.objective.beta * loss.kl + self.objective.gamma * loss.divergence;
 
         let s = &mut self.scratch;
-        self.decoder[1].gradients(&s.decoder_hidden, &s.out, threads);
-        self.decoder[1].backward(&s.out, &mut s.dhidden, threads);
+        s.panels.fill(ZERO);
+        self.last.sums().add_to(0, &mut s.panels);
+        from_panels(&s.panels, hidden, &mut s.dhidden);
         relu_backward(&s.decoder_hidden, &mut s.dhidden);
-        self.decoder[0].gradients(&s.z, &s.dhidden, threads);
-        self.decoder[0].backward(&s.dhidden, &mut s.dz, threads);
+        self.middle[1].gradients(&s.z, &s.dhidden);
+        self.middle[1].backward(&s.dhidden, &mut s.dz);
         for (r, dcode) in s.dcode.chunks_exact_mut(2 * latent).enumerate() {
             let at = r * latent;
             for j in 0..latent {
@@ -146,42 +240,18 @@ impl VaeTrainer {
                 dcode[latent + j] += half_sigma * s.eps[at + j] * s.dz[at + j];
             }
         }
-        self.encoder[1].gradients(&s.encoder_hidden, &s.dcode, threads);
-        self.encoder[1].backward(&s.dcode, &mut s.dhidden, threads);
+        self.middle[0].gradients(&s.encoder_hidden, &s.dcode);
+        self.middle[0].backward(&s.dcode, &mut s.dhidden);
         relu_backward(&s.encoder_hidden, &mut s.dhidden);
-        self.encoder[0].gradients(&s.x, &s.dhidden, threads);
+        to_panels(&s.dhidden, hidden, &mut s.back);
+        let mut sums = vec![0f64; self.first.panels() * WIDTH];
+        for (sums, panel) in sums.chunks_exact_mut(WIDTH).zip(s.back.chunks_exact(rows)) {
+            for lane in panel {
+                sums.iter_mut().zip(lane).for_each(|(sum, &g)| *sum += f64::from(g));
+            }
+        }
+        self.first_bias.learn(level, &sums, update);
         loss
-    }
-
-    /// The reconstruction error; leaves its gradient in `out`.
-    fn reconstruction(&mut self, pairs: usize) -> VaeLoss {
-        let dim = self.dim();
-        let scale = match self.objective.reconstruction {
-            Reduction::Mean => 1.0 / dim as f64,
-            Reduction::Sum => 1.0,
-        };
-        let slope = (2.0 * scale / pairs as f64) as f32;
-        let s = &mut self.scratch;
-        let squares: Vec<f64> = s
-            .out
-            .par_chunks_mut(dim)
-            .zip(s.x.par_chunks(dim))
-            .map(|(out, x)| {
-                let mut sum = 0f64;
-                for (out, x) in out.chunks_mut(256).zip(x.chunks(256)) {
-                    let mut part = 0f32;
-                    for (o, x) in out.iter_mut().zip(x) {
-                        let difference = *o - x;
-                        part += difference * difference;
-                        *o = slope * difference;
-                    }
-                    sum += f64::from(part);
-                }
-                sum
-            })
-            .collect();
-        let reconstruction = scale * squares.iter().sum::<f64>() / pairs as f64;
-        VaeLoss { reconstruction, ..VaeLoss::default() }
     }
 
     /// KL and pair divergence in F64 (a few numbers per row); leaves their gradients by (mu, logvar) in `dcode`.
@@ -216,6 +286,28 @@ impl VaeTrainer {
                     dcode[latent + j] = (dlogvar / n) as f32;
                 }
             }
+        }
+    }
+}
+
+/// Rows `[rows, width]` from `[panel][rows]`.
+fn from_panels(lanes: &[Lane], width: usize, out: &mut [f32]) {
+    let rows = out.len() / width;
+    for (p, panel) in lanes.chunks_exact(rows).enumerate() {
+        let columns = p * WIDTH..((p + 1) * WIDTH).min(width);
+        for (lane, out) in panel.iter().zip(out.chunks_exact_mut(width)) {
+            out[columns.clone()].copy_from_slice(&lane[..columns.len()]);
+        }
+    }
+}
+
+/// `[panel][rows]` from rows `[rows, width]`; what pads the last panel is left as it is.
+fn to_panels(rows: &[f32], width: usize, out: &mut [Lane]) {
+    let count = rows.len() / width;
+    for (p, panel) in out.chunks_exact_mut(count).enumerate() {
+        let columns = p * WIDTH..((p + 1) * WIDTH).min(width);
+        for (lane, row) in panel.iter_mut().zip(rows.chunks_exact(width)) {
+            lane[..columns.len()].copy_from_slice(&row[columns.clone()]);
         }
     }
 }

@@ -37,7 +37,7 @@ use self::memory::Buffer;
 use self::ops::{Codes, RowsAt};
 use super::{
     Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision, Residual,
-    RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, check,
+    RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, check,
 };
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
@@ -395,6 +395,9 @@ impl Backend for Cuda {
         objective: &RewardObjective,
     ) -> Result<RewardTrainer> {
         check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        if objective.synthetic != SyntheticPath::Folded {
+            return Err(Error::option("--synthetic-path", "folded on a GPU", objective.synthetic));
+        }
         self.run(|| RewardTrainer::new(self, initial, standardizer, objective))
     }
 

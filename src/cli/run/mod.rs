@@ -412,6 +412,7 @@ mod tests {
             objective: crate::backend::RewardObjective {
                 batch: 8,
                 adam: crate::backend::Adam::with_lr(1e-3),
+                synthetic: crate::backend::SyntheticPath::Folded,
             },
             seed: 0,
         };

@@ -1,0 +1,128 @@
+//! Products of training, in register tiles: what a tile made goes straight to what comes next (a sum, a loss, a step
+//! of Adam) and need not travel through memory. Each element is one chain of fused multiply-adds in rising order.
+
+use super::simd::{Lane, Simd, WIDTH};
+
+/// A lane of zeros.
+pub const ZERO: Lane = [0.0; WIDTH];
+
+/// What becomes of a tile's rows: row `at + i` of the product is `made[i]`. `take` must be `#[inline(always)]`.
+pub trait Sink {
+    /// Takes some rows.
+    fn take(&mut self, at: usize, made: &[Lane]);
+}
+
+/// Adds to what is there.
+pub struct Add<'a>(pub &'a mut [Lane]);
+
+impl Sink for Add<'_> {
+    #[inline(always)]
+    fn take(&mut self, at: usize, made: &[Lane]) {
+        for (to, made) in self.0[at..].iter_mut().zip(made) {
+            for (to, made) in to.iter_mut().zip(made) {
+                *to += made;
+            }
+        }
+    }
+}
+
+/// Replaces what is there.
+pub struct Keep<'a>(pub &'a mut [Lane]);
+
+impl Sink for Keep<'_> {
+    #[inline(always)]
+    fn take(&mut self, at: usize, made: &[Lane]) {
+        self.0[at..at + made.len()].copy_from_slice(made);
+    }
+}
+
+/// The heights that tiles come in.
+const HEIGHTS: [usize; 4] = [8, 4, 3, 2];
+
+/// The tallest tile that the registers and what is left allow.
+#[inline(always)]
+fn height<S: Simd>(left: usize) -> usize {
+    HEIGHTS.into_iter().find(|&h| h <= S::ROWS && h <= left).unwrap_or(1)
+}
+
+/// Row r of the product is the sum over k of `a[r * stride + k] * b[k]`, for `count` rows.
+#[inline(always)]
+pub fn rows<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize, b: &[Lane], sink: &mut T) {
+    let mut at = 0;
+    while at < count {
+        let a = &a[at * stride..];
+        at += match height::<S>(count - at) {
+            8 => row_tile::<S, T, 8>(simd, a, stride, b, at, sink),
+            4 => row_tile::<S, T, 4>(simd, a, stride, b, at, sink),
+            3 => row_tile::<S, T, 3>(simd, a, stride, b, at, sink),
+            2 => row_tile::<S, T, 2>(simd, a, stride, b, at, sink),
+            _ => row_tile::<S, T, 1>(simd, a, stride, b, at, sink),
+        };
+    }
+}
+
+#[inline(always)]
+fn row_tile<S: Simd, T: Sink, const R: usize>(
+    simd: S,
+    a: &[f32],
+    stride: usize,
+    b: &[Lane],
+    at: usize,
+    sink: &mut T,
+) -> usize {
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &a[r * stride..][..b.len()]);
+    let mut acc = [simd.load(&ZERO); R];
+    for (k, lane) in b.iter().enumerate() {
+        let lane = simd.load(lane);
+        for r in 0..R {
+            acc[r] = simd.fma(rows[r][k], lane, acc[r]);
+        }
+    }
+    finish(simd, acc, at, sink)
+}
+
+/// Row c of the product is the sum over k of `a[k * stride + c] * b[k]`, for `count` columns c of `a`.
+#[inline(always)]
+pub fn columns<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize, b: &[Lane], sink: &mut T) {
+    let mut at = 0;
+    while at < count {
+        at += match height::<S>(count - at) {
+            8 => column_tile::<S, T, 8>(simd, a, stride, b, at, sink),
+            4 => column_tile::<S, T, 4>(simd, a, stride, b, at, sink),
+            3 => column_tile::<S, T, 3>(simd, a, stride, b, at, sink),
+            2 => column_tile::<S, T, 2>(simd, a, stride, b, at, sink),
+            _ => column_tile::<S, T, 1>(simd, a, stride, b, at, sink),
+        };
+    }
+}
+
+#[inline(always)]
+fn column_tile<S: Simd, T: Sink, const R: usize>(
+    simd: S,
+    a: &[f32],
+    stride: usize,
+    b: &[Lane],
+    at: usize,
+    sink: &mut T,
+) -> usize {
+    assert!(a.len() >= b.len() * stride, "a row of a for every lane of b");
+    let mut acc = [simd.load(&ZERO); R];
+    for (row, lane) in a.chunks_exact(stride).zip(b) {
+        let row = &row[at..at + R];
+        let lane = simd.load(lane);
+        for r in 0..R {
+            acc[r] = simd.fma(row[r], lane, acc[r]);
+        }
+    }
+    finish(simd, acc, at, sink)
+}
+
+#[inline(always)]
+fn finish<S: Simd, T: Sink, const R: usize>(simd: S, acc: [S::Row; R], at: usize, sink: &mut T) -> usize {
+    let mut made = [ZERO; R];
+    for r in 0..R {
+        simd.store(acc[r], &mut made[r]);
+    }
+    sink.take(at, &made);
+    R
+}
