@@ -14,8 +14,19 @@ use crate::common::cli::{Lab, assert_same_files, bare, f32_bytes, outputs};
 use crate::common::{Bound, assert_close, data, wide};
 use crate::support::{DIM, REWARD, SEEDS, VAE, with_data, with_models};
 
-const COMMANDS: [&str; 10] =
-    ["train-vae", "synth", "train-reward", "score", "eval", "best-of-n", "run", "inspect", "verify", "demo"];
+const COMMANDS: [&str; 11] = [
+    "train-vae",
+    "synth",
+    "train-reward",
+    "score",
+    "eval",
+    "best-of-n",
+    "run",
+    "inspect",
+    "verify",
+    "demo",
+    "bench",
+];
 
 #[test]
 fn help_has_examples() {
