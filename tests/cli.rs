@@ -2,6 +2,8 @@
 
 #[path = "cli/bad.rs"]
 mod bad;
+#[path = "cli/bench.rs"]
+mod bench;
 mod common;
 #[path = "cli/disk.rs"]
 mod disk;

@@ -370,3 +370,50 @@ pub fn rate(per_second: f64) -> String {
     };
     format!("{value:.decimals$}{unit}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_have_three_digits() {
+        for (value, text) in [
+            (412_345.0, "412 k"),
+            (1_254_000.0, "1.25 M"),
+            (9.996e9, "10.0 G"),
+            (0.5, "0.50"),
+            (99.96, "100"),
+        ] {
+            assert_eq!(rate(value), text);
+        }
+    }
+
+    /// The counts of the paper's sizes that the project's figures are based on.
+    #[test]
+    fn work_of_the_usual_sizes() {
+        let (size, reward) = (VaeSize::new(4096, 64, 16).unwrap(), RewardSize::new(4096, 256).unwrap());
+        assert_eq!(decode_flop(size), 526_336.0);
+        assert_eq!(encode_flop(size), 528_384.0);
+        assert_eq!(folded_flop(size, reward), 35_328.0);
+        assert_eq!(vae_step_flop(size), 4.0 * (5.0 * 4096.0 * 64.0 + 9.0 * 64.0 * 16.0));
+        assert_eq!(reward_step_flop(reward), 4.0 * (2.0 * 4096.0 * 256.0 + 3.0 * 256.0));
+    }
+
+    #[test]
+    fn the_nearest_limit_counts() {
+        let limit = |resource, per_second| Limit { what: String::new(), resource, per_second };
+        let limits =
+            [limit(Resource::Flop, 100.0), limit(Resource::Write, 10.0), limit(Resource::Write, 30.0)];
+        let entry = |flop, bytes| {
+            let timing = Timing::of(vec![0.5]);
+            let needs = [(Resource::Flop, flop), (Resource::Write, bytes)];
+            Entry::new(Operation::Decode, "decode", "rows", timing, &needs).hold_against(&limits)
+        };
+        // Two rows a second, where arithmetic allows 4 and the faster stores 30.
+        let bound = entry(25.0, 1.0);
+        assert_eq!((bound.share, bound.bound_by), (Some(0.5), Some(Resource::Flop)));
+        let bound = entry(1.0, 10.0);
+        assert_eq!((bound.share, bound.bound_by), (Some(2.0 / 3.0), Some(Resource::Write)));
+        assert_eq!(entry(0.0, 0.0).share, None);
+    }
+}

@@ -90,11 +90,6 @@ fn mark(area: &Area<'_>, (x, y): (i32, i32), kind: usize) -> std::result::Result
     line(area, corners, colour, 3)
 }
 
-/// Powers of ten within a range.
-fn decades(from: f64, to: f64) -> impl Iterator<Item = f64> {
-    (from.log10().ceil() as i32..=to.log10().floor() as i32).map(|e| 10f64.powi(e))
-}
-
 /// Numbers of a logarithmic axis: "0.1", "100", "10 k", "1 M".
 fn short(value: f64) -> String {
     match value {
@@ -140,7 +135,7 @@ fn roof(
     let xs = spots.iter().map(|s| s.1.0).chain(memory.map(|m| flops / m));
     let ys = spots.iter().map(|s| s.1.1).chain([flops]);
     let (x0, x1) = (xs.clone().fold(1.0, f64::min) / 2.0, xs.fold(100.0, f64::max) * 3.0);
-    let (y0, y1) = (ys.clone().fold(flops / 10.0, f64::min) / 2.0, ys.fold(flops, f64::max) * 2.0);
+    let (y0, y1) = (ys.clone().fold(flops / 40.0, f64::min) / 2.0, ys.fold(flops, f64::max) * 2.0);
     write(
         area,
         "Roofline: what the device allows, and what each operation reaches",
@@ -311,8 +306,6 @@ fn panel(
         .y_label_area_size(62)
         .build_cartesian_2d((x0 / 1.6..x1 * 1.6).log_scale(), 0.0..top)
         .map_err(said)?;
-    let ticks: Vec<f64> = decades(x0, x1).collect();
-    let powers_of_two = ticks.len() < 3;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -321,25 +314,24 @@ fn panel(
         .axis_style(FAINT)
         .label_style((FONT, 14).into_font().color(&INK))
         .axis_desc_style((FONT, 15).into_font().color(&INK))
-        .x_labels(if powers_of_two { 0 } else { ticks.len() })
+        .x_labels(0)
         .y_labels(8)
         .x_desc(x_name)
         .y_desc(y_name)
-        .x_label_formatter(&|v| short(*v))
+        .x_label_formatter(&|_| String::new())
         .y_label_formatter(&|v| format!("{v:.1}"))
         .draw()
         .map_err(said)?;
     let band = [(x0 / 1.6, 0.9), (x1 * 1.6, 1.1)];
     chart.draw_series([Rectangle::new(band, COLOURS[5].mix(0.15).filled())]).map_err(said)?;
-    if powers_of_two {
-        let mut sizes = xs.clone();
-        sizes.dedup();
-        for x in sizes {
-            let (px, py) = chart.backend_coord(&(x, 0.0));
-            on_root(area, |a, (ox, oy)| {
-                write(a, &format!("{x}"), (px - ox, py - oy + 8), &style(14, INK, HPos::Center, VPos::Top))
-            })?;
-        }
+    // A label for each size that was measured, instead of those of the library.
+    let mut sizes = xs.clone();
+    sizes.sort_by(f64::total_cmp);
+    sizes.dedup();
+    for x in sizes {
+        let (px, py) = chart.backend_coord(&(x, 0.0));
+        let at = |(ox, oy): (i32, i32)| (px - ox, py - oy + 8);
+        on_root(area, |a, o| write(a, &short(x), at(o), &style(14, INK, HPos::Center, VPos::Top)))?;
     }
     for (i, own) in relative.iter().enumerate() {
         let pixels: Vec<(i32, i32)> = own.iter().map(|p| chart.backend_coord(p)).collect();

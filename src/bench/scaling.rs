@@ -91,7 +91,7 @@ pub fn measure<B: Measurable + 'static>(
 ) -> Result<Scaling> {
     let mut scaling = Scaling { over_rows: Vec::new(), over_dims: Vec::new(), left_out: Vec::new() };
     let models = options.models(options.dim)?;
-    at_dim(b, options, &models, &mut |what, block, through| {
+    at_dim(b, options, &models, block_rows(options.dim), &mut |what, block, through| {
         let mut per_row = 0.0;
         for rows in ROWS {
             if per_row * rows as f64 > seconds {
@@ -107,7 +107,7 @@ pub fn measure<B: Measurable + 'static>(
     })?;
     for dim in DIMS {
         let models = options.models(dim)?;
-        at_dim(b, options, &models, &mut |what, block, through| {
+        at_dim(b, options, &models, block_rows(dim), &mut |what, block, through| {
             says(&format!("{what}, d = {dim}"));
             let rows = (BYTES / (2 * dim as u64)).max(1);
             scaling.over_dims.push(point(b, dim, what, rows, block, through)?);
@@ -117,12 +117,22 @@ pub fn measure<B: Measurable + 'static>(
     Ok(scaling)
 }
 
+/// Rows of a block.
+fn block_rows(dim: usize) -> usize {
+    (BLOCK / (2 * dim)).max(1)
+}
+
 type Each<'a> = &'a mut dyn FnMut(&str, usize, &mut Through<'_>) -> Result<()>;
 
-/// Sets up each operation at the models' dimension, and hands it to `each` with the rows of a block.
-fn at_dim<B: Measurable + 'static>(b: &B, options: &Options, models: &Models, each: Each<'_>) -> Result<()> {
+/// Sets up each operation at the models' dimension on `block` rows, and hands it to `each` with the rows of its block.
+fn at_dim<B: Measurable + 'static>(
+    b: &B,
+    options: &Options,
+    models: &Models,
+    block: usize,
+    each: Each<'_>,
+) -> Result<()> {
     let dim = models.vae.size().dim;
-    let block = (BLOCK / (2 * dim)).max(1);
     let values = random_rows(options, block, dim, 0);
     let view: RowSet<'_> = values.view().into();
     let vae = b.load_vae(&models.vae)?;
@@ -192,4 +202,56 @@ fn point<B: Measurable>(
         seconds_per_row: per_row,
         seconds_per_byte: (what != FOLDED).then(|| per_row / (2 * dim) as f64),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreads_are_relative_to_the_cheapest() {
+        let point = |what: &str, per_row: f64| Point {
+            what: what.into(),
+            dim: 8,
+            rows: 10,
+            seconds_per_row: per_row,
+            seconds_per_byte: None,
+        };
+        let points = [point("a", 2.0), point("a", 3.0), point("b", 9.0)];
+        assert_eq!(Scaling::spread(&points, "a", |p| p.seconds_per_row), Some(0.5));
+        assert_eq!(Scaling::spread(&points, "b", Point::cost_over_dims), Some(0.0));
+        assert_eq!(Scaling::spread(&points, "c", |p| p.seconds_per_row), None);
+    }
+
+    #[test]
+    fn every_point_is_measured_or_named_as_left_out() {
+        let b = crate::backend::cpu::Cpu::new(1).unwrap();
+        let options = Options {
+            dim: 16,
+            hidden: 16,
+            latent: 16,
+            reward_hidden: 16,
+            rows: 8,
+            repeat: 1,
+            seeds: 2,
+            fold: 2,
+            only: Vec::new(),
+            limits: false,
+            folder: ".".into(),
+            pairs: None,
+            seed: 1,
+        };
+        let models = options.models(16).unwrap();
+        let mut visited = Vec::new();
+        at_dim(&b, &options, &models, 100, &mut |what, block, through| {
+            // A last block that is not whole.
+            let point = point(&b, 16, what, 250, block, through)?;
+            assert!(point.seconds_per_row > 0.0 && point.seconds_per_row.is_finite());
+            assert_eq!(point.seconds_per_byte.is_none(), what == FOLDED);
+            visited.push(what.to_string());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(visited.len(), 3);
+    }
 }

@@ -149,6 +149,18 @@ fn wrong_usage() {
         ),
     ];
     cases.extend([
+        bad("bench: rows", "bench --rows 0", 2, &["--rows", "1 or more", ": 0 "]),
+        bad("bench: trials", "bench --repeat 0", 2, &["--repeat", "1 or more", ": 0 "]),
+        bad("bench: seeds", "bench --seeds 1", 2, &["--seeds", "2 or more", ": 1 "]),
+        bad("bench: operation", "bench --only decoding", 2, &["--only", "decoding"]),
+        bad("bench: time", "bench --scaling --point-seconds 0", 2, &["--point-seconds", "above 0"]),
+        bad("bench: roof without limits", "bench --no-limits --plot r.svg", 2, &["--no-limits", "--plot"]),
+        bad(
+            "bench: pairs",
+            "bench --only run --no-limits --pairs none.safetensors",
+            1,
+            &["none.safetensors"],
+        ),
         bad("demo: repeats", "demo --repeats 0", 2, &["--repeats", "1 or more", ": 0 "]),
         bad("demo: dimension", "demo --dim 0", 2, &["--dim", "1 to 65536", ": 0 "]),
         bad("demo: seeds", "demo --seeds 1", 2, &["--seeds", "2 or more", ": 1 "]),

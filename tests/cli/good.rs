@@ -14,7 +14,7 @@ use crate::common::cli::{Lab, assert_same_files, bare, f32_bytes, outputs};
 use crate::common::{Bound, assert_close, data, wide};
 use crate::support::{DIM, REWARD, SEEDS, VAE, with_data, with_models};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 13] = [
     "train-vae",
     "synth",
     "train-reward",
@@ -23,9 +23,11 @@ const COMMANDS: [&str; 11] = [
     "best-of-n",
     "run",
     "inspect",
+    "materialize",
     "merge-manifests",
     "verify",
     "demo",
+    "bench",
 ];
 
 #[test]

@@ -1,0 +1,186 @@
+//! README's table of speed says what the recorded results say: it is made again from `benches/results/*.json`, as
+//! `tools/bench_peers.py --readme` makes it, and compared letter by letter.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+const MARKS: [&str; 2] = ["<!-- bench:begin -->\n", "\n<!-- bench:end -->"];
+
+/// Names of the operations in words, in the order of the table.
+const OPERATIONS: [(&str, &str); 9] = [
+    ("decode", "decode to BF16"),
+    ("encode", "encode from BF16"),
+    ("score", "score BF16 embeddings"),
+    ("decode-score", "synthesise + score, against decode + score"),
+    ("folded", "synthesise + score, folded by both"),
+    ("normals", "normals, one core"),
+    ("vae-epoch", "VAE epoch"),
+    ("reward-epoch", "reward epoch"),
+    ("run", "whole run"),
+];
+
+/// Arithmetic of a peer's products.
+const KINDS: [&str; 2] = ["F32", "BF16"];
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+}
+
+fn rate(unit: &str, per_second: f64) -> String {
+    match unit {
+        "runs" => format!("{:.2} s", 1.0 / per_second),
+        _ => format!("{} {unit}/s", lensmith::bench::rate(per_second)),
+    }
+}
+
+fn bound(resource: &str) -> &str {
+    match resource {
+        "flop" => "arithmetic",
+        "write" => "memory writes",
+        "copy" => "memory",
+        other => other,
+    }
+}
+
+/// The table of one file.
+fn table(peers: &Value) -> String {
+    let operations = peers["operations"].as_object().expect("operations");
+    let dates: BTreeSet<&str> = operations.values().map(|o| text(&o["date"])).collect();
+    let (first, last) = (dates.first().expect("an operation"), dates.last().expect("an operation"));
+    let when = if first == last { first.to_string() } else { format!("{first} to {last}") };
+    let mut versions: Vec<String> = peers["versions"]
+        .as_object()
+        .expect("versions")
+        .iter()
+        .map(|(name, version)| format!("{name} {}", text(version)))
+        .collect();
+    versions.sort();
+    let mut lines = vec![
+        format!(
+            "{} ({}, {} threads), d = {}, {when}, `{}` ({}):",
+            text(&peers["device"]),
+            text(&peers["detail"]),
+            peers["threads"],
+            peers["sizes"]["dim"],
+            text(&peers["command"]),
+            versions.join(", "),
+        ),
+        String::new(),
+        "| what | lensmith | best peer in F32 | ratio | best peer in BF16 | ratio | share of the limit |"
+            .into(),
+        "|---|---:|---:|---:|---:|---:|---:|".into(),
+    ];
+    let named = OPERATIONS.iter().filter(|(name, _)| operations.contains_key(*name));
+    assert_eq!(named.clone().count(), operations.len(), "an operation without a name");
+    for (name, words) in named {
+        let o = &operations[*name];
+        let (unit, ours) = (text(&o["unit"]), number(&o["lensmith"]["per_second"]));
+        let mut cells = vec![words.to_string(), rate(unit, ours)];
+        for kind in KINDS {
+            match o["best"].get(kind).map(text) {
+                Some(best) => {
+                    let theirs = number(&o["peers"][best]["per_second"]);
+                    cells.push(format!("{} ({best})", rate(unit, theirs)));
+                    cells.push(format!("{:.1}", ours / theirs));
+                }
+                None => cells.extend([String::new(), String::new()]),
+            }
+        }
+        cells.push(match o["lensmith"].get("share") {
+            Some(share) => {
+                format!("{:.0} % of {}", 100.0 * number(share), bound(text(&o["lensmith"]["bound_by"])))
+            }
+            None => String::new(),
+        });
+        lines.push(format!("| {} |", cells.join(" | ")));
+    }
+    lines.join("\n")
+}
+
+/// What the result files hold about peers, by file name.
+fn results() -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+    let mut paths: Vec<_> = match fs::read_dir(&folder) {
+        Ok(entries) => entries.map(|e| e.expect("an entry").path()).collect(),
+        // Nothing was measured yet.
+        Err(_) => Vec::new(),
+    };
+    paths.retain(|p| p.extension().is_some_and(|e| e == "json"));
+    paths.sort();
+    let read = |path| {
+        let file: Value = serde_json::from_str(&fs::read_to_string(path).expect("readable")).expect("JSON");
+        file.get("peers").cloned()
+    };
+    paths.into_iter().filter_map(read).collect()
+}
+
+#[test]
+fn the_table_is_that_of_the_results() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README");
+    let (_, rest) = readme.split_once(MARKS[0]).expect("the first mark");
+    let (there, _) = rest.split_once(MARKS[1]).expect("the second mark");
+    let made: Vec<String> = results().iter().map(table).collect();
+    assert_eq!(there, made.join("\n\n"), "tools/bench_peers.py --readme writes the table");
+}
+
+#[test]
+fn records_agree_with_themselves() {
+    for peers in results() {
+        for (name, o) in peers["operations"].as_object().expect("operations") {
+            let all = o["peers"].as_object().expect("peers");
+            let ours = number(&o["lensmith"]["per_second"]);
+            for (peer, figures) in
+                all.iter().map(|(p, f)| (p.as_str(), f)).chain([("lensmith", &o["lensmith"])])
+            {
+                let [low, middle, high] = ["low", "per_second", "high"].map(|f| number(&figures[f]));
+                assert!(0.0 < low && low <= middle && middle <= high && high.is_finite(), "{name}, {peer}");
+            }
+            for kind in KINDS {
+                let of_kind = all.iter().filter(|(p, _)| p.contains("BF16") == (kind == "BF16"));
+                let best = of_kind.map(|(_, f)| number(&f["per_second"])).reduce(f64::max);
+                let named = o["best"].get(kind).map(|b| number(&all[text(b)]["per_second"]));
+                assert_eq!(named, best, "{name}: best in {kind}");
+                if let Some(best) = best {
+                    let ratio = number(&o["ratios"][kind]);
+                    assert!((ratio / (ours / best) - 1.0).abs() < 1e-9, "{name}: ratio to {kind}");
+                }
+            }
+        }
+    }
+}
+
+/// A check that no figure could fail would be none.
+#[test]
+fn another_figure_makes_another_table() {
+    let record = |ours: f64, theirs: f64, share: f64| {
+        serde_json::json!({
+            "device": "a machine", "detail": "x86_64", "threads": 2, "command": "tools/bench_peers.py",
+            "versions": { "PyTorch": "2", "candle": "0.1" }, "sizes": { "dim": 4096 },
+            "operations": { "decode": {
+                "unit": "embeddings", "date": "2026-11-25", "best": { "F32": "PyTorch F32", "BF16": "candle BF16" },
+                "lensmith": { "per_second": ours, "share": share, "bound_by": "flop" },
+                "peers": { "PyTorch F32": { "per_second": theirs }, "candle BF16": { "per_second": 2e6 } },
+            } },
+        })
+    };
+    let base = table(&record(310_400.0, 124_300.0, 0.7));
+    assert_eq!(
+        base.lines().last().unwrap(),
+        "| decode to BF16 | 310 k embeddings/s | 124 k embeddings/s (PyTorch F32) | 2.5 \
+         | 2.00 M embeddings/s (candle BF16) | 0.2 | 70 % of arithmetic |"
+    );
+    for other in [
+        record(311_600.0, 124_300.0, 0.7),
+        record(310_400.0, 125_900.0, 0.7),
+        record(310_400.0, 124_300.0, 0.72),
+    ] {
+        assert_ne!(table(&other), base);
+    }
+}

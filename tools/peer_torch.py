@@ -1,0 +1,327 @@
+"""LENS in PyTorch, fully and plainly, and its single operations: what tools/bench_peers.py holds lensmith against.
+
+Nothing of lensmith is used here but, where the same initial weights are wanted, the plain definition of its noise in
+make_golden.py. Every operation comes in several variants (eager, torch.compile; F32, BF16), and the best one counts.
+"""
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+BATCH = 128
+KEEP, OVERSAMPLE = 4, 4
+SIGMA = 0.1
+W2_EPS = 1e-8
+
+
+class Vae(nn.Module):
+    def __init__(self, dim, hidden, latent):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+        self.decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, dim))
+
+
+def reward_model(dim, hidden):
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+
+def vae_loss(vae, x, eps, beta=1e-3, gamma=0.1):
+    """Loss of pairs stacked as [chosen; rejected], and reconstruction, KL and divergence."""
+    mu, logvar = vae.encoder(x).chunk(2, dim=-1)
+    decoded = vae.decoder(mu + torch.exp(logvar / 2) * eps)
+    pairs = x.shape[0] / 2
+    reconstruction = ((decoded - x) ** 2).mean(dim=-1).sum() / pairs
+    kl = 0.5 * (mu**2 + torch.exp(logvar) - 1 - logvar).sum() / pairs
+    (mu_a, mu_b), (sigma_a, sigma_b) = mu.chunk(2), torch.exp(logvar / 2).chunk(2)
+    squared = ((mu_a - mu_b) ** 2).sum(dim=-1) + ((sigma_a - sigma_b) ** 2).sum(dim=-1)
+    divergence = -torch.sqrt(squared + W2_EPS).mean()
+    return reconstruction + beta * kl + gamma * divergence
+
+
+def reward_loss(reward, x):
+    """Bradley-Terry loss of pairs stacked as [chosen; rejected]."""
+    a, b = reward(x).chunk(2)
+    return -F.logsigmoid(a - b).mean()
+
+
+class Training:
+    """How epochs are trained: whether the loss is compiled, and whether products are in BF16."""
+
+    def __init__(self, device, compiled=False, bf16=False):
+        self.device, self.bf16 = device, bf16
+        self.vae_loss = torch.compile(vae_loss, dynamic=False) if compiled else vae_loss
+        self.reward_loss = torch.compile(reward_loss, dynamic=False) if compiled else reward_loss
+
+    def step(self, loss, optimiser):
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
+            value = loss()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        return value.detach()
+
+    @staticmethod
+    def adam(model):
+        return torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+    def vae_epoch(self, vae, optimiser, chosen, rejected, latent):
+        n = chosen.shape[0]
+        order = torch.randperm(n, device=chosen.device)
+        total = torch.zeros((), device=chosen.device)
+        for start in range(0, n, BATCH):
+            rows = order[start : start + BATCH]
+            x = torch.cat([chosen[rows], rejected[rows]])
+            eps = torch.randn(x.shape[0], latent, device=x.device)
+            total += self.step(lambda: self.vae_loss(vae, x, eps), optimiser) * len(rows)
+        return (total / n).item()
+
+    def reward_epoch(self, reward, optimiser, chosen, rejected, pairs):
+        order = torch.randperm(len(pairs), device=chosen.device)
+        total = torch.zeros((), device=chosen.device)
+        for start in range(0, len(pairs), BATCH):
+            rows = pairs[order[start : start + BATCH]]
+            x = torch.cat([chosen[rows[:, 0]], rejected[rows[:, 1]]])
+            total += self.step(lambda: self.reward_loss(reward, x), optimiser) * len(rows)
+        return (total / len(pairs)).item()
+
+
+def initial_models(dim, hidden, latent, reward_hidden, seed):
+    """Both models with lensmith's initial weights, so that losses can be compared."""
+    from make_golden import initialise
+
+    vae, reward = Vae(dim, hidden, latent), reward_model(dim, reward_hidden)
+    initialise([vae.encoder[0], vae.encoder[2], vae.decoder[0], vae.decoder[2]], seed, 0)
+    initialise([reward[0], reward[2]], seed, 16)
+    return vae.float(), reward.float()
+
+
+@torch.no_grad()
+def synthesise(vae, x, per_side):
+    """Samples of one side: `per_side` latents of highest likelihood for each row, decoded, [rows * per_side, d]."""
+    mu, logvar = vae.encoder(x).chunk(2, dim=-1)
+    sigma = torch.exp(logvar / 2)
+    z = mu + sigma * torch.randn_like(mu)
+    drawn = z[:, None] + SIGMA * torch.randn(len(x), per_side * OVERSAMPLE, z.shape[1], device=x.device)
+    likelihood = -0.5 * (((drawn - mu[:, None]) / sigma[:, None]) ** 2 + logvar[:, None]).sum(dim=-1)
+    best = likelihood.topk(per_side, dim=1).indices
+    kept = torch.gather(drawn, 1, best[:, :, None].expand(-1, -1, z.shape[1]))
+    return vae.decoder(kept.reshape(-1, z.shape[1]))
+
+
+def whole_run(how, chosen, rejected, models, fold=8, vae_epochs=100, reward_epochs=20):
+    """The whole method on raw pairs [n, d]: gives seconds and losses."""
+    vae, reward = models
+    latent = vae.decoder[0].in_features
+    sync(chosen.device)
+    start = time.perf_counter()
+    both = torch.cat([chosen, rejected]).float()
+    mean, std = both.mean(dim=0), both.std(dim=0, correction=0).clamp_min(1e-12)
+    a, b = ((side.float() - mean) / std for side in (chosen, rejected))
+    optimiser = how.adam(vae)
+    for _ in range(vae_epochs):
+        vae_last = how.vae_epoch(vae, optimiser, a, b, latent)
+    vae_seconds = time.perf_counter() - start
+
+    n, per_side = len(a), int(np.ceil(np.sqrt(fold - 1)))
+    a, b = (torch.cat([side, synthesise(vae, side, per_side)]) for side in (a, b))
+    combinations = torch.rand(n, per_side**2, device=a.device).argsort(dim=1)[:, : fold - 1]
+    first = n + per_side * torch.arange(n, device=a.device)[:, None]
+    made = torch.stack([first + combinations // per_side, first + combinations % per_side], dim=-1)
+    originals = torch.arange(n, device=a.device)[:, None].expand(-1, 2)
+    pairs = torch.cat([originals, made.reshape(-1, 2)])
+
+    optimiser = how.adam(reward)
+    losses = [how.reward_epoch(reward, optimiser, a, b, pairs) for _ in range(reward_epochs)]
+    sync(a.device)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "vae_seconds": vae_seconds,
+        "vae_loss": vae_last,
+        "first_reward_loss": losses[0],
+        "reward_loss": losses[-1],
+    }
+
+
+def sync(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
+def simulated_pairs(n, dim, seed):
+    """Pairs with a few strong directions and noisy preferences, as BF16."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    factors, taste = normal(64, dim) / 8, normal(64) / 8
+    codes = normal(2, n, 64)
+    score = codes @ taste + 0.3 * normal(2, n)
+    swap = score[0] < score[1]
+    sides = codes @ factors + 1.5 * normal(2, n, dim)
+    sides = (sides * (0.1 * torch.exp(0.3 * normal(dim))) + 0.1 * normal(dim)).to(torch.bfloat16)
+    chosen = torch.where(swap[:, None], sides[1], sides[0])
+    rejected = torch.where(swap[:, None], sides[0], sides[1])
+    return chosen.contiguous(), rejected.contiguous()
+
+
+class Inference:
+    """Single operations over `rows` random rows, in chunks, into memory that is there already.
+
+    Each of `variants(operation)` is (name, batch sizes, make): make(batch) gives a function that does all rows once.
+    """
+
+    def __init__(self, device, rows, dim, hidden=64, latent=16, reward_hidden=256):
+        self.device, self.rows, self.dim, self.latent = device, rows, dim, latent
+        torch.manual_seed(1)
+        self.vae = Vae(dim, hidden, latent).to(device).eval()
+        self.reward = reward_model(dim, reward_hidden).to(device).eval()
+        self.vae_bf16 = Vae(dim, hidden, latent).to(device, torch.bfloat16).eval()
+        self.vae_bf16.load_state_dict(self.vae.state_dict())
+        self.reward_bf16 = reward_model(dim, reward_hidden).to(device, torch.bfloat16).eval()
+        self.reward_bf16.load_state_dict(self.reward.state_dict())
+        for model in (self.vae, self.reward, self.vae_bf16, self.reward_bf16):
+            model.requires_grad_(False)
+
+    def unit(self, operation):
+        """What is counted, and how many of it a call does."""
+        return {
+            "decode": ("embeddings", self.rows),
+            "encode": ("embeddings", self.rows),
+            "score": ("embeddings", self.rows),
+            "folded": ("latents", KEEP * self.rows),
+            "decode-score": ("latents", KEEP * self.rows),
+        }[operation]
+
+    def models(self, bf16):
+        return (self.vae_bf16, self.reward_bf16) if bf16 else (self.vae, self.reward)
+
+    def stored(self):
+        return torch.randn(self.rows, self.dim, device=self.device).to(torch.bfloat16)
+
+    def variants(self, operation):
+        batches = [256, 1024, 4096] if self.device == "cpu" else [4096, 16384, 65536]
+        batches = [b for b in batches if b <= self.rows] or [self.rows]
+        # Each batch size is compiled anew.
+        few = batches[1:] or batches
+        make = getattr(self, operation.replace("-", "_"))
+        for bf16 in (False, True):
+            name = "BF16" if bf16 else "F32"
+            yield f"PyTorch {name}", batches, lambda batch, bf16=bf16: make(batch, bf16, False)
+            yield f"PyTorch {name}, compiled", few, lambda batch, bf16=bf16: make(batch, bf16, True)
+
+    def chunks(self, work, batch, count):
+        """A function over all chunks; `work` gets the bounds of one."""
+
+        def all_of_it():
+            with torch.no_grad():
+                for start in range(0, count, batch):
+                    work(start, min(start + batch, count))
+            sync(self.device)
+
+        return all_of_it
+
+    def ready(self, function, compiled):
+        """The function compiled, with constant weights folded and packed as inference allows."""
+        if not compiled:
+            return function
+        torch._dynamo.reset()
+        torch._inductor.config.freezing = True
+        return torch.compile(function, dynamic=False)
+
+    def decode(self, batch, bf16, compiled):
+        decoder = self.models(bf16)[0].decoder
+        z = torch.randn(self.rows, self.latent, device=self.device).to(torch.bfloat16 if bf16 else torch.float32)
+        out = torch.zeros(self.rows, self.dim, device=self.device, dtype=torch.bfloat16)
+        first, last = decoder[0], decoder[2]
+        turned = last.weight.t()
+
+        def decoded(z, out):
+            if bf16 and not compiled:
+                # The one spelling that writes where the result is wanted.
+                torch.addmm(last.bias, F.relu(first(z)), turned, out=out)
+            else:
+                out.copy_(decoder(z))
+
+        decoded = self.ready(decoded, compiled)
+        return self.chunks(lambda i, j: decoded(z[i:j], out[i:j]), batch, self.rows)
+
+    def encode(self, batch, bf16, compiled):
+        encoder = self.models(bf16)[0].encoder
+        stored = self.stored()
+        out = torch.zeros(self.rows, 2 * self.latent, device=self.device)
+        encoded = self.ready((lambda e: encoder(e)) if bf16 else (lambda e: encoder(e.float())), compiled)
+
+        def work(i, j):
+            out[i:j] = encoded(stored[i:j])
+
+        return self.chunks(work, batch, self.rows)
+
+    def score(self, batch, bf16, compiled):
+        reward = self.models(bf16)[1]
+        stored = self.stored()
+        out = torch.zeros(self.rows, 1, device=self.device)
+        scored = self.ready((lambda e: reward(e)) if bf16 else (lambda e: reward(e.float())), compiled)
+
+        def work(i, j):
+            out[i:j] = scored(stored[i:j])
+
+        return self.chunks(work, batch, self.rows)
+
+    def latents(self):
+        """Means and deviations of the rows' posteriors, each for as many latents as are kept of a row."""
+        mu = torch.randn(self.rows, self.latent, device=self.device)
+        return mu, 0.5 + torch.rand(self.rows, self.latent, device=self.device)
+
+    def perturbed(self, dtype):
+        """Draws the latents of some rows: a posterior sample of each row, and what is kept around it."""
+        mu, sigma = self.latents()
+
+        def draw(i, j):
+            z = mu[i:j] + sigma[i:j] * torch.randn(j - i, self.latent, device=self.device)
+            eta = torch.randn(j - i, KEEP, self.latent, device=self.device)
+            return (z[:, None] + SIGMA * eta).reshape(-1, self.latent).to(dtype)
+
+        return draw
+
+    def decode_score(self, batch, bf16, compiled):
+        vae, reward = self.models(bf16)
+        draw = self.perturbed(torch.bfloat16 if bf16 else torch.float32)
+        out = torch.zeros(KEEP * self.rows, 1, device=self.device)
+        scored = self.ready(lambda z: reward(vae.decoder(z)), compiled)
+        rows = max(batch // KEEP, 1)
+
+        def work(i, j):
+            out[KEEP * i : KEEP * j] = scored(draw(i, j))
+
+        return self.chunks(work, rows, self.rows)
+
+    def folded(self, batch, bf16, compiled):
+        vae, reward = self.models(False)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        first, last = vae.decoder[0], vae.decoder[2]
+        weight = (reward[0].weight @ last.weight).to(dtype)
+        bias = (reward[0].weight @ last.bias + reward[0].bias).to(dtype)
+        w0, b0, w2, b2 = (t.to(dtype) for t in (first.weight, first.bias, reward[2].weight, reward[2].bias))
+        draw = self.perturbed(dtype)
+        out = torch.zeros(KEEP * self.rows, 1, device=self.device)
+
+        def fold(z):
+            return F.linear(F.relu(F.linear(F.relu(F.linear(z, w0, b0)), weight, bias)), w2, b2)
+
+        scored = self.ready(fold, compiled)
+        rows = max(batch // KEEP, 1)
+
+        def work(i, j):
+            out[KEEP * i : KEEP * j] = scored(draw(i, j))
+
+        return self.chunks(work, rows, self.rows)
+
+
+def normals(count=1 << 18):
+    """Standard normals on one core: name and a function that fills `count` of them."""
+    tensor, array = torch.empty(count), np.empty(count, np.float32)
+    yield "PyTorch normal_", lambda: tensor.normal_()
+    for bits in (np.random.SFC64, np.random.PCG64, np.random.Philox):
+        generator = np.random.Generator(bits(1))
+        yield f"numpy {bits.__name__}", lambda g=generator: g.standard_normal(dtype=np.float32, out=array)
