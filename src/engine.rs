@@ -1,9 +1,9 @@
-//! The crate's front door: one device, and the whole method on it.
+//! The crate's front door: a device, and the whole method on it.
 
 use std::ops::Range;
 use std::path::Path;
 
-use crate::backend::device::dispatch;
+use crate::backend::device::{dispatch, dispatch_all};
 use crate::backend::{
     AnyBackend, Backend, DeviceChoice, DeviceInfo, Precision, RewardData, RewardSide, VaeLoss,
 };
@@ -38,7 +38,8 @@ macro_rules! load_sides {
     };
 }
 
-/// An opened device with the whole method on it.
+/// An opened device with the whole method on it. With [`DeviceChoice::CudaAll`] it is every GPU of the machine:
+/// [`Engine::write`] spreads its shards over them, everything else is done on the first.
 #[derive(Debug)]
 pub struct Engine {
     backend: AnyBackend,
@@ -55,9 +56,14 @@ impl Engine {
         Ok(Engine { backend: AnyBackend::open(device, threads, precision)? })
     }
 
-    /// What the device is.
+    /// What the device is; of several, the first.
     pub fn info(&self) -> DeviceInfo {
         self.backend.info()
+    }
+
+    /// What each device is: one or more.
+    pub fn devices(&self) -> Vec<DeviceInfo> {
+        self.backend.infos()
     }
 
     /// Trains a VAE on preference pairs; `on_epoch` hears the epoch (from 1) and its loss.
@@ -81,7 +87,7 @@ impl Engine {
         dispatch!(&self.backend, b => train_vae(b, &rows[0], &rows[1], how, on_epoch))
     }
 
-    /// Writes a recipe's pairs as shards; see [`write_synthetic`].
+    /// Writes a recipe's pairs as shards, on every device; see [`write_synthetic`].
     pub fn write(
         &self,
         job: &SynthJob<'_>,
@@ -90,12 +96,16 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<SynthSummary> {
         let r = job.recipe;
-        dispatch!(&self.backend, b => {
-            let mut make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
-            if let Some(latents) = job.latents {
-                make = make.with_latents(latents)?;
-            }
-            write_synthetic(job, &[make], progress)
+        dispatch_all!(&self.backend, all => {
+            let maker = |b| {
+                let make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
+                match job.latents {
+                    Some(latents) => make.with_latents(latents),
+                    None => Ok(make),
+                }
+            };
+            let makers = all.iter().map(maker).collect::<Result<Vec<_>>>()?;
+            write_synthetic(job, &makers, progress)
         })
     }
 
