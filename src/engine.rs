@@ -1,9 +1,9 @@
-//! The crate's front door: one device, and the whole method on it.
+//! The crate's front door: a device, and the whole method on it.
 
 use std::ops::Range;
 use std::path::Path;
 
-use crate::backend::device::dispatch;
+use crate::backend::device::{dispatch, dispatch_all};
 use crate::backend::{
     AnyBackend, Backend, DeviceChoice, DeviceInfo, Precision, RewardData, RewardSide, VaeLoss,
 };
@@ -38,7 +38,8 @@ macro_rules! load_sides {
     };
 }
 
-/// An opened device with the whole method on it.
+/// An opened device with the whole method on it. With [`DeviceChoice::CudaAll`] it is every GPU of the machine:
+/// [`Engine::write`] spreads its shards over them, everything else is done on the first.
 #[derive(Debug)]
 pub struct Engine {
     backend: AnyBackend,
@@ -55,9 +56,14 @@ impl Engine {
         Ok(Engine { backend: AnyBackend::open(device, threads, precision)? })
     }
 
-    /// What the device is.
+    /// What the device is; of several, the first.
     pub fn info(&self) -> DeviceInfo {
         self.backend.info()
+    }
+
+    /// What each device is: one or more.
+    pub fn devices(&self) -> Vec<DeviceInfo> {
+        self.backend.infos()
     }
 
     /// Trains a VAE on preference pairs; `on_epoch` hears the epoch (from 1) and its loss.
@@ -69,6 +75,7 @@ impl Engine {
     ) -> Result<TrainedVae> {
         let sides = whole(pairs)?;
         self.train_vae_rows(&[sides[0].view(), sides[1].view()], how, on_epoch)
+            .and_then(|trained| unchanged(trained, [Some(pairs), None]))
     }
 
     /// The same on rows in memory, chosen and rejected.
@@ -81,7 +88,7 @@ impl Engine {
         dispatch!(&self.backend, b => train_vae(b, &rows[0], &rows[1], how, on_epoch))
     }
 
-    /// Writes a recipe's pairs as shards; see [`write_synthetic`].
+    /// Writes a recipe's pairs as shards, on every device; see [`write_synthetic`].
     pub fn write(
         &self,
         job: &SynthJob<'_>,
@@ -90,12 +97,16 @@ impl Engine {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<SynthSummary> {
         let r = job.recipe;
-        dispatch!(&self.backend, b => {
-            let mut make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
-            if let Some(latents) = job.latents {
-                make = make.with_latents(latents)?;
-            }
-            write_synthetic(job, &[make], progress)
+        dispatch_all!(&self.backend, all => {
+            let maker = |b| {
+                let make = Synthesizer::new(b, vae, seeds, (r.plan, r.perturbation), r.mode)?;
+                match job.latents {
+                    Some(latents) => make.with_latents(latents),
+                    None => Ok(make),
+                }
+            };
+            let makers = all.iter().map(maker).collect::<Result<Vec<_>>>()?;
+            write_synthetic(job, &makers, progress)
         })
     }
 
@@ -171,6 +182,7 @@ impl Engine {
             let held = held.as_ref().map(|(c, r, n)| Validation { chosen: c, rejected: r, pairs: *n });
             train_reward(b, &data, order, &standardizer, held, how, on_epoch)
         })
+        .and_then(|trained| unchanged(trained, [Some(pairs), validation]))
     }
 
     /// Trains a reward model straight from a recipe: synthetic samples stay latents, nothing is written.
@@ -195,6 +207,7 @@ impl Engine {
             let held = held.as_ref().map(|(c, r, n)| Validation { chosen: c, rejected: r, pairs: *n });
             train_reward(b, &data, made.pairs.clone(), &standardizer, held, how, on_epoch)
         })
+        .and_then(|trained| unchanged(trained, [Some(seeds), validation]))
     }
 
     /// Runs one arm of an experiment.
@@ -220,6 +233,7 @@ impl Engine {
                 let mut rewards = vec![0f32; range.len()];
                 let block = embeddings.rows(range)?;
                 b.score(&model, &b.embeddings(block.view())?, &mut rewards)?;
+                embeddings.require_unchanged()?;
                 sink(&rewards)?;
             }
             Ok(())
@@ -241,7 +255,7 @@ impl Engine {
                 total.accuracy += weight * part.accuracy;
                 total.loss += weight * part.loss;
             }
-            Ok(total)
+            unchanged(total, [Some(pairs), None])
         })
     }
 
@@ -256,7 +270,7 @@ impl Engine {
                 b.score(&model, &b.embeddings(block.view())?, &mut part)?;
                 rewards.extend(part);
             }
-            Ok::<(), Error>(())
+            set.require_unchanged()
         })?;
         Ok(best_of_n(&rewards, set.gold(), set.per_prompt()))
     }
@@ -298,6 +312,12 @@ impl Iterator for PairStream<'_> {
         self.next = range.end;
         Some((self.make)(range))
     }
+}
+
+/// What came of pairs, unless their files changed meanwhile.
+fn unchanged<T>(made: T, sets: [Option<&PairSet>; 2]) -> Result<T> {
+    sets.into_iter().flatten().try_for_each(PairSet::require_unchanged)?;
+    Ok(made)
 }
 
 /// Both sides of a set.

@@ -13,10 +13,10 @@ use common::cli::{Lab, Said, bare};
 use common::emulation::{Build, Emulator, Schedule, emulated, library, tested_gpu};
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::cuda::{Cuda, Emulated, kernels, layout};
+use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver, kernels, layout};
 use lensmith::backend::{
-    Adam, Backend, Divergence, Origin, PairData, PairRows, Precision, Reduction, Residual, RewardData,
-    RewardObjective, RewardSide, Synthetic, SyntheticPath, VaeObjective,
+    Adam, AnyBackend, Backend, Divergence, Origin, PairData, PairRows, Precision, Reduction, Residual,
+    RewardData, RewardObjective, RewardSide, Synthetic, SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Side};
@@ -218,7 +218,7 @@ fn models_too_wide_for_a_block_are_refused_with_words() {
     let said = b.encode(&vae, &embeddings).map(drop).expect_err("too wide").to_string();
     assert!(said.contains("bytes of shared memory") && said.contains("--hidden"), "{said}");
     let old = Emulated { tensor_cores: false, ..Emulated::default() };
-    let driver = lensmith::backend::cuda::EmulatedDriver::new(Emulator::get(Build::Fast).library(), old);
+    let driver = EmulatedDriver::new(Emulator::get(Build::Fast).library(), old);
     let said = Cuda::emulated(driver, Precision::Bf16).expect_err("no tensor cores").to_string();
     assert!(said.contains("--precision bf16 needs BF16 tensor cores"), "{said}");
 }
@@ -373,6 +373,94 @@ fn a_run_on_the_device_is_the_cpus() {
             let (got, want) = (number(got, &pointer), number(want, &pointer));
             assert!((got - want).abs() <= 1e-5 * want.abs(), "{name} {loss}: {got}, {want} on the CPU");
         }
+    }
+}
+
+/// Devices beside each other open, each under its name, with memory that the other must not use.
+#[test]
+fn emulated_devices_stand_side_by_side() {
+    if tested_gpu().is_some() {
+        return;
+    }
+    let first = EmulatedDriver::new(Emulator::get(Build::Fast).library(), Emulated::default());
+    let second = first.beside(1);
+    let both = [first, second].map(|d| Cuda::emulated(d, Precision::F32).expect("an emulated device"));
+    let (vae, reward) = models(24);
+    let rows = data_buf(Dtype::F32, 3, 9, 24);
+    let want = made(&Cpu::new(1).expect("the CPU backend"), rows.view().into(), &vae, &reward);
+    // At once, as their threads are.
+    std::thread::scope(|scope| {
+        for b in &both {
+            scope.spawn(|| {
+                for (got, want) in made(b, rows.view().into(), &vae, &reward).iter().zip(&want) {
+                    common::assert_same_bits(&b.info().name, got, want);
+                }
+            });
+        }
+    });
+    // A model of one and embeddings of the other.
+    let vae = both[0].load_vae(&vae).expect("loads");
+    let embeddings = both[1].embeddings(rows.view().into()).expect("uploads");
+    let said = both[1].encode(&vae, &embeddings).map(drop).expect_err("memory of another device").to_string();
+    assert!(said.contains("device cuda:1: encode_f32") && said.contains("uses memory of cuda:0"), "{said}");
+    let [a, b] = both;
+    let all = AnyBackend::Cuda(vec![a, b]);
+    let names: Vec<String> = all.infos().into_iter().map(|i| i.name).collect();
+    assert_eq!((names, all.info().name.as_str()), (vec!["cuda:0".to_string(), "cuda:1".into()], "cuda:0"));
+}
+
+/// What was spread over several devices is what one made; commands of one device take the first.
+#[test]
+fn all_devices_write_what_one_writes() {
+    let lab = Lab::new();
+    lab.pairs("pairs.safetensors", Dtype::F32, 40, 24, 5);
+    let emulator = stand_in(&lab);
+    let folder = lab.at("");
+    let train = "train-vae @pairs.safetensors --hidden 16 --vae-epochs 2 --out @vae.safetensors";
+    run(&lab, train, "cpu", &[]);
+    let line = "synth @pairs.safetensors --vae @vae.safetensors --fold 8 --shard-rows 20 --out @";
+    for kind in ["embeddings", "latents"] {
+        run(&lab, &format!("{line}cpu-{kind} --output {kind}"), "cpu", &[]);
+    }
+    let path = Path::new;
+    let three = vec![("LENSMITH_CUDA_EMULATOR", &*emulator), ("LENSMITH_CUDA_EMULATOR_DEVICES", path("3"))];
+    let two = vec![("LD_LIBRARY_PATH", &*folder), ("FAKE_EMULATOR", &*emulator), ("FAKE_COUNT", path("2"))];
+    for (name, environment) in [("emulator", &three), ("libcuda", &two)] {
+        // Only what is compiled goes through the stand-in.
+        if name == "libcuda" && kernels::TOOLKIT.is_none() {
+            continue;
+        }
+        for kind in ["embeddings", "latents"] {
+            run(&lab, &format!("{line}{name}-{kind} --output {kind}"), "cuda:all", environment);
+            let [got, want] = [name, "cpu"].map(|n| common::cli::outputs(&lab.at(&format!("{n}-{kind}"))));
+            assert!(common::cli::shards(&want).len() == 16);
+            common::cli::assert_same_files(name, &got, &want);
+        }
+        for (device, number) in [("cuda:all", 0), ("cuda:1", 1)] {
+            let train = train.replace("@vae", &format!("@{name}-{number}"));
+            let said = run(&lab, &format!("{train} --json"), device, environment).json();
+            assert_eq!(said["device"]["name"], format!("cuda:{number}"), "{said}");
+        }
+    }
+}
+
+/// How many devices are emulated is the user's word, within bounds.
+#[test]
+fn emulated_devices_are_counted() {
+    let lab = Lab::new();
+    let emulator = library(Build::Fast);
+    let refused = |device: &str, count: Option<&str>, code: i32, words: &[&str]| {
+        let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
+        command.args(lab.words("demo --device")).arg(device).env("LENSMITH_CUDA_EMULATOR", &emulator);
+        command.envs(count.map(|c| ("LENSMITH_CUDA_EMULATOR_DEVICES", c)));
+        let said: Said = command.output().expect("lensmith runs").into();
+        assert_eq!(said.code, Some(code), "{said:?}");
+        assert!(words.iter().all(|w| said.err.contains(w)), "{said:?}");
+    };
+    refused("cuda:1", None, 1, &["device cuda:1: ", "only 1 emulated device"]);
+    refused("cuda:2", Some("2"), 1, &["device cuda:2: ", "only 2 emulated devices"]);
+    for count in ["0", "65", "-1", "two", ""] {
+        refused("cuda:all", Some(count), 2, &["LENSMITH_CUDA_EMULATOR_DEVICES", "1 to 64"]);
     }
 }
 

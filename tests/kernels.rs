@@ -349,8 +349,14 @@ fn scan_finds_exported_kernels_and_nothing_else() {
     assert_eq!(names, ["plain\";", "bounded\";", "by_macro_bf16\";", "named_twice\";", "exported\";"]);
 }
 
-/// What `lensmith --device` says where libcuda is the stand-in, described by `environment`.
+/// What `lensmith --device` says of the device where libcuda is the stand-in, described by `environment`.
 fn with_driver(folder: &Path, device: &str, environment: &[(&str, &str)]) -> String {
+    let said = says(folder, device, environment);
+    assert!(said.contains(&format!("device {device}: ")), "{said}");
+    said
+}
+
+fn says(folder: &Path, device: &str, environment: &[(&str, &str)]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_lensmith"))
         .args(["demo", "--device", device])
         .env("LD_LIBRARY_PATH", folder)
@@ -360,7 +366,6 @@ fn with_driver(folder: &Path, device: &str, environment: &[(&str, &str)]) -> Str
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-    assert!(said.contains(&format!("device {device}: ")), "{said}");
     said
 }
 
@@ -388,6 +393,9 @@ fn every_obstacle_on_the_way_to_a_gpu_has_its_words() {
     expect("cuda:7", &[("FAKE_COUNT", "4")], &["only 4 GPUs, cuda:0 to cuda:3"]);
     let pascal = [("FAKE_MAJOR", "6"), ("FAKE_MINOR", "1")];
     expect("cuda:0", &pascal, &["Imaginary GPU", "capability 6.1", "7.5 or higher", "--device cpu"]);
+    expect("cuda:all", &[("FAKE_COUNT", "0")], &["sees no GPU", "CUDA_VISIBLE_DEVICES"]);
+    expect("cuda:all", &[("FAKE_INIT", "100")], &["sees no GPU"]);
+    expect("cuda:all", &[("FAKE_INIT", "803")], &["different versions", "restart"]);
     if kernels::TOOLKIT.is_none() {
         expect("cuda:0", &[], &["built without nvcc", "tools/setup_cuda"]);
     }
@@ -406,6 +414,12 @@ fn every_obstacle_on_the_way_to_a_gpu_has_its_words() {
     expect("cuda:0", &[("FAKE_CONTEXT", "46")], &["exclusive mode"]);
     expect("cuda:0", &[("FAKE_CONTEXT", "2")], &["no memory left"]);
     expect("cuda:0", &[("FAKE_CONTEXT", "999")], &["opens no context"]);
+    // Of several, the one that does not open is named.
+    let second = [("FAKE_COUNT", "3"), ("FAKE_CONTEXT", "46"), ("FAKE_CONTEXT_OF", "1")];
+    expect("cuda:1", &second, &["exclusive mode"]);
+    let said = says(folder.path(), "cuda:all", &second);
+    let words = ["device cuda:1: ", "exclusive mode", "CUDA_VISIBLE_DEVICES can leave this GPU out"];
+    assert!(words.iter().all(|w| said.contains(w)), "{said}");
     let (major, minor) = (("FAKE_MAJOR", "15"), ("FAKE_MINOR", "3"));
     let rebuild = "LENSMITH_CUDA_ARCHS=153";
     expect("cuda:0", &[("FAKE_LOAD", "209"), major, minor], &["adam.cu are for sm_", rebuild]);
@@ -423,6 +437,8 @@ fn without_a_driver_the_driver_is_named() {
         skipped("without_a_driver_the_driver_is_named", "this machine has a driver");
         return;
     }
-    let said = with_driver(Path::new("/nowhere"), "cuda:0", &[]);
-    assert!(said.contains("no NVIDIA driver library") && said.contains("--device cpu"), "{said}");
+    for device in ["cuda:0", "cuda:all"] {
+        let said = with_driver(Path::new("/nowhere"), device, &[]);
+        assert!(said.contains("no NVIDIA driver library") && said.contains("--device cpu"), "{said}");
+    }
 }

@@ -18,6 +18,8 @@ pub enum DeviceChoice {
     Cpu,
     /// A GPU, by number in the driver's order.
     Cuda(usize),
+    /// Every GPU that the driver lists: shards of pairs are spread over them, all else is done on the first.
+    CudaAll,
     /// The F64 oracle.
     Reference,
 }
@@ -34,10 +36,13 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(DeviceChoice::Auto),
             "cpu" => Ok(DeviceChoice::Cpu),
             "cuda" => Ok(DeviceChoice::Cuda(0)),
+            "cuda:all" => Ok(DeviceChoice::CudaAll),
             "reference" => Ok(DeviceChoice::Reference),
             _ => match text.strip_prefix("cuda:").and_then(number) {
                 Some(index) => Ok(DeviceChoice::Cuda(index.into())),
-                None => Err(Error::option("--device", "auto, cpu, cuda, cuda:N or reference", text)),
+                None => {
+                    Err(Error::option("--device", "auto, cpu, cuda, cuda:N, cuda:all or reference", text))
+                }
             },
         }
     }
@@ -49,37 +54,58 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Auto => f.pad("auto"),
             DeviceChoice::Cpu => f.pad("cpu"),
             DeviceChoice::Cuda(index) => f.pad(&format!("cuda:{index}")),
+            DeviceChoice::CudaAll => f.pad("cuda:all"),
             DeviceChoice::Reference => f.pad("reference"),
         }
     }
 }
 
-/// An opened device.
+/// An opened device, or several of one kind.
 #[derive(Debug)]
 pub enum AnyBackend {
     /// The CPU backend.
     Cpu(Cpu),
-    /// The CUDA backend.
-    Cuda(Cuda),
+    /// The CUDA backend on each GPU; there is a first.
+    Cuda(Vec<Cuda>),
     /// The F64 oracle.
     Reference(Reference),
 }
 
-/// Runs `$body` with `$b` bound to the concrete backend.
+/// Runs `$body` with `$all` bound to the concrete backends, a slice of one or more.
+macro_rules! dispatch_all {
+    ($any:expr, $all:ident => $body:expr) => {
+        match $any {
+            $crate::backend::AnyBackend::Cpu(one) => {
+                let $all = std::slice::from_ref(one);
+                $body
+            }
+            $crate::backend::AnyBackend::Cuda(gpus) => {
+                let $all = gpus.as_slice();
+                $body
+            }
+            $crate::backend::AnyBackend::Reference(one) => {
+                let $all = std::slice::from_ref(one);
+                $body
+            }
+        }
+    };
+}
+pub(crate) use dispatch_all;
+
+/// Runs `$body` with `$b` bound to the concrete backend, of several the first.
 macro_rules! dispatch {
     ($any:expr, $b:ident => $body:expr) => {
-        match $any {
-            $crate::backend::AnyBackend::Cpu($b) => $body,
-            $crate::backend::AnyBackend::Cuda($b) => $body,
-            $crate::backend::AnyBackend::Reference($b) => $body,
-        }
+        $crate::backend::device::dispatch_all!($any, all => {
+            let $b = &all[0];
+            $body
+        })
     };
 }
 pub(crate) use dispatch;
 
 impl AnyBackend {
     /// Opens a device; `threads` of the CPU, 0 meaning one per core. [`DeviceChoice::Auto`] takes the first GPU, and
-    /// where there is none to use the CPU, with a line in the log that says why.
+    /// where there is none to use the CPU, with a line in the log that says why. [`DeviceChoice::CudaAll`] takes them all.
     ///
     /// # Errors
     /// [`Error::Device`] with what is missing; [`Error::Option`] for a precision that the device has not.
@@ -90,7 +116,7 @@ impl AnyBackend {
         }
         match choice {
             DeviceChoice::Auto => match Cuda::open(0, precision) {
-                Ok(cuda) => Ok(AnyBackend::Cuda(cuda)),
+                Ok(cuda) => Ok(AnyBackend::Cuda(vec![cuda])),
                 // Asked for what only a GPU can do.
                 Err(error) if precision != Precision::F32 => Err(error),
                 Err(error) => {
@@ -102,14 +128,20 @@ impl AnyBackend {
                 }
             },
             DeviceChoice::Cpu => Cpu::new(threads).map(AnyBackend::Cpu),
-            DeviceChoice::Cuda(index) => Cuda::open(index, precision).map(AnyBackend::Cuda),
+            DeviceChoice::Cuda(index) => Cuda::open(index, precision).map(|one| AnyBackend::Cuda(vec![one])),
+            DeviceChoice::CudaAll => Cuda::open_all(precision).map(AnyBackend::Cuda),
             DeviceChoice::Reference => Ok(AnyBackend::Reference(Reference::new())),
         }
     }
 
-    /// What the device is.
+    /// What the device is; of several, the first.
     pub fn info(&self) -> DeviceInfo {
         dispatch!(self, b => b.info())
+    }
+
+    /// What each device is.
+    pub fn infos(&self) -> Vec<DeviceInfo> {
+        dispatch_all!(self, all => all.iter().map(Backend::info).collect())
     }
 }
 
@@ -124,6 +156,7 @@ mod tests {
             ("cpu", DeviceChoice::Cpu),
             ("cuda:0", DeviceChoice::Cuda(0)),
             ("cuda:13", DeviceChoice::Cuda(13)),
+            ("cuda:all", DeviceChoice::CudaAll),
             ("reference", DeviceChoice::Reference),
         ] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap(), choice);
@@ -144,7 +177,7 @@ mod tests {
             "cuda:-1",
             "cuda:1.0",
             "cuda:99999",
-            "cuda:all",
+            "cuda:All",
         ];
         for text in wrong {
             let error = text.parse::<DeviceChoice>().unwrap_err();

@@ -20,7 +20,8 @@ use crate::train::{RewardTraining, Updates, VaeTraining};
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Device: auto, cpu, cuda, cuda:N or reference (the slow F64 oracle)
+    /// Device: auto, cpu, cuda, cuda:N, cuda:all (synth spreads its shards over every GPU, all else
+    /// is done on the first) or reference (the slow F64 oracle)
     #[arg(
         long,
         global = true,

@@ -339,6 +339,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             }
             Ok(())
         })?;
+        self.require_unchanged()?;
         Ok(made)
     }
 

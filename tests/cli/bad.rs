@@ -55,7 +55,7 @@ fn wrong_usage() {
             "device",
             "verify @synth --device abacus",
             2,
-            &["--device", "auto, cpu, cuda, cuda:N or reference", "abacus"],
+            &["--device", "auto, cpu, cuda, cuda:N, cuda:all or reference", "abacus"],
         ),
         bad("dtype", synth("--dtype f8"), 2, &["--dtype", "f8", "bf16"]),
         bad("likelihood", synth("--likelihood some"), 2, &["--likelihood", "some", "posterior", "none"]),

@@ -21,7 +21,10 @@ pub fn binary() -> Command {
 
 /// A command, the binary or what runs it, in the environment that tests mean.
 pub fn bare(mut command: Command) -> Command {
-    command.env_remove("LENSMITH_SIMD").env_remove("LENSMITH_CUDA_EMULATOR").env("LENSMITH_DEVICE", "cpu");
+    for name in ["LENSMITH_SIMD", "LENSMITH_CUDA_EMULATOR", "LENSMITH_CUDA_EMULATOR_DEVICES"] {
+        command.env_remove(name);
+    }
+    command.env("LENSMITH_DEVICE", "cpu");
     command
 }
 

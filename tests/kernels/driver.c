@@ -1,8 +1,10 @@
-/* Plays libcuda: one GPU, described by environment variables; CUresult codes where something is to fail. With
+/* Plays libcuda: FAKE_COUNT GPUs alike, described by environment variables; CUresult codes where something is to fail.
+   Streams, events and memory belong to the context that was current when they were made, and are refused in another. With
    FAKE_EMULATOR, the path of the emulated kernels, it has memory and runs launches; everything is done when a call
    returns, but for launches that a stream records. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,14 +39,16 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
   }
   return 0;
 }
+static __thread char* current;
+
+/* Contexts are 16, 17 and so on, by device. */
 int cuDevicePrimaryCtxRetain(void** context, int device) {
-  (void)device;
-  *context = (void*)16;
-  return setting("FAKE_CONTEXT", 0);
+  *context = (char*)16 + device;
+  return device == setting("FAKE_CONTEXT_OF", device) ? setting("FAKE_CONTEXT", 0) : 0;
 }
 int cuDevicePrimaryCtxRelease_v2(int device) { (void)device; return 0; }
-int cuCtxSetCurrent(void* context) { (void)context; return 0; }
-int cuCtxGetCurrent(void** context) { *context = (void*)16; return 0; }
+int cuCtxSetCurrent(void* context) { current = context; return 0; }
+int cuCtxGetCurrent(void** context) { *context = current; return 0; }
 int cuCtxSynchronize(void) { return 0; }
 int cuGetErrorName(int code, const char** name) { (void)code; *name = "CUDA_ERROR_BY_DESIGN"; return 0; }
 int cuGetErrorString(int code, const char** text) { (void)code; *text = "by design"; return 0; }
@@ -68,60 +72,7 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
   return attribute == 8 && value == 232448 ? setting("FAKE_ATTRIBUTE", 0) : INVALID;
 }
 
-/* ---- the emulator behind it */
-
-static void* symbol(const char* name) {
-  static void* library;
-  const char* path = getenv("FAKE_EMULATOR");
-  if (!library && path) library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  return library ? dlsym(library, name) : NULL;
-}
-
-static size_t used;
-
-int cuMemAlloc_v2(void** at, size_t bytes) {
-  void* (*allocate)(size_t, const char*) = (void* (*)(size_t, const char*))symbol("emulation_malloc");
-  if (!allocate) return FAILED;
-  if (used + bytes > (size_t)setting("FAKE_MEMORY", 1 << 30)) return OUT_OF_MEMORY;
-  *at = allocate(bytes, "memory");
-  used += bytes;
-  return 0;
-}
-int cuMemFree_v2(void* at) {
-  int (*release)(void*) = (int (*)(void*))symbol("emulation_free");
-  return release && !release(at) ? 0 : INVALID;
-}
-int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { *free_bytes = 1 << 20; *total = 1 << 30; return 0; }
-int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) { (void)flags; *at = malloc(bytes); return *at ? 0 : OUT_OF_MEMORY; }
-int cuMemFreeHost(void* at) { free(at); return 0; }
-
-static int copy(const char* how, void* to, const void* from, size_t bytes) {
-  int (*run)(void*, const void*, size_t) = (int (*)(void*, const void*, size_t))symbol(how);
-  return run && !run(to, from, bytes) ? 0 : INVALID;
-}
-int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
-  return stream ? copy("emulation_copy_in", to, from, bytes) : INVALID;
-}
-int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
-  return stream ? copy("emulation_copy_out", to, from, bytes) : INVALID;
-}
-int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
-  void* held = malloc(bytes);
-  int status = stream ? copy("emulation_copy_out", held, from, bytes) : INVALID;
-  if (!status) status = copy("emulation_copy_in", to, held, bytes);
-  free(held);
-  return status;
-}
-int cuMemsetD8Async(void* at, unsigned char value, size_t bytes, void* stream) {
-  void* block = malloc(bytes);
-  int status;
-  memset(block, value, bytes);
-  status = stream ? copy("emulation_copy_in", at, block, bytes) : INVALID;
-  free(block);
-  return status;
-}
-
-/* ---- streams, events and graphs */
+/* ---- streams, events and graphs: what they are */
 
 struct launch {
   const char* kernel;
@@ -136,16 +87,132 @@ struct graph {
 };
 struct stream {
   struct graph* recording;
+  char* owner;
 };
 
-int cuStreamCreate(void** stream, unsigned flags) { (void)flags; *stream = calloc(1, sizeof(struct stream)); return 0; }
-int cuStreamDestroy_v2(void* stream) { free(stream); return 0; }
-int cuStreamSynchronize(void* stream) { return stream ? 0 : INVALID; }
-int cuStreamWaitEvent(void* stream, void* event, unsigned flags) { (void)flags; return stream && event ? 0 : INVALID; }
-int cuEventCreate(void** event, unsigned flags) { (void)flags; *event = calloc(1, 1); return 0; }
-int cuEventRecord(void* event, void* stream) { return stream && event ? 0 : INVALID; }
+/* Whether a stream or an event is one of the current context. */
+static int usable(const void* stream) { return stream && ((const struct stream*)stream)->owner == current; }
+
+/* ---- the emulator behind it */
+
+static void* symbol(const char* name) {
+  static void* library;
+  const char* path = getenv("FAKE_EMULATOR");
+  if (!library && path) library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  return library ? dlsym(library, name) : NULL;
+}
+
+/* Allocations, newest first; a few hundred at most. */
+struct block {
+  char *at, *owner;
+  size_t bytes;
+  struct block* next;
+};
+static struct block* blocks;
+static size_t used;
+static pthread_mutex_t held = PTHREAD_MUTEX_INITIALIZER;
+
+/* Whether an address in somebody's memory is in that of the current context. */
+static int ours(const void* at) {
+  const struct block* b;
+  int found = 1;
+  pthread_mutex_lock(&held);
+  for (b = blocks; b; b = b->next)
+    if ((const char*)at >= b->at && (const char*)at < b->at + b->bytes) found = b->owner == current;
+  pthread_mutex_unlock(&held);
+  return found;
+}
+
+int cuMemAlloc_v2(void** at, size_t bytes) {
+  void* (*allocate)(size_t, const char*) = (void* (*)(size_t, const char*))symbol("emulation_malloc");
+  struct block* b;
+  if (!allocate) return FAILED;
+  if (!current) return INVALID;
+  pthread_mutex_lock(&held);
+  if (used + bytes > (size_t)setting("FAKE_MEMORY", 1 << 30)) {
+    pthread_mutex_unlock(&held);
+    return OUT_OF_MEMORY;
+  }
+  *at = allocate(bytes, "memory");
+  used += bytes;
+  b = malloc(sizeof *b);
+  b->at = *at;
+  b->owner = current;
+  b->bytes = bytes;
+  b->next = blocks;
+  blocks = b;
+  pthread_mutex_unlock(&held);
+  return 0;
+}
+int cuMemFree_v2(void* at) {
+  int (*release)(void*) = (int (*)(void*))symbol("emulation_free");
+  struct block **b, *gone;
+  int status;
+  if (!release || !ours(at)) return INVALID;
+  pthread_mutex_lock(&held);
+  for (b = &blocks; *b && (*b)->at != (char*)at; b = &(*b)->next) {}
+  gone = *b;
+  if (gone) *b = gone->next;
+  free(gone);
+  status = gone && !release(at) ? 0 : INVALID;
+  pthread_mutex_unlock(&held);
+  return status;
+}
+int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { *free_bytes = 1 << 20; *total = 1 << 30; return 0; }
+int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) { (void)flags; *at = malloc(bytes); return *at ? 0 : OUT_OF_MEMORY; }
+int cuMemFreeHost(void* at) { free(at); return 0; }
+
+static int copy(const char* how, void* to, const void* from, size_t bytes) {
+  int (*run)(void*, const void*, size_t) = (int (*)(void*, const void*, size_t))symbol(how);
+  return run && !run(to, from, bytes) ? 0 : INVALID;
+}
+int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+  return usable(stream) && ours(to) ? copy("emulation_copy_in", to, from, bytes) : INVALID;
+}
+int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+  return usable(stream) && ours(from) ? copy("emulation_copy_out", to, from, bytes) : INVALID;
+}
+int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
+  void* between = malloc(bytes);
+  int status = usable(stream) && ours(to) && ours(from) ? copy("emulation_copy_out", between, from, bytes) : INVALID;
+  if (!status) status = copy("emulation_copy_in", to, between, bytes);
+  free(between);
+  return status;
+}
+int cuMemsetD8Async(void* at, unsigned char value, size_t bytes, void* stream) {
+  void* block = malloc(bytes);
+  int status;
+  memset(block, value, bytes);
+  status = usable(stream) && ours(at) ? copy("emulation_copy_in", at, block, bytes) : INVALID;
+  free(block);
+  return status;
+}
+
+/* ---- streams, events and graphs: the calls */
+
+/* An event is a stream on which nothing is launched. */
+static int create(void** made) {
+  struct stream* s = calloc(1, sizeof *s);
+  s->owner = current;
+  *made = s;
+  return current ? 0 : INVALID;
+}
+static int destroy(void* made) {
+  if (!usable(made)) return INVALID;
+  free(made);
+  return 0;
+}
+int cuStreamCreate(void** stream, unsigned flags) { (void)flags; return create(stream); }
+int cuStreamDestroy_v2(void* stream) { return destroy(stream); }
+int cuStreamSynchronize(void* stream) { return usable(stream) ? 0 : INVALID; }
+int cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
+  (void)flags;
+  return usable(stream) && usable(event) ? 0 : INVALID;
+}
+int cuEventCreate(void** event, unsigned flags) { (void)flags; return create(event); }
+int cuEventRecord(void* event, void* stream) { return usable(stream) && usable(event) ? 0 : INVALID; }
 int cuEventSynchronize(void* event) { return event ? 0 : INVALID; }
-int cuEventDestroy_v2(void* event) { free(event); return 0; }
+int cuEventDestroy_v2(void* event) { return destroy(event); }
 
 static int run(const struct launch* l) {
   static const int plain[3] = {0, 0, 0};
@@ -167,9 +234,16 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   size_t sizes[MOST_PARAMETERS];
   struct launch l = {function, {gx, gy, gz}, {bx, by, bz}, shared, {0}, 0, NULL};
   unsigned i;
-  if (!parameters || !stream || extra) return INVALID;
+  size_t word;
+  if (!parameters || !usable(stream) || extra) return INVALID;
   l.count = parameters(function, sizes, MOST_PARAMETERS);
   if (!l.count || l.count > MOST_PARAMETERS) return INVALID;
+  for (i = 0; i < l.count; i++)
+    for (word = 0; word + sizeof(void*) <= sizes[i]; word += sizeof(void*)) {
+      const void* at;
+      memcpy(&at, (const char*)arguments[i] + word, sizeof at);
+      if (!ours(at)) return INVALID;
+    }
   memcpy(l.arguments, arguments, l.count * sizeof(void*));
   if (!((struct stream*)stream)->recording) return run(&l);
   struct graph* g = ((struct stream*)stream)->recording;
@@ -205,7 +279,7 @@ int cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long fla
 int cuGraphDestroy(void* graph) { (void)graph; return 0; }
 int cuGraphLaunch(void* graph, void* stream) {
   const struct launch* l = ((struct graph*)graph)->first;
-  int status = stream ? 0 : INVALID;
+  int status = usable(stream) ? 0 : INVALID;
   for (; l && !status; l = l->next) status = run(l);
   return status;
 }

@@ -57,6 +57,14 @@ impl Device {
         open(index).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
     }
 
+    /// How many GPUs the driver lists; at least one.
+    ///
+    /// # Errors
+    /// [`Error::Device`] as [`Device::open`] for what any GPU lacks: the driver, a new enough one, a GPU at all.
+    pub fn count() -> Result<usize> {
+        start().map(|(_, count)| count).map_err(|reason| Error::Device { device: "cuda:all".into(), reason })
+    }
+
     /// What the GPU is.
     pub fn summary(&self) -> &Summary {
         &self.summary
@@ -117,7 +125,8 @@ impl Drop for Module {
     }
 }
 
-fn open(index: usize) -> Result<Device, String> {
+/// Starts the driver: the CUDA release that it knows, and the number of GPUs, at least one.
+fn start() -> Result<((u32, u32), usize), String> {
     // SAFETY: loads a library of the system; what it runs on loading is the driver's own.
     if !unsafe { sys::is_culib_present() } {
         let driver = TOOLKIT.map_or("the NVIDIA driver", |release| needed_driver(release.0));
@@ -142,9 +151,15 @@ fn open(index: usize) -> Result<Device, String> {
     }
     result::init().map_err(|e| refused_to_start(&e))?;
     let count = result::device::get_count().map_err(|e| refused_to_start(&e))?;
-    let count = usize::try_from(count).unwrap_or(0);
+    match usize::try_from(count) {
+        Ok(count) if count > 0 => Ok((driver, count)),
+        _ => Err(NO_GPU.into()),
+    }
+}
+
+fn open(index: usize) -> Result<Device, String> {
+    let (driver, count) = start()?;
     match count {
-        0 => return Err(NO_GPU.into()),
         1 if index > 0 => return Err("there is only one GPU, cuda:0".into()),
         _ if index >= count => {
             return Err(format!("there are only {count} GPUs, cuda:0 to cuda:{}", count - 1));

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::path::Path;
@@ -242,18 +243,42 @@ impl Default for Emulated {
     }
 }
 
-/// The emulator as a driver.
+/// Whose memory is where: address, bytes and number of the device.
+type Owners = Mutex<BTreeMap<u64, (usize, usize)>>;
+
+/// The emulator as a driver of one device.
 #[derive(Clone, Debug)]
 pub struct EmulatedDriver {
     emulator: Arc<Emulator>,
     how: Emulated,
+    index: usize,
+    name: String,
     used: Arc<AtomicUsize>,
+    /// Of all devices over the same library.
+    owners: Arc<Owners>,
 }
 
 impl EmulatedDriver {
     /// A device of its own over a loaded library.
     pub fn new(emulator: Arc<Emulator>, how: Emulated) -> EmulatedDriver {
-        EmulatedDriver { emulator, how, used: Arc::default() }
+        let (used, owners) = (Arc::default(), Arc::default());
+        EmulatedDriver { emulator, how, index: 0, name: "cuda:0".into(), used, owners }
+    }
+
+    /// Another device beside this one, with memory of its own, which the other must not touch.
+    pub fn beside(&self, index: usize) -> EmulatedDriver {
+        EmulatedDriver { index, name: format!("cuda:{index}"), used: Arc::default(), ..self.clone() }
+    }
+
+    /// Fails if `address` lies in memory of another device.
+    fn own(&self, address: u64, user: &str) -> Outcome<()> {
+        let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        match owners.range(..=address).next_back() {
+            Some((&at, &(bytes, owner))) if address < at + bytes as u64 && owner != self.index => {
+                Err(Fault::Other(format!("{user} uses memory of cuda:{owner}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Loads the library at `path`, which the user named.
@@ -280,7 +305,7 @@ impl Graph for Launches {
 
 impl Driver for EmulatedDriver {
     fn name(&self) -> &str {
-        "cuda:0"
+        &self.name
     }
 
     fn detail(&self) -> String {
@@ -297,15 +322,20 @@ impl Driver for EmulatedDriver {
             return Err(Fault::OutOfMemory { wanted: bytes, free: self.how.memory - used });
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        Ok(self.emulator.allocate(bytes, label))
+        let address = self.emulator.allocate(bytes, label);
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).insert(address, (bytes, self.index));
+        Ok(address)
     }
 
     fn free(&self, address: u64, bytes: usize) {
+        // Before the memory goes: another thread may get the same address at once.
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
         self.emulator.free(address);
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
+        self.own(to, "a copy to the device")?;
         self.emulator.copy_in(to, from);
         Ok(())
     }
@@ -315,11 +345,13 @@ impl Driver for EmulatedDriver {
     }
 
     fn download(&self, _: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
+        self.own(from, "a copy from the device")?;
         self.emulator.copy_out(to, from);
         Ok(())
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+        self.own(to, "a copy on the device").and_then(|()| self.own(from, "a copy on the device"))?;
         let mut held = vec![0; bytes];
         self.emulator.copy_out(&mut held, from);
         self.emulator.copy_in(to, &held);
@@ -327,11 +359,14 @@ impl Driver for EmulatedDriver {
     }
 
     fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
+        self.own(at, "a clearing of memory")?;
         self.emulator.copy_in(at, &vec![0; bytes]);
         Ok(())
     }
 
     fn launch(&self, launch: &Launch) -> Outcome<()> {
+        // An argument that is no address lies in nobody's memory, but for a chance of one in billions.
+        launch.args.words().iter().flatten().try_for_each(|&word| self.own(word, launch.kernel))?;
         let geometry = (launch.grid, [launch.threads, 1, 1], launch.shared);
         // SAFETY: the typed launch functions give each kernel arguments of its parameters' sizes.
         unsafe { self.emulator.launch(launch.kernel, geometry, launch.args.words(), self.how.schedule) }

@@ -45,6 +45,8 @@ use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 
 /// Names a library of emulated kernels that stands in for the GPU; for tests.
 const EMULATOR: &str = "LENSMITH_CUDA_EMULATOR";
+/// Number of emulated devices; 1 where it is not set.
+const EMULATED_DEVICES: &str = "LENSMITH_CUDA_EMULATOR_DEVICES";
 
 /// The CUDA backend on one device.
 #[derive(Debug)]
@@ -60,13 +62,45 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] with what is missing and what would help; see [`Device::open`].
     pub fn open(index: usize, precision: Precision) -> Result<Cuda> {
-        if let Some(path) = std::env::var_os(EMULATOR) {
-            return Cuda::emulated(EmulatedDriver::open(Path::new(&path))?, precision);
+        if let Some(drivers) = emulated_devices()? {
+            let count = drivers.len();
+            return match drivers.into_iter().nth(index) {
+                Some(driver) => Cuda::emulated(driver, precision),
+                None => {
+                    let reason = format!(
+                        "only {count} emulated device{} ({EMULATED_DEVICES})",
+                        if count == 1 { "" } else { "s" }
+                    );
+                    Err(Error::Device { device: format!("cuda:{index}"), reason })
+                }
+            };
         }
         let gpu = gpu::Gpu::new(Device::open(index)?);
         let gpu = gpu
             .map_err(|fault| Error::Device { device: format!("cuda:{index}"), reason: fault.to_string() })?;
         Cuda::over(Arc::new(gpu), precision)
+    }
+
+    /// Opens every GPU that the driver lists, in its order; at least one.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`], of the first that cannot be opened.
+    pub fn open_all(precision: Precision) -> Result<Vec<Cuda>> {
+        if let Some(drivers) = emulated_devices()? {
+            return drivers.into_iter().map(|driver| Cuda::emulated(driver, precision)).collect();
+        }
+        let count = Device::count()?;
+        let opened = (0..count).map(|index| {
+            Cuda::open(index, precision).map_err(|error| match error {
+                // Those before it were opened.
+                Error::Device { device, reason } if index > 0 => {
+                    let reason = format!("{reason}; CUDA_VISIBLE_DEVICES can leave this GPU out");
+                    Error::Device { device, reason }
+                }
+                other => other,
+            })
+        });
+        opened.collect()
     }
 
     /// The backend over the emulator.
@@ -136,6 +170,21 @@ impl Cuda {
             self.launch_encode(vae, rows, codes, origin)
         })
     }
+}
+
+/// The devices that the environment wants emulated.
+fn emulated_devices() -> Result<Option<Vec<EmulatedDriver>>> {
+    let Some(path) = std::env::var_os(EMULATOR) else { return Ok(None) };
+    let count = match std::env::var(EMULATED_DEVICES) {
+        Ok(text) => match text.parse::<usize>() {
+            Ok(count @ 1..=64) => count,
+            _ => return Err(Error::option(EMULATED_DEVICES, "1 to 64", text)),
+        },
+        Err(_) => 1,
+    };
+    let first = EmulatedDriver::open(Path::new(&path))?;
+    let others: Vec<EmulatedDriver> = (1..count).map(|index| first.beside(index)).collect();
+    Ok(Some([vec![first], others].concat()))
 }
 
 impl check::Shapes for Cuda {
