@@ -196,11 +196,21 @@ impl Column {
 
     /// Asks the system to have the rows in `range` in memory soon, where files are mapped.
     pub fn prefetch(&self, range: Range<usize>) {
+        self.for_bytes(range, Source::prefetch);
+    }
+
+    /// Takes the rows in `range` out of this process's memory, where files are mapped; they come back when they are read.
+    pub fn release(&self, range: Range<usize>) {
+        self.for_bytes(range, Source::release);
+    }
+
+    /// Tells `each` where the bytes of the rows in `range` are.
+    fn for_bytes(&self, range: Range<usize>, each: impl Fn(&Source, u64, usize)) {
         for (stretch, &start) in self.stretches.iter().zip(&self.starts) {
             let (from, to) = (range.start.max(start), range.end.min(start + stretch.rows));
             if from < to {
                 let row = self.dim * stretch.dtype.size();
-                stretch.source.prefetch(stretch.at + ((from - start) * row) as u64, (to - from) * row);
+                each(&stretch.source, stretch.at + ((from - start) * row) as u64, (to - from) * row);
             }
         }
     }
@@ -256,6 +266,8 @@ impl Stretch {
             if let Some((at, value)) = found.filter(|(at, _)| start + at / dim < limit) {
                 worst = Some((start + at / dim, at % dim, value));
             }
+            let row_bytes = dim * self.dtype.size();
+            self.source.release(self.at + (start * row_bytes) as u64, step * row_bytes);
         }
         Ok(worst)
     }

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -110,6 +110,19 @@ impl FileBytes {
     pub fn prefetch(&self, at: usize, len: usize) {
         if let Inner::Map(_, map) = &self.0 {
             let _ = map.advise_range(Advice::WillNeed, at, len.min(map.len().saturating_sub(at)));
+        }
+    }
+}
+
+impl FileBytes {
+    /// Takes `len` bytes from `at` out of this process's memory; the next access brings them back from the file. So a
+    /// pass over a file larger than memory does not look as if it held it all.
+    pub fn release(&self, at: usize, len: usize) {
+        if let Inner::Map(_, map) = &self.0 {
+            let len = len.min(map.len().saturating_sub(at));
+            // SAFETY: the map is a shared one of a file that is never written to through it, so that what is dropped is
+            // a copy: pages come back with the file's bytes, or as zeros where they were lost.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
         }
     }
 }

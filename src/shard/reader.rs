@@ -106,6 +106,12 @@ impl PairSet {
         self.sides.iter().for_each(|side| side.prefetch(range.clone()));
     }
 
+    /// Takes the pairs in `range` out of this process's memory, where files are mapped; they come back when they are
+    /// read again.
+    pub fn release(&self, range: Range<usize>) {
+        self.sides.iter().for_each(|side| side.release(range.clone()));
+    }
+
     /// Fails with [`Error::Changed`] if a file was altered, replaced, removed or cut short since it was opened: what
     /// was made of it in between may be wrong.
     pub fn require_unchanged(&self) -> Result<()> {

@@ -23,6 +23,9 @@ pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
     Ok((file, len))
 }
 
+/// Bytes of a copy from which on giving back what it was made of is worth a call to the system.
+const RELEASED: usize = 1 << 16;
+
 /// One open file: its header, and a way to its payload.
 #[derive(Debug)]
 pub(super) struct Source {
@@ -113,6 +116,13 @@ impl Source {
         }
     }
 
+    /// Takes `len` bytes from `at` out of this process's memory, where the file is mapped.
+    pub fn release(&self, at: u64, len: usize) {
+        if let Access::Map(map) = &self.access {
+            map.release(at as usize, len);
+        }
+    }
+
     /// Asks the system to have `len` bytes from `at` in memory soon.
     pub fn prefetch(&self, at: u64, len: usize) {
         if let Access::Map(map) = &self.access {
@@ -134,6 +144,10 @@ impl Source {
             Access::Map(_) => {
                 let bytes = self.mapped(at, out.len()).ok_or_else(|| changed(&self.path))?;
                 out.copy_from_slice(bytes);
+                // The copy is what is worked on.
+                if out.len() >= RELEASED {
+                    self.release(at, out.len());
+                }
                 Ok(())
             }
             Access::File(file) => read_at(&self.path, file, at, out),

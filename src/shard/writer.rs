@@ -341,6 +341,7 @@ pub fn verify_shard(path: &Path, io: Io) -> Result<ShardRecord> {
             let len = BLOCK_BYTES.min(info.range.end - at);
             if let Some(bytes) = source.mapped(at as u64, len) {
                 hash.update(bytes);
+                source.release(at as u64, len);
             } else {
                 buffer.resize(len, 0);
                 source.read(at as u64, &mut buffer)?;

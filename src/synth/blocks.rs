@@ -129,7 +129,13 @@ pub(super) fn for_each<'s>(
                 }
             }
         });
-        receiver.into_iter().try_for_each(|loaded| each(loaded?))
+        receiver.into_iter().try_for_each(|loaded| {
+            let loaded = loaded?;
+            let seeds = loaded.block.seeds.clone();
+            each(loaded)?;
+            from.seeds.release(seeds);
+            Ok(())
+        })
     })
 }
 

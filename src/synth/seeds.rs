@@ -16,6 +16,8 @@ pub trait Seeds: Sync {
     fn block(&self, side: Side, range: Range<usize>) -> Result<SeedBlock<'_>>;
     /// A hint that rows `range` will be asked for soon.
     fn prefetch(&self, range: Range<usize>);
+    /// A hint that rows `range` will not be asked for soon.
+    fn release(&self, range: Range<usize>);
     /// Fails if what was read since opening may not be what was opened.
     fn require_unchanged(&self) -> Result<()>;
 }
@@ -56,6 +58,10 @@ impl Seeds for PairSet {
         PairSet::prefetch(self, range);
     }
 
+    fn release(&self, range: Range<usize>) {
+        PairSet::release(self, range);
+    }
+
     fn require_unchanged(&self) -> Result<()> {
         PairSet::require_unchanged(self)
     }
@@ -76,6 +82,8 @@ impl Seeds for [RowSet<'_>; 2] {
     }
 
     fn prefetch(&self, _: Range<usize>) {}
+
+    fn release(&self, _: Range<usize>) {}
 
     fn require_unchanged(&self) -> Result<()> {
         Ok(())
