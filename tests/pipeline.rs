@@ -3,11 +3,12 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cli::{Lab, Listing, Said, assert_same_files, binary, outputs, shards};
+use common::cli::{Lab, Listing, Said, assert_same_files, bare, binary, outputs, shards};
 use lensmith::dtype::Dtype;
 use serde_json::Value;
 
@@ -185,7 +186,10 @@ const LONG: &str = "--fold 8 --dtype f32 --shard-rows 16 --threads 1";
 
 /// A long run at work: some of its shards are there.
 fn at_work(lab: &Lab, out: &str, options: &str) -> Child {
-    let mut command = binary();
+    at_work_as(binary(), lab, out, options)
+}
+
+fn at_work_as(mut command: Command, lab: &Lab, out: &str, options: &str) -> Child {
     command
         .args(lab.words(&synth(&format!("{LONG} {options}"), out)))
         .stdout(Stdio::piped())
@@ -281,4 +285,41 @@ fn a_folder_that_moves_meanwhile_ends_the_run_and_goes_on_where_it_is() {
     let said = lab.fine(&synth(&format!("{LONG} --json"), "elsewhere")).json();
     assert!(said["resumed"].as_u64() >= Some(320), "{said}");
     assert_same_files("moved", &outputs(&lab.at("elsewhere")), &whole);
+}
+
+/// As a user whom permissions bind, which root is not.
+#[test]
+fn permissions_lost_meanwhile_end_the_run_and_it_goes_on_when_they_are_back() {
+    let (lab, whole) = long();
+    let mode = |name: &str, bits: u32| {
+        fs::set_permissions(lab.at(name), fs::Permissions::from_mode(bits)).expect("permissions");
+    };
+    fs::create_dir(lab.at("out")).expect("a folder");
+    mode("out", 0o777);
+    let as_root = fs::metadata("/proc/self").expect("a process").uid() == 0;
+    let user = || {
+        if !as_root {
+            return binary();
+        }
+        let mut command = bare(Command::new("setpriv"));
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(lab.at("lensmith"));
+        command
+    };
+    if as_root {
+        mode("", 0o755);
+        fs::copy(env!("CARGO_BIN_EXE_lensmith"), lab.at("lensmith")).expect("a copy");
+        mode("lensmith", 0o755);
+        if !user().arg("--version").output().is_ok_and(|o| o.status.success()) {
+            eprintln!("\n*** NOT RUN: root cannot become another user here ***\n");
+            return;
+        }
+    }
+    let child = at_work_as(user(), &lab, "out", "");
+    mode("out", 0o555);
+    assert_failed(child, &lab.at("out"), &whole, &["cannot create", "Permission denied"]);
+    mode("out", 0o777);
+    let said: Said =
+        user().args(lab.words(&synth(&format!("{LONG} --json"), "out"))).output().expect("starts").into();
+    assert!(said.fine().json()["resumed"].as_u64() >= Some(320));
+    assert_same_files("after", &outputs(&lab.at("out")), &whole);
 }
