@@ -91,6 +91,15 @@ struct Data {
     sources: Vec<SourceFile>,
 }
 
+impl Data {
+    /// Fails if a file was altered since it was opened: nothing that may come of that is saved.
+    fn require_unchanged(&self) -> Result<()> {
+        let sets = [Some(&self.pairs), self.validation.as_ref(), self.test.as_ref()];
+        sets.into_iter().flatten().try_for_each(PairSet::require_unchanged)?;
+        self.candidates.as_ref().map_or(Ok(()), CandidateSet::require_unchanged)
+    }
+}
+
 /// The checked settings of a run.
 struct Settings {
     vae: VaeTraining,
@@ -268,6 +277,7 @@ impl Run {
             ("lensmith.training".into(), json!(vae).to_string()),
         ]);
         let vae_path = folder.join("vae.safetensors");
+        data.require_unchanged()?;
         trained.vae.save(&vae_path, &provenance)?;
 
         let counts = json!({
@@ -301,6 +311,7 @@ impl Run {
                 }
             })?;
             bar.finish_and_clear();
+            data.require_unchanged()?;
             match arm {
                 Arm::None => save_reward(&model, &folder.join("reward_none.safetensors"), &result)?,
                 Arm::Lens { .. } => save_reward(&model, &folder.join("reward.safetensors"), &result)?,
