@@ -1,5 +1,6 @@
 //! Operations of the CPU backend at the paper's sizes (d = 4096, hidden 64, latent 16, reward hidden 256) on random
-//! data: `cargo bench`. Rates are rows (or normals, or training pairs) per second; compare runs on one machine only.
+//! data: `cargo bench --bench operations`. Rates are rows (or normals, or training pairs) per second; compare runs on
+//! one machine only. The device's limits are printed first; `lensmith bench` holds rates against them.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
@@ -9,8 +10,8 @@ use lensmith::backend::{
     RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
-use lensmith::matrix::{RowSet, Rows, RowsBuf, Side, Values};
-use lensmith::model::{RewardModel, RewardSize, Standardizer, Vae, VaeSize};
+use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values};
+use lensmith::model::{FoldedReward, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
 use lensmith::noise::{Address, Purpose, fill_normals};
 
 const DIM: usize = 4096;
@@ -34,11 +35,22 @@ fn view(values: &[bf16]) -> RowSet<'_> {
     Rows::new(Values::Bf16(values), values.len() / DIM, DIM).expect("whole rows").into()
 }
 
+fn models() -> (Vae, RewardModel) {
+    let vae = Vae::init(VaeSize::new(DIM, 64, 16).expect("valid"), 1);
+    (vae, RewardModel::init(RewardSize::new(DIM, 256).expect("valid"), 1))
+}
+
 fn operations(c: &mut Criterion) {
     let cpu = Cpu::new(0).expect("threads start");
-    let vae = cpu.load_vae(&Vae::init(VaeSize::new(DIM, 64, 16).expect("valid"), 1)).expect("loads");
-    let reward =
-        cpu.load_reward(&RewardModel::init(RewardSize::new(DIM, 256).expect("valid"), 1)).expect("loads");
+    let (vae_model, reward_model) = models();
+    let (limits, _) = cpu.measure(&vae_model, &reward_model, ROWS).expect("measures");
+    for limit in limits {
+        println!("limit: {}, {:.1} G/s", limit.what, limit.per_second / 1e9);
+    }
+    let vae = cpu.load_vae(&vae_model).expect("loads");
+    let reward = cpu.load_reward(&reward_model).expect("loads");
+    let folded = FoldedReward::new(&vae_model, &reward_model).expect("folds");
+    let folded = cpu.load_folded(&folded).expect("loads");
     let values = stored(ROWS, 0);
     let rows = cpu.embeddings(view(&values)).expect("borrows");
     let posteriors = cpu.encode(&vae, &rows).expect("encodes");
@@ -56,7 +68,7 @@ fn operations(c: &mut Criterion) {
     let mut group = c.benchmark_group(format!("cpu, d = {DIM}, {}", cpu.info().detail));
     group.sample_size(10).throughput(Throughput::Elements(ROWS as u64));
     group.bench_function("encode BF16", |b| b.iter(|| cpu.encode(&vae, &rows)));
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let mut out = RowsBuf::zeros(dtype, ROWS, DIM);
         group.bench_function(format!("decode {dtype}"), |b| {
             b.iter(|| cpu.decode(&vae, &latents, None, out.values_mut()))
@@ -64,10 +76,14 @@ fn operations(c: &mut Criterion) {
     }
     let mut scores = vec![0f32; ROWS];
     group.bench_function("score BF16", |b| b.iter(|| cpu.score(&reward, &rows, &mut scores)));
+    group.bench_function("perturb", |b| b.iter(|| cpu.perturb(&posteriors, origin, &how, &samples)));
+    group.bench_function("score latents, folded", |b| {
+        b.iter(|| cpu.score_latents(&folded, &latents, None, &mut scores))
+    });
     group.throughput(Throughput::Elements((ROWS as u32 * how.drawn()) as u64));
     group.bench_function("select, per candidate", |b| b.iter(|| cpu.select(&posteriors, origin, &how)));
     group.throughput(Throughput::Elements(1 << 20));
-    group.bench_function("normals, scalar definition", |b| b.iter(|| normals(1 << 20, 0)));
+    group.bench_function("normals", |b| b.iter(|| normals(1 << 20, 0)));
     group.finish();
 }
 
@@ -91,20 +107,37 @@ fn training(c: &mut Criterion) {
         adam,
         seed: 1,
     };
-    let initial = Vae::init(VaeSize::new(DIM, 64, 16).expect("valid"), 1);
+    let (initial, reward) = models();
     let mut trainer = cpu.vae_trainer(&initial, &standardizer, &objective).expect("starts");
     let data = PairData { chosen: &chosen, rejected: &rejected };
     group.bench_function("VAE epoch", |b| b.iter(|| cpu.vae_epoch(&mut trainer, &data, &order, 0)));
 
-    let initial = RewardModel::init(RewardSize::new(DIM, 256).expect("valid"), 1);
     let objective = RewardObjective { batch: 128, adam, synthetic: SyntheticPath::Folded };
-    let mut trainer = cpu.reward_trainer(&initial, &standardizer, &objective).expect("starts");
+    let mut trainer = cpu.reward_trainer(&reward, &standardizer, &objective).expect("starts");
     let data = RewardData {
         chosen: RewardSide { originals: &chosen, synthetic: None },
         rejected: RewardSide { originals: &rejected, synthetic: None },
     };
     let pairs: Vec<[u32; 2]> = order.iter().map(|&i| [i, i]).collect();
-    group.bench_function("reward epoch", |b| b.iter(|| cpu.reward_epoch(&mut trainer, &data, &pairs)));
+    group.bench_function("reward epoch, originals", |b| {
+        b.iter(|| cpu.reward_epoch(&mut trainer, &data, &pairs))
+    });
+
+    // The same number of pairs, all synthetic.
+    let loaded = cpu.load_vae(&initial).expect("loads");
+    let z = Matrix::new(normals(PAIRS * 16, 3), PAIRS, 16).expect("whole rows");
+    let latents = cpu.load_latents(&z, &order).expect("loads");
+    let side = |originals| RewardSide {
+        originals,
+        synthetic: Some(Synthetic { vae: &loaded, latents: &latents, residual: None }),
+    };
+    let data = RewardData { chosen: side(&chosen), rejected: side(&rejected) };
+    let mut trainer = cpu.reward_trainer(&reward, &standardizer, &objective).expect("starts");
+    let pairs: Vec<[u32; 2]> =
+        order.iter().map(|&i| [PAIRS as u32 + i, (2 * PAIRS - 1) as u32 - i]).collect();
+    group.bench_function("reward epoch, synthetic", |b| {
+        b.iter(|| cpu.reward_epoch(&mut trainer, &data, &pairs))
+    });
     group.finish();
 }
 
