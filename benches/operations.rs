@@ -6,8 +6,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, Perturbation, Reduction,
-    RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
+    Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, Origin, PairData, Perturbation,
+    Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values};
