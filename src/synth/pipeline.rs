@@ -230,7 +230,7 @@ pub fn write_synthetic<B: Backend>(
     let settings = job.settings(shard_rows);
     let fingerprint = Manifest::digest(&settings);
     let plan = &job.recipe.plan;
-    let mut manifest = Manifest {
+    let manifest = Manifest {
         format: 1,
         complete: false,
         fingerprint: fingerprint.clone(),
@@ -242,27 +242,10 @@ pub fn write_synthetic<B: Backend>(
     };
     let recorded = prepare_folder(job, &manifest)?;
 
-    // What is done already, before anything is written: the manifest never says less than it did.
-    let mut done = BTreeMap::new();
-    let mut todo = Vec::new();
-    let mut damaged = None;
-    for index in job.shards(shard_rows) {
-        let pairs = index * shard_rows..((index + 1) * shard_rows).min(plan.pairs());
-        let shard = Shard { index, path: job.out.join(shard_name(index)), pairs, fingerprint: &fingerprint };
-        match shard.finished(recorded.get(&shard_name(index))) {
-            Ok(Some(record)) => drop(done.insert(index, record)),
-            Ok(None) => todo.push(shard),
-            Err(error) => drop(damaged.get_or_insert(error)),
-        }
-    }
-    let path = job.manifest_path();
-    let mut write_manifest = |done: &BTreeMap<u64, ShardRecord>, complete| {
-        manifest.complete = complete;
-        manifest.shards = done.values().cloned().collect();
-        manifest.write(&path)
-    };
+    let Stock { mut done, todo, damaged } = take_stock(job, shard_rows, &fingerprint, &recorded);
     // Before anything else: it is how others that start now know what the rest belongs to.
-    write_manifest(&done, false)?;
+    let mut kept = KeptManifest::new(manifest, job.manifest_path());
+    kept.write(&done, false)?;
     job.recipe.write(&job.out.join("recipe.json"))?;
     if let Some(error) = damaged {
         return Err(error);
@@ -273,20 +256,16 @@ pub fn write_synthetic<B: Backend>(
     let mut now = Progress::start(resumed, made);
     progress(&now);
     if !todo.is_empty() {
-        let mut last_write = Instant::now();
+        let begun = Instant::now();
         let mut hear = |event: Event, busy: &Busy| {
             match event {
                 Event::Wrote { pairs, bytes } => now.wrote(pairs, bytes),
                 Event::Done(index, record) => {
                     done.insert(index, record);
-                    // Not after every one: thousands of shards would be listed thousands of times.
-                    if last_write.elapsed() >= BETWEEN_MANIFESTS {
-                        write_manifest(&done, false)?;
-                        last_write = Instant::now();
-                    }
+                    kept.write_now_and_then(&done)?;
                 }
             }
-            now.measure(start.elapsed(), busy, makers.len());
+            now.measure(begun.elapsed(), busy, makers.len());
             progress(&now);
             Ok(())
         };
@@ -299,12 +278,11 @@ pub fn write_synthetic<B: Backend>(
                 return Err(Error::Changed { path: job.out.to_path_buf(), how: MOVED.into() });
             }
             // What failed says more than a manifest that cannot be written for the same reason.
-            let _ = write_manifest(&done, false);
+            let _ = kept.write(&done, false);
             return Err(error);
         }
     }
-    write_manifest(&done, true)?;
-    now.measure(start.elapsed(), &now.busy.clone(), makers.len());
+    kept.write(&done, true)?;
     Ok(SynthSummary {
         pairs: resumed + made,
         resumed,
@@ -327,8 +305,66 @@ fn folder_of(path: &Path) -> Result<Option<(u64, u64)>> {
     }
 }
 
+/// The shards of a part, by what an earlier run left of them.
+struct Stock<'a> {
+    done: BTreeMap<u64, ShardRecord>,
+    todo: Vec<Shard<'a>>,
+    /// What is wrong with the first shard that is there and cannot be used.
+    damaged: Option<Error>,
+}
+
+fn take_stock<'a>(
+    job: &SynthJob<'_>,
+    shard_rows: u64,
+    fingerprint: &'a str,
+    recorded: &BTreeMap<String, ShardRecord>,
+) -> Stock<'a> {
+    let mut stock = Stock { done: BTreeMap::new(), todo: Vec::new(), damaged: None };
+    for index in job.shards(shard_rows) {
+        let pairs = index * shard_rows..((index + 1) * shard_rows).min(job.recipe.plan.pairs());
+        let shard = Shard { index, path: job.out.join(shard_name(index)), pairs, fingerprint };
+        match shard.finished(recorded.get(&shard_name(index))) {
+            Ok(Some(record)) => drop(stock.done.insert(index, record)),
+            Ok(None) => stock.todo.push(shard),
+            Err(error) => drop(stock.damaged.get_or_insert(error)),
+        }
+    }
+    stock
+}
+
 /// Time between two versions of a manifest while shards are written.
 const BETWEEN_MANIFESTS: Duration = Duration::from_secs(2);
+/// At least so many times what writing one took.
+const MANIFEST_SHARE: u32 = 50;
+
+/// The manifest of a run at work.
+struct KeptManifest {
+    manifest: Manifest,
+    path: PathBuf,
+    written: Instant,
+    pause: Duration,
+}
+
+impl KeptManifest {
+    fn new(manifest: Manifest, path: PathBuf) -> KeptManifest {
+        KeptManifest { manifest, path, written: Instant::now(), pause: BETWEEN_MANIFESTS }
+    }
+
+    fn write(&mut self, done: &BTreeMap<u64, ShardRecord>, complete: bool) -> Result<()> {
+        let start = Instant::now();
+        self.manifest.complete = complete;
+        self.manifest.shards = done.values().cloned().collect();
+        self.manifest.write(&self.path)?;
+        self.written = Instant::now();
+        self.pause = BETWEEN_MANIFESTS.max(MANIFEST_SHARE * (self.written - start));
+        Ok(())
+    }
+
+    /// Not after every shard: thousands would be listed thousands of times.
+    fn write_now_and_then(&mut self, done: &BTreeMap<u64, ShardRecord>) -> Result<()> {
+        if self.written.elapsed() < self.pause { Ok(()) } else { self.write(done, false) }
+    }
+}
 
 /// Refuses a folder that holds something else, or empties it of an earlier output if that was asked for. Gives the
 /// shards that the manifests of this run list.
