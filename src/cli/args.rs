@@ -47,7 +47,7 @@ pub struct Common {
     /// Results as one JSON object on standard output
     #[arg(long, global = true, help_heading = "General")]
     pub json: bool,
-    /// No progress bars
+    /// No progress bars or lines
     #[arg(long, short, global = true, help_heading = "General")]
     pub quiet: bool,
 }
