@@ -359,6 +359,10 @@ pub trait Backend: Send + Sync {
 
     /// What the device is.
     fn info(&self) -> DeviceInfo;
+    /// The arithmetic of its products.
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
 
     /// Makes rows readable by the device.
     fn embeddings<'a>(&'a self, rows: RowSet<'a>) -> Result<Self::Embeddings<'a>>;

@@ -9,7 +9,7 @@ use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::writing::{WriteArgs, Writing, summary_json, summary_text};
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::synth::{OutputKind, Source, SynthJob};
 
 /// Turn latents or a recipe into embeddings, later or elsewhere
@@ -44,6 +44,10 @@ impl Materialize {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let engine = common.engine()?;
         let source = Source::open(&self.path, &self.files.moved(), common.io)?;
+        if let Some((_, precision)) = source.latents.as_ref().filter(|l| l.1 != common.precision) {
+            let expected = format!("{precision}, in which these latents were made");
+            return Err(Error::option("--precision", expected, common.precision));
+        }
         let job = SynthJob {
             recipe: &source.recipe,
             out: &self.out,
@@ -53,7 +57,7 @@ impl Materialize {
             part: self.writing.part,
             overwrite: self.writing.overwrite,
             write: self.writing.write,
-            latents: source.latents.as_ref(),
+            latents: source.latents.as_ref().map(|l| &l.0),
         };
         let mut writing = Writing::new(console, "materialize", job.pairs()?, self.writing.every()?);
         let summary = engine.write(&job, &source.seeds, &source.vae, &mut |p| writing.hear(p))?;
@@ -63,8 +67,9 @@ impl Materialize {
         value["out"] = json!(self.out);
         value["from"] = json!(from);
         value["device"] = json!(engine.info());
+        value["devices"] = json!(engine.devices());
         console.result(&value, || {
-            let text = summary_text(&summary, &engine.info().name);
+            let text = summary_text(&summary, &engine.devices());
             format!("{}: from the {from}, {text}", self.out.display())
         });
         Ok(())

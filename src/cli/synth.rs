@@ -77,12 +77,13 @@ impl Synth {
         value["fold"] = json!(recipe.plan.fold);
         value["per_side"] = json!(recipe.plan.per_side);
         value["device"] = json!(engine.info());
+        value["devices"] = json!(engine.devices());
         console.result(&value, || {
             if self.output == OutputKind::Recipe {
                 let pairs = count(recipe.plan.pairs());
                 return format!("{}: a recipe for {pairs} pairs", self.out.join("recipe.json").display());
             }
-            format!("{}: {}", self.out.display(), summary_text(&summary, &engine.info().name))
+            format!("{}: {}", self.out.display(), summary_text(&summary, &engine.devices()))
         });
         Ok(())
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::console::Console;
 use super::table::{bytes, count, duration};
+use crate::backend::DeviceInfo;
 use crate::error::{Error, Result};
 use crate::shard::WriteMode;
 use crate::synth::{Bound, Part, Progress, Speed, SynthSummary};
@@ -124,7 +125,8 @@ pub fn summary_json(summary: &SynthSummary) -> Value {
 }
 
 /// A summary for people: what is there, how fast it came, and what held it up.
-pub fn summary_text(summary: &SynthSummary, device: &str) -> String {
+pub fn summary_text(summary: &SynthSummary, devices: &[DeviceInfo]) -> String {
+    let device = devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
     let resumed = match summary.resumed {
         0 => String::new(),
         all if all == summary.pairs => " (all there already: nothing to do)".into(),

@@ -123,6 +123,12 @@ pub fn verify_folder<B: Backend>(
             hint: format!("{RECIPE_AGAIN}; --recompute 0 does without"),
         });
     };
+    let made_in = &manifest.settings["output"]["precision"];
+    if *made_in != serde_json::json!(backend.precision()) {
+        let expected =
+            format!("{made_in}, in which {} was made (--recompute 0 does without)", folder.display());
+        return Err(Error::option("--precision", expected, backend.precision()));
+    }
     let (seeds, vae) = recipe.open_moved(&recipe_path, options.io, &options.moved)?;
     verified.recomputed = remake((&recipe, &seeds, &vae), backend, &here, options, progress)?;
     Ok(verified)

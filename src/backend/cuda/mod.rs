@@ -215,6 +215,10 @@ impl Backend for Cuda {
     type VaeTrainer = VaeTrainer;
     type RewardTrainer = RewardTrainer;
 
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
     fn info(&self) -> DeviceInfo {
         let detail = format!("{}, {} products", self.driver.detail(), self.precision);
         DeviceInfo { name: self.driver.name().into(), detail, threads: 1 }
