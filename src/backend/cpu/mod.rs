@@ -6,6 +6,7 @@
 mod adam;
 mod gemm;
 mod infer;
+mod lanes;
 mod latent;
 mod layers;
 mod panel;
