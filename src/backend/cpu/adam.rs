@@ -1,8 +1,8 @@
 //! Adam on lanes: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
 
-use super::panel::pad_lanes;
+use super::lanes::Lanes;
 use super::simd::{Lane, Level, Simd, Task, WIDTH};
-use super::tile::{Sink, ZERO};
+use super::tile::Sink;
 use crate::backend::Adam;
 
 /// The factors of one step.
@@ -100,9 +100,9 @@ impl Sink for Learn<'_> {
         let Weights { w, m, v, g } = &mut self.weights;
         match self.update {
             Update::Adam(rates) => {
-                for (i, made) in made.iter().enumerate() {
-                    rates.step(&mut w[at + i], &mut m[at + i], &mut v[at + i], made);
-                }
+                let range = at..at + made.len();
+                let [w, m, v] = [w, m, v].map(|lanes| lanes[range.clone()].as_flattened_mut());
+                rates.step(w, m, v, made.as_flattened());
             }
             Update::Keep => g[at..at + made.len()].copy_from_slice(made),
         }
@@ -113,19 +113,19 @@ impl Sink for Learn<'_> {
 #[derive(Debug)]
 pub struct Vector {
     /// Parameters.
-    pub w: Vec<Lane>,
-    m: Vec<Lane>,
-    v: Vec<Lane>,
-    g: Vec<Lane>,
+    pub w: Lanes,
+    m: Lanes,
+    v: Lanes,
+    g: Lanes,
     len: usize,
 }
 
 impl Vector {
     /// Starts from `values` with zero moments; at least `lanes` lanes.
     pub fn new(values: &[f32], lanes: usize) -> Vector {
-        let mut w = pad_lanes(values);
-        w.resize(w.len().max(lanes), ZERO);
-        let zeros = vec![ZERO; w.len()];
+        let mut w = Lanes::zeros(values.len().div_ceil(WIDTH).max(lanes));
+        w.as_flattened_mut()[..values.len()].copy_from_slice(values);
+        let zeros = Lanes::zeros(w.len());
         Vector { m: zeros.clone(), v: zeros.clone(), g: zeros, w, len: values.len() }
     }
 

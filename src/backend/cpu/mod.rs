@@ -7,6 +7,7 @@ mod adam;
 pub mod floors;
 mod gemm;
 mod infer;
+mod lanes;
 mod latent;
 mod layers;
 mod panel;

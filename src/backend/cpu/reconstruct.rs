@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use super::adam::{Update, Vector, Weights};
+use super::lanes::Lanes;
 use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Add, Sink, ZERO, columns, rows};
 use super::wide::{SLICE, STRIDE, Sums, Wide};
@@ -18,12 +19,12 @@ pub struct Reconstruction {
     /// Its inputs are the layer's outputs: `[d][hidden]`.
     weight: Wide,
     bias: Vector,
-    /// Gradients by the hidden layer.
+    /// Gradients by the hidden layer, over the slope.
     sums: Sums,
-    /// A group's slice of the gradient by the reconstruction, `[rows][STRIDE]`, one after the other.
-    differences: Vec<f32>,
+    /// A group's slice of the reconstruction's differences from the embeddings, `[rows][STRIDE]`, one after the other.
+    differences: Lanes,
     /// A group's slice of the weights, transposed: `[ACROSS][hidden][32]`.
-    across: Vec<Lane>,
+    across: Lanes,
     squares: Vec<f64>,
 }
 
@@ -35,7 +36,7 @@ pub struct Target<'a> {
     /// Distance of two slices.
     pub size: usize,
     /// The loss's slope by a difference of 1.
-    pub slope: f32,
+    pub slope: f64,
 }
 
 impl Reconstruction {
@@ -46,8 +47,8 @@ impl Reconstruction {
             bias: Vector::new(&layer.bias, weight.slices() * ACROSS),
             weight,
             sums: Sums::default(),
-            differences: Vec::new(),
-            across: Vec::new(),
+            differences: Lanes::default(),
+            across: Lanes::default(),
             squares: Vec::new(),
         }
     }
@@ -68,14 +69,14 @@ impl Reconstruction {
         Linear { weight, bias: self.bias.gradients(), inputs, outputs }
     }
 
-    /// Gradients by the hidden layer of the last [`Reconstruction::pass`], `[panel][rows]`.
+    /// Gradients by the hidden layer, over the slope, of the last [`Reconstruction::pass`], `[panel][rows]`.
     pub fn sums(&self) -> &Sums {
         &self.sums
     }
 
-    /// Reconstructs from the hidden layer, given as rows `[rows, hidden]` and as `[panel][rows]`; gives the sum of
-    /// squared differences, updates the layer, and leaves the gradient by the hidden layer in
-    /// [`Reconstruction::sums`].
+    /// Reconstructs from the hidden layer, given as rows `[rows, hidden]` and, times the slope, as `[panel][rows]`;
+    /// gives the sum of squared differences, updates the layer, and leaves the gradient by the hidden layer, over the
+    /// slope, in [`Reconstruction::sums`].
     pub fn pass(
         &mut self,
         level: Level,
@@ -88,15 +89,17 @@ impl Reconstruction {
         let (count, slices, down) = (hidden.len() / width, self.weight.slices(), self.weight.panels());
         let together = self.sums.clear(slices, down, count);
         let groups = slices.div_ceil(together);
-        self.differences.resize(groups * count * STRIDE, 0.0);
-        self.across.resize(groups * ACROSS * width, ZERO);
+        let size = (count * STRIDE).next_multiple_of(WIDTH);
+        self.differences.resize(groups * size / WIDTH);
+        self.across.resize(groups * ACROSS * width);
         self.squares.resize(slices, 0.0);
         let weights = self.weight.weights(together, Some(update));
         let mut bias = self.bias.weights();
         let mut tasks = Vec::with_capacity(groups);
         let scratch = self
             .differences
-            .chunks_exact_mut(count * STRIDE)
+            .as_flattened_mut()
+            .chunks_exact_mut(size)
             .zip(self.across.chunks_exact_mut(ACROSS * width));
         let blocks = target.blocks.chunks(together * target.size).zip(self.squares.chunks_mut(together));
         for (((weights, sums), (differences, across)), (blocks, squares)) in
@@ -157,24 +160,17 @@ impl Task for Group<'_> {
                     *lane = std::array::from_fn(|j| from[j][h % WIDTH]);
                 }
             }
-            self.squares[i] = 0.0;
             for (q, across) in self.across.chunks_exact(width).enumerate() {
-                let mut compare = Compare {
-                    bias: bias.w[q],
-                    from: q * WIDTH,
-                    block,
-                    out: self.differences,
-                    slope: self.target.slope,
-                    squares: ZERO,
-                    sums: [0.0; WIDTH],
-                };
-                rows(simd, self.hidden, width, count, across, &mut compare);
-                let Compare { squares, sums, .. } = compare;
-                self.squares[i] += squares.iter().map(|&s| f64::from(s)).sum::<f64>();
-                let slope = f64::from(self.target.slope);
-                let gradient = std::array::from_fn(|j| (slope * sums[j]) as f32);
-                bias.part(q, 1).learn(self.update).take(0, &[gradient]);
+                let mut place = Place { out: self.differences, from: q * WIDTH };
+                rows(simd, self.hidden, width, count, across, &mut place);
             }
+            let (squares, sums) = compare(bias.w.as_flattened(), block, self.differences);
+            self.squares[i] = squares;
+            let mut gradient = [ZERO; ACROSS];
+            for (to, sum) in gradient.as_flattened_mut().iter_mut().zip(sums) {
+                *to = (self.target.slope * sum) as f32;
+            }
+            bias.learn(self.update).take(0, &gradient);
             for (p, sums) in self.sums.chunks_exact_mut(count).enumerate() {
                 let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
                 rows(simd, self.differences, STRIDE, count, lanes, &mut Add(sums));
@@ -187,35 +183,44 @@ impl Task for Group<'_> {
     }
 }
 
-/// A sink for a panel of reconstructions: compares them with the embeddings and keeps the loss's gradient.
-struct Compare<'a> {
-    bias: Lane,
-    /// First column of the panel within the slice.
-    from: usize,
-    block: &'a [f32],
+/// A sink for a panel of a slice's rows.
+struct Place<'a> {
     out: &'a mut [f32],
-    slope: f32,
-    squares: Lane,
-    /// Differences, summed over rows.
-    sums: [f64; WIDTH],
+    /// First column of the panel.
+    from: usize,
 }
 
-impl Sink for Compare<'_> {
+impl Sink for Place<'_> {
     #[inline(always)]
     fn take(&mut self, at: usize, made: &[Lane]) {
-        let mut sums = ZERO;
         for (i, made) in made.iter().enumerate() {
-            let from = (at + i) * STRIDE + self.from;
-            let (x, out) = (&self.block[from..][..WIDTH], &mut self.out[from..][..WIDTH]);
-            for j in 0..WIDTH {
-                let difference = made[j] + self.bias[j] - x[j];
-                self.squares[j] += difference * difference;
+            self.out[(at + i) * STRIDE + self.from..][..WIDTH].copy_from_slice(made);
+        }
+    }
+}
+
+/// Makes `out`, a slice of reconstructions without bias, their differences from the embeddings; gives the sum of the
+/// squares, and the sums of the differences over rows.
+#[inline(always)]
+fn compare(bias: &[f32], block: &[f32], out: &mut [f32]) -> (f64, [f64; SLICE]) {
+    /// Rows that are summed in F32.
+    const TOGETHER: usize = 16;
+    let (mut total, mut totals) = (0f64, [0f64; SLICE]);
+    for (out, block) in out.chunks_mut(TOGETHER * STRIDE).zip(block.chunks(TOGETHER * STRIDE)) {
+        let (mut squares, mut sums) = ([0f32; SLICE], [0f32; SLICE]);
+        for (out, x) in out.chunks_exact_mut(STRIDE).zip(block.chunks_exact(STRIDE)) {
+            let (out, x, bias) = (&mut out[..SLICE], &x[..SLICE], &bias[..SLICE]);
+            for j in 0..SLICE {
+                let difference = out[j] + bias[j] - x[j];
+                squares[j] += difference * difference;
                 sums[j] += difference;
-                out[j] = self.slope * difference;
+                out[j] = difference;
             }
         }
-        for (total, sum) in self.sums.iter_mut().zip(sums) {
+        total += f64::from(squares.iter().sum::<f32>());
+        for (total, sum) in totals.iter_mut().zip(sums) {
             *total += f64::from(sum);
         }
     }
+    (total, totals)
 }

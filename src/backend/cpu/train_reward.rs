@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::adam::{Rates, Update, Vector, Weights};
+use super::lanes::Lanes;
 use super::samples::{NONE, Rows, Samples, Step};
 use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
@@ -30,9 +31,9 @@ pub struct RewardTrainer {
 #[derive(Debug, Default)]
 struct Scratch {
     /// The first layer's outputs of what passes through d dimensions, then the gradient by them: `[panel][rows]`.
-    wide: Vec<Lane>,
+    wide: Lanes,
     /// The hidden layer of every sample, then the gradient by it: `[panel][samples]`.
-    hidden: Vec<Lane>,
+    hidden: Lanes,
     /// Each panel's share of the rewards, `[panel][samples]`.
     shares: Vec<f32>,
     rewards: Vec<f32>,
@@ -183,8 +184,8 @@ impl RewardTrainer {
     fn step(&mut self, level: Level, step: &Step, update: Update) -> f64 {
         let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
         let s = &mut self.scratch;
-        s.wide.resize(panels * wide_rows, ZERO);
-        s.hidden.resize(panels * samples, ZERO);
+        s.wide.resize(panels * wide_rows);
+        s.hidden.resize(panels * samples);
         s.shares.resize(panels * samples, 0.0);
         s.rewards.resize(samples, 0.0);
         s.slopes.resize(samples, 0.0);
@@ -194,7 +195,7 @@ impl RewardTrainer {
             .wide
             .chunks_exact_mut(wide_rows)
             .zip(s.hidden.chunks_exact_mut(samples).zip(s.shares.chunks_exact_mut(samples)))
-            .zip(self.first_bias.w.iter().zip(&self.second.w))
+            .zip(self.first_bias.w.iter().zip(&*self.second.w))
             .enumerate()
             .map(|(panel, ((wide, (hidden, shares)), (bias, head)))| Forward {
                 panel,

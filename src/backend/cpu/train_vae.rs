@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::adam::{Rates, Update, Vector};
+use super::lanes::Lanes;
 use super::layers::{Dense, relu, relu_backward};
 use super::reconstruct::{Reconstruction, Target};
 use super::simd::{Lane, Level, WIDTH};
@@ -34,9 +35,9 @@ pub struct VaeTrainer {
 #[derive(Debug, Default)]
 struct Scratch {
     /// Gradient by the first layer's outputs, `[panel][rows]`.
-    back: Vec<Lane>,
+    back: Lanes,
     /// The decoder's hidden layer, `[panel][rows]`.
-    panels: Vec<Lane>,
+    panels: Lanes,
     encoder_hidden: Vec<f32>,
     code: Vec<f32>,
     eps: Vec<f32>,
@@ -189,10 +190,10 @@ impl VaeTrainer {
         ] {
             buffer.resize(rows * width, 0.0);
         }
-        s.back.resize(lanes, ZERO);
-        s.panels.resize(lanes, ZERO);
+        s.back.resize(lanes);
+        s.panels.resize(lanes);
 
-        for (panel, bias) in s.back.chunks_exact_mut(rows).zip(&self.first_bias.w) {
+        for (panel, bias) in s.back.chunks_exact_mut(rows).zip(&*self.first_bias.w) {
             panel.fill(*bias);
         }
         self.first.sums().add_to(0, &mut s.back);
@@ -211,14 +212,19 @@ impl VaeTrainer {
         }
         self.middle[1].forward(&s.z, &mut s.decoder_hidden);
         relu(&mut s.decoder_hidden);
-        to_panels(&s.decoder_hidden, hidden, &mut s.panels);
 
         let scale = match self.objective.reconstruction {
             Reduction::Mean => 1.0 / dim as f64,
             Reduction::Sum => 1.0,
         };
         let (blocks, size) = self.first.blocks();
-        let target = Target { blocks, size, slope: (2.0 * scale / pairs as f64) as f32 };
+        let slope = 2.0 * scale / pairs as f64;
+        let times_slope = |lanes: &mut [Lane]| {
+            lanes.as_flattened_mut().iter_mut().for_each(|v| *v *= slope as f32);
+        };
+        to_panels(&s.decoder_hidden, hidden, &mut s.panels);
+        times_slope(&mut s.panels);
+        let target = Target { blocks, size, slope };
         let squares = self.last.pass(level, &s.decoder_hidden, &s.panels, target, update);
         let mut loss = VaeLoss { reconstruction: scale * squares / pairs as f64, ..VaeLoss::default() };
         self.divergences(pairs, latent, &mut loss);
@@ -228,6 +234,7 @@ impl VaeTrainer {
         let s = &mut self.scratch;
         s.panels.fill(ZERO);
         self.last.sums().add_to(0, &mut s.panels);
+        times_slope(&mut s.panels);
         from_panels(&s.panels, hidden, &mut s.dhidden);
         relu_backward(&s.decoder_hidden, &mut s.dhidden);
         self.middle[1].gradients(&s.z, &s.dhidden);

@@ -8,6 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::adam::{Update, Weights};
+use super::lanes::Lanes;
 use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Add, ZERO, columns, rows};
 
@@ -27,12 +28,12 @@ pub struct Wide {
     outputs: usize,
     panels: usize,
     /// `[slice][panel][SLICE][32]`, padded with zeros, which stay zero.
-    w: Vec<Lane>,
-    m: Vec<Lane>,
-    v: Vec<Lane>,
-    g: Vec<Lane>,
+    w: Lanes,
+    m: Lanes,
+    v: Lanes,
+    g: Lanes,
     /// Inputs of the batch, `[slice][capacity][STRIDE]`; columns past the last input are zero.
-    blocks: Vec<f32>,
+    blocks: Lanes,
     capacity: usize,
     sums: Sums,
 }
@@ -40,7 +41,7 @@ pub struct Wide {
 /// Sums over groups of slices, `[group][panel][rows]`.
 #[derive(Debug, Default)]
 pub struct Sums {
-    lanes: Vec<Lane>,
+    lanes: Lanes,
     /// Lanes of a group.
     size: usize,
 }
@@ -51,8 +52,8 @@ impl Sums {
         self.size = panels * rows;
         let most = (SUMS / self.size.max(1)).clamp(1, GROUPS);
         let together = slices.div_ceil(most);
-        self.lanes.clear();
-        self.lanes.resize(slices.div_ceil(together) * self.size, ZERO);
+        self.lanes.resize(slices.div_ceil(together) * self.size);
+        self.lanes.fill(ZERO);
         together
     }
 
@@ -97,7 +98,7 @@ impl Wide {
     /// Starts from weights `weight(output, input)` with zero moments.
     pub fn new(inputs: usize, outputs: usize, weight: impl Fn(usize, usize) -> f32) -> Wide {
         let (slices, panels) = (inputs.div_ceil(SLICE), outputs.div_ceil(WIDTH));
-        let mut w = vec![ZERO; slices * panels * SLICE];
+        let mut w = Lanes::zeros(slices * panels * SLICE);
         for input in 0..inputs {
             for output in 0..outputs {
                 w[place(panels, output, input)][output % WIDTH] = weight(output, input);
@@ -107,11 +108,11 @@ impl Wide {
             inputs,
             outputs,
             panels,
-            m: vec![ZERO; w.len()],
-            v: vec![ZERO; w.len()],
-            g: Vec::new(),
+            m: Lanes::zeros(w.len()),
+            v: Lanes::zeros(w.len()),
+            g: Lanes::default(),
             w,
-            blocks: Vec::new(),
+            blocks: Lanes::default(),
             capacity: 0,
             sums: Sums::default(),
         }
@@ -139,7 +140,7 @@ impl Wide {
 
     /// Inputs of the batch of the last [`Wide::pass`], a slice after the other, and the distance of two slices.
     pub fn blocks(&self) -> (&[f32], usize) {
-        (&self.blocks, self.capacity * STRIDE)
+        (self.blocks.as_flattened(), self.block())
     }
 
     /// Sums of the last [`Wide::pass`].
@@ -172,15 +173,20 @@ impl Wide {
     pub fn reserve(&mut self, rows: usize) {
         if rows > self.capacity {
             self.capacity = rows;
-            self.blocks.clear();
-            self.blocks.resize(self.slices() * rows * STRIDE, 0.0);
+            self.blocks.resize(self.slices() * self.block() / WIDTH);
+            self.blocks.fill(ZERO);
         }
+    }
+
+    /// Values of a slice's block, whole lanes.
+    fn block(&self) -> usize {
+        (self.capacity * STRIDE).next_multiple_of(WIDTH)
     }
 
     /// Weights and moments by `together` slices, for `update`.
     pub fn weights(&mut self, together: usize, update: Option<Update>) -> Vec<Weights<'_>> {
         if matches!(update, Some(Update::Keep)) {
-            self.g.resize(self.w.len(), ZERO);
+            self.g.resize(self.w.len());
         }
         let size = together * self.panels * SLICE;
         let mut g = self.g.chunks_mut(size);
@@ -191,8 +197,7 @@ impl Wide {
     /// Takes the gradient of the batch in the blocks, then the inputs of the next batch, and sums its outputs (without
     /// bias) into [`Wide::sums`]. Either may be missing.
     pub fn pass<F: Fill>(&mut self, level: Level, back: Option<Back<'_>>, next: Option<&F>) {
-        let (inputs, panels, slices, size) =
-            (self.inputs, self.panels, self.slices(), self.capacity * STRIDE);
+        let (inputs, panels, slices, size) = (self.inputs, self.panels, self.slices(), self.block());
         let rows = next.map_or(1, Fill::rows);
         assert!(rows.max(back.map_or(0, |b| b.rows)) <= self.capacity, "room for the batch");
         let (mut blocks, mut sums) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.sums));
@@ -200,7 +205,7 @@ impl Wide {
         let weights = self.weights(together, back.map(|b| b.update));
         let tasks: Vec<_> = weights
             .into_iter()
-            .zip(blocks.chunks_mut(together * size))
+            .zip(blocks.as_flattened_mut().chunks_mut(together * size))
             .zip(sums.groups())
             .enumerate()
             .map(|(group, ((weights, blocks), sums))| Pass {
