@@ -124,13 +124,14 @@ def whole_run(how, chosen, rejected, models, fold=8, vae_epochs=100, reward_epoc
         vae_last = how.vae_epoch(vae, optimiser, a, b, latent)
     vae_seconds = time.perf_counter() - start
 
-    n, per_side = len(a), int(np.ceil(np.sqrt(fold - 1)))
+    # Every chosen sample, original included, may meet every rejected one: (k + 1)^2 pairs a seed.
+    n, per_side = len(a), int(np.ceil(np.sqrt(fold))) - 1
     a, b = (torch.cat([side, synthesise(vae, side, per_side)]) for side in (a, b))
-    combinations = torch.rand(n, per_side**2, device=a.device).argsort(dim=1)[:, : fold - 1]
-    first = n + per_side * torch.arange(n, device=a.device)[:, None]
-    made = torch.stack([first + combinations // per_side, first + combinations % per_side], dim=-1)
-    originals = torch.arange(n, device=a.device)[:, None].expand(-1, 2)
-    pairs = torch.cat([originals, made.reshape(-1, 2)])
+    seed = torch.arange(n, device=a.device)[:, None]
+    drawn = 1 + torch.rand(n, (per_side + 1) ** 2 - 1, device=a.device).argsort(dim=1)[:, : fold - 1]
+    row = lambda rank: torch.where(rank == 0, seed, n + seed * per_side + rank - 1)  # noqa: E731
+    made = torch.stack([row(drawn // (per_side + 1)), row(drawn % (per_side + 1))], dim=-1)
+    pairs = torch.cat([seed.expand(-1, 2), made.reshape(-1, 2)])
 
     optimiser = how.adam(reward)
     losses = [how.reward_epoch(reward, optimiser, a, b, pairs) for _ in range(reward_epochs)]

@@ -294,8 +294,12 @@ fn run_flop(models: &Models, seeds: usize, per_side: u32, fold: u64, steps: u64)
     let encode = 2.0 * n * encode_flop(size);
     let hidden = 2.0 * n * f64::from(per_side) * 2.0 * (size.latent * size.hidden) as f64;
     let epochs = REWARD_EPOCHS as f64;
-    let originals = epochs * n * reward_step_flop(reward);
-    let synthetic = epochs * n * (fold - 1) as f64 * 2.0 * 3.0 * folded_flop(size, reward);
+    // Of the (k + 1)^2 - 1 pairs of a seed that are not its original, k have the original on one side.
+    let k = f64::from(per_side);
+    let synthetic_pairs = n * (fold - 1) as f64;
+    let original = k / ((k + 1.0).powi(2) - 1.0);
+    let originals = epochs * (n + synthetic_pairs * original) * reward_step_flop(reward);
+    let synthetic = epochs * synthetic_pairs * (1.0 - original) * 2.0 * 3.0 * folded_flop(size, reward);
     let joint = steps as f64 * 4.0 * (reward.hidden * size.hidden * size.dim) as f64;
     vae + encode + hidden + originals + synthetic + joint
 }
