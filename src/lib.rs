@@ -11,6 +11,7 @@ pub mod matrix;
 pub mod model;
 pub mod noise;
 pub mod shard;
+pub mod simd;
 pub mod synth;
 pub mod train;
 

@@ -1,28 +1,37 @@
 //! Logarithm, exponential, sine and cosine from integer operations, add, mul and fma alone, so that every device
 //! that rounds as IEEE 754 demands gives the same bits. Polynomials after Cephes (Moshier), errors about 1 ulp.
 
-const LN2_HIGH: f32 = 0.693_359_4;
-const LN2_LOW: f32 = -2.121_944_4e-4;
+pub(super) const LN2_HIGH: f32 = 0.693_359_4;
+pub(super) const LN2_LOW: f32 = -2.121_944_4e-4;
+/// The bits of the square root of a half.
+pub(super) const SQRT_HALF: u32 = 0x3f35_04f3;
+/// The polynomial of the logarithm, highest power first.
+pub(super) const LN: [f32; 9] = [
+    7.037_683_6e-2,
+    -0.115_146_1,
+    0.116_769_99,
+    -0.124_201_41,
+    0.142_493_23,
+    -0.166_680_58,
+    0.200_007_14,
+    -0.249_999_94,
+    0.333_333_3,
+];
+/// One 2^32nd of a turn, in radians.
+pub(super) const TURN: f32 = std::f32::consts::TAU / 4_294_967_296.0;
+/// The polynomials of sine and cosine, highest power first.
+pub(super) const SIN: [f32; 3] = [-1.951_529_6e-4, 8.332_161e-3, -0.166_666_55];
+pub(super) const COS: [f32; 3] = [2.443_315_7e-5, -1.388_731_6e-3, 4.166_664_6e-2];
 
 /// Natural logarithm of a positive normal `x`; about 1 ulp.
 #[inline(always)]
 pub fn ln(x: f32) -> f32 {
-    const SQRT_HALF: u32 = 0x3f35_04f3;
     let shifted = x.to_bits().wrapping_add(0x3f80_0000 - SQRT_HALF);
     let exponent = ((shifted >> 23) as i32 - 127) as f32;
     let f = f32::from_bits((shifted & 0x007f_ffff) + SQRT_HALF) - 1.0;
-    let mut p = 7.037_683_6e-2f32;
-    for c in [
-        -0.115_146_1,
-        0.116_769_99,
-        -0.124_201_41,
-        0.142_493_23,
-        -0.166_680_58,
-        0.200_007_14,
-        -0.249_999_94,
-        0.333_333_3,
-    ] {
-        p = p.mul_add(f, c);
+    let mut p = LN[0];
+    for c in &LN[1..] {
+        p = p.mul_add(f, *c);
     }
     let square = f * f;
     let tail = exponent.mul_add(LN2_LOW, p * f * square);
@@ -53,11 +62,11 @@ pub fn sin_cos_turn(turn: u32) -> (f32, f32) {
     // The nearest quarter turn, and what is left of the angle, within an eighth of a turn.
     let quarter = turn.wrapping_add(1 << 29) >> 30;
     let rest = turn.wrapping_sub(quarter << 30) as i32;
-    let a = rest as f32 * (std::f32::consts::TAU / 4_294_967_296.0);
+    let a = rest as f32 * TURN;
     let s = a * a;
-    let sin = s.mul_add(-1.951_529_6e-4, 8.332_161e-3).mul_add(s, -0.166_666_55);
+    let sin = s.mul_add(SIN[0], SIN[1]).mul_add(s, SIN[2]);
     let sin = (sin * s).mul_add(a, a);
-    let cos = s.mul_add(2.443_315_7e-5, -1.388_731_6e-3).mul_add(s, 4.166_664_6e-2);
+    let cos = s.mul_add(COS[0], COS[1]).mul_add(s, COS[2]);
     let cos = (cos * s).mul_add(s, s.mul_add(-0.5, 1.0));
     // A quarter turn swaps the two and moves the signs.
     let swap = quarter & 1 == 1;

@@ -16,8 +16,9 @@
 pub mod math;
 mod normal;
 mod philox;
+pub mod vector;
 
-pub use normal::{fill_normals, normal_lanes};
+pub use normal::{fill_normals, fill_normals_at, normal_lanes};
 pub use philox::{Stream, philox_lanes, philox4x32_10};
 
 pub use crate::matrix::Side;

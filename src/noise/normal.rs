@@ -1,7 +1,9 @@
 //! Standard normals from Philox words (Box-Muller), by a fixed sequence of IEEE operations.
 
 use super::math::{ln, sin_cos_turn};
+use super::vector::Fill;
 use super::{Address, key_words, philox_lanes};
+use crate::simd::Level;
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
@@ -28,13 +30,18 @@ pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
 
 /// The standard normals of one address: element j of `out` is element j of the address.
 pub fn fill_normals(seed: u64, address: Address, out: &mut [f32]) {
-    let key = key_words(seed);
-    for (block, chunk) in out.chunks_mut(4).enumerate() {
-        let four = normal_lanes::<1>(address.counter(block as u32).map(|c| [c]), key);
-        for (value, normal) in chunk.iter_mut().zip(four) {
-            *value = normal[0];
-        }
+    // Below a vector of blocks the scalar definition is as fast.
+    if out.len() <= 4 {
+        let four = normal_lanes::<1>(address.counter(0).map(|c| [c]), key_words(seed));
+        out.iter_mut().zip(four).for_each(|(value, normal)| *value = normal[0]);
+        return;
     }
+    fill_normals_at(Level::current(), seed, address, out);
+}
+
+/// [`fill_normals`] at a given level; every level gives the same bits.
+pub fn fill_normals_at(level: Level, seed: u64, address: Address, out: &mut [f32]) {
+    level.run(Fill { seed, address, out });
 }
 
 #[cfg(test)]

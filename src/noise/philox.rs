@@ -4,9 +4,9 @@ use rand::RngCore;
 
 use super::{Address, Purpose, Side, key_words};
 
-const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-const ROUNDS: usize = 10;
+pub(super) const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+pub(super) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+pub(super) const ROUNDS: usize = 10;
 
 /// `LANES` independent Philox4x32-10 blocks: word w of lane l is `[w][l]`.
 #[inline(always)]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::simd::{Lane, Simd, Task, WIDTH};
+use crate::simd::{Lane, Simd, Task, WIDTH};
 
 /// Trials of each measurement.
 const TRIALS: usize = 7;
@@ -33,7 +33,7 @@ fn best(mut trial: impl FnMut() -> f64) -> f64 {
 fn chains<S: Simd, const CHAINS: usize>(simd: S) -> f64 {
     // Values stay near 1: neither the denormals nor the infinities that some machines treat apart.
     let factor = std::hint::black_box(0.5f32);
-    let addend = simd.load(std::hint::black_box(&[0.5f32; WIDTH]));
+    let addend = simd.load(std::hint::black_box(&[0.5f32; WIDTH]), 0);
     let mut acc = [addend; CHAINS];
     for _ in 0..STEPS {
         for a in &mut acc {
@@ -42,10 +42,10 @@ fn chains<S: Simd, const CHAINS: usize>(simd: S) -> f64 {
     }
     for a in acc {
         let mut lane = [0f32; WIDTH];
-        simd.store(a, &mut lane);
+        simd.store(a, &mut lane, 0);
         std::hint::black_box(&lane);
     }
-    2.0 * (STEPS * CHAINS * WIDTH) as f64
+    2.0 * (STEPS * CHAINS * WIDTH / S::PARTS) as f64
 }
 
 /// FLOP per second (two for each multiply-add) of F32 fused multiply-adds on registers, at the level and on the
@@ -57,7 +57,11 @@ pub fn fma_flops(cpu: &Cpu) -> f64 {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> f64 {
             // As many chains as hide the latency of a multiply-add and leave none out of the registers.
-            if S::ROWS >= 8 { chains::<S, 8>(simd) } else { chains::<S, 2>(simd) }
+            match S::ROWS {
+                12 => chains::<S, 12>(simd),
+                6 => chains::<S, 6>(simd),
+                _ => chains::<S, 4>(simd),
+            }
         }
     }
     best(|| cpu.pool.broadcast(|_| cpu.level.run(Chains)).iter().sum())
@@ -80,12 +84,17 @@ pub fn write_bytes(cpu: &Cpu, nontemporal: bool) -> f64 {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let Fill(piece, nontemporal) = self;
-            let value = simd.load(&[2.0; WIDTH]);
+            let value = simd.load(&[2.0; WIDTH], 0);
+            let parts = 0..S::PARTS;
             if nontemporal {
-                piece.iter_mut().for_each(|lane| simd.stream(value, lane));
+                piece
+                    .iter_mut()
+                    .for_each(|lane| parts.clone().for_each(|part| simd.stream(value, lane, part)));
                 simd.fence();
             } else {
-                piece.iter_mut().for_each(|lane| simd.store(value, lane));
+                piece
+                    .iter_mut()
+                    .for_each(|lane| parts.clone().for_each(|part| simd.store(value, lane, part)));
             }
         }
     }

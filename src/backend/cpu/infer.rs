@@ -4,18 +4,27 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::panel::{Panels, accumulate, pad_lanes};
-use super::simd::{Lane, Level, Simd, Task, WIDTH};
+use super::ends::{Bias, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, widen};
+use super::panel::{DEPTH, Ends, Finish, Inputs, Panels, pad_lanes, products};
 use crate::dtype::Element;
-use crate::matrix::{RowSet, ValuesMut};
+use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
-/// Rows that one task takes through all layers.
-const BLOCK: usize = 64;
-/// Inputs of a wide layer that are widened at a time: 64 rows of them fill the first-level cache's neighbour.
-const DEPTH: usize = 256;
+/// Most rows that one task takes through all layers at a time.
+const BLOCK: usize = 48;
+/// Blocks are multiples of this, the tile heights of all levels.
+const TILE: usize = 12;
+/// Inputs of a wide layer that are widened at a time.
+const STRETCH: usize = 8 * DEPTH;
 /// Panels of a wide output that are made at a time.
-const GROUP: usize = 8;
+const GROUP: usize = 4;
+
+/// Rows of a block when `rows` rows are cut for the threads of the pool: no thread is left with much less.
+fn block_rows(rows: usize) -> usize {
+    let share = rows.div_ceil(rayon::current_num_threads()).max(1);
+    share.div_ceil(share.div_ceil(BLOCK)).next_multiple_of(TILE)
+}
 
 /// A layer packed for inference.
 #[derive(Clone, Debug)]
@@ -32,52 +41,70 @@ impl Layer {
         }
     }
 
-    /// W x + b for rows in memory: `a` as in [`accumulate`].
-    #[inline(always)]
-    fn forward<S: Simd>(&self, simd: S, a: (&[f32], usize), rows: usize) -> Vec<Lane> {
-        let mut out = self.bias.repeat(rows);
-        self.add_to(simd, a, &mut out);
-        out
+    fn panels(&self) -> Range<usize> {
+        0..self.weights.count()
     }
 
-    /// Adds W x to what `out` holds, `[rows][panels]`.
+    /// W x + b.
     #[inline(always)]
-    fn add_to<S: Simd>(&self, simd: S, a: (&[f32], usize), out: &mut [Lane]) {
-        accumulate(simd, a, &self.weights, 0..self.weights.inputs(), 0..self.weights.count(), out);
+    fn forward<S: Simd>(&self, simd: S, a: &Inputs, rows: usize, to: impl Finish<S>) {
+        let k = 0..self.weights.inputs();
+        products(simd, (a, rows), &self.weights, k, self.panels(), &mut Ends(Bias(&self.bias), to));
     }
 
-    /// The layer behind its ReLU, of dense rows `[rows, inputs]`.
+    /// The layer behind its ReLU, into `out`.
     #[inline(always)]
-    fn hidden<S: Simd>(&self, simd: S, x: &[f32]) -> Vec<Lane> {
-        let inputs = self.weights.inputs();
-        let mut out = self.forward(simd, (x, inputs), x.len() / inputs);
-        relu(&mut out);
-        out
+    fn hidden<S: Simd>(&self, simd: S, a: &Inputs, rows: usize, out: &mut Inputs) {
+        out.resize(rows.next_multiple_of(TILE), self.weights.count() * WIDTH);
+        self.forward(simd, a, rows, ToHidden(out));
     }
 
-    /// W x + b for stored rows, widened a stretch at a time.
+    /// W x + b of stored rows, widened a stretch at a time.
     #[inline(always)]
-    fn forward_stored<S: Simd>(&self, simd: S, rows: &RowSet<'_>, range: Range<usize>) -> Vec<Lane> {
-        let mut out = self.bias.repeat(range.len());
-        let mut stretch = vec![0f32; range.len() * DEPTH.min(rows.cols())];
-        for from in (0..rows.cols()).step_by(DEPTH) {
-            let k = from..(from + DEPTH).min(rows.cols());
-            let depth = k.len();
-            for (row, to) in range.clone().zip(stretch.chunks_exact_mut(depth)) {
-                rows.row(row).slice(k.clone()).widen(to);
-            }
-            accumulate(simd, (&stretch, depth), &self.weights, k, 0..self.weights.count(), &mut out);
+    fn forward_stored<S: Simd>(&self, simd: S, rows: &[Values<'_>], scratch: &mut Wide, to: impl Finish<S>) {
+        let Wide { inputs, sums } = scratch;
+        let (dim, panels) = (self.weights.inputs(), self.weights.count());
+        sums.clear();
+        for _ in rows {
+            sums.extend_from_slice(&self.bias);
         }
-        out
+        inputs.resize(rows.len().next_multiple_of(TILE), STRETCH.min(dim));
+        let mut sums = Partial { sums, panels };
+        let last = (dim - 1) / STRETCH * STRETCH;
+        for from in (0..last).step_by(STRETCH) {
+            let k = from..from + STRETCH;
+            widen_stretch(simd, rows, k.clone(), inputs);
+            products(simd, (inputs, rows.len()), &self.weights, k, self.panels(), &mut sums);
+        }
+        widen_stretch(simd, rows, last..dim, inputs);
+        let ends = &mut Ends(sums, to);
+        products(simd, (inputs, rows.len()), &self.weights, last..dim, self.panels(), ends);
     }
 }
 
+/// Widens columns `k`, which start at a whole lane, of stored rows, and asks for those that come next: rows are too
+/// far apart for the machine to foresee them.
 #[inline(always)]
-fn relu(lanes: &mut [Lane]) {
-    for v in lanes.as_flattened_mut() {
-        // Written so that NaN stays NaN.
-        *v = if *v < 0.0 { 0.0 } else { *v };
+fn widen_stretch<S: Simd>(simd: S, rows: &[Values<'_>], k: Range<usize>, to: &mut Inputs) {
+    let panels = k.start / WIDTH..k.end.div_ceil(WIDTH);
+    for (row, values) in rows.iter().enumerate() {
+        let bytes = values.bytes();
+        let width = bytes.len() / values.len();
+        for next in bytes.get(k.end * width..(k.end + k.len()) * width).unwrap_or_default().iter().step_by(64)
+        {
+            simd.prefetch(next);
+        }
+        for panel in panels.clone() {
+            widen(simd, *values, panel, to.lane_mut(row, panel - panels.start));
+        }
     }
+}
+
+/// Scratch of wide layers: a stretch of the rows' inputs, and the sums so far, `[rows][panels]`.
+#[derive(Default)]
+struct Wide {
+    inputs: Inputs,
+    sums: Vec<Lane>,
 }
 
 /// A VAE packed for inference.
@@ -143,61 +170,62 @@ impl PackedReward {
         self.width
     }
 
-    /// Rewards from the first layer before ReLU, `[rows][panels]`: 32 chains over the panels, added by halves.
+    /// The reward: the 32 chains added by halves.
     #[inline(always)]
-    fn head(&self, mut hidden: Vec<Lane>, out: &mut [f32]) {
-        relu(&mut hidden);
-        for (hidden, out) in hidden.chunks_exact(self.second.len()).zip(out) {
-            let mut acc = [0f32; WIDTH];
-            for (h, w) in hidden.iter().zip(&self.second) {
-                for i in 0..WIDTH {
-                    acc[i] = h[i].mul_add(w[i], acc[i]);
-                }
+    fn reward(&self, mut chains: Lane) -> f32 {
+        let mut width = WIDTH / 2;
+        while width > 0 {
+            for i in 0..width {
+                chains[i] += chains[i + width];
             }
-            let mut width = WIDTH / 2;
-            while width > 0 {
-                for i in 0..width {
-                    acc[i] += acc[i + width];
-                }
-                width /= 2;
-            }
-            *out = acc[0] + self.bias;
+            width /= 2;
         }
+        chains[0] + self.bias
     }
 }
 
 /// Posteriors `[rows, latent]` as (mu, logvar).
 pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Vec<f32>) {
-    struct Block<'a>(&'a PackedVae, &'a RowSet<'a>, Range<usize>, &'a mut [f32], &'a mut [f32]);
+    struct Block<'a>(&'a PackedVae, Vec<Values<'a>>, &'a mut Scratch, &'a mut [f32], &'a mut [f32]);
+    #[derive(Default)]
+    struct Scratch {
+        wide: Wide,
+        hidden: Inputs,
+        codes: Vec<Lane>,
+    }
     impl Task for Block<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Block(vae, rows, range, mu, logvar) = self;
-            let count = range.len();
-            let mut hidden = vae.encoder[0].forward_stored(simd, rows, range);
-            relu(&mut hidden);
-            let stride = vae.encoder[0].weights.count() * WIDTH;
-            let code = vae.encoder[1].forward(simd, (hidden.as_flattened(), stride), count);
+            let Block(vae, rows, Scratch { wide, hidden, codes }, mu, logvar) = self;
+            let [first, second] = &vae.encoder;
+            hidden.resize(rows.len().next_multiple_of(TILE), first.weights.count() * WIDTH);
+            first.forward_stored(simd, &rows, wide, ToHidden(hidden));
+            let panels = second.weights.count();
+            codes.resize(rows.len() * panels, [0.0; WIDTH]);
+            second.forward(simd, hidden, rows.len(), Partial { sums: codes, panels });
             let latent = vae.size.latent;
-            let stride = vae.encoder[1].weights.count() * WIDTH;
-            let codes = code.as_flattened().chunks_exact(stride);
+            let codes = codes.as_flattened().chunks_exact(panels * WIDTH);
             for ((code, mu), logvar) in codes.zip(mu.chunks_mut(latent)).zip(logvar.chunks_mut(latent)) {
                 mu.copy_from_slice(&code[..latent]);
                 logvar.copy_from_slice(&code[latent..2 * latent]);
             }
         }
     }
-    let n = rows.rows();
-    let latent = vae.size.latent;
+    let (n, latent) = (rows.rows(), vae.size.latent);
     let (mut mu, mut logvar) = (vec![0f32; n * latent], vec![0f32; n * latent]);
-    mu.par_chunks_mut(BLOCK * latent).zip(logvar.par_chunks_mut(BLOCK * latent)).enumerate().for_each(
-        |(block, (mu, logvar))| {
-            let range = block * BLOCK..(block * BLOCK + mu.len() / latent);
-            level.run(Block(vae, rows, range, mu, logvar));
-        },
-    );
+    let block = block_rows(n);
+    let outputs = mu.par_chunks_mut(block * latent).zip(logvar.par_chunks_mut(block * latent));
+    outputs.enumerate().for_each_init(Scratch::default, |scratch, (i, (mu, logvar))| {
+        let rows = views(rows, i * block, mu.len() / latent);
+        level.run(Block(vae, rows, scratch, mu, logvar));
+    });
     (mu, logvar)
+}
+
+/// The stored values of `count` rows from row `first` on.
+fn views<'a>(rows: &RowSet<'a>, first: usize, count: usize) -> Vec<Values<'a>> {
+    (first..first + count).map(|row| rows.row(row)).collect()
 }
 
 /// What residual decoding adds to: the embeddings and means of the seeds, and the seed of each latent.
@@ -221,88 +249,147 @@ pub fn decode(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, 
 }
 
 fn decode_into<T: Element>(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, out: &mut [T]) {
-    struct Block<'a, T>(&'a PackedVae, &'a [f32], Option<Base<'a>>, &'a mut [T]);
+    struct Block<'a, T>(&'a PackedVae, &'a [f32], Option<Base<'a>>, &'a mut Scratch, &'a mut [T]);
+    #[derive(Default)]
+    struct Scratch {
+        hidden: Hidden,
+        lanes: Vec<Lane>,
+    }
     impl<T: Element> Task for Block<'_, T> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Block(vae, z, base, out) = self;
-            let VaeSize { dim, latent, .. } = vae.size;
-            let count = z.len() / latent;
-            let mut hidden = vae.decoder[0].hidden(simd, z);
-            if let Some(base) = base {
-                subtract_mean(simd, &vae.decoder[0], base.mu, base.rows, &mut hidden);
-            }
-            let last = &vae.decoder[1];
-            let (panels, inputs) = (last.weights.count(), last.weights.inputs());
-            let stride = hidden.as_flattened().len() / count;
-            let mut group = Vec::with_capacity(count * GROUP);
-            for first in (0..panels).step_by(GROUP) {
-                let range = first..(first + GROUP).min(panels);
-                let columns = first * WIDTH..(range.end * WIDTH).min(dim);
-                group.clear();
-                for row in 0..count {
-                    let from = group.len();
-                    group.extend_from_slice(&last.bias[range.clone()]);
-                    if let Some(base) = base {
-                        let stored = base.embeddings.row(base.rows[row] as usize);
-                        let lanes = group[from..].as_flattened_mut();
-                        stored.slice(columns.clone()).widen(&mut lanes[..columns.len()]);
+            let Block(vae, z, base, Scratch { hidden, lanes }, out) = self;
+            let [first, last] = &vae.decoder;
+            let count = hidden.make(simd, first, z, base.map(|b| (b.mu, b.rows)));
+            let mut to = ToRows { out, dim: vae.size.dim };
+            // The bias is in both decodings of a residual and falls out of their difference.
+            let seeds: Option<Vec<Values<'_>>> =
+                base.map(|b| b.rows.iter().map(|&row| b.embeddings.row(row as usize)).collect());
+            let (weights, inputs) = (&last.weights, last.weights.inputs());
+            for from in (0..weights.count()).step_by(GROUP) {
+                let panels = from..(from + GROUP).min(weights.count());
+                let a = (&hidden.rows, count);
+                let Some(seeds) = &seeds else {
+                    products(simd, a, weights, 0..inputs, panels, &mut Ends(Bias(&last.bias), &mut to));
+                    continue;
+                };
+                lanes.resize(count * panels.len(), [0.0; WIDTH]);
+                for (seed, lanes) in seeds.iter().zip(lanes.chunks_exact_mut(panels.len())) {
+                    for (panel, lane) in panels.clone().zip(lanes) {
+                        widen(simd, *seed, panel, lane);
                     }
                 }
-                let width = range.len() * WIDTH;
-                let a = (hidden.as_flattened(), stride);
-                accumulate(simd, a, &last.weights, 0..inputs, range, &mut group);
-                for (made, out) in group.as_flattened().chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
-                    T::narrow(&made[..columns.len()], &mut out[columns.clone()]);
-                }
+                let start = FromLanes { lanes, panels: panels.clone() };
+                products(simd, a, weights, 0..inputs, panels, &mut Ends(start, &mut to));
             }
         }
     }
     let VaeSize { dim, latent, .. } = vae.size;
-    z.par_chunks(BLOCK * latent).zip(out.par_chunks_mut(BLOCK * dim)).enumerate().for_each(
-        |(block, (z, out))| {
-            let base = base.map(|b| Base { rows: &b.rows[block * BLOCK..][..z.len() / latent], ..b });
-            level.run(Block(vae, z, base, out));
+    let block = block_rows(z.len() / latent);
+    z.par_chunks(block * latent).zip(out.par_chunks_mut(block * dim)).enumerate().for_each_init(
+        Scratch::default,
+        |scratch, (i, (z, out))| {
+            let base = base.map(|b| Base { rows: &b.rows[i * block..][..z.len() / latent], ..b });
+            level.run(Block(vae, z, base, scratch, out));
         },
     );
 }
 
-/// Rewards of stored rows.
-pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
-    struct Block<'a>(&'a PackedReward, &'a RowSet<'a>, Range<usize>, &'a mut [f32]);
-    impl Task for Block<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self, simd: S) {
-            let Block(model, rows, range, out) = self;
-            model.head(model.first.forward_stored(simd, rows, range), out);
-        }
-    }
-    out.par_chunks_mut(BLOCK).enumerate().for_each(|(block, out)| {
-        let range = block * BLOCK..block * BLOCK + out.len();
-        level.run(Block(model, rows, range, out));
-    });
+/// The hidden layers of decoders.
+#[derive(Default)]
+struct Hidden {
+    latents: Inputs,
+    /// The hidden layer of a block.
+    rows: Inputs,
+    means: Inputs,
 }
 
-/// The first layer of stored rows before ReLU, `[rows, width]`.
-pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
-    struct Block<'a>(&'a PackedReward, &'a RowSet<'a>, Range<usize>, &'a mut [f32]);
+impl Hidden {
+    /// Makes the hidden layer of latents, less that of their seeds' means where means and seeds are given: the
+    /// decoder's last layer is linear, so decoder(z') - decoder(mu) = W (h' - h_mu). Gives the number of rows.
+    #[inline(always)]
+    fn make<S: Simd>(
+        &mut self,
+        simd: S,
+        decoder: &Layer,
+        z: &[f32],
+        base: Option<(&[f32], &[u32])>,
+    ) -> usize {
+        let latent = decoder.weights.inputs();
+        let count = z.len() / latent;
+        self.latents.resize(count.next_multiple_of(TILE), latent);
+        for (row, z) in z.chunks_exact(latent).enumerate() {
+            self.latents.set_row(row, z);
+        }
+        decoder.hidden(simd, &self.latents, count, &mut self.rows);
+        if let Some((mu, seeds)) = base {
+            // Samples of one seed stand together: its mean goes through the layer once.
+            let mut distinct = 0;
+            for (i, &seed) in seeds.iter().enumerate() {
+                if i == 0 || seed != seeds[i - 1] {
+                    self.latents.set_row(distinct, &mu[seed as usize * latent..][..latent]);
+                    distinct += 1;
+                }
+            }
+            decoder.hidden(simd, &self.latents, distinct, &mut self.means);
+            let mut mean = 0;
+            for (i, &seed) in seeds.iter().enumerate() {
+                mean += usize::from(i > 0 && seed != seeds[i - 1]);
+                self.rows.subtract(i, &self.means, mean);
+            }
+        }
+        count
+    }
+}
+
+/// Rewards of stored rows.
+pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
+    struct Block<'a>(&'a PackedReward, Vec<Values<'a>>, &'a mut Scratch, &'a mut [f32]);
+    #[derive(Default)]
+    struct Scratch {
+        wide: Wide,
+        chains: Vec<Lane>,
+    }
     impl Task for Block<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Block(model, rows, range, out) = self;
-            let made = model.first.forward_stored(simd, rows, range);
-            for (made, out) in made.chunks(model.second.len()).zip(out.chunks_mut(model.width)) {
-                out.copy_from_slice(&made.as_flattened()[..model.width]);
+            let Block(model, rows, Scratch { wide, chains }, out) = self;
+            chains.clear();
+            chains.resize(rows.len(), [0.0; WIDTH]);
+            model.first.forward_stored(simd, &rows, wide, ToChains { second: &model.second, chains });
+            for (chains, out) in chains.iter().zip(out) {
+                *out = model.reward(*chains);
             }
         }
     }
-    out.par_chunks_mut(BLOCK * model.width).enumerate().for_each(|(block, out)| {
-        let range = block * BLOCK..block * BLOCK + out.len() / model.width;
-        level.run(Block(model, rows, range, out));
+    let block = block_rows(out.len());
+    out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
+        level.run(Block(model, views(rows, i * block, out.len()), scratch, out));
     });
+}
+
+/// The first layer of stored rows before ReLU, `[rows][panels]`.
+pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> Vec<Lane> {
+    struct Block<'a>(&'a PackedReward, Vec<Values<'a>>, &'a mut Wide, &'a mut [Lane]);
+    impl Task for Block<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(model, rows, scratch, sums) = self;
+            let panels = model.second.len();
+            model.first.forward_stored(simd, &rows, scratch, Partial { sums, panels });
+        }
+    }
+    let panels = model.second.len();
+    let mut out = vec![[0f32; WIDTH]; rows.rows() * panels];
+    let block = block_rows(rows.rows());
+    out.par_chunks_mut(block * panels).enumerate().for_each_init(Wide::default, |scratch, (i, out)| {
+        let rows = views(rows, i * block, out.len() / panels);
+        level.run(Block(model, rows, scratch, out));
+    });
+    out
 }
 
 /// A reward model packed for a VAE's latents.
@@ -336,11 +423,11 @@ impl PackedFolded {
     }
 }
 
-/// What residual scoring adds to: pre-activations `[seeds, width]` and means of the seeds.
+/// What residual scoring adds to: pre-activations `[seeds][panels]` and means of the seeds.
 #[derive(Clone, Copy, Debug)]
 pub struct FoldedBase<'a> {
     /// [`preactivations`] of the seeds.
-    pub pre: &'a [f32],
+    pub pre: &'a [Lane],
     /// Posterior means, `[seeds, latent]`.
     pub mu: &'a [f32],
     /// The seed of each latent.
@@ -355,42 +442,43 @@ pub fn score_latents(
     base: Option<FoldedBase<'_>>,
     out: &mut [f32],
 ) {
-    struct Block<'a>(&'a PackedFolded, &'a [f32], Option<FoldedBase<'a>>, &'a mut [f32]);
+    struct Block<'a>(&'a PackedFolded, &'a [f32], Option<FoldedBase<'a>>, &'a mut Scratch, &'a mut [f32]);
+    #[derive(Default)]
+    struct Scratch {
+        hidden: Hidden,
+        chains: Vec<Lane>,
+    }
     impl Task for Block<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Block(model, z, base, out) = self;
-            let mut hidden = model.decoder.hidden(simd, z);
-            let mut pre = model.folded.bias.repeat(out.len());
-            if let Some(base) = base {
-                subtract_mean(simd, &model.decoder, base.mu, base.rows, &mut hidden);
-                let width = model.reward.width;
-                for (&row, pre) in base.rows.iter().zip(pre.chunks_mut(model.folded.bias.len())) {
-                    let seed = &base.pre[row as usize * width..][..width];
-                    pre.as_flattened_mut()[..width].copy_from_slice(seed);
+            let Block(model, z, base, Scratch { hidden, chains }, out) = self;
+            let count = hidden.make(simd, &model.decoder, z, base.map(|b| (b.mu, b.rows)));
+            chains.clear();
+            chains.resize(count, [0.0; WIDTH]);
+            let folded = &model.folded;
+            let to = ToChains { second: &model.reward.second, chains };
+            let (a, k) = (&hidden.rows, 0..folded.weights.inputs());
+            match base {
+                None => folded.forward(simd, a, count, to),
+                Some(base) => {
+                    let panels = folded.weights.count();
+                    let start = FromSeeds { lanes: base.pre, seeds: base.rows, panels };
+                    products(simd, (a, count), &folded.weights, k, 0..panels, &mut Ends(start, to));
                 }
             }
-            let stride = hidden.as_flattened().len() / out.len();
-            model.folded.add_to(simd, (hidden.as_flattened(), stride), &mut pre);
-            model.reward.head(pre, out);
+            for (chains, out) in chains.iter().zip(out) {
+                *out = model.reward.reward(*chains);
+            }
         }
     }
     let latent = model.size.latent;
-    out.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK * latent)).enumerate().for_each(|(block, (out, z))| {
-        let base = base.map(|b| FoldedBase { rows: &b.rows[block * BLOCK..][..out.len()], ..b });
-        level.run(Block(model, z, base, out));
-    });
-}
-
-/// Takes the hidden layer of the seeds' means from that of latents: the decoder's last layer is linear, so
-/// decoder(z') - decoder(mu) = W (h' - h_mu).
-#[inline(always)]
-fn subtract_mean<S: Simd>(simd: S, decoder: &Layer, mu: &[f32], rows: &[u32], hidden: &mut [Lane]) {
-    let latent = decoder.weights.inputs();
-    let mu: Vec<f32> = rows.iter().flat_map(|&r| &mu[r as usize * latent..][..latent]).copied().collect();
-    let mean = decoder.hidden(simd, &mu);
-    for (h, m) in hidden.as_flattened_mut().iter_mut().zip(mean.as_flattened()) {
-        *h -= m;
-    }
+    let block = block_rows(out.len());
+    out.par_chunks_mut(block).zip(z.par_chunks(block * latent)).enumerate().for_each_init(
+        Scratch::default,
+        |scratch, (i, (out, z))| {
+            let base = base.map(|b| FoldedBase { rows: &b.rows[i * block..][..out.len()], ..b });
+            level.run(Block(model, z, base, scratch, out));
+        },
+    );
 }

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::simd::{Level, Simd, Task};
 use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Sample};
 use crate::noise::math::exp;
 use crate::noise::{Address, Purpose, fill_normals, key_words, normal_lanes};
+use crate::simd::{Level, Simd, Task};
 
 /// Candidates whose noise is made together.
 const LANES: usize = 16;

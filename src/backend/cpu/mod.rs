@@ -4,6 +4,7 @@
 //! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
 
 mod adam;
+mod ends;
 pub mod floors;
 mod gemm;
 mod infer;
@@ -13,7 +14,6 @@ mod layers;
 mod panel;
 mod reconstruct;
 mod samples;
-pub mod simd;
 mod tile;
 mod train_reward;
 mod train_vae;
@@ -22,7 +22,6 @@ mod wide;
 pub use infer::{PackedFolded, PackedReward, PackedVae};
 pub use latent::Posteriors;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-pub use simd::Level;
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 
@@ -33,6 +32,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
+pub use crate::simd::{self, Level};
 
 /// Most worker threads: more than any machine has cores.
 pub const MAX_THREADS: usize = 4096;
@@ -226,8 +226,7 @@ impl Backend for Cpu {
         check::length("scores", latents.rows.len(), out.len())?;
         self.pool.install(|| {
             let pre = residual.map(|r| {
-                let mut pre = vec![0f32; r.embeddings.rows() * folded.reward().width()];
-                infer::preactivations(self.level, folded.reward(), r.embeddings, &mut pre);
+                let pre = infer::preactivations(self.level, folded.reward(), r.embeddings);
                 (pre, &r.posteriors.mu)
             });
             let base = pre.as_ref().map(|(pre, mu)| infer::FoldedBase { pre, mu, rows: &latents.rows });

@@ -37,7 +37,7 @@ impl Sink for Keep<'_> {
 }
 
 /// The heights that tiles come in.
-const HEIGHTS: [usize; 4] = [8, 4, 3, 2];
+const HEIGHTS: [usize; 5] = [8, 6, 4, 3, 2];
 
 /// The tallest tile that the registers and what is left allow.
 #[inline(always)]
@@ -53,6 +53,7 @@ pub fn rows<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize, b
         let a = &a[at * stride..];
         at += match height::<S>(count - at) {
             8 => row_tile::<S, T, 8>(simd, a, stride, b, at, sink),
+            6 => row_tile::<S, T, 6>(simd, a, stride, b, at, sink),
             4 => row_tile::<S, T, 4>(simd, a, stride, b, at, sink),
             3 => row_tile::<S, T, 3>(simd, a, stride, b, at, sink),
             2 => row_tile::<S, T, 2>(simd, a, stride, b, at, sink),
@@ -71,14 +72,19 @@ fn row_tile<S: Simd, T: Sink, const R: usize>(
     sink: &mut T,
 ) -> usize {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &a[r * stride..][..b.len()]);
-    let mut acc = [simd.load(&ZERO); R];
-    for (k, lane) in b.iter().enumerate() {
-        let lane = simd.load(lane);
-        for r in 0..R {
-            acc[r] = simd.fma(rows[r][k], lane, acc[r]);
+    let mut made = [ZERO; R];
+    for part in 0..S::PARTS {
+        let mut acc = [simd.load(&ZERO, part); R];
+        for (k, lane) in b.iter().enumerate() {
+            let lane = simd.load(lane, part);
+            for r in 0..R {
+                acc[r] = simd.fma(rows[r][k], lane, acc[r]);
+            }
         }
+        finish(simd, acc, part, &mut made);
     }
-    finish(simd, acc, at, sink)
+    sink.take(at, &made);
+    R
 }
 
 /// Row c of the product is the sum over k of `a[k * stride + c] * b[k]`, for `count` columns c of `a`.
@@ -88,6 +94,7 @@ pub fn columns<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize
     while at < count {
         at += match height::<S>(count - at) {
             8 => column_tile::<S, T, 8>(simd, a, stride, b, at, sink),
+            6 => column_tile::<S, T, 6>(simd, a, stride, b, at, sink),
             4 => column_tile::<S, T, 4>(simd, a, stride, b, at, sink),
             3 => column_tile::<S, T, 3>(simd, a, stride, b, at, sink),
             2 => column_tile::<S, T, 2>(simd, a, stride, b, at, sink),
@@ -106,23 +113,25 @@ fn column_tile<S: Simd, T: Sink, const R: usize>(
     sink: &mut T,
 ) -> usize {
     assert!(a.len() >= b.len() * stride, "a row of a for every lane of b");
-    let mut acc = [simd.load(&ZERO); R];
-    for (row, lane) in a.chunks_exact(stride).zip(b) {
-        let row = &row[at..at + R];
-        let lane = simd.load(lane);
-        for r in 0..R {
-            acc[r] = simd.fma(row[r], lane, acc[r]);
-        }
-    }
-    finish(simd, acc, at, sink)
-}
-
-#[inline(always)]
-fn finish<S: Simd, T: Sink, const R: usize>(simd: S, acc: [S::Row; R], at: usize, sink: &mut T) -> usize {
     let mut made = [ZERO; R];
-    for r in 0..R {
-        simd.store(acc[r], &mut made[r]);
+    for part in 0..S::PARTS {
+        let mut acc = [simd.load(&ZERO, part); R];
+        for (row, lane) in a.chunks_exact(stride).zip(b) {
+            let row = &row[at..at + R];
+            let lane = simd.load(lane, part);
+            for r in 0..R {
+                acc[r] = simd.fma(row[r], lane, acc[r]);
+            }
+        }
+        finish(simd, acc, part, &mut made);
     }
     sink.take(at, &made);
     R
+}
+
+#[inline(always)]
+fn finish<S: Simd, const R: usize>(simd: S, acc: [S::Row; R], part: usize, made: &mut [Lane; R]) {
+    for r in 0..R {
+        simd.store(acc[r], &mut made[r], part);
+    }
 }

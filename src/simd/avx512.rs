@@ -1,0 +1,335 @@
+//! AVX-512: a lane is two registers, a vector of noise one.
+
+use std::arch::x86_64::*;
+
+use super::avx2::Avx2;
+use super::{HalfLane, LANES, Lane, Simd, Task};
+
+/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    /// The token, where the machine has the instructions.
+    pub fn detect() -> Option<Avx512> {
+        let there = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && Avx2::detect().is_some();
+        there.then_some(Avx512(()))
+    }
+
+    /// Runs a task compiled with these instructions.
+    #[inline]
+    pub fn run<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn inner<T: Task>(token: Avx512, task: T) -> T::Output {
+            task.run(token)
+        }
+        // SAFETY: the token exists only where `detect` found every feature that `inner` enables.
+        unsafe { inner(self, task) }
+    }
+}
+
+/// 16 values rounded to BF16 on the bit pattern, to nearest even; a NaN keeps its sign and becomes quiet.
+#[inline(always)]
+fn round_bf16(_: Avx512, values: __m512) -> __m256i {
+    // SAFETY: register arithmetic only; the token proves AVX-512 F and BW.
+    unsafe {
+        let bits = _mm512_castps_si512(values);
+        let high = _mm512_srli_epi32::<16>(bits);
+        let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+        let rounded = _mm512_srli_epi32::<16>(up);
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(values, values);
+        _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)))
+    }
+}
+
+impl Simd for Avx512 {
+    const ROWS: usize = 12;
+    const PARTS: usize = 1;
+    type Row = [__m512; 2];
+    type Words = __m512i;
+    type Floats = __m512;
+
+    #[inline(always)]
+    fn load(self, from: &Lane, _: usize) -> Self::Row {
+        let p = from.as_ptr();
+        // SAFETY: a `Lane` holds 32 values, two unaligned loads of 16; the token proves AVX-512 F.
+        unsafe { [_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16))] }
+    }
+
+    #[inline(always)]
+    fn store(self, row: Self::Row, to: &mut Lane, _: usize) {
+        let p = to.as_mut_ptr();
+        // SAFETY: a `Lane` holds 32 values, two unaligned stores of 16; the token proves AVX-512 F.
+        unsafe {
+            _mm512_storeu_ps(p, row[0]);
+            _mm512_storeu_ps(p.add(16), row[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn stream(self, row: Self::Row, to: &mut Lane, part: usize) {
+        let p = to.as_mut_ptr();
+        if !p.addr().is_multiple_of(64) {
+            return self.store(row, to, part);
+        }
+        // SAFETY: a `Lane` holds 32 values, two stores of 16 whose alignment was checked; the token proves AVX-512 F.
+        unsafe {
+            _mm512_stream_ps(p, row[0]);
+            _mm512_stream_ps(p.add(16), row[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: the token proves more than SSE.
+        unsafe { _mm_sfence() }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T) {
+        // SAFETY: a hint about a valid address; the token proves more than SSE.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(from).cast()) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &HalfLane, _: usize) -> Self::Row {
+        let p = from.as_ptr();
+        // SAFETY: two unaligned loads of 16 of the 32 values; the token proves AVX-512 F and AVX2.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.add(16).cast()));
+            let [low, high] = [_mm512_slli_epi32::<16>(low), _mm512_slli_epi32::<16>(high)];
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &HalfLane, _: usize) -> Self::Row {
+        let p = from.as_ptr();
+        // SAFETY: two unaligned loads of 16 of the 32 values; the token proves AVX-512 F and AVX2.
+        unsafe {
+            let (low, high) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast()));
+            [_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
+        let p = to.as_mut_ptr();
+        // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
+        unsafe {
+            let (low, high) = (round_bf16(self, row[0]), round_bf16(self, row[1]));
+            _mm512_storeu_si512(p.cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high));
+        }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        let p = to.as_mut_ptr();
+        // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
+        unsafe {
+            let (low, high) = (_mm512_cvtps_ph::<NEAREST>(row[0]), _mm512_cvtps_ph::<NEAREST>(row[1]));
+            _mm512_storeu_si512(p.cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high));
+        }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe {
+            let a = _mm512_set1_ps(a);
+            [_mm512_fmadd_ps(a, b[0], acc[0]), _mm512_fmadd_ps(a, b[1], acc[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { [_mm512_fmadd_ps(a[0], b[0], acc[0]), _mm512_fmadd_ps(a[1], b[1], acc[1])] }
+    }
+
+    #[inline(always)]
+    fn relu(self, row: Self::Row) -> Self::Row {
+        // Of equal zeros and of NaN the maximum is its second operand.
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            [_mm512_max_ps(zero, row[0]), _mm512_max_ps(zero, row[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn words(self, value: u32) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_set1_epi32(value as i32) }
+    }
+
+    #[inline(always)]
+    fn load_words(self, from: &[u32; LANES]) -> __m512i {
+        // SAFETY: 16 values behind the pointer, one unaligned load; the token proves AVX-512 F.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub_words(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn xor(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+
+    #[inline(always)]
+    fn shr<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_srli_epi32::<N>(a) }
+    }
+
+    #[inline(always)]
+    fn mul_wide(self, a: __m512i, b: u32) -> (__m512i, __m512i) {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe {
+            let b = _mm512_set1_epi32(b as i32);
+            let even = _mm512_mul_epu32(a, b);
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), b);
+            let high = _mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even);
+            let low = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(even, 0xaaaa, odd);
+            (high, low)
+        }
+    }
+
+    #[inline(always)]
+    fn signed_to_floats(self, a: __m512i) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn unsigned_to_floats(self, a: __m512i) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_cvtepu32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn bits(self, a: __m512) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_castps_si512(a) }
+    }
+
+    #[inline(always)]
+    fn with_bits(self, a: __m512i) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+
+    #[inline(always)]
+    fn choose(self, words: __m512i, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_mask_blend_ps(_mm512_test_epi32_mask(words, _mm512_set1_epi32(1)), a, b) }
+    }
+
+    #[inline(always)]
+    fn floats(self, value: f32) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load_floats(self, from: &[f32; LANES]) -> __m512 {
+        // SAFETY: 16 values behind the pointer, one unaligned load; the token proves AVX-512 F.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_floats(self, a: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: room for 16 values behind the pointer, one unaligned store; the token proves AVX-512 F.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), a) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+
+    #[inline(always)]
+    fn interleave(self, [a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe {
+            let ab = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            // Quarter q of l0 to l3 is lane 4 q + l with its four values.
+            let [ab0, ab1, cd0, cd1] = [
+                _mm512_castps_pd(ab.0),
+                _mm512_castps_pd(ab.1),
+                _mm512_castps_pd(cd.0),
+                _mm512_castps_pd(cd.1),
+            ];
+            let l0 = _mm512_castpd_ps(_mm512_unpacklo_pd(ab0, cd0));
+            let l1 = _mm512_castpd_ps(_mm512_unpackhi_pd(ab0, cd0));
+            let l2 = _mm512_castpd_ps(_mm512_unpacklo_pd(ab1, cd1));
+            let l3 = _mm512_castpd_ps(_mm512_unpackhi_pd(ab1, cd1));
+            let a = _mm512_shuffle_f32x4::<0b01_00_01_00>(l0, l1);
+            let b = _mm512_shuffle_f32x4::<0b01_00_01_00>(l2, l3);
+            let c = _mm512_shuffle_f32x4::<0b11_10_11_10>(l0, l1);
+            let d = _mm512_shuffle_f32x4::<0b11_10_11_10>(l2, l3);
+            [
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+                _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d),
+                _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
+            ]
+        }
+    }
+}

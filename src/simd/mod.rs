@@ -1,0 +1,195 @@
+//! One loop, several instruction sets: kernels are written once over [`Simd`] and compiled for each level, chosen at
+//! run time. Every level performs the same IEEE operations in the same order, so results agree in every bit.
+
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use std::sync::OnceLock;
+
+pub use portable::Portable;
+
+use crate::error::{Error, Result};
+
+/// Columns of a panel of weights, on every level: 2 AVX-512 registers, 4 AVX ones.
+pub const WIDTH: usize = 32;
+/// Values of [`Simd::Floats`] and [`Simd::Words`], on every level.
+pub const LANES: usize = 16;
+
+/// One row of a weight panel.
+pub type Lane = [f32; WIDTH];
+/// A lane's storage in a 16-bit type.
+pub type HalfLane = [u16; WIDTH];
+
+/// Vector arithmetic. An implementation is a token that proves its instructions are there.
+///
+/// Products work on [`Simd::Row`]: a part of a [`Lane`], of as many columns as leave registers for [`Simd::ROWS`]
+/// accumulators beside it. Noise works on [`LANES`] elements at once.
+pub trait Simd: Copy + Send + Sync {
+    /// Rows that share one pass over a panel: as many accumulators as the register file holds.
+    const ROWS: usize;
+    /// Parts of a lane; part i holds the columns from `i * WIDTH / PARTS` on.
+    const PARTS: usize;
+    /// One part of a lane in registers.
+    type Row: Copy;
+    /// [`LANES`] integers.
+    type Words: Copy;
+    /// [`LANES`] values.
+    type Floats: Copy;
+
+    /// Reads a part of a lane.
+    fn load(self, from: &Lane, part: usize) -> Self::Row;
+    /// Writes a part of a lane.
+    fn store(self, row: Self::Row, to: &mut Lane, part: usize);
+    /// Writes a part of a lane past the caches where its place is aligned to a cache line and the level can, else as
+    /// [`Simd::store`] does. [`Simd::fence`] must follow before another thread reads it.
+    fn stream(self, row: Self::Row, to: &mut Lane, part: usize);
+    /// Orders what [`Simd::stream`] wrote before all later writes.
+    fn fence(self);
+    /// Asks for a cache line to be brought near, where the level can.
+    fn prefetch<T>(self, from: &T);
+    /// Widens a part of a lane of BF16 values; exact.
+    fn load_bf16(self, from: &HalfLane, part: usize) -> Self::Row;
+    /// Widens a part of a lane of F16 values; exact.
+    fn load_f16(self, from: &HalfLane, part: usize) -> Self::Row;
+    /// Rounds a part of a lane to BF16, as [`crate::dtype::Element::narrow`] does.
+    fn store_bf16(self, row: Self::Row, to: &mut HalfLane, part: usize);
+    /// Rounds a part of a lane to F16, as [`crate::dtype::Element::narrow`] does.
+    fn store_f16(self, row: Self::Row, to: &mut HalfLane, part: usize);
+    /// a * b + acc, rounded once.
+    fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row;
+    /// a * b + acc, rounded once.
+    fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row;
+    /// 0 where the value is less than 0, else the value: -0 and NaN stay.
+    fn relu(self, row: Self::Row) -> Self::Row;
+
+    /// The same integer everywhere.
+    fn words(self, value: u32) -> Self::Words;
+    /// Reads integers.
+    fn load_words(self, from: &[u32; LANES]) -> Self::Words;
+    /// a + b, wrapping.
+    fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// a - b, wrapping.
+    fn sub_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// a & b.
+    fn and(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// a ^ b.
+    fn xor(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// a << N.
+    fn shl<const N: u32>(self, a: Self::Words) -> Self::Words;
+    /// a >> N, zeros coming in.
+    fn shr<const N: u32>(self, a: Self::Words) -> Self::Words;
+    /// The high and the low words of the 64-bit products a * b.
+    fn mul_wide(self, a: Self::Words, b: u32) -> (Self::Words, Self::Words);
+    /// Signed integers as F32, to nearest even.
+    fn signed_to_floats(self, a: Self::Words) -> Self::Floats;
+    /// Unsigned integers as F32, to nearest even.
+    fn unsigned_to_floats(self, a: Self::Words) -> Self::Floats;
+    /// The bit patterns of values.
+    fn bits(self, a: Self::Floats) -> Self::Words;
+    /// Values of bit patterns.
+    fn with_bits(self, a: Self::Words) -> Self::Floats;
+    /// `b` where bit 0 of the word is set, else `a`.
+    fn choose(self, words: Self::Words, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+
+    /// The same value everywhere.
+    fn floats(self, value: f32) -> Self::Floats;
+    /// Reads values.
+    fn load_floats(self, from: &[f32; LANES]) -> Self::Floats;
+    /// Writes values.
+    fn store_floats(self, a: Self::Floats, to: &mut [f32; LANES]);
+    /// a + b.
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a - b.
+    fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a * b.
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a * b + c, rounded once.
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The square root, correctly rounded.
+    fn sqrt(self, a: Self::Floats) -> Self::Floats;
+    /// Four vectors element by element: value w of lane l becomes value `4 l + w`.
+    fn interleave(self, values: [Self::Floats; 4]) -> [Self::Floats; 4];
+}
+
+/// A computation that [`Level::run`] compiles for every instruction set. `run` must be `#[inline(always)]`.
+pub trait Task {
+    /// What it gives.
+    type Output;
+    /// The computation.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// The instruction sets this build knows, as run-time proof that they are there.
+#[derive(Clone, Copy, Debug)]
+pub enum Level {
+    /// 512-bit vectors.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    /// 256-bit vectors with fused multiply-add.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    /// What the target guarantees (NEON on aarch64).
+    Portable(Portable),
+}
+
+impl Level {
+    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512, avx2 or portable asks for another. Fails if the
+    /// machine does not have it.
+    pub fn detect() -> Result<Level> {
+        let levels = Level::available();
+        let wanted = std::env::var("LENSMITH_SIMD").unwrap_or_default();
+        match levels.iter().find(|level| wanted.is_empty() || level.name() == wanted) {
+            Some(level) => Ok(*level),
+            None => {
+                let names: Vec<&str> = levels.iter().map(|level| level.name()).collect();
+                Err(Error::option("LENSMITH_SIMD", names.join(" or "), wanted))
+            }
+        }
+    }
+
+    /// [`Level::detect`] once for the process, for work whose caller has no level; the fastest where that fails.
+    pub fn current() -> Level {
+        static CURRENT: OnceLock<Level> = OnceLock::new();
+        *CURRENT.get_or_init(|| Level::detect().unwrap_or_else(|_| Level::available()[0]))
+    }
+
+    /// Every level of this machine, fastest first.
+    pub fn available() -> Vec<Level> {
+        let mut levels = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(avx512::Avx512::detect().map(Level::Avx512));
+            levels.extend(avx2::Avx2::detect().map(Level::Avx2));
+        }
+        levels.push(Level::Portable(Portable));
+        levels
+    }
+
+    /// The name, as in `LENSMITH_SIMD`.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "avx2",
+            Level::Portable(_) => "portable",
+        }
+    }
+
+    /// Runs a task compiled for this level.
+    #[inline]
+    pub fn run<T: Task>(self, task: T) -> T::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(token) => token.run(task),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(token) => token.run(task),
+            Level::Portable(token) => task.run(token),
+        }
+    }
+}
