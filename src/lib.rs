@@ -7,6 +7,7 @@ pub mod dtype;
 mod engine;
 pub mod error;
 pub mod eval;
+pub mod exchange;
 pub mod matrix;
 pub mod model;
 pub mod noise;

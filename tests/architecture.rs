@@ -13,6 +13,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("shard", &["error", "dtype", "matrix"]),
     ("simd", &["error", "dtype"]),
     ("noise", &["error", "dtype", "matrix", "simd"]),
+    // Foreign files in and out; the noise draws the pairs that are annotated.
+    ("exchange", &["error", "dtype", "matrix", "shard", "noise"]),
     ("model", &["error", "dtype", "matrix", "noise", "shard"]),
     ("backend", &["error", "dtype", "matrix", "simd", "noise", "model"]),
     ("synth", METHOD),
@@ -30,8 +32,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 const METHOD: &[&str] =
     &["error", "dtype", "matrix", "noise", "model", "shard", "backend", "synth", "train", "eval"];
 const ABOVE: &[&str] = &[
-    "error", "dtype", "matrix", "noise", "model", "shard", "backend", "synth", "train", "eval", "engine",
-    "bench", "report", "cli",
+    "error", "dtype", "matrix", "noise", "model", "shard", "exchange", "backend", "synth", "train", "eval",
+    "engine", "bench", "report", "cli",
 ];
 const SIDE_BY_SIDE: [&str; 3] = ["synth", "train", "eval"];
 
@@ -45,6 +47,8 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("indicatif", &["cli/"]),
     ("plotters", &["bench/plot.rs"]),
     ("cudarc", &["backend/cuda/"]),
+    ("arrow_array", &["exchange/"]),
+    ("arrow_ipc", &["exchange/"]),
     ("unsafe", &["simd/", "backend/cpu/gemm.rs", "shard/map.rs", "backend/cuda/"]),
 ];
 
@@ -363,6 +367,10 @@ fn checker_catches_what_breaks_a_rule() {
         ("backend/cpu/infer.rs", "use super::super::super::synth::Recipe;"),
         ("matrix.rs", "use super::backend::Backend;"),
         ("shard/map.rs", "use crate::noise::Side;"),
+        ("exchange/import.rs", "use crate::synth::Recipe;"),
+        ("shard/reader.rs", "use crate::exchange::Format;"),
+        ("eval/mod.rs", "use crate::exchange::Format;"),
+        ("cli/import.rs", "use arrow_array::Array;"),
         ("train/vae.rs", "use crate::backend::cpu::Cpu;"),
         ("synth/pipeline.rs", "use crate::{\n    backend::{self, reference::Reference as R},\n};"),
         ("eval/mod.rs", "type B = crate::backend::cuda::Cuda;"),
@@ -421,6 +429,7 @@ fn checker_lets_pass_what_keeps_the_rules() {
         ("matrix.rs", "/// As in [`crate::backend::Backend`].\nconst A: char = '\"'; const B: char = '\\'';"),
         ("matrix.rs", "#![allow(unsafe_code)]\nfn f() -> &'static str { r#\"unsafe \"gemm\" \"# }"),
         ("model/weights.rs", "use crate::shard::Reader;"),
+        ("exchange/annotate.rs", "use crate::noise::Stream;\nuse arrow_array::Array;"),
         ("eval/sweep.rs", "use crate::train::fit;\nuse crate::synth::{Recipe, select};"),
         ("train/vae.rs", "use crate::backend::{Backend, VaeLoss};\nuse super::early_stop;"),
         ("simd/avx2.rs", "use std::arch::x86_64::*;\nfn f() { unsafe { g() } }"),

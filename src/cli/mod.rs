@@ -6,6 +6,8 @@ mod best_of_n;
 mod console;
 mod demo;
 mod eval;
+mod export;
+mod import;
 mod inspect;
 mod materialize;
 mod merge_manifests;
@@ -44,6 +46,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Pairs are safetensors files with te
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Import(import::Import),
     TrainVae(train_vae::TrainVae),
     Synth(synth::Synth),
     TrainReward(train_reward::TrainReward),
@@ -51,6 +54,7 @@ enum Command {
     Eval(eval::Eval),
     BestOfN(best_of_n::BestOfNArgs),
     Run(run::Run),
+    Export(export::Export),
     Inspect(inspect::Inspect),
     Materialize(materialize::Materialize),
     MergeManifests(merge_manifests::MergeManifests),
@@ -91,6 +95,7 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
     let common = &cli.common;
     common.bind_threads()?;
     match &cli.command {
+        Command::Import(command) => command.execute(common, console),
         Command::TrainVae(command) => command.execute(common, console),
         Command::Synth(command) => command.execute(common, console),
         Command::TrainReward(command) => command.execute(common, console),
@@ -98,6 +103,7 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
         Command::Eval(command) => command.execute(common, console),
         Command::BestOfN(command) => command.execute(common, console),
         Command::Run(command) => command.execute(common, console),
+        Command::Export(command) => command.execute(common, console),
         Command::Inspect(command) => command.execute(common, console),
         Command::Materialize(command) => command.execute(common, console),
         Command::MergeManifests(command) => command.execute(console),

@@ -48,6 +48,8 @@ pub enum Purpose {
     GaussianSampling = 7,
     /// The simulated preference set of the demo.
     Simulation = 8,
+    /// Which responses of a prompt meet, and which is preferred (row = which prompt).
+    Annotation = 9,
 }
 
 /// The logical element that a vector of noise belongs to.

@@ -1,0 +1,476 @@
+//! Import: columns of foreign files become shards, in one pass and with the memory of a few blocks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::annotate::Annotation;
+use super::column::{Buffer, Kind};
+use super::output::{Output, stored};
+use super::sources::{self, Column, ColumnSource, widest};
+use super::{BLOCK_BYTES, SHARD_BYTES};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::matrix::Side;
+use crate::shard::{Io, TensorSpec};
+
+/// Most responses of a prompt that pairs are drawn from.
+const MAX_RESPONSES: usize = 1 << 16;
+
+/// What the columns mean, and so which tensors the shards get. Embeddings are floats of 16, 32 or 64 bits, rewards
+/// floats or integers, groups integers.
+#[derive(Clone, Debug)]
+pub enum ImportLayout {
+    /// Preference pairs: `chosen` and `rejected` `[n, d]`, and `group` `[n]` I64 where there is one.
+    Pairs {
+        /// Preferred responses `[n, d]`.
+        chosen: ColumnSource,
+        /// Other responses `[n, d]`.
+        rejected: ColumnSource,
+        /// Which pairs belong together, `[n]`. `None` takes column `group` of the files of `chosen` if there is one.
+        group: Option<ColumnSource>,
+    },
+    /// Plain embeddings: `embeddings` `[n, d]`.
+    Embeddings {
+        /// Embeddings `[n, d]`.
+        embeddings: ColumnSource,
+    },
+    /// Sets for best-of-N: `candidates` `[P, N, d]` and `gold` `[P, N]`.
+    BestOfN {
+        /// Responses `[P, N, d]`, N at least 2.
+        candidates: ColumnSource,
+        /// Rewards `[P, N]`.
+        gold: ColumnSource,
+    },
+    /// Preference pairs made from several responses with rewards: `chosen`, `rejected` and `group`, the number of the
+    /// prompt.
+    Annotated {
+        /// Responses `[P, N, d]`, N at least 2.
+        embeddings: ColumnSource,
+        /// Rewards `[P, N]`.
+        rewards: ColumnSource,
+        /// How pairs are made.
+        rule: Annotation,
+        /// Most pairs of a prompt; must be `None` for [`Annotation::AllPairs`], else `None` is 1.
+        pairs_per_prompt: Option<u64>,
+        /// Seed of the draws.
+        seed: u64,
+    },
+}
+
+/// What to import, and where to.
+#[derive(Clone, Debug)]
+pub struct ImportJob {
+    /// What the columns mean.
+    pub layout: ImportLayout,
+    /// Folder for the shards; made if it is not there.
+    pub out: PathBuf,
+    /// Storage type of embeddings. `None` keeps that of the source: F32 where files or sides differ, or hold F64,
+    /// which shards do not.
+    pub dtype: Option<Dtype>,
+    /// Rows per shard; `None` chooses shards of about 256 MiB.
+    pub shard_rows: Option<u64>,
+    /// Whether shards that are there are replaced.
+    pub overwrite: bool,
+    /// How Arrow files are read; the other formats are never mapped.
+    pub io: Io,
+}
+
+/// What an import did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ImportSummary {
+    /// `pairs`, `embeddings` or `candidates`.
+    pub kind: &'static str,
+    /// Rows of the shards: pairs, embeddings or prompts.
+    pub rows: u64,
+    /// Values per embedding d.
+    pub dim: usize,
+    /// Storage type of the embeddings.
+    pub dtype: Dtype,
+    /// Prompts that gave no pair, since their rewards are equal.
+    pub prompts_without_pair: u64,
+    /// Shards written.
+    pub shards: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Converts foreign data to shards. `progress` hears how many rows are done, and of how many.
+///
+/// The shards depend on the values, the dtype and the rows per shard alone, not on the format they came from. A shard
+/// that has its name is whole; an import that was interrupted begins again, to the same bytes.
+///
+/// # Errors
+/// Sources that cannot be read, lack a column, differ in rows or shape, hold nulls, lists of another length
+/// ([`Error::Shape`]), NaN or infinity ([`Error::NonFinite`]) or values too large for `dtype`, each with file, row and
+/// column; an output that is complete, or of another import, unless `overwrite` ([`Error::Exists`]).
+pub fn import(job: &ImportJob, progress: &mut dyn FnMut(u64, u64)) -> Result<ImportSummary> {
+    match &job.layout {
+        ImportLayout::Pairs { chosen, rejected, group } => {
+            pairs(job, chosen, rejected, group.as_ref(), progress)
+        }
+        ImportLayout::Embeddings { embeddings } => plain(job, embeddings, progress),
+        ImportLayout::BestOfN { candidates, gold } => best_of_n(job, candidates, gold, progress),
+        ImportLayout::Annotated { embeddings, rewards, rule, pairs_per_prompt, seed } => {
+            let how = How::new(*rule, *pairs_per_prompt, *seed)?;
+            annotated(job, embeddings, rewards, &how, progress)
+        }
+    }
+}
+
+impl ImportJob {
+    /// The storage type of embeddings from columns of `kind`.
+    fn stored_as(&self, kind: Kind) -> Dtype {
+        self.dtype.unwrap_or(match kind {
+            Kind::F16 => Dtype::F16,
+            Kind::Bf16 => Dtype::Bf16,
+            _ => Dtype::F32,
+        })
+    }
+
+    /// Rows per shard, for rows of `row_bytes`.
+    fn rows_per_shard(&self, row_bytes: usize) -> Result<u64> {
+        match self.shard_rows {
+            Some(0) => Err(Error::option("--shard-rows", "1 or more", 0)),
+            Some(rows) => Ok(rows),
+            None => Ok((SHARD_BYTES / row_bytes.max(1) as u64).next_power_of_two().max(1)),
+        }
+    }
+
+    /// What determines the bytes of the shards, as far as names and lengths of files tell.
+    fn settings(&self, layout: Value, dtype: Dtype, shard_rows: u64, columns: &[&Column]) -> Result<Value> {
+        let mut sources = Vec::new();
+        for column in columns {
+            for path in column.paths() {
+                let bytes = fs::metadata(path).map_err(Error::io("open", path))?.len();
+                sources.push(json!({ "file": path, "bytes": bytes }));
+            }
+        }
+        Ok(json!({
+            "import": { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
+        }))
+    }
+}
+
+fn spec(name: &str, dtype: safetensors::Dtype, tail: &[usize]) -> TensorSpec {
+    TensorSpec { name: name.into(), dtype, shape_tail: tail.to_vec() }
+}
+
+/// Rows that are read at a time.
+fn block_rows(row_bytes: usize) -> u64 {
+    (BLOCK_BYTES / row_bytes.max(1)).max(1) as u64
+}
+
+/// What the summary says beside the output's own figures.
+fn summary(
+    kind: &'static str,
+    output: Output<'_>,
+    dim: usize,
+    dtype: Dtype,
+    start: Instant,
+) -> Result<ImportSummary> {
+    let (rows, shards, bytes) = output.finish()?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(ImportSummary { kind, rows, dim, dtype, prompts_without_pair: 0, shards, bytes, seconds })
+}
+
+fn pairs(
+    job: &ImportJob,
+    chosen: &ColumnSource,
+    rejected: &ColumnSource,
+    group: Option<&ColumnSource>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ImportSummary> {
+    let start = Instant::now();
+    let mut sides = [Column::open(chosen, job.io)?, Column::open(rejected, job.io)?];
+    for side in &sides {
+        side.require_axes(1, "[n, d] with d of at least 1")?;
+        side.require_floats()?;
+    }
+    sides[1].require_rows_of(&sides[0])?;
+    let dim = sides[0].tail()[0];
+    if sides[1].tail() != sides[0].tail() {
+        let what = format!("{}: values per row", sides[1].title());
+        return Err(Error::shape(what, format!("{dim} as in {}", sides[0].title()), sides[1].tail()[0]));
+    }
+    let implied = || -> Result<Option<ColumnSource>> {
+        let there = sources::column_names(&chosen.files, chosen.format)?.iter().any(|name| name == "group");
+        Ok(there.then(|| ColumnSource { name: "group".into(), ..chosen.clone() }))
+    };
+    let group = match group {
+        Some(group) => Some(group.clone()),
+        None => implied()?,
+    };
+    let mut group = group.map(|group| Column::open(&group, job.io)).transpose()?;
+    if let Some(group) = &group {
+        group.require_axes(0, "[n]")?;
+        group.require_integers()?;
+        group.require_rows_of(&sides[0])?;
+    }
+
+    let dtype = job.stored_as(widest(sides[0].kind(), sides[1].kind()));
+    let mut tensors: Vec<TensorSpec> =
+        Side::BOTH.iter().map(|side| spec(side.name(), dtype.into(), &[dim])).collect();
+    if group.is_some() {
+        tensors.push(spec("group", safetensors::Dtype::I64, &[]));
+    }
+    let rows = sides[0].rows();
+    let shard_rows = job.rows_per_shard(2 * dim * dtype.size())?;
+    let columns: Vec<&Column> = sides.iter().chain(&group).collect();
+    let settings = job.settings(json!("pairs"), dtype, shard_rows, &columns)?;
+    let mut output = Output::create(job, "pairs", tensors, (rows, shard_rows), settings, &columns)?;
+
+    let mut buffers = [Buffer::new(dtype.into()), Buffer::new(dtype.into())];
+    let mut groups = Buffer::new(Kind::I64);
+    let block = block_rows(dim * 8);
+    let mut done = 0;
+    while done < rows {
+        let count = block.min(rows - done) as usize;
+        let [a, b] = &mut sides;
+        let [to_a, to_b] = &mut buffers;
+        to_a.clear();
+        to_b.clear();
+        let (a, b) = rayon::join(|| a.read(count, to_a), || b.read(count, to_b));
+        a?;
+        b?;
+        let mut bytes = vec![buffers[0].bytes(), buffers[1].bytes()];
+        if let Some(group) = &mut group {
+            groups.clear();
+            group.read(count, &mut groups)?;
+            bytes.push(groups.bytes());
+        }
+        output.append(count, &bytes)?;
+        done += count as u64;
+        progress(done, rows);
+    }
+    summary("pairs", output, dim, dtype, start)
+}
+
+fn plain(
+    job: &ImportJob,
+    source: &ColumnSource,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ImportSummary> {
+    let start = Instant::now();
+    let mut column = Column::open(source, job.io)?;
+    column.require_axes(1, "[n, d] with d of at least 1")?;
+    column.require_floats()?;
+    let (rows, dim) = (column.rows(), column.tail()[0]);
+    let dtype = job.stored_as(column.kind());
+    let shard_rows = job.rows_per_shard(dim * dtype.size())?;
+    let settings = job.settings(json!("embeddings"), dtype, shard_rows, &[&column])?;
+    let tensors = vec![spec("embeddings", dtype.into(), &[dim])];
+    let mut output = Output::create(job, "embeddings", tensors, (rows, shard_rows), settings, &[&column])?;
+    let mut buffer = Buffer::new(dtype.into());
+    let block = block_rows(dim * 8);
+    let mut done = 0;
+    while done < rows {
+        let count = block.min(rows - done) as usize;
+        buffer.clear();
+        column.read(count, &mut buffer)?;
+        output.append(count, &[buffer.bytes()])?;
+        done += count as u64;
+        progress(done, rows);
+    }
+    summary("embeddings", output, dim, dtype, start)
+}
+
+/// Responses `[P, N, d]` and rewards `[P, N]` that belong together.
+fn responses(job: &ImportJob, embeddings: &ColumnSource, rewards: &ColumnSource) -> Result<[Column; 2]> {
+    let (embeddings, rewards) = (Column::open(embeddings, job.io)?, Column::open(rewards, job.io)?);
+    embeddings.require_axes(2, "[prompts, responses, d], none of them 0")?;
+    embeddings.require_floats()?;
+    rewards.require_axes(1, "[prompts, responses]")?;
+    rewards.require_rows_of(&embeddings)?;
+    let per_prompt = embeddings.tail()[0];
+    if rewards.tail()[0] != per_prompt {
+        let what = format!("{}: rewards per prompt", rewards.title());
+        let expected = format!("{per_prompt} as responses in {}", embeddings.title());
+        return Err(Error::shape(what, expected, rewards.tail()[0]));
+    }
+    if per_prompt < 2 {
+        let what = format!("{}: responses per prompt", embeddings.title());
+        return Err(Error::TooFew { what, needed: 2, found: per_prompt as u64 });
+    }
+    Ok([embeddings, rewards])
+}
+
+fn best_of_n(
+    job: &ImportJob,
+    candidates: &ColumnSource,
+    gold: &ColumnSource,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ImportSummary> {
+    let start = Instant::now();
+    let [mut candidates, mut gold] = responses(job, candidates, gold)?;
+    let (rows, tail) = (candidates.rows(), candidates.tail().to_vec());
+    let (per_prompt, dim) = (tail[0], tail[1]);
+    let dtype = job.stored_as(candidates.kind());
+    let gold_kind = if gold.kind().is_float() { gold.kind() } else { Kind::F64 };
+    let row_bytes = per_prompt * dim * dtype.size();
+    let shard_rows = job.rows_per_shard(row_bytes)?;
+    let columns = [&candidates, &gold];
+    let settings = job.settings(json!("best-of-n"), dtype, shard_rows, &columns)?;
+    let tensors =
+        vec![spec("candidates", dtype.into(), &tail), spec("gold", stored(gold_kind), &[per_prompt])];
+    let mut output = Output::create(job, "candidates", tensors, (rows, shard_rows), settings, &columns)?;
+    let (mut embeddings, mut scores) = (Buffer::new(dtype.into()), Buffer::new(gold_kind));
+    let block = block_rows(per_prompt * dim * 8);
+    let mut done = 0;
+    while done < rows {
+        let count = block.min(rows - done) as usize;
+        embeddings.clear();
+        scores.clear();
+        candidates.read(count, &mut embeddings)?;
+        gold.read(count, &mut scores)?;
+        output.append(count, &[embeddings.bytes(), scores.bytes()])?;
+        done += count as u64;
+        progress(done, rows);
+    }
+    summary("candidates", output, dim, dtype, start)
+}
+
+/// How pairs are made of rewards.
+struct How {
+    rule: Annotation,
+    count: u64,
+    seed: u64,
+}
+
+impl How {
+    fn new(rule: Annotation, count: Option<u64>, seed: u64) -> Result<How> {
+        let count = match (rule, count) {
+            (Annotation::AllPairs, Some(count)) => {
+                let expected = "none with all-pairs, which makes every pair";
+                return Err(Error::option("--pairs-per-prompt", expected, count));
+            }
+            (Annotation::AllPairs, None) => u64::MAX,
+            (_, Some(0)) => return Err(Error::option("--pairs-per-prompt", "1 or more", 0)),
+            (_, count) => count.unwrap_or(1),
+        };
+        Ok(How { rule, count, seed })
+    }
+
+    fn pairs(&self, prompt: u64, rewards: &[f64]) -> Vec<(u32, u32)> {
+        self.rule.pairs(self.seed, prompt, rewards, self.count)
+    }
+}
+
+fn annotated(
+    job: &ImportJob,
+    embeddings: &ColumnSource,
+    rewards: &ColumnSource,
+    how: &How,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<ImportSummary> {
+    let start = Instant::now();
+    let [mut column, scores] = responses(job, embeddings, rewards)?;
+    let (prompts, per_prompt, dim) = (column.rows(), column.tail()[0], column.tail()[1]);
+    if per_prompt > MAX_RESPONSES {
+        let what = format!("{}: responses per prompt", column.title());
+        return Err(Error::shape(what, format!("{MAX_RESPONSES} at most"), per_prompt));
+    }
+    let most = how.rule.most_pairs(per_prompt as u32);
+    if how.rule != Annotation::AllPairs && how.count > most {
+        let expected = format!("1 to {most}: {} of {per_prompt} responses gives no more", how.rule);
+        return Err(Error::option("--pairs-per-prompt", expected, how.count));
+    }
+    // A pass over the rewards alone tells how many pairs there will be: rewards may be equal.
+    let mut scores = Rewards { column: scores, per_prompt, values: Buffer::new(Kind::F64), prompt: 0 };
+    let (mut rows, mut without) = (0u64, 0u64);
+    for prompt in 0..prompts {
+        let count = how.pairs(prompt, scores.next()?).len() as u64;
+        rows += count;
+        without += u64::from(count == 0);
+    }
+    let mut scores = Rewards { column: Column::open(rewards, job.io)?, prompt: 0, ..scores };
+    if rows == 0 {
+        let what = format!("{}: prompts whose rewards differ", scores.column.title());
+        return Err(Error::TooFew { what, needed: 1, found: 0 });
+    }
+
+    let dtype = job.stored_as(column.kind());
+    let shard_rows = job.rows_per_shard(2 * dim * dtype.size())?;
+    let layout = json!({ "annotate": how.rule, "pairs_per_prompt": how.count, "seed": how.seed });
+    let columns = [&column, &scores.column];
+    let settings = job.settings(layout, dtype, shard_rows, &columns)?;
+    let tensors = vec![
+        spec("chosen", dtype.into(), &[dim]),
+        spec("rejected", dtype.into(), &[dim]),
+        spec("group", safetensors::Dtype::I64, &[]),
+    ];
+    let mut output = Output::create(job, "pairs", tensors, (rows, shard_rows), settings, &columns)?;
+
+    let row_bytes = dim * dtype.size();
+    let block = block_rows(per_prompt * dim * 8);
+    let mut buffer = Buffer::new(dtype.into());
+    let mut sides = [Vec::new(), Vec::new()];
+    let mut groups: Vec<i64> = Vec::new();
+    let (mut done, mut written) = (0, 0);
+    let mut flush = |sides: &mut [Vec<u8>; 2], groups: &mut Vec<i64>| -> Result<()> {
+        output.append(groups.len(), &[&sides[0], &sides[1], bytemuck::cast_slice(groups)])?;
+        written += groups.len() as u64;
+        progress(written, rows);
+        sides.iter_mut().for_each(Vec::clear);
+        groups.clear();
+        Ok(())
+    };
+    while done < prompts {
+        let count = block.min(prompts - done) as usize;
+        buffer.clear();
+        column.read(count, &mut buffer)?;
+        for (i, prompt) in buffer.bytes().chunks_exact(per_prompt * row_bytes).enumerate() {
+            let number = done + i as u64;
+            for (a, b) in how.pairs(number, scores.next()?) {
+                for (side, response) in sides.iter_mut().zip([a as usize, b as usize]) {
+                    side.extend_from_slice(&prompt[response * row_bytes..][..row_bytes]);
+                }
+                groups.push(number as i64);
+                if sides[0].len() >= BLOCK_BYTES {
+                    flush(&mut sides, &mut groups)?;
+                }
+            }
+        }
+        done += count as u64;
+    }
+    flush(&mut sides, &mut groups)?;
+    let mut summary = summary("pairs", output, dim, dtype, start)?;
+    summary.prompts_without_pair = without;
+    Ok(summary)
+}
+
+/// Rewards, a prompt at a time.
+struct Rewards {
+    column: Column,
+    per_prompt: usize,
+    values: Buffer,
+    /// Which of the prompts in `values` comes next.
+    prompt: usize,
+}
+
+impl Rewards {
+    fn next(&mut self) -> Result<&[f64]> {
+        const PROMPTS: u64 = 1024;
+        if (self.prompt + 1) * self.per_prompt > self.values.len() || self.prompt == 0 {
+            self.values.clear();
+            self.column.read(PROMPTS.min(self.column.left()) as usize, &mut self.values)?;
+            self.prompt = 0;
+        }
+        let Buffer::F64(values) = &self.values else { unreachable!("it was made as F64") };
+        let at = self.prompt * self.per_prompt;
+        self.prompt += 1;
+        values
+            .get(at..at + self.per_prompt)
+            .ok_or_else(|| Error::shape(format!("{}: rows", self.column.title()), "one more", "none left"))
+    }
+}
+
+/// The folder of a path that no source may lie in if it would be removed.
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}

@@ -1,0 +1,49 @@
+//! The door to other programs' data: [`import`] makes shards of NumPy, safetensors, Parquet and Arrow files, and
+//! [`export`] makes Parquet or NumPy files of shards. Both stream: they hold some blocks, never a file.
+//!
+//! ```no_run
+//! use lensmith::exchange::{ColumnSource, ImportJob, ImportLayout, import};
+//! use lensmith::shard::Io;
+//!
+//! # fn main() -> lensmith::Result<()> {
+//! let column = |name: &str| ColumnSource {
+//!     files: vec!["train.parquet".into()],
+//!     format: None,
+//!     name: name.into(),
+//! };
+//! let job = ImportJob {
+//!     layout: ImportLayout::Pairs { chosen: column("chosen"), rejected: column("rejected"), group: None },
+//!     out: "pairs".into(),
+//!     dtype: None,
+//!     shard_rows: None,
+//!     overwrite: false,
+//!     io: Io::Mmap,
+//! };
+//! let summary = import(&job, &mut |done, rows| eprintln!("{done} of {rows}"))?;
+//! println!("{} pairs of dimension {}", summary.rows, summary.dim);
+//! # Ok(())
+//! # }
+//! ```
+
+mod annotate;
+mod arrays;
+mod column;
+mod export;
+mod import;
+mod ipc;
+mod npy;
+mod output;
+mod parquet;
+mod sources;
+mod tensors;
+
+pub use annotate::Annotation;
+pub use export::{Compression, ExportColumn, ExportFormat, ExportJob, ExportSummary, export};
+pub use import::{ImportJob, ImportLayout, ImportSummary, import};
+pub use sources::{ColumnSource, Format, column_names};
+
+/// Bytes of a column that are read at a time.
+const BLOCK_BYTES: usize = 8 << 20;
+
+/// Bytes of a shard where the user does not say otherwise.
+const SHARD_BYTES: u64 = 256 << 20;

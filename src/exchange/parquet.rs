@@ -1,0 +1,115 @@
+//! Parquet files: one reader a column, which decodes pages as it goes.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ::parquet::arrow::ProjectionMask;
+use ::parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use arrow_array::{Array, RecordBatch};
+
+use super::arrays::{self, Place};
+use super::column::{Buffer, ColumnInfo, ColumnReader};
+use crate::error::{Error, Result};
+
+fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
+    Error::Format { path: path.to_path_buf(), format: "Parquet", detail: detail.to_string() }
+}
+
+fn metadata(path: &Path) -> Result<(File, ArrowReaderMetadata)> {
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(|e| bad(path, e))?;
+    Ok((file, metadata))
+}
+
+/// Names of the top-level columns.
+pub(super) fn names(path: &Path) -> Result<Vec<String>> {
+    Ok(metadata(path)?.1.schema().fields().iter().map(|f| f.name().clone()).collect())
+}
+
+type Batches = Box<dyn Iterator<Item = std::result::Result<RecordBatch, arrow_schema::ArrowError>> + Send>;
+
+fn batches(
+    path: &Path,
+    file: &File,
+    metadata: &ArrowReaderMetadata,
+    root: usize,
+    rows: usize,
+) -> Result<Batches> {
+    let file = file.try_clone().map_err(Error::io("open", path))?;
+    let mask = ProjectionMask::roots(metadata.parquet_schema(), [root]);
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
+    let reader = builder.with_projection(mask).with_batch_size(rows).build().map_err(|e| bad(path, e))?;
+    Ok(Box::new(reader))
+}
+
+/// Opens column `name` of a file.
+pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn ColumnReader + Send>)> {
+    let (file, metadata) = metadata(path)?;
+    let fields = metadata.schema().fields().clone();
+    let Some((root, field)) = fields.iter().enumerate().find(|(_, f)| f.name() == name) else {
+        let found = fields.iter().map(|f| f.name().clone()).collect();
+        return Err(Error::MissingTensor { path: path.to_path_buf(), tensor: name.into(), found });
+    };
+    let place = Place { path, name, row: 0 };
+    let (kind, depth) = arrays::kind(place, field.data_type())?;
+    let rows = metadata.metadata().file_metadata().num_rows();
+    let rows = u64::try_from(rows).map_err(|_| bad(path, format!("it claims {rows} rows")))?;
+    let tail = match arrays::fixed_shape(field.data_type()) {
+        Some(shape) => shape,
+        None if rows == 0 => vec![0; depth],
+        None => {
+            let first = batches(path, &file, &metadata, root, 1)?.next();
+            let first =
+                first.ok_or_else(|| bad(path, "its first row is missing"))?.map_err(|e| bad(path, e))?;
+            arrays::first_shape(place, first.column(0).as_ref())?
+        }
+    };
+    let info = ColumnInfo { rows, tail, kind }.check(path, name)?;
+    // Batches of about the size of a block; a reader decodes no more at a time.
+    let per_batch = (super::BLOCK_BYTES / (info.width() * kind.size()).max(1)).clamp(1, 1 << 16);
+    let reader = Column {
+        path: path.to_path_buf(),
+        name: name.to_string(),
+        batches: batches(path, &file, &metadata, root, per_batch)?,
+        tail: info.tail.clone(),
+        batch: None,
+        row: 0,
+    };
+    Ok((info, Box::new(reader)))
+}
+
+struct Column {
+    path: PathBuf,
+    name: String,
+    batches: Batches,
+    tail: Vec<usize>,
+    /// The batch at hand, and how many of its rows are taken.
+    batch: Option<(RecordBatch, usize)>,
+    /// Row of the file that comes next.
+    row: u64,
+}
+
+impl ColumnReader for Column {
+    fn read(&mut self, rows: usize, out: &mut Buffer) -> Result<()> {
+        let mut wanted = rows;
+        while wanted > 0 {
+            let Some((batch, taken)) = self.batch.as_mut().filter(|(batch, taken)| *taken < batch.num_rows())
+            else {
+                let next = self.batches.next();
+                let next = next.ok_or_else(|| bad(&self.path, "it holds fewer rows than it claims"))?;
+                self.batch = Some((next.map_err(|e| bad(&self.path, e))?, 0));
+                continue;
+            };
+            let count = wanted.min(batch.num_rows() - *taken);
+            let place = Place { path: &self.path, name: &self.name, row: self.row };
+            let array: &dyn Array = batch.column(0).as_ref();
+            arrays::extract(place, array, *taken..*taken + count, &self.tail, out)?;
+            *taken += count;
+            self.row += count as u64;
+            wanted -= count;
+        }
+        Ok(())
+    }
+}
