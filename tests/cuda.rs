@@ -376,6 +376,30 @@ fn a_run_on_the_device_is_the_cpus() {
     }
 }
 
+/// On a GPU the kernels alone are held against its memory, and what ends on the host against nothing.
+#[test]
+fn bench_measures_kernels_beside_calls() {
+    let lab = Lab::new();
+    let emulator = library(Build::Fast);
+    let line = "bench --dim 24 --rows 8 --hidden 16 --reward-hidden 16 --seeds 4 --repeat 1 --only decode --only encode \
+                --only folded --only vae-epoch --plot @roof.svg --json";
+    let report = run(&lab, line, "cuda", &[("LENSMITH_CUDA_EMULATOR", &emulator)]).json();
+    let limits = report["limits"].as_array().expect("limits").iter();
+    let resources: Vec<&Value> = limits.map(|l| &l["resource"]).collect();
+    assert!(resources.contains(&&"write".into()) && resources.contains(&&"copy".into()), "{report}");
+    let entries = report["entries"].as_array().expect("entries");
+    for operation in ["decode", "encode", "folded"] {
+        let of = |end: &str| {
+            let ends =
+                |e: &&Value| e["operation"] == operation && e["what"].as_str().expect("words").ends_with(end);
+            entries.iter().find(ends).unwrap_or_else(|| panic!("{operation}, no entry that ends with {end}"))
+        };
+        assert!(of("on the device")["share"].as_f64().is_some_and(|s| s > 0.0), "{operation}");
+        assert!(of("to the host")["share"].is_null(), "{operation}");
+    }
+    assert!(std::fs::read_to_string(lab.at("roof.svg")).expect("a picture").contains("encode from BF16"));
+}
+
 /// Devices beside each other open, each under its name, with memory that the other must not use.
 #[test]
 fn emulated_devices_stand_side_by_side() {

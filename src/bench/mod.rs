@@ -274,10 +274,27 @@ pub fn measure(any: &AnyBackend, options: &Options, says: &mut dyn FnMut(&str)) 
         says("limits of the disk");
         limits.push(whole::disk_limit(options)?);
     }
+    let resident: Vec<Operation> =
+        entries.iter().map(|e| e.operation).filter(|&o| o != Operation::Normals).collect();
+    let before = entries.len();
     dispatch!(any, b => {
         operations::measure(b, options, &models, says, &mut entries)?;
         whole::measure(b, options, &models, says, &mut entries)?;
     });
+    if options.limits && !entries.is_empty() {
+        // Once more: a machine that others use too is not equally fast all the time, and the highest counts.
+        says("limits of the device");
+        let (again, _) =
+            dispatch!(any, b => Measurable::measure(b, &models.vae, &models.reward, options.rows))?;
+        for (limit, again) in limits.iter_mut().zip(again) {
+            limit.per_second = limit.per_second.max(again.per_second);
+        }
+    }
+    // Where a kernel alone was measured, the call with its copies to the host is held against nothing.
+    for entry in entries[before..].iter_mut().filter(|e| resident.contains(&e.operation)) {
+        entry.what.push_str(", to the host");
+        entry.needs.clear();
+    }
     Ok(Report {
         lensmith: env!("CARGO_PKG_VERSION").into(),
         kernels: format!("{:016x}", crate::backend::KERNELS),

@@ -100,10 +100,10 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Operations with FLOP and bytes, under the roof of the device's arithmetic and memory.
+/// Operations with FLOP and bytes, under the roof of the device's memory and, where it was measured, arithmetic.
 ///
 /// # Errors
-/// No arithmetic or memory limit was measured, or the file cannot be written.
+/// No memory limit was measured, or the file cannot be written.
 pub fn roofline(report: &Report, path: &Path) -> Result<()> {
     let limit = |resource, what| {
         limit_of(&report.limits, resource).ok_or_else(|| {
@@ -112,7 +112,7 @@ pub fn roofline(report: &Report, path: &Path) -> Result<()> {
     };
     let memory = [Resource::Copy, Resource::Write].into_iter().map(|r| limit(r, "memory"));
     let memory = memory.collect::<Result<Vec<f64>>>()?;
-    let flops = limit(Resource::Flop, "arithmetic")?;
+    let flops = limit_of(&report.limits, Resource::Flop).map(|f| f / 1e9);
     let spot = |entry: &Entry| {
         let flop = entry.need(Resource::Flop)?;
         let bytes = [Resource::Write, Resource::Copy].into_iter().find_map(|r| entry.need(r))?;
@@ -120,20 +120,21 @@ pub fn roofline(report: &Report, path: &Path) -> Result<()> {
     };
     let spots: Vec<(&Entry, (f64, f64))> =
         report.entries.iter().filter_map(|e| Some((e, spot(e)?))).collect();
-    draw(path, (1000, 600), |area| {
-        roof(area, report, &spots, flops / 1e9, [memory[0] / 1e9, memory[1] / 1e9])
-    })
+    draw(path, (1000, 600), |area| roof(area, report, &spots, flops, [memory[0] / 1e9, memory[1] / 1e9]))
 }
 
 fn roof(
     area: &Area<'_>,
     report: &Report,
     spots: &[(&Entry, (f64, f64))],
-    flops: f64,
+    ceiling: Option<f64>,
     memory: [f64; 2],
 ) -> std::result::Result<(), String> {
+    let ys = spots.iter().map(|s| s.1.1);
+    // Where arithmetic was not measured, the slopes end above the highest mark.
+    let flops = ceiling.unwrap_or(2.0 * ys.clone().fold(1.0, f64::max));
     let xs = spots.iter().map(|s| s.1.0).chain(memory.map(|m| flops / m));
-    let ys = spots.iter().map(|s| s.1.1).chain([flops]);
+    let ys = ys.chain([flops]);
     let (x0, x1) = (xs.clone().fold(1.0, f64::min) / 2.0, xs.fold(100.0, f64::max) * 3.0);
     let (y0, y1) = (ys.clone().fold(flops / 40.0, f64::min) / 2.0, ys.fold(flops, f64::max) * 2.0);
     write(
@@ -173,17 +174,15 @@ fn roof(
         let label = format!("memory {name}, {bandwidth:.0} GB/s");
         write(area, &label, (x + 14, y + 8 + 18 * i as i32), &style(13, FAINT, HPos::Left, VPos::Center))?;
     }
-    let ridge = flops / memory[0].max(memory[1]);
-    line(area, vec![at(ridge, flops), at(x1, flops)], FAINT, 2)?;
-    let (x, y) = at(x1, flops);
-    let what =
-        report.limits.iter().find(|l| l.resource == Resource::Flop).map_or("arithmetic", |l| l.what.as_str());
-    write(
-        area,
-        &format!("{what}, {flops:.0} GFLOP/s"),
-        (x - 6, y - 8),
-        &style(13, FAINT, HPos::Right, VPos::Bottom),
-    )?;
+    if ceiling.is_some() {
+        let ridge = flops / memory[0].max(memory[1]);
+        line(area, vec![at(ridge, flops), at(x1, flops)], FAINT, 2)?;
+        let (x, y) = at(x1, flops);
+        let limit = report.limits.iter().find(|l| l.resource == Resource::Flop);
+        let what = limit.map_or("arithmetic", |l| l.what.as_str());
+        let label = format!("{what}, {flops:.0} GFLOP/s");
+        write(area, &label, (x - 6, y - 8), &style(13, FAINT, HPos::Right, VPos::Bottom))?;
+    }
 
     for (i, (_, (x, y))) in spots.iter().enumerate() {
         mark(area, at(*x, *y), i)?;
@@ -209,7 +208,7 @@ fn legend(
         };
         let rate = format!("{} {}/s{share}", super::rate(entry.per_second), entry.unit);
         write(area, &rate, (x + 20, y + 18), &style(13, FAINT, HPos::Left, VPos::Top))?;
-        y += 48;
+        y += (490 / spots.len() as i32).min(48);
     }
     Ok(())
 }
