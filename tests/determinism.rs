@@ -366,6 +366,7 @@ fn trainings() -> BTreeMap<&'static str, String> {
         ("reward", format!("train-reward @seeds.safetensors {reward}")),
         ("shards", format!("train-reward @synth {reward}")),
         ("recipe", format!("train-reward --recipe @synth/recipe.json {reward}")),
+        ("decoded", format!("train-reward --recipe @synth/recipe.json --synthetic-path decoded {reward}")),
     ])
 }
 

@@ -25,19 +25,23 @@ impl Standardizer {
         let dim = sets.first().map_or(0, |s| s.cols());
         let n: usize = sets.iter().map(|s| s.rows()).sum();
         let mut row = vec![0f32; dim];
-        let mut each = |f: &mut dyn FnMut(usize, f64)| {
+        let mut each = |f: &mut dyn FnMut(&[f32])| {
             for set in sets {
                 for r in 0..set.rows() {
                     set.row(r).widen(&mut row);
-                    row.iter().enumerate().for_each(|(j, &v)| f(j, f64::from(v)));
+                    f(&row);
                 }
             }
         };
         let mut mean = vec![0f64; dim];
-        each(&mut |j, v| mean[j] += v);
+        each(&mut |row| mean.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v)));
         mean.iter_mut().for_each(|m| *m /= n.max(1) as f64);
         let mut variance = vec![0f64; dim];
-        each(&mut |j, v| variance[j] += (v - mean[j]) * (v - mean[j]));
+        each(&mut |row| {
+            for ((sum, &m), &v) in variance.iter_mut().zip(&mean).zip(row) {
+                *sum += (f64::from(v) - m) * (f64::from(v) - m);
+            }
+        });
         let std = variance
             .iter()
             .zip(&mean)

@@ -1,7 +1,8 @@
 //! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 arithmetic.
 //!
 //! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
-//! bits never depend on its neighbours, the thread count or the instruction set. Training uses the `gemm` crate.
+//! bits never depend on its neighbours, the thread count or the instruction set. Training takes
+//! one pass a step over the weights of its wide layers (`wide.rs`); narrow layers use the `gemm` crate.
 
 mod adam;
 mod ends;

@@ -269,13 +269,12 @@ impl Task for Forward<'_> {
         }
         let folded = &mut hidden[step.whole..];
         rows(simd, &step.hidden, step.depth, folded.len(), &wide[..step.depth], &mut Add(folded));
-        for (lane, share) in hidden.iter_mut().zip(shares) {
-            let mut products = ZERO;
-            for i in 0..WIDTH {
-                // Written so that NaN stays NaN.
-                lane[i] = if lane[i] < 0.0 { 0.0 } else { lane[i] };
-                products[i] = lane[i] * head[i];
-            }
+        for value in hidden.as_flattened_mut() {
+            // Written so that NaN stays NaN.
+            *value = if *value < 0.0 { 0.0 } else { *value };
+        }
+        for (lane, share) in hidden.iter().zip(shares) {
+            let mut products: Lane = std::array::from_fn(|i| lane[i] * head[i]);
             let mut width = WIDTH / 2;
             while width > 0 {
                 for i in 0..width {
@@ -308,14 +307,20 @@ impl Task for Backward<'_> {
         // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
         let (mut head_sums, mut bias_sums) = ([0f64; WIDTH], [0f64; WIDTH]);
         let weight = head.w[0];
-        for ((lane, &base), &slope) in hidden.iter_mut().zip(&step.base).zip(slopes) {
+        for (lane, &slope) in hidden.iter_mut().zip(slopes) {
+            let slope_wide = f64::from(slope);
             for i in 0..WIDTH {
-                head_sums[i] += f64::from(slope) * f64::from(lane[i]);
-                lane[i] = if lane[i] > 0.0 { slope * weight[i] } else { 0.0 };
-                bias_sums[i] += f64::from(lane[i]);
+                head_sums[i] += slope_wide * f64::from(lane[i]);
             }
+            let made: Lane = std::array::from_fn(|i| if lane[i] > 0.0 { slope * weight[i] } else { 0.0 });
+            for i in 0..WIDTH {
+                bias_sums[i] += f64::from(made[i]);
+            }
+            *lane = made;
+        }
+        for (lane, &base) in hidden.iter().zip(&step.base) {
             if base != NONE {
-                wide[base as usize].iter_mut().zip(&*lane).for_each(|(to, g)| *to += g);
+                wide[base as usize].iter_mut().zip(lane).for_each(|(to, g)| *to += g);
             }
         }
         let folded = &hidden[step.whole..];

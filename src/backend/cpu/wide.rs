@@ -65,11 +65,11 @@ impl Sums {
     /// Adds lanes `from..from + out.len()` of all groups, in order, to `out`.
     #[inline(always)]
     pub fn add_to(&self, from: usize, out: &mut [Lane]) {
+        let count = out.len();
+        let out = out.as_flattened_mut();
         for group in self.lanes.chunks_exact(self.size) {
-            for (to, part) in out.iter_mut().zip(&group[from..]) {
-                for (to, part) in to.iter_mut().zip(part) {
-                    *to += part;
-                }
+            for (to, part) in out.iter_mut().zip(group[from..from + count].as_flattened()) {
+                *to += part;
             }
         }
     }
