@@ -55,7 +55,6 @@ def save_numpy():
     np.save(ROOT / "chosen_f64_big_endian.npy", chosen.astype(">f8"))
     np.save(ROOT / "chosen_fortran.npy", np.asfortranarray(chosen))
     np.save(ROOT / "group_i32.npy", group().astype(np.int32))
-    np.save(ROOT / "chosen_v2.npy", chosen)
     with open(ROOT / "chosen_v2.npy", "wb") as file:
         np.lib.format.write_array(file, chosen, version=(2, 0))
     np.savez(ROOT / "stored.npz", chosen=chosen, rejected=rejected, group=group())
@@ -174,7 +173,7 @@ def check(folder):
     assert pa.types.is_fixed_size_list(table.schema.field("chosen").type), table.schema
     for name, expected in (("chosen", chosen), ("rejected", rejected)):
         column = table[name].combine_chunks()
-        same(column.flatten().to_numpy().reshape(column.type.list_size and (-1, column.type.list_size)), expected)
+        same(column.flatten().to_numpy().reshape(-1, column.type.list_size), expected)
     same(table["group"].to_numpy(), group())
 
     frame = pd.read_parquet(folder / "pairs.parquet")

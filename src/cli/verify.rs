@@ -10,6 +10,7 @@ use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count};
 use crate::error::{Error, Result};
+use crate::exchange::{is_import, verify_import};
 use crate::shard::verify_shard;
 use crate::synth::{Recompute, VerifyOptions, VerifyStep};
 
@@ -24,7 +25,7 @@ use crate::synth::{Recompute, VerifyOptions, VerifyStep};
 Folders of embeddings and of latents, whole runs and parts of runs. Another --seed draws other
 pairs. A run made with --precision bf16 is checked with that, on such a device.")]
 pub struct Verify {
-    /// A folder made by synth, or one shard
+    /// A folder made by synth or import, or one shard
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Pairs to make again from the recipe and compare bit by bit: a number, or all
@@ -37,6 +38,9 @@ pub struct Verify {
 impl Verify {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         if self.path.is_dir() {
+            if is_import(&self.path) {
+                return self.import(common, console);
+            }
             return self.folder(common, console);
         }
         if self.files.vae.is_some() || !self.files.seeds.is_empty() {
@@ -45,6 +49,21 @@ impl Verify {
         let record = verify_shard(&self.path, common.io)?;
         console.result(&json!(record), || {
             format!("{}: in order; {} rows, {}", self.path.display(), count(record.rows), bytes(record.bytes))
+        });
+        Ok(())
+    }
+
+    /// A folder made by import has no recipe to make anything again from.
+    fn import(&self, common: &Common, console: &Console) -> Result<()> {
+        let bar = console.bar("checksums", 0, "bytes");
+        let found = verify_import(&self.path, common.io, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        console.result(&found, || {
+            let (rows, size) = (count(found.rows), bytes(found.bytes));
+            format!("{}: in order; {rows} rows in {} shards ({size})", self.path.display(), found.shards)
         });
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::annotate::Annotation;
 use super::column::{Buffer, Kind};
-use super::output::{Output, stored};
+use super::output::{IMPORT, Output, stored};
 use super::sources::{self, Column, ColumnSource, widest};
 use super::{BLOCK_BYTES, SHARD_BYTES};
 use crate::dtype::Dtype;
@@ -152,7 +152,7 @@ impl ImportJob {
             }
         }
         Ok(json!({
-            "import": { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
+            IMPORT: { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
         }))
     }
 }
@@ -470,7 +470,7 @@ impl Rewards {
     }
 }
 
-/// The folder of a path that no source may lie in if it would be removed.
+/// Whether two paths lead to one file.
 pub(super) fn same_file(a: &Path, b: &Path) -> bool {
     matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }

@@ -25,6 +25,8 @@ const MAGIC: &[u8] = b"ARROW1";
 /// Longest header of a frame that is read.
 const MAX_HEADER: u64 = 256 << 20;
 
+const CHANGED: &str = "it changed while it was read";
+
 fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
     Error::Format { path: path.to_path_buf(), format: "Arrow", detail: detail.to_string() }
 }
@@ -189,7 +191,10 @@ pub(super) fn open(path: &Path, name: &str, io: Io) -> Result<(ColumnInfo, Box<d
     let rows = frames.iter().try_fold(0u64, |n, frame| n.checked_add(frame.rows));
     let rows = rows.ok_or_else(|| bad(path, "it claims more rows than can be counted"))?;
     let source = match io {
-        Io::Mmap => Source::Map(Bytes::from(bytes::Bytes::from_owner(Mapped(FileBytes::open(path, io)?)))),
+        Io::Mmap => {
+            let map = Arc::new(FileBytes::open(path, io)?);
+            Source::Map(Bytes::from(bytes::Bytes::from_owner(Mapped(map.clone()))), map)
+        }
         Io::Read => Source::File(File::open(path).map_err(Error::io("open", path))?),
     };
     let mut reader = Column {
@@ -201,6 +206,7 @@ pub(super) fn open(path: &Path, name: &str, io: Io) -> Result<(ColumnInfo, Box<d
         source,
         tail: Vec::new(),
         batch: None,
+        frame: None,
         row: 0,
     };
     let tail = match fixed {
@@ -218,7 +224,7 @@ pub(super) fn open(path: &Path, name: &str, io: Io) -> Result<(ColumnInfo, Box<d
 }
 
 /// A map as an owner of bytes.
-struct Mapped(FileBytes);
+struct Mapped(Arc<FileBytes>);
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
@@ -227,7 +233,7 @@ impl AsRef<[u8]> for Mapped {
 }
 
 enum Source {
-    Map(Bytes),
+    Map(Bytes, Arc<FileBytes>),
     File(File),
 }
 
@@ -242,20 +248,35 @@ struct Column {
     tail: Vec<usize>,
     /// The batch at hand, and how many of its rows are taken.
     batch: Option<(RecordBatch, usize)>,
+    /// Where the batch at hand lies.
+    frame: Option<Frame>,
     /// Row of the file that comes next.
     row: u64,
 }
 
 impl Column {
+    /// Fails if bytes that were read since the last call were not there any more; then takes them out of memory.
+    fn let_go(&self) -> Result<()> {
+        let Source::Map(_, map) = &self.source else { return Ok(()) };
+        if !map.is_whole() {
+            return Err(bad(&self.path, CHANGED));
+        }
+        if let Some(frame) = self.frame {
+            map.release(frame.body as usize, frame.body_len as usize);
+        }
+        Ok(())
+    }
+
     fn next_batch(&mut self) -> Result<RecordBatch> {
         let path = &self.path;
         let frame = self.frames.next().ok_or_else(|| bad(path, "it holds fewer rows than it claims"))?;
+        self.frame = Some(frame);
         let (header, body) = match &self.source {
-            Source::Map(bytes) => {
+            Source::Map(bytes, _) => {
                 // The file may have shrunk since its frames were found.
                 let end = frame.body + frame.body_len;
                 if end > bytes.len() as u64 {
-                    return Err(bad(path, "it changed while it was read"));
+                    return Err(bad(path, CHANGED));
                 }
                 let part = |at: u64, len: usize| bytes.slice_with_length(at as usize, len);
                 (part(frame.header, frame.header_len), part(frame.body, frame.body_len as usize))
@@ -271,8 +292,7 @@ impl Column {
             }
         };
         let message = message(path, &header)?;
-        let batch =
-            message.header_as_record_batch().ok_or_else(|| bad(path, "it changed while it was read"))?;
+        let batch = message.header_as_record_batch().ok_or_else(|| bad(path, CHANGED))?;
         let version: MetadataVersion = message.version();
         let (dictionaries, projection) = (HashMap::new(), [self.column]);
         let batch = RecordBatchDecoder::try_new(&body, batch, self.schema.clone(), &dictionaries, &version)
@@ -293,6 +313,7 @@ impl ColumnReader for Column {
             else {
                 // The one before goes first: two at a time would be twice the memory.
                 self.batch = None;
+                self.let_go()?;
                 self.batch = Some((self.next_batch()?, 0));
                 continue;
             };
@@ -303,6 +324,6 @@ impl ColumnReader for Column {
             self.row += count as u64;
             wanted -= count;
         }
-        Ok(())
+        self.let_go()
     }
 }

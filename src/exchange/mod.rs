@@ -40,6 +40,7 @@ mod tensors;
 pub use annotate::Annotation;
 pub use export::{Compression, ExportColumn, ExportFormat, ExportJob, ExportSummary, export};
 pub use import::{ImportJob, ImportLayout, ImportSummary, import};
+pub use output::{VerifiedImport, is_import, verify_import};
 pub use sources::{ColumnSource, Format, column_names};
 
 /// Bytes of a column that are read at a time.

@@ -5,13 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype as Stored;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::column::Kind;
 use super::import::{ImportJob, same_file};
 use super::sources::Column;
 use crate::error::{Error, Result};
-use crate::shard::{FolderLock, Manifest, ShardWriter, TensorSpec};
+use crate::shard::{FolderLock, Io, Manifest, ShardWriter, TensorSpec, verify_shard};
 
 /// Most shards of a folder: as many as their names can count, so that order by name is order of rows.
 const MAX_SHARDS: u64 = 100_000;
@@ -122,6 +123,58 @@ impl<'a> Output<'a> {
 }
 
 const MANIFEST: &str = "manifest.json";
+/// The entry of a manifest's settings that says that an import made it.
+pub(super) const IMPORT: &str = "import";
+
+/// Whether `folder` holds the manifest of an import.
+pub fn is_import(folder: &Path) -> bool {
+    Manifest::read(&folder.join(MANIFEST)).is_ok_and(|found| found.settings.get(IMPORT).is_some())
+}
+
+/// What a check of an import's folder found in order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VerifiedImport {
+    /// Shards read.
+    pub shards: usize,
+    /// Rows in them.
+    pub rows: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// Re-reads the shards of an import and compares sizes and checksums with its manifest. `progress` hears how many
+/// bytes are done, and of how many. Fails with [`Error::Mismatch`] on the first difference, also if the import is not
+/// complete.
+pub fn verify_import(folder: &Path, io: Io, progress: &mut dyn FnMut(u64, u64)) -> Result<VerifiedImport> {
+    let path = folder.join(MANIFEST);
+    let manifest = Manifest::read(&path)?;
+    let differs = |path: &Path, what: &str, expected: String, found: String| {
+        Err(Error::Mismatch { path: path.to_path_buf(), what: what.into(), expected, found })
+    };
+    if !manifest.complete {
+        let found = "interrupted; run the same import again".to_string();
+        return differs(&path, "state of the import", "complete".into(), found);
+    }
+    let rows = manifest.shards.iter().try_fold(0u64, |n, shard| n.checked_add(shard.rows));
+    if rows != Some(manifest.pairs) {
+        return differs(&path, "rows of the shards", manifest.pairs.to_string(), format!("{rows:?}"));
+    }
+    let total = manifest.shards.iter().fold(0u64, |n, shard| n.saturating_add(shard.bytes));
+    let mut verified = VerifiedImport { shards: 0, rows: manifest.pairs, bytes: 0 };
+    for record in &manifest.shards {
+        // The name of a file in this folder, not a way out of it.
+        let name = Path::new(&record.file).file_name().unwrap_or_default();
+        let shard = folder.join(name);
+        let found = verify_shard(&shard, io)?;
+        if found != *record {
+            return differs(&shard, "record in the manifest", format!("{record:?}"), format!("{found:?}"));
+        }
+        verified.shards += 1;
+        verified.bytes += record.bytes;
+        progress(verified.bytes, total);
+    }
+    Ok(verified)
+}
 
 fn row_bytes(tensor: &TensorSpec) -> usize {
     tensor.shape_tail.iter().product::<usize>() * tensor.dtype.bitsize() / 8
@@ -143,8 +196,11 @@ fn prepare(out: &Path, manifest: &Manifest, overwrite: bool, sources: &[&Column]
     }
     earlier.sort();
     let Some(first) = earlier.first() else { return Ok(()) };
+    // An import that was interrupted is begun again by the same command, and one that came to no shard by any.
+    let no_shard = earlier.len() == 1;
     let ours = match Manifest::read(&out.join(MANIFEST)) {
-        Ok(found) => found.fingerprint == manifest.fingerprint && !found.complete,
+        Ok(found) if found.complete || found.settings.get(IMPORT).is_none() => false,
+        Ok(found) => no_shard || found.fingerprint == manifest.fingerprint,
         Err(_) => false,
     };
     if !ours && !overwrite {
