@@ -77,7 +77,7 @@ def save_tables():
     lists = pd.DataFrame({"chosen": chosen.astype(float).tolist(), "rejected": rejected.astype(float).tolist()})
     lists.to_parquet(ROOT / "pandas_lists_f64.parquet", compression="zstd", row_group_size=3)
     half = [a.astype(np.float16) for a in (chosen, rejected)]
-    table = pa.table({"chosen": fixed(half[0]), "rejected": fixed(half[1]), "group": group().astype(np.uint16)})
+    table = pa.table({"chosen": fixed(half[0]), "rejected": fixed(half[1]), "group": group().astype(np.int16)})
     pq.write_table(table, ROOT / "pyarrow_f16.parquet", compression="gzip", row_group_size=4)
     table = pa.table({"id": [f"{i}" for i in range(ROWS)], "chosen": fixed(chosen), "rejected": fixed(rejected)})
     with ipc.new_file(ROOT / "file.arrow", table.schema) as writer:

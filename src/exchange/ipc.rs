@@ -17,6 +17,7 @@ use arrow_schema::SchemaRef;
 
 use super::arrays::{self, Place};
 use super::column::{Buffer, ColumnInfo, ColumnReader};
+use super::guarded;
 use crate::error::{Error, Result};
 use crate::shard::{FileBytes, Io};
 
@@ -114,7 +115,11 @@ impl Index {
                     if found.endianness() != Endianness::Little {
                         return Err(bad(path, "its values are big endian"));
                     }
-                    schema = Some(Arc::new(convert::try_fb_to_schema(found).map_err(|e| bad(path, e))?));
+                    schema = Some(Arc::new(
+                        guarded(|| convert::try_fb_to_schema(found))
+                            .map_err(|e| bad(path, e))?
+                            .map_err(|e| bad(path, e))?,
+                    ));
                 }
                 MessageHeader::RecordBatch if schema.is_some() => {
                     let batch =
@@ -295,14 +300,41 @@ impl Column {
         let batch = message.header_as_record_batch().ok_or_else(|| bad(path, CHANGED))?;
         let version: MetadataVersion = message.version();
         let (dictionaries, projection) = (HashMap::new(), [self.column]);
-        let batch = RecordBatchDecoder::try_new(&body, batch, self.schema.clone(), &dictionaries, &version)
-            .and_then(|decoder| decoder.with_projection(Some(&projection)).read_record_batch())
-            .map_err(|e| bad(path, e))?;
+        check_buffers(path, &batch, &body)?;
+        let batch = guarded(|| {
+            RecordBatchDecoder::try_new(&body, batch, self.schema.clone(), &dictionaries, &version)
+                .and_then(|decoder| decoder.with_projection(Some(&projection)).read_record_batch())
+        });
+        let batch = batch.map_err(|e| bad(path, e))?.map_err(|e| bad(path, e))?;
         if batch.num_rows() as u64 != frame.rows {
             return Err(bad(path, format!("a batch of {} rows, expected {}", batch.num_rows(), frame.rows)));
         }
         Ok(batch)
     }
+}
+
+/// Fails unless every buffer lies in the body of its batch, and none claims to be far larger than it can be once it is
+/// unpacked: the decoder trusts both.
+fn check_buffers(path: &Path, batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<()> {
+    /// More than any of the two compressions can save: LZ4 255-fold, Zstandard 128 KiB in 4 bytes.
+    const MOST: u64 = 1 << 16;
+    for buffer in batch.buffers().into_iter().flatten() {
+        let (offset, len) = (buffer.offset(), buffer.length());
+        let place = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
+        let bytes = place.and_then(|(offset, len)| body.get(offset..)?.get(..len));
+        let Some(bytes) = bytes else {
+            let body = body.len();
+            return Err(bad(path, format!("a buffer of {len} bytes at {offset} in a body of {body}")));
+        };
+        if batch.compression().is_some()
+            && let Some(unpacked) = bytes.first_chunk().map(|b| i64::from_le_bytes(*b))
+            && unpacked > 0
+            && unpacked as u64 > MOST * bytes.len() as u64
+        {
+            return Err(bad(path, format!("a buffer of {len} bytes that claims to unpack to {unpacked}")));
+        }
+    }
+    Ok(())
 }
 
 impl ColumnReader for Column {

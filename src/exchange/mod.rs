@@ -48,3 +48,13 @@ const BLOCK_BYTES: usize = 8 << 20;
 
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;
+
+/// Runs a decoder of another crate on a file that may hold anything: what it answers with a panic becomes an error
+/// like any other. The text says what it said.
+fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its decoder gave up");
+        text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
+    })
+}

@@ -11,6 +11,7 @@ use arrow_array::{Array, RecordBatch};
 
 use super::arrays::{self, Place};
 use super::column::{Buffer, ColumnInfo, ColumnReader};
+use super::guarded;
 use crate::error::{Error, Result};
 
 fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
@@ -19,7 +20,8 @@ fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
 
 fn metadata(path: &Path) -> Result<(File, ArrowReaderMetadata)> {
     let file = File::open(path).map_err(Error::io("open", path))?;
-    let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(|e| bad(path, e))?;
+    let metadata = guarded(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()));
+    let metadata = metadata.map_err(|e| bad(path, e))?.map_err(|e| bad(path, e))?;
     Ok((file, metadata))
 }
 
@@ -40,8 +42,8 @@ fn batches(
     let file = file.try_clone().map_err(Error::io("open", path))?;
     let mask = ProjectionMask::roots(metadata.parquet_schema(), [root]);
     let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
-    let reader = builder.with_projection(mask).with_batch_size(rows).build().map_err(|e| bad(path, e))?;
-    Ok(Box::new(reader))
+    let reader = guarded(|| builder.with_projection(mask).with_batch_size(rows).build());
+    Ok(Box::new(reader.map_err(|e| bad(path, e))?.map_err(|e| bad(path, e))?))
 }
 
 /// Opens column `name` of a file.
@@ -60,7 +62,8 @@ pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn Colum
         Some(shape) => shape,
         None if rows == 0 => vec![0; depth],
         None => {
-            let first = batches(path, &file, &metadata, root, 1)?.next();
+            let mut first = batches(path, &file, &metadata, root, 1)?;
+            let first = guarded(|| first.next()).map_err(|e| bad(path, e))?;
             let first =
                 first.ok_or_else(|| bad(path, "its first row is missing"))?.map_err(|e| bad(path, e))?;
             arrays::first_shape(place, first.column(0).as_ref())?
@@ -97,7 +100,7 @@ impl ColumnReader for Column {
         while wanted > 0 {
             let Some((batch, taken)) = self.batch.as_mut().filter(|(batch, taken)| *taken < batch.num_rows())
             else {
-                let next = self.batches.next();
+                let next = guarded(|| self.batches.next()).map_err(|e| bad(&self.path, e))?;
                 let next = next.ok_or_else(|| bad(&self.path, "it holds fewer rows than it claims"))?;
                 self.batch = Some((next.map_err(|e| bad(&self.path, e))?, 0));
                 continue;
