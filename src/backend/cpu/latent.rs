@@ -1,16 +1,17 @@
-//! Posterior samples, perturbation, likelihood and top-k, with the noise of several candidates made at once.
+//! Posterior samples, perturbation, likelihood and top-k, with noise made a vector of counters at a time.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Sample};
 use crate::noise::math::exp;
-use crate::noise::{Address, Purpose, fill_normals, key_words, normal_lanes};
-use crate::simd::{Level, Simd, Task};
+use crate::noise::vector::{NORMALS, normals, normals_by_word, store};
+use crate::noise::{Address, Purpose, key_words};
+use crate::simd::{LANES, Level, Simd, Task};
 
-/// Candidates whose noise is made together.
-const LANES: usize = 16;
 /// Rows that one task selects for.
-const BLOCK: usize = 16;
+const BLOCK: usize = 64;
 /// Samples that one task makes.
 const SAMPLES: usize = 256;
 
@@ -30,37 +31,101 @@ impl Posteriors {
     pub fn rows(&self) -> usize {
         self.mu.len() / self.latent
     }
+}
 
-    fn row(&self, row: usize) -> (&[f32], &[f32]) {
-        let at = row * self.latent..(row + 1) * self.latent;
-        (&self.mu[at.clone()], &self.logvar[at])
-    }
-
-    /// z_i: mu + exp(logvar / 2) eps, or mu.
-    fn start(&self, row: usize, origin: Origin, source: LatentSource, out: &mut [f32]) {
-        let (mu, logvar) = self.row(row);
-        if source == LatentSource::Mean {
-            out.copy_from_slice(mu);
-            return;
+/// The noise of samples for a purpose, `[samples, latent]`.
+#[inline(always)]
+fn noise<S: Simd>(
+    simd: S,
+    purpose: Purpose,
+    origin: Origin,
+    samples: &[Sample],
+    latent: usize,
+    out: &mut [f32],
+) {
+    let key = key_words(origin.seed);
+    // A vector is four runs of four blocks; as latent is a multiple of 16, each run lies within one sample.
+    const RUNS: usize = LANES / 4;
+    let runs = samples.len() * latent / LANES;
+    let (mut at, mut block) = (0, 0);
+    let mut counter = [[0u32; LANES]; 4];
+    for (vector, chunk) in out.chunks_mut(NORMALS).enumerate() {
+        for run in 0..RUNS.min(runs - vector * RUNS) {
+            let Sample { row, candidate } = samples[at];
+            let address =
+                Address { purpose, side: origin.side, row: origin.first_row + u64::from(row), candidate };
+            let words = address.counter(block);
+            for (w, counter) in counter.iter_mut().enumerate() {
+                counter[4 * run..][..4].fill(words[w]);
+            }
+            for (l, block) in counter[0][4 * run..][..4].iter_mut().enumerate() {
+                *block += l as u32;
+            }
+            block += 4;
+            if block as usize * 4 == latent {
+                (at, block) = (at + 1, 0);
+            }
         }
-        let row = origin.first_row + row as u64;
-        fill_normals(
-            origin.seed,
-            Address { purpose: Purpose::Posterior, side: origin.side, row, candidate: 0 },
-            out,
-        );
-        for ((z, m), lv) in out.iter_mut().zip(mu).zip(logvar) {
-            *z = exp(0.5 * lv).mul_add(*z, *m);
+        let made = normals(simd, &counter, key);
+        match <&mut [f32; NORMALS]>::try_from(&mut *chunk) {
+            Ok(to) => store(simd, made, to),
+            Err(_) => {
+                let mut to = [0f32; NORMALS];
+                store(simd, made, &mut to);
+                chunk.copy_from_slice(&to[..chunk.len()]);
+            }
         }
     }
 }
 
+/// z_i of rows (samples of candidate 0): mu + exp(logvar / 2) eps, or mu.
+#[inline(always)]
+fn starts<S: Simd>(
+    simd: S,
+    p: &Posteriors,
+    origin: Origin,
+    source: LatentSource,
+    rows: &[Sample],
+    out: &mut [f32],
+) {
+    if source == LatentSource::Sample {
+        noise(simd, Purpose::Posterior, origin, rows, p.latent, out);
+    }
+    for (sample, out) in rows.iter().zip(out.chunks_exact_mut(p.latent)) {
+        let at = sample.row as usize * p.latent..(sample.row as usize + 1) * p.latent;
+        let (mu, logvar) = (&p.mu[at.clone()], &p.logvar[at]);
+        match source {
+            LatentSource::Mean => out.copy_from_slice(mu),
+            LatentSource::Sample => {
+                for ((z, m), lv) in out.iter_mut().zip(mu).zip(logvar) {
+                    *z = exp(0.5 * lv).mul_add(*z, *m);
+                }
+            }
+        }
+    }
+}
+
+/// Rows `range` as samples of candidate 0.
+fn rows_of(range: Range<usize>) -> Vec<Sample> {
+    range.map(|row| Sample { row: row as u32, candidate: 0 }).collect()
+}
+
 /// One posterior sample of every row, `[rows, latent]`.
-pub fn start(p: &Posteriors, origin: Origin) -> Vec<f32> {
+pub fn start(level: Level, p: &Posteriors, origin: Origin) -> Vec<f32> {
+    struct Block<'a>(&'a Posteriors, Origin, Vec<Sample>, &'a mut [f32]);
+    impl Task for Block<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Block(p, origin, rows, out) = self;
+            starts(simd, p, origin, LatentSource::Sample, &rows, out);
+        }
+    }
     let mut out = vec![0f32; p.mu.len()];
-    out.par_chunks_mut(p.latent)
-        .enumerate()
-        .for_each(|(row, z)| p.start(row, origin, LatentSource::Sample, z));
+    out.par_chunks_mut(SAMPLES * p.latent).enumerate().for_each(|(i, out)| {
+        let rows = i * SAMPLES..i * SAMPLES + out.len() / p.latent;
+        level.run(Block(p, origin, rows_of(rows), out));
+    });
     out
 }
 
@@ -72,8 +137,8 @@ pub fn select(level: Level, p: &Posteriors, origin: Origin, how: &Perturbation) 
     }
     let mut out = vec![0u32; p.rows() * keep];
     out.par_chunks_mut(BLOCK * keep).enumerate().for_each(|(block, out)| {
-        let first = block * BLOCK;
-        level.run(SelectBlock { p, origin, how, first, out });
+        let rows = rows_of(block * BLOCK..block * BLOCK + out.len() / keep);
+        level.run(SelectBlock { p, origin, how, rows, out });
     });
     out
 }
@@ -82,7 +147,7 @@ struct SelectBlock<'a> {
     p: &'a Posteriors,
     origin: Origin,
     how: &'a Perturbation,
-    first: usize,
+    rows: Vec<Sample>,
     out: &'a mut [u32],
 }
 
@@ -90,42 +155,33 @@ impl Task for SelectBlock<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let SelectBlock { p, origin, how, first, out } = self;
-        let keep = how.keep as usize;
-        let sigma = how.sigma();
-        let mut z = vec![0f32; p.latent];
+    fn run<S: Simd>(self, simd: S) {
+        let SelectBlock { p, origin, how, rows, out } = self;
+        let latent = p.latent;
+        let mut start = vec![0f32; rows.len() * latent];
+        starts(simd, p, origin, how.source, &rows, &mut start);
+        let mut precision = vec![1f32; latent];
+        let mut center = vec![0f32; latent];
         let mut ranked: Vec<u64> = Vec::with_capacity(how.drawn() as usize + LANES);
-        for (i, out) in out.chunks_exact_mut(keep).enumerate() {
-            let row = first + i;
-            p.start(row, origin, how.source, &mut z);
-            let (mu, logvar) = p.row(row);
+        let keep = how.keep as usize;
+        for ((sample, z), out) in rows.iter().zip(start.chunks_exact(latent)).zip(out.chunks_exact_mut(keep))
+        {
             // The likelihood of N(center, 1 / precision^2), up to terms that all candidates share, falls with the
             // sum of squares ((z' - center) * precision)^2.
-            let center = |j: usize| if how.likelihood == Likelihood::Posterior { mu[j] } else { 0.0 };
-            let precision: Vec<f32> = logvar
-                .iter()
-                .map(|lv| if how.likelihood == Likelihood::Posterior { exp(-0.5 * lv) } else { 1.0 })
-                .collect();
-            ranked.clear();
-            for candidate in (0..how.drawn()).step_by(LANES) {
-                let candidates: [u32; LANES] = std::array::from_fn(|l| candidate + l as u32);
-                let mut squares = [0f32; LANES];
-                for block in 0..p.latent / 4 {
-                    let eta = noise(origin, &[row as u32; LANES], &candidates, block as u32);
-                    for (w, eta) in eta.iter().enumerate() {
-                        let j = 4 * block + w;
-                        for l in 0..LANES {
-                            let distance = (sigma.mul_add(eta[l], z[j]) - center(j)) * precision[j];
-                            squares[l] = distance.mul_add(distance, squares[l]);
-                        }
-                    }
+            if how.likelihood == Likelihood::Posterior {
+                let at = sample.row as usize * latent..(sample.row as usize + 1) * latent;
+                center.copy_from_slice(&p.mu[at.clone()]);
+                for (precision, lv) in precision.iter_mut().zip(&p.logvar[at]) {
+                    *precision = exp(-0.5 * lv);
                 }
+            }
+            ranked.clear();
+            for first in (0..how.drawn()).step_by(LANES) {
+                let squares = squares(simd, origin, sample.row, first, how.sigma(), z, &center, &precision);
                 // A sum of squares is not negative, so its bits order as it does, with NaN last; the candidate
                 // number below them breaks ties.
-                ranked.extend(
-                    (0..LANES).map(|l| u64::from(squares[l].to_bits()) << 32 | u64::from(candidates[l])),
-                );
+                let keys = squares.iter().zip(first..);
+                ranked.extend(keys.map(|(s, candidate)| u64::from(s.to_bits()) << 32 | u64::from(candidate)));
             }
             ranked.truncate(how.drawn() as usize);
             if keep < ranked.len() {
@@ -139,23 +195,41 @@ impl Task for SelectBlock<'_> {
     }
 }
 
-/// The perturbation noise of 16 (row, candidate) places: value w of lane l is element 4 block + w.
+/// The sums of squares of [`LANES`] candidates of a row, from candidate `first` on.
 #[inline(always)]
-fn noise(origin: Origin, rows: &[u32; LANES], candidates: &[u32; LANES], block: u32) -> [[f32; LANES]; 4] {
-    let mut counter = [[0u32; LANES]; 4];
-    for l in 0..LANES {
-        let address = Address {
-            purpose: Purpose::Perturb,
-            side: origin.side,
-            row: origin.first_row + u64::from(rows[l]),
-            candidate: candidates[l],
-        };
-        let c = address.counter(block);
+#[allow(clippy::too_many_arguments)]
+fn squares<S: Simd>(
+    simd: S,
+    origin: Origin,
+    row: u32,
+    first: u32,
+    sigma: f32,
+    z: &[f32],
+    center: &[f32],
+    precision: &[f32],
+) -> [f32; LANES] {
+    let row = origin.first_row + u64::from(row);
+    let address = Address { purpose: Purpose::Perturb, side: origin.side, row, candidate: first };
+    let mut counter = address.counter(0).map(|word| [word; LANES]);
+    for (l, candidate) in counter[1].iter_mut().enumerate() {
+        *candidate = candidate.wrapping_add(l as u32);
+    }
+    let sigma = simd.floats(sigma);
+    let mut squares = simd.floats(0.0);
+    let columns = z.chunks_exact(4).zip(center.chunks_exact(4)).zip(precision.chunks_exact(4));
+    for (block, ((z, center), precision)) in columns.enumerate() {
+        counter[0] = [block as u32; LANES];
+        let eta = normals_by_word(simd, &counter, key_words(origin.seed));
         for w in 0..4 {
-            counter[w][l] = c[w];
+            let moved = simd.mul_add(sigma, eta[w], simd.floats(z[w]));
+            let away = simd.sub(moved, simd.floats(center[w]));
+            let distance = simd.mul(away, simd.floats(precision[w]));
+            squares = simd.mul_add(distance, distance, squares);
         }
     }
-    normal_lanes(counter, key_words(origin.seed))
+    let mut out = [0f32; LANES];
+    simd.store_floats(squares, &mut out);
+    out
 }
 
 /// The latents z' of samples, `[samples, latent]`.
@@ -185,30 +259,27 @@ impl Task for PerturbBlock<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let PerturbBlock { p, origin, how, samples, out } = self;
         let latent = p.latent;
-        let sigma = how.sigma();
-        let mut start = vec![0f32; latent];
-        let mut started = None;
-        for (samples, out) in samples.chunks(LANES).zip(out.chunks_mut(LANES * latent)) {
-            let lane = |l: usize| samples[l.min(samples.len() - 1)];
-            let rows: [u32; LANES] = std::array::from_fn(|l| lane(l).row);
-            let candidates: [u32; LANES] = std::array::from_fn(|l| lane(l).candidate);
-            for (z, sample) in out.chunks_exact_mut(latent).zip(samples) {
-                if started != Some(sample.row) {
-                    p.start(sample.row as usize, origin, how.source, &mut start);
-                    started = Some(sample.row);
-                }
-                z.copy_from_slice(&start);
+        noise(simd, Purpose::Perturb, origin, samples, latent, out);
+        // Samples of one seed stand together: it is drawn once.
+        let mut distinct: Vec<Sample> = Vec::with_capacity(samples.len());
+        for sample in samples {
+            if distinct.last().is_none_or(|last| last.row != sample.row) {
+                distinct.push(Sample { candidate: 0, ..*sample });
             }
-            for block in 0..latent / 4 {
-                let eta = noise(origin, &rows, &candidates, block as u32);
-                for (l, z) in out.chunks_exact_mut(latent).enumerate() {
-                    for w in 0..4 {
-                        z[4 * block + w] = sigma.mul_add(eta[w][l], z[4 * block + w]);
-                    }
-                }
+        }
+        let mut start = vec![0f32; distinct.len() * latent];
+        starts(simd, p, origin, how.source, &distinct, &mut start);
+        let sigma = simd.floats(how.sigma());
+        let mut seed = 0;
+        for (sample, z) in samples.iter().zip(out.chunks_exact_mut(latent)) {
+            seed += usize::from(distinct[seed].row != sample.row);
+            let start = start[seed * latent..][..latent].as_chunks::<LANES>().0;
+            for (z, start) in z.as_chunks_mut::<LANES>().0.iter_mut().zip(start) {
+                let moved = simd.mul_add(sigma, simd.load_floats(z), simd.load_floats(start));
+                simd.store_floats(moved, z);
             }
         }
     }

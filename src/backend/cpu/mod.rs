@@ -147,7 +147,7 @@ impl Backend for Cpu {
     fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: Origin) -> Result<Latents> {
         let rows = check::sample_rows(embeddings.rows())?;
         let p = self.encode(vae, embeddings)?;
-        let z = self.pool.install(|| latent::start(&p, origin));
+        let z = self.pool.install(|| latent::start(self.level, &p, origin));
         Ok(Latents { z, latent: p.latent, rows })
     }
 
