@@ -10,9 +10,10 @@
 
 Each operation is done by every variant and by lensmith in turns, several rounds long; medians count, and the best
 variant at its best batch size is the one that lensmith is held against. Inputs are random and larger than caches;
-threads are as many for all. Peers that round to BF16 before products stand beside those that do not: lensmith's
-arithmetic on a CPU is F32, and what is faster than that may also be less exact. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would write it
-there. lensmith's own part is `lensmith bench --only ...`, so limits and shares come from the same run.
+threads are as many for all, and an operation during which others took more than 5 % of the processors is not recorded.
+Peers that round to BF16 before products stand beside those that do not: lensmith's arithmetic on a CPU is F32, and what
+is faster than that is also less exact. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would
+write it there. lensmith's own part is `lensmith bench --only ...`, so limits and shares come from the same run.
 
 Exit codes: 0 done, 1 something failed, 2 wrong usage or something is missing.
 """
@@ -121,6 +122,31 @@ def tuned(variants, least=TRIAL):
     return out
 
 
+class Others:
+    """How much of the machine others use meanwhile: a rate beside which something else runs is none."""
+
+    MOST = 0.05
+
+    def __init__(self):
+        self.start = self.now()
+
+    @staticmethod
+    def now():
+        """Seconds: elapsed, busy on all processors, used by this process and its children."""
+        times = os.times()
+        own = times.user + times.system + times.children_user + times.children_system
+        if not Path("/proc/stat").exists():
+            return time.perf_counter(), own, own
+        ticks = [int(t) for t in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        # All but idle and waiting for the disk.
+        return time.perf_counter(), (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK"), own
+
+    def share(self):
+        """Share of the processors' time that others took since the start."""
+        elapsed, busy, own = (b - a for a, b in zip(self.start, self.now()))
+        return max(busy - own, 0.0) / (elapsed * os.cpu_count())
+
+
 class Lensmith:
     def __init__(self, options):
         self.options = options
@@ -166,6 +192,7 @@ def in_turns(options, name, variants, unit, count, candle):
     quick = ["--repeat", 3] if options.device != "cpu" else ["--repeat", 3, "--no-limits"]
     rates = {variant: [] for variant, _, _ in variants}
     ours, theirs = [], []
+    others = Others()
     for _ in range(options.rounds):
         for variant, _, work in variants:
             # Whatever ran before has displaced the data and sent the threads to sleep.
@@ -174,10 +201,11 @@ def in_turns(options, name, variants, unit, count, candle):
         if candle is not None and name in ("decode", "encode", "score"):
             theirs.append(candle_rates(candle, options, name))
         ours.append(lensmith.entry(lensmith.report(operation, *quick), name)["per_second"])
+    disturbed = others.share()
     peers = {v: figures(rates[v], batch=batch) for v, batch, _ in variants}
     for variant in theirs[0] if theirs else ():
         peers[variant] = figures([t[variant] for t in theirs])
-    return record(limited, first, unit, figures(ours), peers)
+    return record(limited, first, unit, figures(ours), peers) | {"others": disturbed}
 
 
 def record(report, entry, unit, ours, peers):
@@ -296,6 +324,7 @@ def whole_run(options):
         limited = lensmith.report("run", *more)
         first = lensmith.entry(limited, "run")
         ours, theirs, losses = [1 / first["per_second"]], {way[0]: [] for way in best}, {}
+        others = Others()
         for r in range(options.rounds_of_run):
             for variant, how in best:
                 torch.manual_seed(r)
@@ -307,8 +336,9 @@ def whole_run(options):
             entry = lensmith.entry(lensmith.report("run", *more, "--no-limits"), "run")
             ours.append(1 / entry["per_second"])
             print(f"  lensmith: {ours[-1]:.2f} s {entry['details']}", flush=True)
+        disturbed = others.share()
     peers = {v: figures([1 / s for s in theirs[v]]) for v in theirs}
-    result = record(limited, first, "runs", figures([1 / s for s in ours]), peers)
+    result = record(limited, first, "runs", figures([1 / s for s in ours]), peers) | {"others": disturbed}
     names = ["vae_loss", "first_reward_loss", "reward_loss"]
     result["losses"] = {"lensmith": {n: first["details"][n] for n in names}}
     for variant, found in losses.items():
@@ -432,6 +462,7 @@ def main():
     parser.add_argument("--dim", type=int, default=4096, help="dimension of the embeddings")
     parser.add_argument("--rows", type=int, default=None, help="embeddings of one call")
     parser.add_argument("--candle", action="store_true", help="measure candle too")
+    parser.add_argument("--busy", action="store_true", help="record although others use the machine")
     parser.add_argument("--out", type=Path, help="file of the results; benches/results/<device>.json by default")
     parser.add_argument("--table", action="store_true", help="print README's table")
     parser.add_argument("--readme", action="store_true", help="put the table into README.md")
@@ -441,6 +472,8 @@ def main():
     if options.table or options.readme:
         print(tables()) if options.table else write_readme()
         return None
+    # Compilers are children that are waited for, so that their time is not taken for that of others.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     require_packages()
     import torch
 
@@ -457,6 +490,7 @@ def main():
     versions = {"PyTorch": torch.__version__.split("+")[0], "numpy": __import__("numpy").__version__}
     if candle:
         versions["candle"] = candle_rates(candle, options, "version")["version"]
+    disturbed = []
     path = options.out or RESULTS / f"{slug(device_name(options.device))}.json"
     for name in options.only or list(OPERATIONS):
         print(OPERATIONS[name][0], flush=True)
@@ -470,6 +504,11 @@ def main():
         else:
             result = inference(options, name, candle)
         versions["lensmith"] = report["lensmith"]
+        if result["others"] > Others.MOST and not options.busy:
+            percent = f"{100 * result['others']:.0f} %"
+            print(f"  not recorded: others took {percent} of the processors; --busy records it all the same")
+            disturbed.append(name)
+            continue
         save(path, options, name, result, versions, report)
         for peer, found in result["peers"].items():
             print(f"  {peer}: {figure(result['unit'], found['per_second'])}")
@@ -477,6 +516,9 @@ def main():
         limit = f", {100 * share:.0f} % of {BOUND[ours['bound_by']]}" if share else ""
         ratios = ", ".join(f"{ratio:.2f} x {kind}" for kind, ratio in result["ratios"].items())
         print(f"  lensmith: {figure(result['unit'], ours['per_second'])}: {ratios}{limit}", flush=True)
+    if disturbed:
+        print(f"tools/bench_peers.py: disturbed, and not recorded: {', '.join(disturbed)}", file=sys.stderr)
+        return 1
     return None
 
 
