@@ -1,5 +1,5 @@
 //! The normals of many counters at once: the sequence of [`normal_lanes`](super::normal_lanes) and of
-//! [`math`](super::math) in vector registers, operation for operation, so that every bit is the same.
+//! [`math`] in vector registers, operation for operation, so that every bit is the same.
 
 use super::philox::{MULTIPLIER, ROUNDS, WEYL};
 use super::{Address, key_words, math};
