@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::column::{Buffer, ColumnInfo, FileColumn, Kind};
 use super::{ipc, npy, parquet, tensors};
 use crate::error::{Error, Result};
-use crate::shard::Io;
+use crate::shard::{Io, glob_matches, require_matches};
 
 /// A file format that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -389,24 +389,5 @@ fn dataset(path: &Path, state: &Path) -> Result<Vec<(PathBuf, Format)>> {
 }
 
 fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
-    let options = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let matches = glob::glob_with(pattern, options).map_err(|e| {
-        Error::option("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
-    })?;
-    let mut files = Vec::new();
-    for found in matches {
-        files.push(found.map_err(|e| {
-            let path = e.path().to_path_buf();
-            Error::Io { action: "read folder", path, source: e.into() }
-        })?);
-    }
-    if files.is_empty() {
-        let what = format!("{pattern}: files that match this pattern");
-        return Err(Error::TooFew { what, needed: 1, found: 0 });
-    }
-    Ok(files)
+    require_matches(pattern, glob_matches(pattern)?)
 }

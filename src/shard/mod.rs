@@ -20,6 +20,7 @@ pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet
 pub use manifest::{FolderLock, Manifest, require_absent};
 pub use map::{FileBytes, Io};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
+pub use source::{glob_matches, require_matches};
 pub use writer::{
     AtomicFile, NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard,
     write_atomic, write_pairs, write_tensors,

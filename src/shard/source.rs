@@ -227,8 +227,9 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
-    // A pattern's `*` should not find hidden files, nor reach into subfolders.
+/// What matches a glob pattern, by name. Its `*` finds no hidden files and does not reach into subfolders. Fails if the
+/// pattern is none or a folder cannot be read.
+pub fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
     let options = glob::MatchOptions {
         case_sensitive: true,
         require_literal_separator: true,
@@ -237,21 +238,32 @@ fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
     let matches = glob::glob_with(pattern, options).map_err(|e| {
         Error::option("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
     })?;
-    let mut files = Vec::new();
-    for found in matches {
-        let found = found.map_err(|e| {
+    let found = matches.map(|found| {
+        found.map_err(|e| {
             let path = e.path().to_path_buf();
             Error::Io { action: "read folder", path, source: e.into() }
-        })?;
+        })
+    });
+    found.collect()
+}
+
+/// Fails if nothing matches a pattern.
+pub fn require_matches(pattern: &str, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    if files.is_empty() {
+        let what = format!("{pattern}: files that match this pattern");
+        return Err(Error::TooFew { what, needed: 1, found: 0 });
+    }
+    Ok(files)
+}
+
+fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for found in glob_matches(pattern)? {
         if found.is_dir() {
             files.extend(folder(&found)?);
         } else if !found.file_name().is_some_and(hidden_or_temporary) {
             files.push(found);
         }
     }
-    if files.is_empty() {
-        let what = format!("{pattern}: files that match this pattern");
-        return Err(Error::TooFew { what, needed: 1, found: 0 });
-    }
-    Ok(files)
+    require_matches(pattern, files)
 }
