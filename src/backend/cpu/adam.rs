@@ -1,9 +1,9 @@
 //! Adam on lanes: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
 
 use super::lanes::Lanes;
-use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::Sink;
 use crate::backend::Adam;
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// The factors of one step.
 #[derive(Clone, Copy, Debug)]

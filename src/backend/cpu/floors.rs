@@ -124,7 +124,7 @@ pub fn copy_bytes(cpu: &Cpu) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::Level;
+    use crate::simd::Level;
 
     /// Absurd rates show a trial that the compiler took away or that counts work it did not do.
     #[test]

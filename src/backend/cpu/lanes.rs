@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::simd::{Lane, WIDTH};
+use crate::simd::{Lane, WIDTH};
 
 /// A lane that starts a cache line.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]

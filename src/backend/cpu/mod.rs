@@ -33,7 +33,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
-pub use crate::simd::{self, Level};
+use crate::simd::Level;
 
 /// Most worker threads: more than any machine has cores.
 pub const MAX_THREADS: usize = 4096;

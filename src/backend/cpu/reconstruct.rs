@@ -5,10 +5,10 @@ use rayon::prelude::*;
 
 use super::adam::{Update, Vector, Weights};
 use super::lanes::Lanes;
-use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Add, Sink, ZERO, columns, rows};
 use super::wide::{SLICE, STRIDE, Sums, Wide};
 use crate::model::Linear;
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Panels of outputs in a slice.
 const ACROSS: usize = SLICE / WIDTH;

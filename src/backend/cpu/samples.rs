@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use super::infer::{Base, PackedVae, decode};
 use super::latent::Posteriors;
 use super::panel::pad_lanes;
-use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Keep, ZERO, rows};
 use crate::backend::{PairRows, SyntheticPath};
 use crate::matrix::{RowSet, ValuesMut};
 use crate::model::{Linear, Standardizer};
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// No row.
 pub const NONE: u32 = u32::MAX;

@@ -1,7 +1,7 @@
 //! Products of training, in register tiles: what a tile made goes straight to what comes next (a sum, a loss, a step
 //! of Adam) and need not travel through memory. Each element is one chain of fused multiply-adds in rising order.
 
-use super::simd::{Lane, Simd, WIDTH};
+use crate::simd::{Lane, Simd, WIDTH};
 
 /// A lane of zeros.
 pub const ZERO: Lane = [0.0; WIDTH];

@@ -8,11 +8,11 @@ use rayon::prelude::*;
 use super::adam::{Rates, Update, Vector, Weights};
 use super::lanes::Lanes;
 use super::samples::{NONE, Rows, Samples, Step};
-use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
 use super::wide::{Back, Fill, STRIDE, Sums, Wide};
 use crate::backend::{PairRows, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]

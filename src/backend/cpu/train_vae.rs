@@ -6,7 +6,6 @@ use super::adam::{Rates, Update, Vector};
 use super::lanes::Lanes;
 use super::layers::{Dense, relu, relu_backward};
 use super::reconstruct::{Reconstruction, Target};
-use super::simd::{Lane, Level, WIDTH};
 use super::tile::ZERO;
 use super::wide::{Back, Fill, STRIDE, Wide};
 use crate::backend::{Divergence, Reduction, VaeLoss, VaeObjective, W2_EPS};
@@ -14,6 +13,7 @@ use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::math::exp;
 use crate::noise::{Address, Purpose, Side, fill_normals};
+use crate::simd::{Lane, Level, WIDTH};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]

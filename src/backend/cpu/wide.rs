@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use super::adam::{Update, Weights};
 use super::lanes::Lanes;
-use super::simd::{Lane, Level, Simd, Task, WIDTH};
 use super::tile::{Add, ZERO, columns, rows};
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
 pub const SLICE: usize = 128;
