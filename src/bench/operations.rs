@@ -225,17 +225,8 @@ fn train<B: Measurable + 'static>(
     let standardizer = Standardizer::fit(&[&views[0], &views[1]]);
     let (chosen, rejected) = (b.embeddings(views[0].clone())?, b.embeddings(views[1].clone())?);
     let order: Vec<u32> = (0..PAIRS as u32).collect();
-    let adam = Adam::with_lr(1e-4);
     if options.only.contains(&Operation::VaeEpoch) {
-        let objective = VaeObjective {
-            reconstruction: Reduction::Mean,
-            beta: 1e-3,
-            gamma: 0.1,
-            divergence: Divergence::W2,
-            batch: BATCH,
-            adam,
-            seed: options.seed,
-        };
+        let (objective, _) = objectives(options);
         let mut trainer = b.vae_trainer(&models.vae, &standardizer, &objective)?;
         let data = PairData { chosen: &chosen, rejected: &rejected };
         let mut loss = f64::NAN;
@@ -255,7 +246,7 @@ fn train<B: Measurable + 'static>(
         entries.push(entry);
     }
     if options.only.contains(&Operation::RewardEpoch) {
-        let objective = RewardObjective { batch: BATCH, adam, synthetic: SyntheticPath::default() };
+        let (_, objective) = objectives(options);
         let mut trainer = b.reward_trainer(&models.reward, &standardizer, &objective)?;
         let data = RewardData {
             chosen: RewardSide { originals: &chosen, synthetic: None },
@@ -280,4 +271,19 @@ fn train<B: Measurable + 'static>(
         entries.push(entry);
     }
     Ok(())
+}
+
+/// What the paper minimises, for the VAE and for the reward model.
+pub(super) fn objectives(options: &Options) -> (VaeObjective, RewardObjective) {
+    let adam = Adam::with_lr(1e-4);
+    let vae = VaeObjective {
+        reconstruction: Reduction::Mean,
+        beta: 1e-3,
+        gamma: 0.1,
+        divergence: Divergence::W2,
+        batch: BATCH,
+        adam,
+        seed: options.seed,
+    };
+    (vae, RewardObjective { batch: BATCH, adam, synthetic: SyntheticPath::default() })
 }

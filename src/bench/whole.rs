@@ -5,15 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::operations::random_rows;
+use super::operations::{objectives, random_rows};
 use super::timing::{Timing, time, time_once};
 use super::{
     Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
 };
-use crate::backend::{
-    Adam, DecodeMode, Divergence, Limit, Measurable, Reduction, Resource, RewardObjective, SyntheticPath,
-    VaeObjective,
-};
+use crate::backend::{DecodeMode, Limit, Measurable, Resource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
@@ -33,7 +30,6 @@ const DISK_TRIALS: usize = 3;
 /// Passes of the whole method.
 const VAE_EPOCHS: usize = 100;
 const REWARD_EPOCHS: usize = 20;
-const BATCH: usize = 128;
 
 /// A folder that is removed with everything in it.
 struct Scratch(PathBuf);
@@ -191,23 +187,14 @@ fn to_disk<B: Measurable + 'static>(
 
 /// The paper's settings, trained to the end.
 fn trainings(options: &Options) -> (VaeTraining, RewardTraining) {
-    let adam = Adam::with_lr(1e-4);
-    let objective = VaeObjective {
-        reconstruction: Reduction::Mean,
-        beta: 1e-3,
-        gamma: 0.1,
-        divergence: Divergence::W2,
-        batch: BATCH,
-        adam,
-        seed: options.seed,
-    };
+    let (objective, reward_objective) = objectives(options);
     let vae = VaeTraining { hidden: options.hidden, latent: options.latent, epochs: VAE_EPOCHS, objective };
     let reward = RewardTraining {
         hidden: options.reward_hidden,
         updates: Updates::Epochs(REWARD_EPOCHS),
         patience: None,
         evaluate_every: 1,
-        objective: RewardObjective { batch: BATCH, adam, synthetic: SyntheticPath::default() },
+        objective: reward_objective,
         seed: options.seed,
     };
     (vae, reward)

@@ -118,14 +118,20 @@ impl Task for Fill<'_> {
                 *block += l as u32;
             }
             let made = normals(simd, &counter, key);
-            match <&mut [f32; NORMALS]>::try_from(&mut *chunk) {
-                Ok(to) => store(simd, made, to),
-                Err(_) => {
-                    let mut to = [0f32; NORMALS];
-                    store(simd, made, &mut to);
-                    chunk.copy_from_slice(&to[..chunk.len()]);
-                }
-            }
+            store_first(simd, made, chunk);
+        }
+    }
+}
+
+/// Writes as many values of four vectors as `chunk` has room for, at most all.
+#[inline(always)]
+pub fn store_first<S: Simd>(simd: S, values: [S::Floats; 4], chunk: &mut [f32]) {
+    match <&mut [f32; NORMALS]>::try_from(&mut *chunk) {
+        Ok(to) => store(simd, values, to),
+        Err(_) => {
+            let mut to = [0f32; NORMALS];
+            store(simd, values, &mut to);
+            chunk.copy_from_slice(&to[..chunk.len()]);
         }
     }
 }

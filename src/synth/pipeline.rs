@@ -21,7 +21,10 @@ use super::{LatentBatch, PairBatch, Recipe, Synthesizer};
 use crate::backend::{Backend, Precision};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::shard::{FolderLock, LatentSet, Manifest, ShardRecord, TensorSpec, WriteMode};
+use crate::shard::{
+    FolderLock, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, ShardRecord, TensorSpec,
+    WriteMode,
+};
 
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;
@@ -191,11 +194,11 @@ impl SynthJob<'_> {
         let stored = Stored::from(self.dtype);
         match self.kind {
             OutputKind::Latents => vec![
-                spec("chosen_z", Stored::F32, &[size.latent]),
-                spec("rejected_z", Stored::F32, &[size.latent]),
-                spec("seed", Stored::I64, &[]),
-                spec("chosen_candidate", Stored::I32, &[]),
-                spec("rejected_candidate", Stored::I32, &[]),
+                spec(LATENT_Z[0], Stored::F32, &[size.latent]),
+                spec(LATENT_Z[1], Stored::F32, &[size.latent]),
+                spec(LATENT_SEED, Stored::I64, &[]),
+                spec(LATENT_CANDIDATE[0], Stored::I32, &[]),
+                spec(LATENT_CANDIDATE[1], Stored::I32, &[]),
             ],
             _ => vec![spec("chosen", stored, &[size.dim]), spec("rejected", stored, &[size.dim])],
         }

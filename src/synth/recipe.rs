@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Vae, VaeSize, file_fingerprint};
-use crate::shard::{Io, PairOptions, PairSet, SourceFile, write_atomic};
+use crate::shard::{Io, Manifest, PairOptions, PairSet, SourceFile, write_atomic};
 
 const FORMAT: u32 = 1;
 
@@ -292,7 +291,7 @@ impl Recipe {
 
     /// xxh3-128 of [`Recipe::settings`], 32 hex digits: equal for equal data sets.
     pub fn fingerprint(&self) -> String {
-        format!("{:032x}", xxh3_128(self.settings().to_string().as_bytes()))
+        Manifest::digest(&self.settings())
     }
 }
 

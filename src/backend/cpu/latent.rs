@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Sample};
 use crate::noise::math::exp;
-use crate::noise::vector::{NORMALS, normals, normals_by_word, store};
+use crate::noise::vector::{NORMALS, normals, normals_by_word, store_first};
 use crate::noise::{Address, Purpose, key_words};
 use crate::simd::{LANES, Level, Simd, Task};
 
@@ -67,14 +67,7 @@ fn noise<S: Simd>(
             }
         }
         let made = normals(simd, &counter, key);
-        match <&mut [f32; NORMALS]>::try_from(&mut *chunk) {
-            Ok(to) => store(simd, made, to),
-            Err(_) => {
-                let mut to = [0f32; NORMALS];
-                store(simd, made, &mut to);
-                chunk.copy_from_slice(&to[..chunk.len()]);
-            }
-        }
+        store_first(simd, made, chunk);
     }
 }
 
