@@ -5,7 +5,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::{
+use lensmith::backend::{Precision, 
     Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, Origin, PairData, Perturbation,
     Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeObjective,
 };
@@ -41,7 +41,7 @@ fn models() -> (Vae, RewardModel) {
 }
 
 fn operations(c: &mut Criterion) {
-    let cpu = Cpu::new(0).expect("threads start");
+    let cpu = Cpu::new(0, Precision::F32).expect("threads start");
     let (vae_model, reward_model) = models();
     let (limits, _) = cpu.measure(&vae_model, &reward_model, ROWS).expect("measures");
     for limit in limits {
@@ -89,7 +89,7 @@ fn operations(c: &mut Criterion) {
 
 fn training(c: &mut Criterion) {
     const PAIRS: usize = 1024;
-    let cpu = Cpu::new(0).expect("threads start");
+    let cpu = Cpu::new(0, Precision::F32).expect("threads start");
     let (plus, minus) = (stored(PAIRS, 0), stored(PAIRS, 1));
     let (chosen, rejected) = (view(&plus), view(&minus));
     let standardizer = Standardizer::fit(&[&chosen, &rejected]);

@@ -164,7 +164,7 @@ fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
     let rows = data_buf(Dtype::F32, 3, 700, dim);
     let set = || RowSet::from(rows.view());
     let (vae, reward) = models(dim);
-    let want = made(&Cpu::new(1).expect("the CPU backend"), set(), &vae, &reward);
+    let want = made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), set(), &vae, &reward);
     // All; too little for the embeddings as a whole; too little for two pieces of output of more than 128 rows.
     for memory in [1 << 30, 700_000, 300_000] {
         let got = made(&with_memory(memory), set(), &vae, &reward);
@@ -411,7 +411,7 @@ fn emulated_devices_stand_side_by_side() {
     let both = [first, second].map(|d| Cuda::emulated(d, Precision::F32).expect("an emulated device"));
     let (vae, reward) = models(24);
     let rows = data_buf(Dtype::F32, 3, 9, 24);
-    let want = made(&Cpu::new(1).expect("the CPU backend"), rows.view().into(), &vae, &reward);
+    let want = made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), rows.view().into(), &vae, &reward);
     // At once, as their threads are.
     std::thread::scope(|scope| {
         for b in &both {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use common::cli::{Lab, assert_same_files, outputs, shards};
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::{Backend, DecodeMode, DeviceChoice, Residual};
+use lensmith::backend::{Backend, DecodeMode, DeviceChoice, Precision, Residual};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side};
 use lensmith::noise::{Purpose, Stream};
@@ -145,7 +145,7 @@ fn batches_and_single_pairs_are_those_of_the_shards() {
         }
 
         // Stretches that start and end inside a seed.
-        let backend = Cpu::new(2).expect("a device");
+        let backend = Cpu::new(2, Precision::F32).expect("a device");
         let setup = (recipe.plan, recipe.perturbation);
         let synthesizer = Synthesizer::new(&backend, vae, seeds, setup, recipe.mode).expect("a synthesizer");
         for range in [n - 3..n + 4, n + 1..n + 2, n + 1..n + extra + 2, 13..pairs - 1] {
@@ -247,7 +247,7 @@ fn joined<T: bytemuck::Pod>(lab: &Lab, folder: &str, name: &str) -> Vec<T> {
 #[test]
 fn latents_decode_to_the_embeddings() {
     let lab = lab();
-    let backend = Cpu::new(2).expect("a device");
+    let backend = Cpu::new(2, Precision::F32).expect("a device");
     for (i, (options, dtype)) in WAYS.into_iter().enumerate() {
         let (plain, latents) = (format!("e{i}"), format!("z{i}"));
         lab.fine(&synth(options, dtype, &plain));

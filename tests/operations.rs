@@ -30,7 +30,7 @@ const HIDDEN: [usize; 5] = [16, 32, 48, 64, 80];
 const LATENT: [usize; 3] = [16, 32, 48];
 
 fn cpu(threads: usize) -> Cpu {
-    Cpu::new(threads).expect("the CPU backend")
+    Cpu::new(threads, Precision::F32).expect("the CPU backend")
 }
 
 /// One shape of the inference sweep.

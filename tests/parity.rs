@@ -26,7 +26,7 @@ macro_rules! on_every_backend {
             $(#[test] fn $check() { super::$check(&super::Reference::new()); })*
         }
         mod cpu {
-            $(#[test] fn $check() { super::$check(&super::Cpu::new(2).expect("the CPU backend")); })*
+            $(#[test] fn $check() { super::$check(&super::Cpu::new(2, super::Precision::F32).expect("the CPU backend")); })*
         }
         /// The CUDA backend, its kernels under emulation.
         #[cfg(target_os = "linux")]

@@ -110,24 +110,21 @@ impl AnyBackend {
     /// # Errors
     /// [`Error::Device`] with what is missing; [`Error::Option`] for a precision that the device has not.
     pub fn open(choice: DeviceChoice, threads: usize, precision: Precision) -> Result<AnyBackend> {
-        if precision != Precision::F32 && matches!(choice, DeviceChoice::Cpu | DeviceChoice::Reference) {
-            let expected = format!("f32 with --device {choice} (bf16 is a GPU's)");
-            return Err(Error::option("--precision", expected, precision));
+        if precision != Precision::F32 && choice == DeviceChoice::Reference {
+            return Err(Error::option("--precision", "f32 with --device reference", precision));
         }
         match choice {
             DeviceChoice::Auto => match Cuda::open(0, precision) {
                 Ok(cuda) => Ok(AnyBackend::Cuda(vec![cuda])),
-                // Asked for what only a GPU can do.
-                Err(error) if precision != Precision::F32 => Err(error),
                 Err(error) => {
                     match error {
                         Error::Device { reason, .. } => log::warn!("computing on the CPU: {reason}"),
                         other => log::warn!("computing on the CPU: {other}"),
                     }
-                    Cpu::new(threads).map(AnyBackend::Cpu)
+                    Cpu::new(threads, precision).map(AnyBackend::Cpu)
                 }
             },
-            DeviceChoice::Cpu => Cpu::new(threads).map(AnyBackend::Cpu),
+            DeviceChoice::Cpu => Cpu::new(threads, precision).map(AnyBackend::Cpu),
             DeviceChoice::Cuda(index) => Cuda::open(index, precision).map(|one| AnyBackend::Cuda(vec![one])),
             DeviceChoice::CudaAll => Cuda::open_all(precision).map(AnyBackend::Cuda),
             DeviceChoice::Reference => Ok(AnyBackend::Reference(Reference::new())),

@@ -175,7 +175,7 @@ fn infer<B: Measurable + 'static>(
         "latents",
         kept.len(),
         &[(Resource::Normals, share), (Resource::Copy, codes / f64::from(KEEP) + 4.0 * latent as f64)],
-        &mut || b.perturb(&posteriors, origin, &how, &kept).map(drop),
+        &mut || b.perturb(&posteriors, origin, &how, &kept).map(|latents| b.make(&latents)),
     )?;
     let folded = b.load_folded(&FoldedReward::new(&models.vae, &models.reward)?)?;
     let mut rewards = vec![0f32; kept.len()];

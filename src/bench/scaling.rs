@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn every_point_is_measured_or_named_as_left_out() {
-        let b = crate::backend::cpu::Cpu::new(1).unwrap();
+        let b = crate::backend::cpu::Cpu::new(1, crate::backend::Precision::F32).unwrap();
         let options = Options {
             dim: 16,
             hidden: 16,

@@ -209,6 +209,42 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
+        unsafe {
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let (even, odd) = (f32::from_bits(a.to_bits() << 16), f32::from_bits(a.to_bits() & 0xffff_0000));
+            std::array::from_fn(|i| {
+                let words = _mm256_castps_si256(b[i]);
+                let b_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
+                let b_odd = _mm256_castsi256_ps(_mm256_and_si256(words, high));
+                let acc = _mm256_fmadd_ps(_mm256_set1_ps(odd), b_odd, acc[i]);
+                _mm256_fmadd_ps(_mm256_set1_ps(even), b_even, acc)
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, part: usize, acc: Self::Row) -> Self::Row {
+        let [even, odd] = [even, odd].map(|halves| {
+            std::array::from_fn::<_, 2, _>(|i| {
+                // SAFETY: a `HalfLane` holds 32 values, of which this reads 16; the token proves AVX2.
+                unsafe {
+                    let halves = _mm256_loadu_si256(halves[i * HALF..][..HALF].as_ptr().cast());
+                    let zero = _mm256_setzero_si256();
+                    _mm256_castsi256_ps(match part {
+                        0 => _mm256_unpacklo_epi16(zero, halves),
+                        _ => _mm256_unpackhi_epi16(zero, halves),
+                    })
+                }
+            })
+        });
+        let bits = a.to_bits();
+        let acc = self.fma(f32::from_bits(bits & 0xffff_0000), odd, acc);
+        self.fma(f32::from_bits(bits << 16), even, acc)
+    }
+
+    #[inline(always)]
     fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row {
         self.mul_add(a, b, acc)
     }

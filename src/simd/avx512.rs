@@ -5,17 +5,18 @@ use std::arch::x86_64::*;
 use super::avx2::Avx2;
 use super::{HalfLane, LANES, Lane, Simd, Task};
 
-/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there.
+/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, and AVX-512 BF16 where `BF16`.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// The token, where the machine has the instructions.
-    pub fn detect() -> Option<Avx512> {
+    pub fn detect() -> Option<Self> {
         let there = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && (!BF16 || is_x86_feature_detected!("avx512bf16"))
             && Avx2::detect().is_some();
         there.then_some(Avx512(()))
     }
@@ -24,17 +25,90 @@ impl Avx512 {
     #[inline]
     pub fn run<T: Task>(self, task: T) -> T::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn inner<T: Task>(token: Avx512, task: T) -> T::Output {
+        fn plain<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
-        // SAFETY: the token exists only where `detect` found every feature that `inner` enables.
-        unsafe { inner(self, task) }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        fn bf16<T: Task, S: Simd>(token: S, task: T) -> T::Output {
+            task.run(token)
+        }
+        // SAFETY: the token exists only where `detect` found every feature that the function enables.
+        unsafe { if BF16 { bf16(self, task) } else { plain(self, task) } }
+    }
+}
+
+/// Two BF16 values a word, and one of them in each word of the result.
+#[inline(always)]
+fn halves<const BF16: bool>(_: Avx512<BF16>, words: __m512) -> [__m512; 2] {
+    // SAFETY: register arithmetic only; the token proves AVX-512 F.
+    unsafe {
+        let words = _mm512_castps_si512(words);
+        let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(odd)]
+    }
+}
+
+/// `acc` and the products of 16 pairs of BF16 values.
+#[inline(always)]
+fn dot<const BF16: bool>(token: Avx512<BF16>, a: __m512, b: __m512, acc: __m512) -> __m512 {
+    // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
+    unsafe {
+        if BF16 {
+            let pairs = |words| std::mem::transmute::<__m512, __m512bh>(words);
+            return _mm512_dpbf16_ps(acc, pairs(a), pairs(b));
+        }
+        let ([a_even, a_odd], [b_even, b_odd]) = (halves(token, a), halves(token, b));
+        _mm512_fmadd_ps(a_even, b_even, _mm512_fmadd_ps(a_odd, b_odd, acc))
+    }
+}
+
+/// 32 values rounded to BF16, to nearest even; a NaN keeps its sign and becomes quiet.
+#[inline(always)]
+fn narrow_bf16<const BF16: bool>(token: Avx512<BF16>, [low, high]: [__m512; 2]) -> __m512i {
+    // SAFETY: register arithmetic only; the token proves AVX-512 F and DQ, and AVX-512 BF16 where it is used.
+    unsafe {
+        if BF16 {
+            // The instruction takes subnormal values as zero.
+            const SUBNORMAL: i32 = 0x20;
+            let subnormal = _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high);
+            if subnormal == 0 {
+                return std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            }
+        }
+        let (low, high) = (round_bf16(token, low), round_bf16(token, high));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+    }
+}
+
+/// 32 values rounded to F16, to nearest even.
+#[inline(always)]
+fn narrow_f16<const BF16: bool>(_: Avx512<BF16>, [low, high]: [__m512; 2]) -> __m512i {
+    const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    // SAFETY: register arithmetic only; the token proves AVX-512 F.
+    unsafe {
+        let (low, high) = (_mm512_cvtps_ph::<NEAREST>(low), _mm512_cvtps_ph::<NEAREST>(high));
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+    }
+}
+
+/// Writes a lane of halves, past the caches where it starts a cache line.
+#[inline(always)]
+fn stream_halves<const BF16: bool>(_: Avx512<BF16>, values: __m512i, to: &mut HalfLane) {
+    let p = to.as_mut_ptr();
+    // SAFETY: a `HalfLane` holds 32 values, one store whose alignment is checked where it matters; the token proves
+    // AVX-512 F.
+    unsafe {
+        if p.addr().is_multiple_of(64) {
+            _mm512_stream_si512(p.cast(), values);
+        } else {
+            _mm512_storeu_si512(p.cast(), values);
+        }
     }
 }
 
 /// 16 values rounded to BF16 on the bit pattern, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn round_bf16(_: Avx512, values: __m512) -> __m256i {
+fn round_bf16<const BF16: bool>(_: Avx512<BF16>, values: __m512) -> __m256i {
     // SAFETY: register arithmetic only; the token proves AVX-512 F and BW.
     unsafe {
         let bits = _mm512_castps_si512(values);
@@ -47,7 +121,7 @@ fn round_bf16(_: Avx512, values: __m512) -> __m256i {
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const ROWS: usize = 12;
     const PARTS: usize = 1;
     type Row = [__m512; 2];
@@ -120,23 +194,24 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn store_bf16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
-        let p = to.as_mut_ptr();
         // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
-        unsafe {
-            let (low, high) = (round_bf16(self, row[0]), round_bf16(self, row[1]));
-            _mm512_storeu_si512(p.cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high));
-        }
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow_bf16(self, row)) }
     }
 
     #[inline(always)]
     fn store_f16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
-        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        let p = to.as_mut_ptr();
         // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
-        unsafe {
-            let (low, high) = (_mm512_cvtps_ph::<NEAREST>(row[0]), _mm512_cvtps_ph::<NEAREST>(row[1]));
-            _mm512_storeu_si512(p.cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high));
-        }
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow_f16(self, row)) }
+    }
+
+    #[inline(always)]
+    fn stream_bf16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
+        stream_halves(self, narrow_bf16(self, row), to);
+    }
+
+    #[inline(always)]
+    fn stream_f16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
+        stream_halves(self, narrow_f16(self, row), to);
     }
 
     #[inline(always)]
@@ -145,6 +220,45 @@ impl Simd for Avx512 {
         unsafe {
             let a = _mm512_set1_ps(a);
             [_mm512_fmadd_ps(a, b[0], acc[0]), _mm512_fmadd_ps(a, b[1], acc[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        let a = unsafe { _mm512_set1_ps(a) };
+        [dot(self, a, b[0], acc[0]), dot(self, a, b[1], acc[1])]
+    }
+
+    #[inline(always)]
+    fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, _: usize, acc: Self::Row) -> Self::Row {
+        // SAFETY: a `HalfLane` holds 32 values, one unaligned load; the token proves AVX-512 F and BW.
+        let pairs = unsafe {
+            let even = _mm512_loadu_si512(even.as_ptr().cast());
+            let odd = _mm512_loadu_si512(odd.as_ptr().cast());
+            [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)].map(|p| _mm512_castsi512_ps(p))
+        };
+        self.dot(a, pairs, acc)
+    }
+
+    #[inline(always)]
+    fn nonzero(
+        self,
+        from: &[f32; LANES],
+        first: u32,
+        places: &mut [u32; LANES],
+        values: &mut [f32; LANES],
+    ) -> usize {
+        // SAFETY: 16 values each, unaligned; the token proves AVX-512 F.
+        unsafe {
+            let all = _mm512_loadu_ps(from.as_ptr());
+            let kept = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(all, _mm512_setzero_ps());
+            let count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let from = _mm512_add_epi32(count, _mm512_set1_epi32(first as i32));
+            // Compressed in a register: to memory the instruction is slow on some machines.
+            _mm512_storeu_ps(values.as_mut_ptr(), _mm512_maskz_compress_ps(kept, all));
+            _mm512_storeu_si512(places.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(kept, from));
+            kept.count_ones() as usize
         }
     }
 

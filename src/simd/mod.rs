@@ -25,6 +25,13 @@ pub type Lane = [f32; WIDTH];
 /// A lane's storage in a 16-bit type.
 pub type HalfLane = [u16; WIDTH];
 
+/// Place of a column in a lane of [`Simd::dot_apart`]: of every eight places four are of the first half of the columns
+/// and four of the second, so that interleaving two lanes as registers do gives the pairs of either half.
+pub const fn apart(column: usize) -> usize {
+    let (half, column) = (column / (WIDTH / 2), column % (WIDTH / 2));
+    column / 4 * 8 + half * 4 + column % 4
+}
+
 /// Vector arithmetic. An implementation is a token that proves its instructions are there.
 ///
 /// Products work on [`Simd::Row`]: a part of a [`Lane`], of as many columns as leave registers for [`Simd::ROWS`]
@@ -60,8 +67,40 @@ pub trait Simd: Copy + Send + Sync {
     fn store_bf16(self, row: Self::Row, to: &mut HalfLane, part: usize);
     /// Rounds a part of a lane to F16, as [`crate::dtype::Element::narrow`] does.
     fn store_f16(self, row: Self::Row, to: &mut HalfLane, part: usize);
+    /// [`Simd::store_bf16`] past the caches, as [`Simd::stream`].
+    #[inline(always)]
+    fn stream_bf16(self, row: Self::Row, to: &mut HalfLane, part: usize) {
+        self.store_bf16(row, to, part);
+    }
+    /// [`Simd::store_f16`] past the caches, as [`Simd::stream`].
+    #[inline(always)]
+    fn stream_f16(self, row: Self::Row, to: &mut HalfLane, part: usize) {
+        self.store_f16(row, to, part);
+    }
     /// a * b + acc, rounded once.
     fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row;
+    /// Products of BF16 values, two a word (the first in the low half): acc + a1 b1, then + a0 b0, each rounded once
+    /// to F32. What is below the normal range of F32 may count as zero.
+    fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row;
+    /// [`Simd::dot`] with the values b0 and b1 in lanes of their own, column c at [`apart`].
+    fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, part: usize, acc: Self::Row) -> Self::Row;
+    /// Packs the values that are not zero (NaN is not) to the front of `values`, and their places, counted from `first`,
+    /// of `places`; gives their number. What stands behind them is of no meaning.
+    #[inline(always)]
+    fn nonzero(
+        self,
+        from: &[f32; LANES],
+        first: u32,
+        places: &mut [u32; LANES],
+        values: &mut [f32; LANES],
+    ) -> usize {
+        let mut count = 0;
+        for (i, &value) in from.iter().enumerate() {
+            (places[count], values[count]) = (first + i as u32, value);
+            count += usize::from(value != 0.0);
+        }
+        count
+    }
     /// a * b + acc, rounded once.
     fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row;
     /// 0 where the value is less than 0, else the value: -0 and NaN stay.
@@ -127,9 +166,12 @@ pub trait Task {
 /// The instruction sets this build knows, as run-time proof that they are there.
 #[derive(Clone, Copy, Debug)]
 pub enum Level {
+    /// 512-bit vectors, with products of BF16 values.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(avx512::Avx512<true>),
     /// 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512),
+    Avx512(avx512::Avx512<false>),
     /// 256-bit vectors with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
@@ -138,7 +180,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512, avx2 or portable asks for another. Fails if the
+    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512-bf16, avx512, avx2 or portable asks for another. Fails if the
     /// machine does not have it.
     pub fn detect() -> Result<Level> {
         let levels = Level::available();
@@ -163,6 +205,7 @@ impl Level {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            levels.extend(avx512::Avx512::detect().map(Level::Avx512Bf16));
             levels.extend(avx512::Avx512::detect().map(Level::Avx512));
             levels.extend(avx2::Avx2::detect().map(Level::Avx2));
         }
@@ -173,6 +216,8 @@ impl Level {
     /// The name, as in `LENSMITH_SIMD`.
     pub fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -185,6 +230,8 @@ impl Level {
     #[inline]
     pub fn run<T: Task>(self, task: T) -> T::Output {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]

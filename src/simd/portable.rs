@@ -4,7 +4,7 @@ use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use super::{HalfLane, LANES, Lane, Simd};
+use super::{HalfLane, LANES, Lane, Simd, apart};
 use crate::dtype::Element;
 
 /// Plain Rust; the compiler vectorises it for the target's baseline.
@@ -24,6 +24,13 @@ fn widen<T: Element>(from: &HalfLane, part: usize) -> [f32; HALF] {
 #[inline(always)]
 fn narrow<T: Element>(row: [f32; HALF], to: &mut HalfLane, part: usize) {
     T::narrow(&row, bytemuck::cast_slice_mut(&mut to[part * HALF..][..HALF]));
+}
+
+/// The two BF16 values of a word.
+#[inline(always)]
+fn halves(word: f32) -> [f32; 2] {
+    let bits = word.to_bits();
+    [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
 }
 
 impl Simd for Portable {
@@ -77,6 +84,26 @@ impl Simd for Portable {
     #[inline(always)]
     fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
         from_fn(|i| a.mul_add(b[i], acc[i]))
+    }
+
+    #[inline(always)]
+    fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
+        let [even, odd] = halves(a);
+        from_fn(|i| {
+            let [b_even, b_odd] = halves(b[i]);
+            even.mul_add(b_even, odd.mul_add(b_odd, acc[i]))
+        })
+    }
+
+    #[inline(always)]
+    fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, part: usize, acc: Self::Row) -> Self::Row {
+        let place = |i: usize| apart(part * HALF + i);
+        let widen = |half: u16| f32::from_bits(u32::from(half) << 16);
+        let [a_even, a_odd] = halves(a);
+        from_fn(|i| {
+            let (even, odd) = (widen(even[place(i)]), widen(odd[place(i)]));
+            a_even.mul_add(even, a_odd.mul_add(odd, acc[i]))
+        })
     }
 
     #[inline(always)]

@@ -81,7 +81,7 @@ fn perturb(
 
 /// Everything of one setting, under the check build once and the fast build under all schedules.
 fn compare(rows: usize, latent: usize, origin: Origin, how: &Perturbation) {
-    let cpu = Cpu::new(1).expect("the CPU backend");
+    let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let p = posteriors(rows, latent);
     let selection = cpu.select(&p, origin, how).expect("a selection");
     let samples: Vec<Sample> = selection
@@ -145,7 +145,7 @@ fn longer_latents_and_many_candidates() {
 /// Without noise all candidates are equal: ties go to the lower number. NaN in one row leaves the others alone.
 #[test]
 fn ties_and_nan_rank_as_on_the_cpu() {
-    let cpu = Cpu::new(1).expect("the CPU backend");
+    let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let origin = Origin { seed: 1, side: Side::Chosen, first_row: 5 };
     let mut p = posteriors(6, 16);
     p.mu[2 * 16 + 3] = f32::NAN;

@@ -6,7 +6,10 @@ use std::ops::Range;
 use super::panel::{Finish, Inputs, Place, Start};
 use crate::dtype::{Dtype, Element};
 use crate::matrix::Values;
-use crate::simd::{Lane, Simd, WIDTH};
+use crate::simd::{HalfLane, Lane, Simd, WIDTH};
+
+/// Bytes of a cache line, about.
+pub const LINE: usize = 64;
 
 /// Sums that start from the layer's bias.
 #[derive(Clone, Copy)]
@@ -51,6 +54,47 @@ impl<S: Simd> Start<S> for FromSeeds<'_> {
     }
 }
 
+/// Ends of sums that meanwhile ask for what comes next of stored rows to be brought near: they are too far apart for the
+/// machine to foresee, and all at once the requests would have to wait for one another.
+pub struct Fetching<'a, Z> {
+    /// The ends.
+    pub ends: Z,
+    /// The rows.
+    pub rows: &'a [Values<'a>],
+    /// Their bytes to come.
+    pub ahead: Range<usize>,
+    /// How many of the rows were asked for.
+    pub asked: usize,
+    /// How often there will be a meanwhile.
+    pub times: usize,
+    /// How often there was one.
+    pub time: usize,
+}
+
+impl<S: Simd, Z: Start<S>> Start<S> for Fetching<'_, Z> {
+    #[inline(always)]
+    fn start(&self, simd: S, at: Place) -> S::Row {
+        self.ends.start(simd, at)
+    }
+}
+
+impl<S: Simd, Z: Finish<S>> Finish<S> for Fetching<'_, Z> {
+    #[inline(always)]
+    fn finish(&mut self, simd: S, at: Place, sums: S::Row) {
+        self.ends.finish(simd, at, sums);
+    }
+
+    #[inline(always)]
+    fn meanwhile(&mut self, simd: S) {
+        self.time += 1;
+        while self.asked < self.rows.len() && self.asked * self.times < self.time * self.rows.len() {
+            let bytes = self.rows[self.asked].bytes().get(self.ahead.clone()).unwrap_or_default();
+            bytes.iter().step_by(LINE).for_each(|line| simd.prefetch(line));
+            self.asked += 1;
+        }
+    }
+}
+
 /// Sums `[rows][panels]` that are not complete.
 pub struct Partial<'a> {
     /// The sums.
@@ -89,13 +133,36 @@ pub struct ToRows<'a, T> {
     pub out: &'a mut [T],
     /// Values of a row.
     pub dim: usize,
+    /// Whether they go past the caches, and [`Simd::fence`] follows.
+    pub stream: bool,
 }
 
 impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
     #[inline(always)]
     fn finish(&mut self, simd: S, at: Place, sums: S::Row) {
         let columns = at.panel * WIDTH..((at.panel + 1) * WIDTH).min(self.dim);
-        write(simd, sums, &mut self.out[at.row * self.dim..][columns], at.part);
+        write(simd, sums, &mut self.out[at.row * self.dim..][columns], at.part, self.stream);
+    }
+
+    #[inline(always)]
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        let row = &mut self.out[at.row * self.dim..][..self.dim];
+        let Some(to) = row[at.panel * WIDTH..].get_mut(..N * WIDTH) else {
+            for i in 0..N {
+                self.finish(simd, Place { panel: at.panel + i, ..at }, sums[i]);
+            }
+            return;
+        };
+        // Each way a loop of its own, so that the sums stay in registers.
+        if self.stream {
+            for i in 0..N {
+                write_whole(simd, sums[i], &mut to[i * WIDTH..][..WIDTH], at.part, true);
+            }
+        } else {
+            for i in 0..N {
+                write_whole(simd, sums[i], &mut to[i * WIDTH..][..WIDTH], at.part, false);
+            }
+        }
     }
 }
 
@@ -113,6 +180,17 @@ impl<S: Simd> Finish<S> for ToChains<'_> {
         let chain = &mut self.chains[at.row];
         let weights = simd.load(&self.second[at.panel], at.part);
         let sum = simd.fma_rows(simd.relu(sums), weights, simd.load(chain, at.part));
+        simd.store(sum, chain, at.part);
+    }
+
+    #[inline(always)]
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        let chain = &mut self.chains[at.row];
+        let second: &[Lane; N] = self.second[at.panel..][..N].try_into().expect("panels");
+        let mut sum = simd.load(chain, at.part);
+        for i in 0..N {
+            sum = simd.fma_rows(simd.relu(sums[i]), simd.load(&second[i], at.part), sum);
+        }
         simd.store(sum, chain, at.part);
     }
 }
@@ -135,6 +213,24 @@ pub fn widen<S: Simd>(simd: S, row: Values<'_>, panel: usize, to: &mut Lane) {
     }
 }
 
+/// Words `32 p` to `32 p + 31` of a row of values, each two BF16 values, zeros past their end. What is not BF16 is rounded.
+#[inline(always)]
+pub fn pairs<S: Simd>(simd: S, row: Values<'_>, p: usize, to: &mut Lane) {
+    let halves: &mut [HalfLane; 2] = bytemuck::cast_mut(to);
+    for (i, halves) in halves.iter_mut().enumerate() {
+        let panel = 2 * p + i;
+        if panel * WIDTH >= row.len() {
+            *halves = [0; WIDTH];
+            continue;
+        }
+        let mut wide = [0f32; WIDTH];
+        widen(simd, row, panel, &mut wide);
+        for part in 0..S::PARTS {
+            simd.store_bf16(simd.load(&wide, part), halves, part);
+        }
+    }
+}
+
 #[inline(always)]
 fn lane<T>(values: &[T]) -> &[T; WIDTH] {
     values.try_into().expect("a lane")
@@ -142,12 +238,12 @@ fn lane<T>(values: &[T]) -> &[T; WIDTH] {
 
 /// Rounds part `part` of a lane into `to`, the lane's place or what the row has of it.
 #[inline(always)]
-fn write<S: Simd, T: Element>(simd: S, row: S::Row, to: &mut [T], part: usize) {
+fn write<S: Simd, T: Element>(simd: S, row: S::Row, to: &mut [T], part: usize, stream: bool) {
     if to.len() == WIDTH {
-        return write_whole(simd, row, to, part);
+        return write_whole(simd, row, to, part, stream);
     }
     let mut lane = [T::zeroed(); WIDTH];
-    write_whole(simd, row, &mut lane, part);
+    write_whole(simd, row, &mut lane, part, false);
     let columns = WIDTH / S::PARTS * part..(WIDTH / S::PARTS * (part + 1)).min(to.len());
     if let Some(to) = to.get_mut(columns.clone()) {
         to.copy_from_slice(&lane[columns]);
@@ -155,11 +251,20 @@ fn write<S: Simd, T: Element>(simd: S, row: S::Row, to: &mut [T], part: usize) {
 }
 
 #[inline(always)]
-fn write_whole<S: Simd, T: Element>(simd: S, row: S::Row, to: &mut [T], part: usize) {
+fn write_whole<S: Simd, T: Element>(simd: S, row: S::Row, to: &mut [T], part: usize, stream: bool) {
     const WHOLE: &str = "a lane";
     match T::DTYPE {
-        Dtype::F32 => simd.store(row, bytemuck::cast_slice_mut(to).try_into().expect(WHOLE), part),
-        Dtype::F16 => simd.store_f16(row, bytemuck::cast_slice_mut(to).try_into().expect(WHOLE), part),
-        Dtype::Bf16 => simd.store_bf16(row, bytemuck::cast_slice_mut(to).try_into().expect(WHOLE), part),
+        Dtype::F32 => {
+            let to = bytemuck::cast_slice_mut(to).try_into().expect(WHOLE);
+            if stream { simd.stream(row, to, part) } else { simd.store(row, to, part) }
+        }
+        Dtype::F16 => {
+            let to = bytemuck::cast_slice_mut(to).try_into().expect(WHOLE);
+            if stream { simd.stream_f16(row, to, part) } else { simd.store_f16(row, to, part) }
+        }
+        Dtype::Bf16 => {
+            let to = bytemuck::cast_slice_mut(to).try_into().expect(WHOLE);
+            if stream { simd.stream_bf16(row, to, part) } else { simd.store_bf16(row, to, part) }
+        }
     }
 }

@@ -124,18 +124,19 @@ pub fn copy_bytes(cpu: &Cpu) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Precision;
     use crate::simd::Level;
 
     /// Absurd rates show a trial that the compiler took away or that counts work it did not do.
     #[test]
     fn floors_are_possible() {
         for level in Level::available() {
-            let cpu = Cpu::with_level(1, level).unwrap();
+            let cpu = Cpu::with_level(1, Precision::F32, level).unwrap();
             let flops = fma_flops(&cpu);
             // 64 FLOP a cycle at 10 GHz is beyond one core of any machine so far.
             assert!(flops > 1e7 && flops < 64.0 * 10e9, "{}: {flops} FLOP/s", level.name());
         }
-        let cpu = Cpu::new(1).unwrap();
+        let cpu = Cpu::new(1, Precision::F32).unwrap();
         for rate in [write_bytes(&cpu, false), write_bytes(&cpu, true), copy_bytes(&cpu)] {
             assert!(rate > 1e7 && rate < 1e12, "{rate} bytes/s");
         }

@@ -1,11 +1,16 @@
 //! Encode, decode and score: blocks of rows over threads, the hidden tile in the first-level cache.
+//!
+//! A [`Precision`] is that of the products of d-wide and folded layers; the narrow layers between them are F32 always.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::ends::{Bias, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, widen};
-use super::panel::{DEPTH, Ends, Finish, Inputs, Panels, pad_lanes, products};
+use super::active::{self, ACROSS, Active, Slabs};
+use super::ends::{Bias, Fetching, FromLanes, FromSeeds, LINE, Partial, ToChains, ToHidden, ToRows, pairs, widen};
+use super::latent::{Codes, Drawing};
+use super::panel::{DEPTH, Ends, Finish, Inputs, Panels, inputs_of_word, pad_lanes, products};
+use crate::backend::Precision;
 use crate::dtype::Element;
 use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
@@ -15,10 +20,10 @@ use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 const BLOCK: usize = 48;
 /// Blocks are multiples of this, the tile heights of all levels.
 const TILE: usize = 12;
-/// Inputs of a wide layer that are widened at a time.
+/// Words of a wide layer's inputs that are made at a time.
 const STRETCH: usize = 8 * DEPTH;
-/// Panels of a wide output that are made at a time.
-const GROUP: usize = 4;
+/// Bytes from which on decoded rows go past the caches: whoever reads them will not find them there.
+const STREAMED: usize = 1 << 20;
 
 /// Rows of a block when `rows` rows are cut for the threads of the pool: no thread is left with much less.
 fn block_rows(rows: usize) -> usize {
@@ -34,9 +39,9 @@ pub struct Layer {
 }
 
 impl Layer {
-    fn new(linear: &Linear) -> Layer {
+    fn new(linear: &Linear, precision: Precision) -> Layer {
         Layer {
-            weights: Panels::pack(&linear.weight, linear.inputs, linear.outputs),
+            weights: Panels::pack(&linear.weight, linear.inputs, linear.outputs, precision),
             bias: pad_lanes(&linear.bias),
         }
     }
@@ -48,7 +53,7 @@ impl Layer {
     /// W x + b.
     #[inline(always)]
     fn forward<S: Simd>(&self, simd: S, a: &Inputs, rows: usize, to: impl Finish<S>) {
-        let k = 0..self.weights.inputs();
+        let k = 0..self.weights.words();
         products(simd, (a, rows), &self.weights, k, self.panels(), &mut Ends(Bias(&self.bias), to));
     }
 
@@ -59,44 +64,85 @@ impl Layer {
         self.forward(simd, a, rows, ToHidden(out));
     }
 
-    /// W x + b of stored rows, widened a stretch at a time.
+    /// W x + b of stored rows, made into words a stretch at a time.
     #[inline(always)]
     fn forward_stored<S: Simd>(&self, simd: S, rows: &[Values<'_>], scratch: &mut Wide, to: impl Finish<S>) {
         let Wide { inputs, sums } = scratch;
-        let (dim, panels) = (self.weights.inputs(), self.weights.count());
+        let (words, panels) = (self.weights.words(), self.weights.count());
+        let precision = self.weights.precision();
         sums.clear();
         for _ in rows {
             sums.extend_from_slice(&self.bias);
         }
-        inputs.resize(rows.len().next_multiple_of(TILE), STRETCH.min(dim));
-        let mut sums = Partial { sums, panels };
-        let last = (dim - 1) / STRETCH * STRETCH;
+        inputs.resize(rows.len().next_multiple_of(TILE), STRETCH.min(words));
+        let sums = Partial { sums, panels };
+        let last = (words - 1) / STRETCH * STRETCH;
+        // How often there is a meanwhile: for each panel, tile and piece of the stretch.
+        let times = panels * (rows.len().div_ceil(S::ROWS)) * S::PARTS * (STRETCH / DEPTH);
         for from in (0..last).step_by(STRETCH) {
             let k = from..from + STRETCH;
-            widen_stretch(simd, rows, k.clone(), inputs);
-            products(simd, (inputs, rows.len()), &self.weights, k, self.panels(), &mut sums);
+            fill_stretch(simd, rows, k.clone(), precision, inputs);
+            let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
+            let ahead = k.end * word..(k.end + STRETCH) * word;
+            let sums = Partial { sums: &mut *sums.sums, panels };
+            let mut ends = Fetching { ends: sums, rows, ahead, asked: 0, times, time: 0 };
+            products(simd, (inputs, rows.len()), &self.weights, k, self.panels(), &mut ends);
         }
-        widen_stretch(simd, rows, last..dim, inputs);
+        fill_stretch(simd, rows, last..words, precision, inputs);
         let ends = &mut Ends(sums, to);
-        products(simd, (inputs, rows.len()), &self.weights, last..dim, self.panels(), ends);
+        products(simd, (inputs, rows.len()), &self.weights, last..words, self.panels(), ends);
     }
 }
 
-/// Widens columns `k`, which start at a whole lane, of stored rows, and asks for those that come next: rows are too
-/// far apart for the machine to foresee them.
+/// Makes words `k`, which start at a whole lane, of stored rows.
 #[inline(always)]
-fn widen_stretch<S: Simd>(simd: S, rows: &[Values<'_>], k: Range<usize>, to: &mut Inputs) {
+fn fill_stretch<S: Simd>(
+    simd: S,
+    rows: &[Values<'_>],
+    k: Range<usize>,
+    precision: Precision,
+    to: &mut Inputs,
+) {
     let panels = k.start / WIDTH..k.end.div_ceil(WIDTH);
+    /// Rows that are asked for before they are wanted, where nothing asked for them yet.
+    const AHEAD: usize = 3;
     for (row, values) in rows.iter().enumerate() {
-        let bytes = values.bytes();
-        let width = bytes.len() / values.len();
-        for next in bytes.get(k.end * width..(k.end + k.len()) * width).unwrap_or_default().iter().step_by(64)
-        {
-            simd.prefetch(next);
+        if let (0, Some(next)) = (k.start, rows.get(row + AHEAD)) {
+            let bytes = k.len() * inputs_of_word(precision) * next.bytes().len() / next.len();
+            next.bytes().iter().take(bytes).step_by(LINE).for_each(|line| simd.prefetch(line));
         }
-        for panel in panels.clone() {
-            widen(simd, *values, panel, to.lane_mut(row, panel - panels.start));
+        match (precision, values) {
+            (Precision::F32, _) => {
+                for panel in panels.clone() {
+                    widen(simd, *values, panel, to.lane_mut(row, panel - panels.start));
+                }
+            }
+            // As they are stored.
+            (Precision::Bf16, Values::Bf16(values)) => {
+                let stored = &values[2 * k.start..values.len().min(2 * k.end)];
+                to.set_halves(row, bytemuck::cast_slice(stored));
+            }
+            (Precision::Bf16, _) => {
+                for panel in panels.clone() {
+                    pairs(simd, *values, panel, to.lane_mut(row, panel - panels.start));
+                }
+            }
         }
+    }
+}
+
+/// A layer behind a hidden layer, packed for inference.
+#[derive(Clone, Debug)]
+pub struct Tail {
+    weights: Slabs,
+    bias: Vec<Lane>,
+}
+
+impl Tail {
+    fn new(linear: &Linear, precision: Precision) -> Tail {
+        // A sum of no terms is its bias: that of -0 and that of all terms, zeros, would have other signs.
+        let bias: Vec<f32> = linear.bias.iter().map(|b| b + 0.0).collect();
+        Tail { weights: Slabs::pack(linear, precision), bias: pad_lanes(&bias) }
     }
 }
 
@@ -111,17 +157,18 @@ struct Wide {
 #[derive(Clone, Debug)]
 pub struct PackedVae {
     encoder: [Layer; 2],
-    decoder: [Layer; 2],
+    decoder: (Layer, Tail),
     size: VaeSize,
     model: Vae,
 }
 
 impl PackedVae {
     /// Packs a model.
-    pub fn new(vae: &Vae) -> PackedVae {
+    pub fn new(vae: &Vae, precision: Precision) -> PackedVae {
+        let ([first, second], [third, last]) = (&vae.encoder, &vae.decoder);
         PackedVae {
-            encoder: vae.encoder.each_ref().map(Layer::new),
-            decoder: vae.decoder.each_ref().map(Layer::new),
+            encoder: [Layer::new(first, precision), Layer::new(second, Precision::F32)],
+            decoder: (Layer::new(third, Precision::F32), Tail::new(last, precision)),
             size: vae.size(),
             model: vae.clone(),
         }
@@ -150,9 +197,9 @@ pub struct PackedReward {
 
 impl PackedReward {
     /// Packs a model.
-    pub fn new(model: &RewardModel) -> PackedReward {
+    pub fn new(model: &RewardModel, precision: Precision) -> PackedReward {
         PackedReward {
-            first: Layer::new(&model.layers[0]),
+            first: Layer::new(&model.layers[0], precision),
             second: pad_lanes(&model.layers[1].weight),
             bias: model.layers[1].bias[0],
             dim: model.size().dim,
@@ -239,8 +286,8 @@ pub struct Base<'a> {
     pub rows: &'a [u32],
 }
 
-/// Embeddings of latents `z`, `[rows, latent]`, into `out`, `[rows, d]`.
-pub fn decode(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, out: ValuesMut<'_>) {
+/// Embeddings of latents into `out`, `[rows, d]`.
+pub fn decode(level: Level, vae: &PackedVae, z: Codes<'_>, base: Option<Base<'_>>, out: ValuesMut<'_>) {
     match out {
         ValuesMut::F32(out) => decode_into(level, vae, z, base, out),
         ValuesMut::F16(out) => decode_into(level, vae, z, base, out),
@@ -248,8 +295,22 @@ pub fn decode(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, 
     }
 }
 
-fn decode_into<T: Element>(level: Level, vae: &PackedVae, z: &[f32], base: Option<Base<'_>>, out: &mut [T]) {
-    struct Block<'a, T>(&'a PackedVae, &'a [f32], Option<Base<'a>>, &'a mut Scratch, &'a mut [T]);
+fn decode_into<T: Element>(
+    level: Level,
+    vae: &PackedVae,
+    z: Codes<'_>,
+    base: Option<Base<'_>>,
+    out: &mut [T],
+) {
+    struct Block<'a, T> {
+        vae: &'a PackedVae,
+        z: Codes<'a>,
+        range: Range<usize>,
+        base: Option<Base<'a>>,
+        stream: bool,
+        scratch: &'a mut Scratch,
+        out: &'a mut [T],
+    }
     #[derive(Default)]
     struct Scratch {
         hidden: Hidden,
@@ -259,65 +320,73 @@ fn decode_into<T: Element>(level: Level, vae: &PackedVae, z: &[f32], base: Optio
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Block(vae, z, base, Scratch { hidden, lanes }, out) = self;
-            let [first, last] = &vae.decoder;
-            let count = hidden.make(simd, first, z, base.map(|b| (b.mu, b.rows)));
-            let mut to = ToRows { out, dim: vae.size.dim };
+            let Block { vae, z, range, base, stream, scratch: Scratch { hidden, lanes }, out } = self;
+            let (first, Tail { weights, bias }) = &vae.decoder;
+            let count = hidden.make(simd, first, weights, (z, range), base.map(|b| (b.mu, b.rows)));
+            let mut to = ToRows { out, dim: vae.size.dim, stream };
             // The bias is in both decodings of a residual and falls out of their difference.
             let seeds: Option<Vec<Values<'_>>> =
                 base.map(|b| b.rows.iter().map(|&row| b.embeddings.row(row as usize)).collect());
-            let (weights, inputs) = (&last.weights, last.weights.inputs());
-            for from in (0..weights.count()).step_by(GROUP) {
-                let panels = from..(from + GROUP).min(weights.count());
-                let a = (&hidden.rows, count);
+            for slab in 0..weights.count() {
+                let slabs = slab..slab + 1;
                 let Some(seeds) = &seeds else {
-                    products(simd, a, weights, 0..inputs, panels, &mut Ends(Bias(&last.bias), &mut to));
+                    active::products(simd, &hidden.active, weights, slabs, &mut Ends(Bias(bias), &mut to));
                     continue;
                 };
+                let panels = slab * ACROSS..((slab + 1) * ACROSS).min(weights.panels());
                 lanes.resize(count * panels.len(), [0.0; WIDTH]);
                 for (seed, lanes) in seeds.iter().zip(lanes.chunks_exact_mut(panels.len())) {
                     for (panel, lane) in panels.clone().zip(lanes) {
                         widen(simd, *seed, panel, lane);
                     }
                 }
-                let start = FromLanes { lanes, panels: panels.clone() };
-                products(simd, a, weights, 0..inputs, panels, &mut Ends(start, &mut to));
+                // As with the bias, -0 is taken as 0.
+                lanes.as_flattened_mut().iter_mut().for_each(|v| *v += 0.0);
+                let start = FromLanes { lanes, panels };
+                active::products(simd, &hidden.active, weights, slabs, &mut Ends(start, &mut to));
+            }
+            if stream {
+                simd.fence();
             }
         }
     }
-    let VaeSize { dim, latent, .. } = vae.size;
-    let block = block_rows(z.len() / latent);
-    z.par_chunks(block * latent).zip(out.par_chunks_mut(block * dim)).enumerate().for_each_init(
-        Scratch::default,
-        |scratch, (i, (z, out))| {
-            let base = base.map(|b| Base { rows: &b.rows[i * block..][..z.len() / latent], ..b });
-            level.run(Block(vae, z, base, scratch, out));
-        },
-    );
+    let dim = vae.size.dim;
+    let block = block_rows(z.count());
+    let stream = size_of_val(out) >= STREAMED;
+    out.par_chunks_mut(block * dim).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
+        let range = i * block..i * block + out.len() / dim;
+        let base = base.map(|b| Base { rows: &b.rows[range.clone()], ..b });
+        level.run(Block { vae, z, range, base, stream, scratch, out });
+    });
 }
 
 /// The hidden layers of decoders.
 #[derive(Default)]
 struct Hidden {
+    drawing: Drawing,
     latents: Inputs,
     /// The hidden layer of a block.
     rows: Inputs,
     means: Inputs,
+    /// What of it is not zero.
+    active: Active,
 }
 
 impl Hidden {
-    /// Makes the hidden layer of latents, less that of their seeds' means where means and seeds are given: the
+    /// Makes the hidden layer of latents for the layer `next`, less that of their seeds' means where means and seeds are given: the
     /// decoder's last layer is linear, so decoder(z') - decoder(mu) = W (h' - h_mu). Gives the number of rows.
     #[inline(always)]
     fn make<S: Simd>(
         &mut self,
         simd: S,
         decoder: &Layer,
-        z: &[f32],
+        next: &Slabs,
+        (z, range): (Codes<'_>, Range<usize>),
         base: Option<(&[f32], &[u32])>,
     ) -> usize {
-        let latent = decoder.weights.inputs();
-        let count = z.len() / latent;
+        let latent = decoder.weights.words();
+        let count = range.len();
+        let z = z.block(simd, range, &mut self.drawing);
         self.latents.resize(count.next_multiple_of(TILE), latent);
         for (row, z) in z.chunks_exact(latent).enumerate() {
             self.latents.set_row(row, z);
@@ -339,6 +408,7 @@ impl Hidden {
                 self.rows.subtract(i, &self.means, mean);
             }
         }
+        self.active.gather(simd, &self.rows, count, next.inputs(), next.precision());
         count
     }
 }
@@ -396,18 +466,18 @@ pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> 
 #[derive(Clone, Debug)]
 pub struct PackedFolded {
     decoder: Layer,
-    folded: Layer,
+    folded: Tail,
     reward: PackedReward,
     size: VaeSize,
 }
 
 impl PackedFolded {
     /// Packs a model.
-    pub fn new(model: &FoldedReward) -> PackedFolded {
+    pub fn new(model: &FoldedReward, precision: Precision) -> PackedFolded {
         PackedFolded {
-            decoder: Layer::new(model.decoder()),
-            folded: Layer::new(&model.folded),
-            reward: PackedReward::new(&model.reward),
+            decoder: Layer::new(model.decoder(), Precision::F32),
+            folded: Tail::new(&model.folded, precision),
+            reward: PackedReward::new(&model.reward, precision),
             size: model.vae_size(),
         }
     }
@@ -434,15 +504,22 @@ pub struct FoldedBase<'a> {
     pub rows: &'a [u32],
 }
 
-/// Rewards of latents `[samples, latent]`.
+/// Rewards of latents.
 pub fn score_latents(
     level: Level,
     model: &PackedFolded,
-    z: &[f32],
+    z: Codes<'_>,
     base: Option<FoldedBase<'_>>,
     out: &mut [f32],
 ) {
-    struct Block<'a>(&'a PackedFolded, &'a [f32], Option<FoldedBase<'a>>, &'a mut Scratch, &'a mut [f32]);
+    struct Block<'a> {
+        model: &'a PackedFolded,
+        z: Codes<'a>,
+        range: Range<usize>,
+        base: Option<FoldedBase<'a>>,
+        scratch: &'a mut Scratch,
+        out: &'a mut [f32],
+    }
     #[derive(Default)]
     struct Scratch {
         hidden: Hidden,
@@ -452,19 +529,20 @@ pub fn score_latents(
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Block(model, z, base, Scratch { hidden, chains }, out) = self;
-            let count = hidden.make(simd, &model.decoder, z, base.map(|b| (b.mu, b.rows)));
+            let Block { model, z, range, base, scratch: Scratch { hidden, chains }, out } = self;
+            let Tail { weights, bias } = &model.folded;
+            let seeds = base.map(|b| (b.mu, b.rows));
+            let count = hidden.make(simd, &model.decoder, weights, (z, range), seeds);
             chains.clear();
             chains.resize(count, [0.0; WIDTH]);
-            let folded = &model.folded;
             let to = ToChains { second: &model.reward.second, chains };
-            let (a, k) = (&hidden.rows, 0..folded.weights.inputs());
+            let slabs = 0..weights.count();
             match base {
-                None => folded.forward(simd, a, count, to),
+                None => active::products(simd, &hidden.active, weights, slabs, &mut Ends(Bias(bias), to)),
                 Some(base) => {
-                    let panels = folded.weights.count();
-                    let start = FromSeeds { lanes: base.pre, seeds: base.rows, panels };
-                    products(simd, (a, count), &folded.weights, k, 0..panels, &mut Ends(start, to));
+                    let start =
+                        FromSeeds { lanes: base.pre, seeds: base.rows, panels: weights.panels() };
+                    active::products(simd, &hidden.active, weights, slabs, &mut Ends(start, to));
                 }
             }
             for (chains, out) in chains.iter().zip(out) {
@@ -472,13 +550,10 @@ pub fn score_latents(
             }
         }
     }
-    let latent = model.size.latent;
     let block = block_rows(out.len());
-    out.par_chunks_mut(block).zip(z.par_chunks(block * latent)).enumerate().for_each_init(
-        Scratch::default,
-        |scratch, (i, (out, z))| {
-            let base = base.map(|b| FoldedBase { rows: &b.rows[i * block..][..out.len()], ..b });
-            level.run(Block(model, z, base, scratch, out));
-        },
-    );
+    out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
+        let range = i * block..i * block + out.len();
+        let base = base.map(|b| FoldedBase { rows: &b.rows[range.clone()], ..b });
+        level.run(Block { model, z, range, base, scratch, out });
+    });
 }

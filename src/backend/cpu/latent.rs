@@ -1,6 +1,7 @@
 //! Posterior samples, perturbation, likelihood and top-k, with noise made a vector of counters at a time.
 
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
@@ -15,13 +16,13 @@ const BLOCK: usize = 64;
 /// Samples that one task makes.
 const SAMPLES: usize = 256;
 
-/// Posteriors on the CPU, `[rows, latent]`.
+/// Posteriors on the CPU, `[rows, latent]`; copies share them.
 #[derive(Clone, Debug)]
 pub struct Posteriors {
     /// Means.
-    pub mu: Vec<f32>,
+    pub mu: Arc<Vec<f32>>,
     /// Logarithms of the variances.
-    pub logvar: Vec<f32>,
+    pub logvar: Arc<Vec<f32>>,
     /// Dimension of the latent space.
     pub latent: usize,
 }
@@ -225,46 +226,157 @@ fn squares<S: Simd>(
     out
 }
 
-/// The latents z' of samples, `[samples, latent]`.
-pub fn perturb(
-    level: Level,
-    p: &Posteriors,
-    origin: Origin,
-    how: &Perturbation,
-    samples: &[Sample],
-) -> Vec<f32> {
-    let mut out = vec![0f32; samples.len() * p.latent];
-    out.par_chunks_mut(SAMPLES * p.latent).zip(samples.par_chunks(SAMPLES)).for_each(|(out, samples)| {
-        level.run(PerturbBlock { p, origin, how, samples, out });
-    });
-    out
+/// Latents on the CPU, `[m, latent]`, with the block row that each belongs to.
+///
+/// Those of a perturbation are made where they are wanted, in the cache of who wants them: noise comes cheaper from
+/// its counter than from memory.
+#[derive(Clone, Debug)]
+pub struct Latents {
+    made: OnceLock<Vec<f32>>,
+    drawn: Option<Drawn>,
+    latent: usize,
+    rows: Vec<u32>,
 }
 
-struct PerturbBlock<'a> {
-    p: &'a Posteriors,
+/// Samples of a perturbation.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    posteriors: Posteriors,
     origin: Origin,
-    how: &'a Perturbation,
-    samples: &'a [Sample],
-    out: &'a mut [f32],
+    how: Perturbation,
+    samples: Vec<Sample>,
 }
 
-impl Task for PerturbBlock<'_> {
-    type Output = ();
+/// Latents `[m, latent]`, there already or to be drawn.
+#[derive(Clone, Copy, Debug)]
+pub enum Codes<'a> {
+    /// Values and the dimension of the latent space.
+    Made(&'a [f32], usize),
+    /// Samples.
+    Drawn(&'a Drawn),
+}
 
+/// Scratch of a thread that draws.
+#[derive(Debug, Default)]
+pub struct Drawing {
+    z: Vec<f32>,
+    start: Vec<f32>,
+    distinct: Vec<Sample>,
+}
+
+impl Latents {
+    /// Latents with the block row of each.
+    pub fn new(z: Vec<f32>, latent: usize, rows: Vec<u32>) -> Latents {
+        Latents { made: OnceLock::from(z), drawn: None, latent, rows }
+    }
+
+    /// The latents z' of samples.
+    pub fn perturbed(
+        posteriors: &Posteriors,
+        origin: Origin,
+        how: &Perturbation,
+        samples: &[Sample],
+    ) -> Latents {
+        let drawn =
+            Drawn { posteriors: posteriors.clone(), origin, how: how.clone(), samples: samples.to_vec() };
+        let rows = samples.iter().map(|s| s.row).collect();
+        Latents { made: OnceLock::new(), latent: posteriors.latent, drawn: Some(drawn), rows }
+    }
+
+    /// Dimension of the latent space.
+    pub fn latent(&self) -> usize {
+        self.latent
+    }
+
+    /// The block row of each.
+    pub fn rows(&self) -> &[u32] {
+        &self.rows
+    }
+
+    /// What to take them from, a block at a time.
+    pub fn codes(&self) -> Codes<'_> {
+        match (self.made.get(), &self.drawn) {
+            (None, Some(drawn)) => Codes::Drawn(drawn),
+            (made, _) => Codes::Made(made.map_or(&[], Vec::as_slice), self.latent),
+        }
+    }
+
+    /// All of them, `[m, latent]`.
+    pub fn values(&self, level: Level) -> &[f32] {
+        struct All<'a>(&'a Drawn, Range<usize>, &'a mut Drawing, &'a mut [f32]);
+        impl Task for All<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) {
+                let All(drawn, range, scratch, out) = self;
+                drawn.draw(simd, range, scratch, out);
+            }
+        }
+        self.made.get_or_init(|| {
+            let Some(drawn) = &self.drawn else { return Vec::new() };
+            let mut out = vec![0f32; self.rows.len() * self.latent];
+            out.par_chunks_mut(SAMPLES * self.latent).enumerate().for_each_init(
+                Drawing::default,
+                |scratch, (i, out)| {
+                    let range = i * SAMPLES..i * SAMPLES + out.len() / self.latent;
+                    level.run(All(drawn, range, scratch, out));
+                },
+            );
+            out
+        })
+    }
+}
+
+impl Codes<'_> {
+    /// Dimension of the latent space.
+    pub fn latent(&self) -> usize {
+        match self {
+            Codes::Made(_, latent) => *latent,
+            Codes::Drawn(drawn) => drawn.posteriors.latent,
+        }
+    }
+
+    /// Number of latents.
+    pub fn count(&self) -> usize {
+        match self {
+            Codes::Made(z, latent) => z.len() / latent,
+            Codes::Drawn(drawn) => drawn.samples.len(),
+        }
+    }
+
+    /// Latents `range`, `[range, latent]`.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let PerturbBlock { p, origin, how, samples, out } = self;
-        let latent = p.latent;
-        noise(simd, Purpose::Perturb, origin, samples, latent, out);
+    pub fn block<'a, S: Simd>(&'a self, simd: S, range: Range<usize>, scratch: &'a mut Drawing) -> &'a [f32] {
+        match self {
+            Codes::Made(z, latent) => &z[range.start * latent..range.end * latent],
+            Codes::Drawn(drawn) => {
+                let mut z = std::mem::take(&mut scratch.z);
+                z.resize(range.len() * drawn.posteriors.latent, 0.0);
+                drawn.draw(simd, range, scratch, &mut z);
+                scratch.z = z;
+                &scratch.z
+            }
+        }
+    }
+}
+
+impl Drawn {
+    /// The latents of samples `range`.
+    #[inline(always)]
+    fn draw<S: Simd>(&self, simd: S, range: Range<usize>, scratch: &mut Drawing, out: &mut [f32]) {
+        let Drawn { posteriors: p, origin, how, samples } = self;
+        let (samples, latent) = (&samples[range], p.latent);
+        let Drawing { start, distinct, .. } = scratch;
+        noise(simd, Purpose::Perturb, *origin, samples, latent, out);
         // Samples of one seed stand together: it is drawn once.
-        let mut distinct: Vec<Sample> = Vec::with_capacity(samples.len());
+        distinct.clear();
         for sample in samples {
             if distinct.last().is_none_or(|last| last.row != sample.row) {
                 distinct.push(Sample { candidate: 0, ..*sample });
             }
         }
-        let mut start = vec![0f32; distinct.len() * latent];
-        starts(simd, p, origin, how.source, &distinct, &mut start);
+        start.resize(distinct.len() * latent, 0.0);
+        starts(simd, p, *origin, how.source, distinct, start);
         let sigma = simd.floats(how.sigma());
         let mut seed = 0;
         for (sample, z) in samples.iter().zip(out.chunks_exact_mut(latent)) {

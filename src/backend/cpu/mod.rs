@@ -4,6 +4,7 @@
 //! bits never depend on its neighbours, the thread count or the instruction set. Training takes
 //! one pass a step over the weights of its wide layers (`wide.rs`); narrow layers use the `gemm` crate.
 
+mod active;
 mod adam;
 mod ends;
 pub mod floors;
@@ -21,14 +22,14 @@ mod train_vae;
 mod wide;
 
 pub use infer::{PackedFolded, PackedReward, PackedVae};
-pub use latent::Posteriors;
+pub use latent::{Latents, Posteriors};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 
 use super::{
-    Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Residual, RewardData,
-    RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, check,
+    Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision, Residual,
+    RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, check,
 };
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
@@ -44,16 +45,17 @@ pub struct Cpu {
     pool: ThreadPool,
     level: Level,
     threads: usize,
+    precision: Precision,
 }
 
 impl Cpu {
     /// Starts `threads` workers (0: one per core) at the machine's best SIMD level.
-    pub fn new(threads: usize) -> Result<Cpu> {
-        Cpu::with_level(threads, Level::detect()?)
+    pub fn new(threads: usize, precision: Precision) -> Result<Cpu> {
+        Cpu::with_level(threads, precision, Level::detect()?)
     }
 
     /// The same at a given level.
-    pub fn with_level(threads: usize, level: Level) -> Result<Cpu> {
+    pub fn with_level(threads: usize, precision: Precision, level: Level) -> Result<Cpu> {
         if threads > MAX_THREADS {
             return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), threads));
         }
@@ -61,27 +63,26 @@ impl Cpu {
         let threads = if threads == 0 { cores } else { threads };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Cpu { pool, level, threads })
+        Ok(Cpu { pool, level, threads, precision })
     }
 }
 
-/// Latents on the CPU, `[m, latent]`, with the block row each belongs to.
-#[derive(Clone, Debug)]
-pub struct Latents {
-    z: Vec<f32>,
-    latent: usize,
-    rows: Vec<u32>,
-}
+impl Cpu {
+    /// Makes latents that would otherwise be made where they are wanted.
+    pub fn make_latents<'a>(&self, latents: &'a Latents) -> &'a [f32] {
+        self.pool.install(|| latents.values(self.level))
+    }
 
-fn side<'a>(side: &'a RewardSide<'_, '_, Cpu>) -> samples::Rows<'a> {
-    samples::Rows {
-        originals: side.originals,
-        synthetic: side.synthetic.as_ref().map(|s| samples::SyntheticRows {
-            vae: s.vae,
-            z: &s.latents.z,
-            rows: &s.latents.rows,
-            residual: s.residual.map(|r| (r.embeddings, r.posteriors)),
-        }),
+    fn side<'a>(&self, side: &'a RewardSide<'_, '_, Cpu>) -> samples::Rows<'a> {
+        samples::Rows {
+            originals: side.originals,
+            synthetic: side.synthetic.as_ref().map(|s| samples::SyntheticRows {
+                vae: s.vae,
+                z: s.latents.values(self.level),
+                rows: s.latents.rows(),
+                residual: s.residual.map(|r| (r.embeddings, r.posteriors)),
+            }),
+        }
     }
 }
 
@@ -95,7 +96,7 @@ impl check::Shapes for Cpu {
     }
 
     fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
-        (latents.latent, &latents.rows)
+        (latents.latent(), latents.rows())
     }
 
     fn vae_size(vae: &Self::Vae) -> VaeSize {
@@ -121,40 +122,44 @@ impl Backend for Cpu {
         }
     }
 
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
     fn embeddings<'a>(&'a self, rows: RowSet<'a>) -> Result<RowSet<'a>> {
         Ok(rows)
     }
 
     fn load_vae(&self, vae: &Vae) -> Result<PackedVae> {
-        Ok(PackedVae::new(vae))
+        Ok(PackedVae::new(vae, self.precision))
     }
 
     fn load_reward(&self, model: &RewardModel) -> Result<PackedReward> {
-        Ok(PackedReward::new(model))
+        Ok(PackedReward::new(model, self.precision))
     }
 
     fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
         check::latent_rows(z, rows)?;
-        Ok(Latents { z: z.values.clone(), latent: z.cols, rows: rows.to_vec() })
+        Ok(Latents::new(z.values.clone(), z.cols, rows.to_vec()))
     }
 
     fn encode(&self, vae: &PackedVae, embeddings: &RowSet<'_>) -> Result<Posteriors> {
         check::width("VAE", vae.size().dim, embeddings.cols())?;
         let (mu, logvar) = self.pool.install(|| infer::encode(self.level, vae, embeddings));
-        Ok(Posteriors { mu, logvar, latent: vae.size().latent })
+        Ok(Posteriors { mu: mu.into(), logvar: logvar.into(), latent: vae.size().latent })
     }
 
     fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: Origin) -> Result<Latents> {
         let rows = check::sample_rows(embeddings.rows())?;
         let p = self.encode(vae, embeddings)?;
         let z = self.pool.install(|| latent::start(self.level, &p, origin));
-        Ok(Latents { z, latent: p.latent, rows })
+        Ok(Latents::new(z, p.latent, rows))
     }
 
     fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {
         Ok(PosteriorsHost {
-            mu: Matrix::new(p.mu.clone(), p.rows(), p.latent)?,
-            logvar: Matrix::new(p.logvar.clone(), p.rows(), p.latent)?,
+            mu: Matrix::new(p.mu.to_vec(), p.rows(), p.latent)?,
+            logvar: Matrix::new(p.logvar.to_vec(), p.rows(), p.latent)?,
         })
     }
 
@@ -173,12 +178,12 @@ impl Backend for Cpu {
     ) -> Result<Latents> {
         check::perturbation(how)?;
         check::samples(samples, p.rows())?;
-        let z = self.pool.install(|| latent::perturb(self.level, p, origin, how, samples));
-        Ok(Latents { z, latent: p.latent, rows: samples.iter().map(|s| s.row).collect() })
+        Ok(Latents::perturbed(p, origin, how, samples))
     }
 
     fn latents(&self, latents: &Latents) -> Result<Matrix> {
-        Matrix::new(latents.z.clone(), latents.rows.len(), latents.latent)
+        let z = self.make_latents(latents);
+        Matrix::new(z.to_vec(), latents.rows().len(), latents.latent())
     }
 
     fn decode<'e>(
@@ -192,13 +197,13 @@ impl Backend for Cpu {
         Self: 'e,
     {
         check::latents::<Self>(vae.size(), latents, residual)?;
-        check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
+        check::length("the decoded embeddings", latents.rows().len() * vae.size().dim, out.len())?;
         let base = residual.map(|r| infer::Base {
             embeddings: r.embeddings,
             mu: &r.posteriors.mu,
-            rows: &latents.rows,
+            rows: latents.rows(),
         });
-        self.pool.install(|| infer::decode(self.level, vae, &latents.z, base, out));
+        self.pool.install(|| infer::decode(self.level, vae, latents.codes(), base, out));
         Ok(())
     }
 
@@ -210,7 +215,7 @@ impl Backend for Cpu {
     }
 
     fn load_folded(&self, folded: &FoldedReward) -> Result<PackedFolded> {
-        Ok(PackedFolded::new(folded))
+        Ok(PackedFolded::new(folded, self.precision))
     }
 
     fn score_latents<'e>(
@@ -224,14 +229,14 @@ impl Backend for Cpu {
         Self: 'e,
     {
         check::latents::<Self>(folded.size(), latents, residual)?;
-        check::length("scores", latents.rows.len(), out.len())?;
+        check::length("scores", latents.rows().len(), out.len())?;
         self.pool.install(|| {
             let pre = residual.map(|r| {
                 let pre = infer::preactivations(self.level, folded.reward(), r.embeddings);
                 (pre, &r.posteriors.mu)
             });
-            let base = pre.as_ref().map(|(pre, mu)| infer::FoldedBase { pre, mu, rows: &latents.rows });
-            infer::score_latents(self.level, folded, &latents.z, base, out);
+            let base = pre.as_ref().map(|(pre, mu)| infer::FoldedBase { pre, mu, rows: latents.rows() });
+            infer::score_latents(self.level, folded, latents.codes(), base, out);
         });
         Ok(())
     }
@@ -300,8 +305,10 @@ impl Backend for Cpu {
         Self: 'e,
     {
         check::reward_data(trainer.dim(), data, pairs)?;
-        let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
-        Ok(self.pool.install(|| trainer.epoch(self.level, [&chosen, &rejected], pairs)))
+        Ok(self.pool.install(|| {
+            let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
+            trainer.epoch(self.level, [&chosen, &rejected], pairs)
+        }))
     }
 
     fn reward_gradients<'e>(
@@ -314,8 +321,10 @@ impl Backend for Cpu {
         Self: 'e,
     {
         check::reward_data(trainer.dim(), data, batch)?;
-        let (chosen, rejected) = (side(&data.chosen), side(&data.rejected));
-        let loss = self.pool.install(|| trainer.batch(self.level, [&chosen, &rejected], batch));
+        let loss = self.pool.install(|| {
+            let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
+            trainer.batch(self.level, [&chosen, &rejected], batch)
+        });
         Ok((loss, trainer.gradients()))
     }
 

@@ -6,41 +6,102 @@
 
 use std::ops::Range;
 
+use super::lanes::Lanes;
+use crate::backend::Precision;
+use crate::dtype::Element;
 use crate::simd::{Lane, Simd, WIDTH};
 
-/// Inputs of a row that stand side by side in [`Inputs`].
+/// Words of a row that stand side by side in [`Inputs`].
 pub const DEPTH: usize = 64;
 /// Lanes of a [`Stretch`].
 const LANES: usize = DEPTH / WIDTH;
 
-/// [`DEPTH`] inputs of one row.
+/// [`DEPTH`] words of one row.
 type Stretch = [f32; DEPTH];
 
-/// A weight matrix `[outputs, inputs]` packed for [`products`]: panels of 32 outputs, each `[inputs][32]`, the last
+/// How terms are multiplied. Operands come in words of 32 bits.
+pub trait Arithmetic {
+    /// Inputs of a word.
+    const INPUTS: usize;
+    /// `acc` and the products of a word of inputs with words of weights.
+    fn add<S: Simd>(simd: S, a: f32, b: S::Row, acc: S::Row) -> S::Row;
+}
+
+/// F32: a word is an input.
+pub struct Single;
+
+impl Arithmetic for Single {
+    const INPUTS: usize = 1;
+
+    #[inline(always)]
+    fn add<S: Simd>(simd: S, a: f32, b: S::Row, acc: S::Row) -> S::Row {
+        simd.fma(a, b, acc)
+    }
+}
+
+/// BF16: a word is two inputs, see [`Simd::dot`].
+pub struct Pairs;
+
+impl Arithmetic for Pairs {
+    const INPUTS: usize = 2;
+
+    #[inline(always)]
+    fn add<S: Simd>(simd: S, a: f32, b: S::Row, acc: S::Row) -> S::Row {
+        simd.dot(a, b, acc)
+    }
+}
+
+/// Inputs of a word in products of a precision.
+pub fn inputs_of_word(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => Single::INPUTS,
+        Precision::Bf16 => Pairs::INPUTS,
+    }
+}
+
+/// Two values as a word, rounded to BF16.
+fn pair(low: f32, high: f32) -> f32 {
+    let mut halves = [half::bf16::ZERO; 2];
+    half::bf16::narrow(&[low, high], &mut halves);
+    f32::from_bits(u32::from(halves[0].to_bits()) | u32::from(halves[1].to_bits()) << 16)
+}
+
+/// A weight matrix `[outputs, inputs]` packed for [`products`]: panels of 32 outputs, each `[words][32]`, the last
 /// one padded with zeros.
 #[derive(Clone, Debug)]
 pub struct Panels {
-    lanes: Vec<Lane>,
-    inputs: usize,
+    lanes: Lanes,
+    words: usize,
     outputs: usize,
+    precision: Precision,
 }
 
 impl Panels {
     /// Packs a row-major `[outputs, inputs]` weight.
-    pub fn pack(weight: &[f32], inputs: usize, outputs: usize) -> Panels {
-        let mut lanes = vec![[0f32; WIDTH]; outputs.div_ceil(WIDTH) * inputs];
+    pub fn pack(weight: &[f32], inputs: usize, outputs: usize, precision: Precision) -> Panels {
+        let together = inputs_of_word(precision);
+        let words = inputs.div_ceil(together);
+        let mut lanes = Lanes::zeros(outputs.div_ceil(WIDTH) * words);
         for (o, row) in weight.chunks_exact(inputs).enumerate() {
-            let panel = &mut lanes[o / WIDTH * inputs..][..inputs];
-            for (lane, &w) in panel.iter_mut().zip(row) {
-                lane[o % WIDTH] = w;
+            let panel = &mut lanes[o / WIDTH * words..][..words];
+            for (lane, w) in panel.iter_mut().zip(row.chunks(together)) {
+                lane[o % WIDTH] = match precision {
+                    Precision::F32 => w[0],
+                    Precision::Bf16 => pair(w[0], w.get(1).copied().unwrap_or(0.0)),
+                };
             }
         }
-        Panels { lanes, inputs, outputs }
+        Panels { lanes, words, outputs, precision }
     }
 
-    /// Number of inputs, the length of the products' sums.
-    pub fn inputs(&self) -> usize {
-        self.inputs
+    /// Number of words of an output's inputs.
+    pub fn words(&self) -> usize {
+        self.words
+    }
+
+    /// What the words are.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Number of panels.
@@ -48,9 +109,9 @@ impl Panels {
         self.outputs.div_ceil(WIDTH)
     }
 
-    /// Inputs `k` of panel `p`, `[k][32]`.
+    /// Words `k` of panel `p`, `[k][32]`.
     fn panel(&self, p: usize, k: &Range<usize>) -> &[Lane] {
-        &self.lanes[p * self.inputs..(p + 1) * self.inputs][k.clone()]
+        &self.lanes[p * self.words..(p + 1) * self.words][k.clone()]
     }
 }
 
@@ -61,7 +122,7 @@ pub fn pad_lanes(values: &[f32]) -> Vec<Lane> {
     lanes
 }
 
-/// The inputs of a block of rows, a stretch of every row after the other: one pointer and constant distances reach
+/// The inputs of a block of rows in words, a stretch of every row after the other: one pointer and constant distances reach
 /// all rows of a tile. The block is padded to whole tiles; what the padding holds reaches no other row.
 #[derive(Debug, Default)]
 pub struct Inputs {
@@ -70,24 +131,50 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Makes room for `rows` rows, which must be whole tiles, of `inputs` inputs. What was there stays there.
-    pub fn resize(&mut self, rows: usize, inputs: usize) {
+    /// Makes room for `rows` rows, which must be whole tiles, of `words` words. What was there stays there.
+    pub fn resize(&mut self, rows: usize, words: usize) {
         self.rows = rows;
-        self.stretches.resize(rows * inputs.div_ceil(DEPTH), [0.0; DEPTH]);
+        self.stretches.resize(rows * words.div_ceil(DEPTH), [0.0; DEPTH]);
     }
 
-    /// Inputs `32 p` to `32 p + 31` of a row.
+    /// Words `32 p` to `32 p + 31` of a row, `p` below `words / 32`.
+    #[inline(always)]
+    pub fn lane(&self, row: usize, p: usize) -> &Lane {
+        let stretch = &self.stretches[p / LANES * self.rows + row];
+        (&stretch[p % LANES * WIDTH..][..WIDTH]).try_into().expect("a lane")
+    }
+
+    /// Words `32 p` to `32 p + 31` of a row.
     #[inline(always)]
     pub fn lane_mut(&mut self, row: usize, p: usize) -> &mut Lane {
         let stretch = &mut self.stretches[p / LANES * self.rows + row];
         (&mut stretch[p % LANES * WIDTH..][..WIDTH]).try_into().expect("a lane")
     }
 
-    /// Sets all inputs of a row.
+    /// Sets all words of a row.
     #[inline(always)]
     pub fn set_row(&mut self, row: usize, values: &[f32]) {
         for (i, values) in values.chunks(DEPTH).enumerate() {
-            self.stretches[i * self.rows + row][..values.len()].copy_from_slice(values);
+            // Sixteen at a time: a copy of any length is a call.
+            let (to, rest) = self.stretches[i * self.rows + row][..values.len()].as_chunks_mut::<16>();
+            let (values, last) = values.as_chunks();
+            to.copy_from_slice(values);
+            rest.copy_from_slice(last);
+        }
+    }
+
+    /// Sets the words of a row from halves of them, zeros behind the last.
+    #[inline(always)]
+    pub fn set_halves(&mut self, row: usize, values: &[u16]) {
+        const HALVES: usize = 2 * DEPTH;
+        let (whole, rest) = values.as_chunks::<HALVES>();
+        for (i, values) in whole.iter().enumerate() {
+            self.stretches[i * self.rows + row] = bytemuck::cast(*values);
+        }
+        if !rest.is_empty() {
+            let mut last = [0u16; HALVES];
+            last[..rest.len()].copy_from_slice(rest);
+            self.stretches[whole.len() * self.rows + row] = bytemuck::cast(last);
         }
     }
 
@@ -125,6 +212,18 @@ pub trait Start<S: Simd> {
 pub trait Finish<S: Simd> {
     /// Takes the sums of a place.
     fn finish(&mut self, simd: S, at: Place, sums: S::Row);
+
+    /// Takes the sums of a row's panels from the place on.
+    #[inline(always)]
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        for (i, sums) in sums.into_iter().enumerate() {
+            self.finish(simd, Place { panel: at.panel + i, ..at }, sums);
+        }
+    }
+
+    /// Called now and then while sums are being made.
+    #[inline(always)]
+    fn meanwhile(&mut self, _: S) {}
 }
 
 /// Both ends of sums.
@@ -147,6 +246,16 @@ impl<S: Simd, A, Z: Finish<S>> Finish<S> for Ends<A, Z> {
     fn finish(&mut self, simd: S, at: Place, sums: S::Row) {
         self.1.finish(simd, at, sums);
     }
+
+    #[inline(always)]
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        self.1.finish_all(simd, at, sums);
+    }
+
+    #[inline(always)]
+    fn meanwhile(&mut self, simd: S) {
+        self.1.meanwhile(simd);
+    }
 }
 
 impl<S: Simd, Z: Finish<S>> Finish<S> for &mut Z {
@@ -154,12 +263,37 @@ impl<S: Simd, Z: Finish<S>> Finish<S> for &mut Z {
     fn finish(&mut self, simd: S, at: Place, sums: S::Row) {
         Z::finish(self, simd, at, sums);
     }
+
+    #[inline(always)]
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        Z::finish_all(self, simd, at, sums);
+    }
+
+    #[inline(always)]
+    fn meanwhile(&mut self, simd: S) {
+        Z::meanwhile(self, simd);
+    }
 }
 
-/// The products of the first `rows` rows of a block with inputs `k` of the weights, for the panels asked for; `a`
-/// holds inputs `k` of every row.
+/// The products of the first `rows` rows of a block with words `k` of the weights, for the panels asked for; `a`
+/// holds words `k` of every row.
 #[inline(always)]
 pub fn products<S: Simd>(
+    simd: S,
+    a: (&Inputs, usize),
+    weights: &Panels,
+    k: Range<usize>,
+    panels: Range<usize>,
+    sums: &mut impl Sums<S>,
+) {
+    match weights.precision {
+        Precision::F32 => tiles::<S, Single>(simd, a, weights, k, panels, sums),
+        Precision::Bf16 => tiles::<S, Pairs>(simd, a, weights, k, panels, sums),
+    }
+}
+
+#[inline(always)]
+fn tiles<S: Simd, A: Arithmetic>(
     simd: S,
     (a, rows): (&Inputs, usize),
     weights: &Panels,
@@ -168,14 +302,14 @@ pub fn products<S: Simd>(
     sums: &mut impl Sums<S>,
 ) {
     match S::ROWS {
-        12 => sweep::<S, 12>(simd, (a, rows), weights, k, panels, sums),
-        6 => sweep::<S, 6>(simd, (a, rows), weights, k, panels, sums),
-        _ => sweep::<S, 4>(simd, (a, rows), weights, k, panels, sums),
+        12 => sweep::<S, A, 12>(simd, (a, rows), weights, k, panels, sums),
+        6 => sweep::<S, A, 6>(simd, (a, rows), weights, k, panels, sums),
+        _ => sweep::<S, A, 4>(simd, (a, rows), weights, k, panels, sums),
     }
 }
 
 #[inline(always)]
-fn sweep<S: Simd, const R: usize>(
+fn sweep<S: Simd, A: Arithmetic, const R: usize>(
     simd: S,
     (a, rows): (&Inputs, usize),
     weights: &Panels,
@@ -194,10 +328,11 @@ fn sweep<S: Simd, const R: usize>(
                 }
                 for (stretch, b) in a.stretches.chunks_exact(a.rows).zip(weights.chunks(DEPTH)) {
                     let a: &[Stretch; R] = stretch[first..][..R].try_into().expect("whole tiles");
+                    sums.meanwhile(simd);
                     for k in 0..b.len().min(DEPTH) {
                         let b = simd.load(&b[k], part);
                         for r in 0..R {
-                            acc[r] = simd.fma(a[r][k], b, acc[r]);
+                            acc[r] = A::add(simd, a[r][k], b, acc[r]);
                         }
                     }
                 }

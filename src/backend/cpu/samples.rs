@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::infer::{Base, PackedVae, decode};
-use super::latent::Posteriors;
+use super::latent::{Codes, Posteriors};
 use super::panel::pad_lanes;
 use super::tile::{Keep, ZERO, rows};
 use crate::backend::{PairRows, SyntheticPath};
@@ -251,7 +251,7 @@ impl<'a> Samples<'a> {
                 .collect();
             let rows: Vec<u32> = latents[side].iter().map(|&j| s.rows[j as usize]).collect();
             let base = s.residual.map(|(embeddings, p)| Base { embeddings, mu: &p.mu, rows: &rows });
-            decode(self.level, s.vae, &z, base, ValuesMut::F32(out));
+            decode(self.level, s.vae, Codes::Made(&z, latent), base, ValuesMut::F32(out));
         }
         // The decoded rows of a side stand in the order of its pairs.
         let mut made = [0, counts[0]];
