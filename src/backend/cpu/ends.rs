@@ -9,7 +9,7 @@ use crate::matrix::Values;
 use crate::simd::{HalfLane, Lane, Simd, WIDTH};
 
 /// Bytes of a cache line, about.
-pub const LINE: usize = 64;
+const LINE: usize = 64;
 
 /// Sums that start from the layer's bias.
 #[derive(Clone, Copy)]
@@ -63,7 +63,7 @@ pub struct Fetching<'a, Z> {
     pub rows: &'a [Values<'a>],
     /// Their bytes to come.
     pub ahead: Range<usize>,
-    /// How many of the rows were asked for.
+    /// How many pieces were asked for.
     pub asked: usize,
     /// How often there will be a meanwhile.
     pub times: usize,
@@ -86,10 +86,16 @@ impl<S: Simd, Z: Finish<S>> Finish<S> for Fetching<'_, Z> {
 
     #[inline(always)]
     fn meanwhile(&mut self, simd: S) {
+        /// Bytes of a row that are asked for at a time.
+        const PIECE: usize = 8 * LINE;
         self.time += 1;
-        while self.asked < self.rows.len() && self.asked * self.times < self.time * self.rows.len() {
-            let bytes = self.rows[self.asked].bytes().get(self.ahead.clone()).unwrap_or_default();
-            bytes.iter().step_by(LINE).for_each(|line| simd.prefetch(line));
+        let pieces = self.ahead.len().div_ceil(PIECE);
+        let all = self.rows.len() * pieces;
+        while self.asked < all && self.asked * self.times < self.time * all {
+            let from = self.ahead.start + self.asked % pieces * PIECE;
+            let bytes = self.rows[self.asked / pieces].bytes();
+            let piece = bytes.get(from..(from + PIECE).min(bytes.len())).unwrap_or_default();
+            piece.iter().step_by(LINE).for_each(|line| simd.prefetch(line));
             self.asked += 1;
         }
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::active::{self, ACROSS, Active, Slabs};
-use super::ends::{Bias, Fetching, FromLanes, FromSeeds, LINE, Partial, ToChains, ToHidden, ToRows, pairs, widen};
+use super::ends::{Bias, Fetching, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, pairs, widen};
 use super::latent::{Codes, Drawing};
 use super::panel::{DEPTH, Ends, Finish, Inputs, Panels, inputs_of_word, pad_lanes, products};
 use crate::backend::Precision;
@@ -21,14 +21,14 @@ const BLOCK: usize = 48;
 /// Blocks are multiples of this, the tile heights of all levels.
 const TILE: usize = 12;
 /// Words of a wide layer's inputs that are made at a time.
-const STRETCH: usize = 8 * DEPTH;
+const STRETCH: usize = 32 * DEPTH;
 /// Bytes from which on decoded rows go past the caches: whoever reads them will not find them there.
 const STREAMED: usize = 1 << 20;
 
 /// Rows of a block when `rows` rows are cut for the threads of the pool: no thread is left with much less.
-fn block_rows(rows: usize) -> usize {
+fn block_rows(rows: usize, most: usize) -> usize {
     let share = rows.div_ceil(rayon::current_num_threads()).max(1);
-    share.div_ceil(share.div_ceil(BLOCK)).next_multiple_of(TILE)
+    share.div_ceil(share.div_ceil(most)).next_multiple_of(TILE)
 }
 
 /// A layer packed for inference.
@@ -66,31 +66,64 @@ impl Layer {
 
     /// W x + b of stored rows, made into words a stretch at a time.
     #[inline(always)]
-    fn forward_stored<S: Simd>(&self, simd: S, rows: &[Values<'_>], scratch: &mut Wide, to: impl Finish<S>) {
+    fn forward_stored<S: Simd>(&self, simd: S, rows: &Stored<'_>, scratch: &mut Wide, to: impl Finish<S>) {
         let Wide { inputs, sums } = scratch;
+        let Stored { rows, next } = rows;
         let (words, panels) = (self.weights.words(), self.weights.count());
         let precision = self.weights.precision();
         sums.clear();
         for _ in rows {
             sums.extend_from_slice(&self.bias);
         }
-        inputs.resize(rows.len().next_multiple_of(TILE), STRETCH.min(words));
-        let sums = Partial { sums, panels };
-        let last = (words - 1) / STRETCH * STRETCH;
+        let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
+        inputs.resize(rows.len().next_multiple_of(TILE), stretch.min(words));
         // How often there is a meanwhile: for each panel, tile and piece of the stretch.
-        let times = panels * (rows.len().div_ceil(S::ROWS)) * S::PARTS * (STRETCH / DEPTH);
-        for from in (0..last).step_by(STRETCH) {
-            let k = from..from + STRETCH;
+        let times = |k: Range<usize>| {
+            panels * rows.len().div_ceil(S::ROWS) * S::PARTS * k.len().div_ceil(DEPTH)
+        };
+        let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
+        let last = (words - 1) / stretch * stretch;
+        for from in (0..last).step_by(stretch) {
+            let k = from..from + stretch;
             fill_stretch(simd, rows, k.clone(), precision, inputs);
-            let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
-            let ahead = k.end * word..(k.end + STRETCH) * word;
-            let sums = Partial { sums: &mut *sums.sums, panels };
-            let mut ends = Fetching { ends: sums, rows, ahead, asked: 0, times, time: 0 };
+            let ahead = k.end * word..(k.end + stretch).min(words) * word;
+            let ends = Partial { sums, panels };
+            let mut ends = Fetching { ends, rows, ahead, asked: 0, times: times(k.clone()), time: 0 };
             products(simd, (inputs, rows.len()), &self.weights, k, self.panels(), &mut ends);
         }
         fill_stretch(simd, rows, last..words, precision, inputs);
-        let ends = &mut Ends(sums, to);
-        products(simd, (inputs, rows.len()), &self.weights, last..words, self.panels(), ends);
+        let ends = Ends(Partial { sums, panels }, to);
+        let (ahead, times) = (0..stretch.min(words) * word, times(last..words));
+        let mut ends = Fetching { ends, rows: next, ahead, asked: 0, times, time: 0 };
+        products(simd, (inputs, rows.len()), &self.weights, last..words, self.panels(), &mut ends);
+    }
+
+    /// Whether the weights leave room in the second-level cache, so that few rows may pass them at a time.
+    fn is_small(&self) -> bool {
+        /// Half a megabyte, half of what cores of servers have.
+        const SMALL: usize = 1 << 20;
+        self.weights.bytes() <= SMALL
+    }
+
+    /// Rows of a block of stored rows: few, so that they stay in the first-level cache, unless the weights have to be
+    /// fetched from far for each block.
+    fn stored_rows(&self, rows: usize) -> usize {
+        block_rows(rows, if self.is_small() { TILE } else { BLOCK })
+    }
+}
+
+/// Stored rows of a block, and those of the next.
+struct Stored<'a> {
+    rows: Vec<Values<'a>>,
+    next: Vec<Values<'a>>,
+}
+
+impl<'a> Stored<'a> {
+    /// `count` rows from row `first` on.
+    fn new(set: &RowSet<'a>, first: usize, count: usize) -> Stored<'a> {
+        let (end, all) = (first + count, set.rows());
+        let rows = |range: Range<usize>| range.map(|row| set.row(row)).collect();
+        Stored { rows: rows(first..end), next: rows(end..all.min(end + count)) }
     }
 }
 
@@ -104,13 +137,7 @@ fn fill_stretch<S: Simd>(
     to: &mut Inputs,
 ) {
     let panels = k.start / WIDTH..k.end.div_ceil(WIDTH);
-    /// Rows that are asked for before they are wanted, where nothing asked for them yet.
-    const AHEAD: usize = 3;
     for (row, values) in rows.iter().enumerate() {
-        if let (0, Some(next)) = (k.start, rows.get(row + AHEAD)) {
-            let bytes = k.len() * inputs_of_word(precision) * next.bytes().len() / next.len();
-            next.bytes().iter().take(bytes).step_by(LINE).for_each(|line| simd.prefetch(line));
-        }
         match (precision, values) {
             (Precision::F32, _) => {
                 for panel in panels.clone() {
@@ -233,7 +260,7 @@ impl PackedReward {
 
 /// Posteriors `[rows, latent]` as (mu, logvar).
 pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Vec<f32>) {
-    struct Block<'a>(&'a PackedVae, Vec<Values<'a>>, &'a mut Scratch, &'a mut [f32], &'a mut [f32]);
+    struct Block<'a>(&'a PackedVae, Stored<'a>, &'a mut Scratch, &'a mut [f32], &'a mut [f32]);
     #[derive(Default)]
     struct Scratch {
         wide: Wide,
@@ -246,11 +273,12 @@ pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Ve
         fn run<S: Simd>(self, simd: S) {
             let Block(vae, rows, Scratch { wide, hidden, codes }, mu, logvar) = self;
             let [first, second] = &vae.encoder;
-            hidden.resize(rows.len().next_multiple_of(TILE), first.weights.count() * WIDTH);
+            let count = rows.rows.len();
+            hidden.resize(count.next_multiple_of(TILE), first.weights.count() * WIDTH);
             first.forward_stored(simd, &rows, wide, ToHidden(hidden));
             let panels = second.weights.count();
-            codes.resize(rows.len() * panels, [0.0; WIDTH]);
-            second.forward(simd, hidden, rows.len(), Partial { sums: codes, panels });
+            codes.resize(count * panels, [0.0; WIDTH]);
+            second.forward(simd, hidden, count, Partial { sums: codes, panels });
             let latent = vae.size.latent;
             let codes = codes.as_flattened().chunks_exact(panels * WIDTH);
             for ((code, mu), logvar) in codes.zip(mu.chunks_mut(latent)).zip(logvar.chunks_mut(latent)) {
@@ -261,18 +289,13 @@ pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Ve
     }
     let (n, latent) = (rows.rows(), vae.size.latent);
     let (mut mu, mut logvar) = (vec![0f32; n * latent], vec![0f32; n * latent]);
-    let block = block_rows(n);
+    let block = vae.encoder[0].stored_rows(n);
     let outputs = mu.par_chunks_mut(block * latent).zip(logvar.par_chunks_mut(block * latent));
     outputs.enumerate().for_each_init(Scratch::default, |scratch, (i, (mu, logvar))| {
-        let rows = views(rows, i * block, mu.len() / latent);
+        let rows = Stored::new(rows, i * block, mu.len() / latent);
         level.run(Block(vae, rows, scratch, mu, logvar));
     });
     (mu, logvar)
-}
-
-/// The stored values of `count` rows from row `first` on.
-fn views<'a>(rows: &RowSet<'a>, first: usize, count: usize) -> Vec<Values<'a>> {
-    (first..first + count).map(|row| rows.row(row)).collect()
 }
 
 /// What residual decoding adds to: the embeddings and means of the seeds, and the seed of each latent.
@@ -351,7 +374,7 @@ fn decode_into<T: Element>(
         }
     }
     let dim = vae.size.dim;
-    let block = block_rows(z.count());
+    let block = block_rows(z.count(), BLOCK);
     let stream = size_of_val(out) >= STREAMED;
     out.par_chunks_mut(block * dim).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         let range = i * block..i * block + out.len() / dim;
@@ -415,7 +438,7 @@ impl Hidden {
 
 /// Rewards of stored rows.
 pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
-    struct Block<'a>(&'a PackedReward, Vec<Values<'a>>, &'a mut Scratch, &'a mut [f32]);
+    struct Block<'a>(&'a PackedReward, Stored<'a>, &'a mut Scratch, &'a mut [f32]);
     #[derive(Default)]
     struct Scratch {
         wide: Wide,
@@ -427,22 +450,22 @@ pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f
         fn run<S: Simd>(self, simd: S) {
             let Block(model, rows, Scratch { wide, chains }, out) = self;
             chains.clear();
-            chains.resize(rows.len(), [0.0; WIDTH]);
+            chains.resize(rows.rows.len(), [0.0; WIDTH]);
             model.first.forward_stored(simd, &rows, wide, ToChains { second: &model.second, chains });
             for (chains, out) in chains.iter().zip(out) {
                 *out = model.reward(*chains);
             }
         }
     }
-    let block = block_rows(out.len());
+    let block = model.first.stored_rows(out.len());
     out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
-        level.run(Block(model, views(rows, i * block, out.len()), scratch, out));
+        level.run(Block(model, Stored::new(rows, i * block, out.len()), scratch, out));
     });
 }
 
 /// The first layer of stored rows before ReLU, `[rows][panels]`.
 pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> Vec<Lane> {
-    struct Block<'a>(&'a PackedReward, Vec<Values<'a>>, &'a mut Wide, &'a mut [Lane]);
+    struct Block<'a>(&'a PackedReward, Stored<'a>, &'a mut Wide, &'a mut [Lane]);
     impl Task for Block<'_> {
         type Output = ();
         #[inline(always)]
@@ -454,9 +477,9 @@ pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> 
     }
     let panels = model.second.len();
     let mut out = vec![[0f32; WIDTH]; rows.rows() * panels];
-    let block = block_rows(rows.rows());
+    let block = model.first.stored_rows(rows.rows());
     out.par_chunks_mut(block * panels).enumerate().for_each_init(Wide::default, |scratch, (i, out)| {
-        let rows = views(rows, i * block, out.len() / panels);
+        let rows = Stored::new(rows, i * block, out.len() / panels);
         level.run(Block(model, rows, scratch, out));
     });
     out
@@ -550,7 +573,7 @@ pub fn score_latents(
             }
         }
     }
-    let block = block_rows(out.len());
+    let block = block_rows(out.len(), BLOCK);
     out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         let range = i * block..i * block + out.len();
         let base = base.map(|b| FoldedBase { rows: &b.rows[range.clone()], ..b });

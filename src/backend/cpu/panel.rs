@@ -99,6 +99,11 @@ impl Panels {
         self.words
     }
 
+    /// Bytes of the weights.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.lanes)
+    }
+
     /// What the words are.
     pub fn precision(&self) -> Precision {
         self.precision
