@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Simd, Task};
+use super::{HalfLane, LANES, Lane, Simd, Task, WIDTH};
 
-/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, and AVX-512 BF16 where `BF16`.
+/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, and where `BF16` AVX-512
+/// BF16 and VBMI2.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512<const BF16: bool>(());
 
@@ -16,7 +17,7 @@ impl<const BF16: bool> Avx512<BF16> {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && (!BF16 || is_x86_feature_detected!("avx512bf16"))
+            && (!BF16 || is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vbmi2"))
             && Avx2::detect().is_some();
         there.then_some(Avx512(()))
     }
@@ -28,7 +29,7 @@ impl<const BF16: bool> Avx512<BF16> {
         fn plain<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c")]
         fn bf16<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
@@ -36,6 +37,17 @@ impl<const BF16: bool> Avx512<BF16> {
         unsafe { if BF16 { bf16(self, task) } else { plain(self, task) } }
     }
 }
+
+/// The columns of a lane.
+const COUNT: HalfLane = {
+    let mut count = [0; WIDTH];
+    let mut i = 0;
+    while i < WIDTH {
+        count[i] = i as u16;
+        i += 1;
+    }
+    count
+};
 
 /// Two BF16 values a word, and one of them in each word of the result.
 #[inline(always)]
@@ -64,18 +76,24 @@ fn dot<const BF16: bool>(token: Avx512<BF16>, a: __m512, b: __m512, acc: __m512)
 
 /// 32 values rounded to BF16, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn narrow_bf16<const BF16: bool>(token: Avx512<BF16>, [low, high]: [__m512; 2]) -> __m512i {
-    // SAFETY: register arithmetic only; the token proves AVX-512 F and DQ, and AVX-512 BF16 where it is used.
+fn narrow_bf16<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m512i {
+    if BF16 && !token.any_subnormal(row) {
+        return narrow_bf16_normal(token, row);
+    }
+    let [low, high] = row.map(|values| round_bf16(token, values));
+    // SAFETY: register arithmetic only; the token proves AVX-512 F.
+    unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high) }
+}
+
+/// The same where no value is subnormal, which the instruction takes as zero.
+#[inline(always)]
+fn narrow_bf16_normal<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m512i {
+    // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
-            // The instruction takes subnormal values as zero.
-            const SUBNORMAL: i32 = 0x20;
-            let subnormal = _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high);
-            if subnormal == 0 {
-                return std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-            }
+            return std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row[1], row[0]));
         }
-        let (low, high) = (round_bf16(token, low), round_bf16(token, high));
+        let [low, high] = row.map(|values| round_bf16(token, values));
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
     }
 }
@@ -210,6 +228,25 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn any_subnormal(self, [low, high]: Self::Row) -> bool {
+        const SUBNORMAL: i32 = 0x20;
+        // SAFETY: register arithmetic only; the token proves AVX-512 DQ.
+        unsafe {
+            _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high) != 0
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16_normal(self, row: Self::Row, to: &mut HalfLane, _: usize, stream: bool) {
+        let values = narrow_bf16_normal(self, row);
+        if stream {
+            return stream_halves(self, values, to);
+        }
+        // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), values) }
+    }
+
+    #[inline(always)]
     fn stream_f16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
         stream_halves(self, narrow_f16(self, row), to);
     }
@@ -259,6 +296,55 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm512_storeu_ps(values.as_mut_ptr(), _mm512_maskz_compress_ps(kept, all));
             _mm512_storeu_si512(places.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(kept, from));
             kept.count_ones() as usize
+        }
+    }
+
+    #[inline(always)]
+    fn nonzero_bf16(
+        self,
+        from: &Lane,
+        first: u16,
+        places: &mut [u16; WIDTH],
+        values: &mut HalfLane,
+    ) -> usize {
+        let [low, high] = self.load(from, 0);
+        let rounded = narrow_bf16(self, [low, high]);
+        // SAFETY: 32 halves each, unaligned; the token proves AVX-512 F and BW, and VBMI2 where it is used.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let low = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(low, zero);
+            let high = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero);
+            let kept = _mm512_kunpackw(high.into(), low.into());
+            if BF16 {
+                let all = _mm512_add_epi16(_mm512_loadu_si512(COUNT.as_ptr().cast()), _mm512_set1_epi16(first as i16));
+                // Compressed in a register: to memory the instruction is slow on some machines.
+                let (all, rounded) =
+                    (_mm512_maskz_compress_epi16(kept, all), _mm512_maskz_compress_epi16(kept, rounded));
+                _mm512_storeu_si512(places.as_mut_ptr().cast(), all);
+                _mm512_storeu_si512(values.as_mut_ptr().cast(), rounded);
+                return kept.count_ones() as usize;
+            }
+            let mut all: HalfLane = [0; WIDTH];
+            _mm512_storeu_si512(all.as_mut_ptr().cast(), rounded);
+            let mut count = 0;
+            for (i, half) in all.into_iter().enumerate() {
+                (places[count], values[count]) = (first + i as u16, half);
+                count += (kept >> i & 1) as usize;
+            }
+            count
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, lane: &Lane) -> f32 {
+        let [low, high] = self.load(lane, 0);
+        // SAFETY: register arithmetic only; the token proves AVX-512 F and DQ.
+        unsafe {
+            let sum = _mm512_add_ps(low, high);
+            let sum = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps::<1>(sum));
+            let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+            _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
         }
     }
 

@@ -72,6 +72,16 @@ pub trait Simd: Copy + Send + Sync {
     fn stream_bf16(self, row: Self::Row, to: &mut HalfLane, part: usize) {
         self.store_bf16(row, to, part);
     }
+    /// Whether a value is not zero but below the normal range: those that [`Simd::store_bf16_normal`] may take as zero.
+    #[inline(always)]
+    fn any_subnormal(self, _row: Self::Row) -> bool {
+        false
+    }
+    /// [`Simd::store_bf16`] of values of which none is subnormal, past the caches if so asked.
+    #[inline(always)]
+    fn store_bf16_normal(self, row: Self::Row, to: &mut HalfLane, part: usize, stream: bool) {
+        if stream { self.stream_bf16(row, to, part) } else { self.store_bf16(row, to, part) }
+    }
     /// [`Simd::store_f16`] past the caches, as [`Simd::stream`].
     #[inline(always)]
     fn stream_f16(self, row: Self::Row, to: &mut HalfLane, part: usize) {
@@ -100,6 +110,39 @@ pub trait Simd: Copy + Send + Sync {
             count += usize::from(value != 0.0);
         }
         count
+    }
+    /// [`Simd::nonzero`] of a lane, its values rounded to BF16. One that rounds to zero may be among them.
+    #[inline(always)]
+    fn nonzero_bf16(
+        self,
+        from: &Lane,
+        first: u16,
+        places: &mut [u16; WIDTH],
+        values: &mut HalfLane,
+    ) -> usize {
+        let mut rounded: HalfLane = [0; WIDTH];
+        for part in 0..Self::PARTS {
+            self.store_bf16(self.load(from, part), &mut rounded, part);
+        }
+        let mut count = 0;
+        for (i, (value, rounded)) in from.iter().zip(rounded).enumerate() {
+            (places[count], values[count]) = (first + i as u16, rounded);
+            count += usize::from(*value != 0.0);
+        }
+        count
+    }
+    /// The sum of a lane by halves: value i and value i + 16, then i + 8, and so on.
+    #[inline(always)]
+    fn sum(self, lane: &Lane) -> f32 {
+        let mut lane = *lane;
+        let mut width = WIDTH / 2;
+        while width > 0 {
+            for i in 0..width {
+                lane[i] += lane[i + width];
+            }
+            width /= 2;
+        }
+        lane[0]
     }
     /// a * b + acc, rounded once.
     fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row;

@@ -31,6 +31,7 @@ impl Slabs {
     /// Packs the weights of a layer.
     pub fn pack(layer: &Linear, precision: Precision) -> Slabs {
         let (inputs, outputs) = (layer.inputs, layer.outputs);
+        assert!(inputs <= 1 << 16, "units are counted in 16 bits");
         let places = outputs.div_ceil(ACROSS * WIDTH) * inputs * ACROSS;
         // (place of the panel's input, column)
         let each = layer.weight.chunks_exact(inputs).enumerate().flat_map(|(o, row)| {
@@ -82,15 +83,17 @@ impl Slabs {
 /// The units of rows that are not zero, in rising order, and their values in words.
 #[derive(Debug, Default)]
 pub struct Active {
+    /// Units, of BF16 two in each.
     units: Vec<u32>,
     words: Vec<f32>,
+    /// Words of each row.
     counts: Vec<usize>,
     /// Room of a row.
     room: usize,
 }
 
 impl Active {
-    /// Takes rows of `units` units, a multiple of [`LANES`], from hidden layers.
+    /// Takes rows of `units` units from hidden layers.
     #[inline(always)]
     pub fn gather<S: Simd>(
         &mut self,
@@ -100,39 +103,41 @@ impl Active {
         units: usize,
         precision: Precision,
     ) {
-        // Whole lanes, and what the last vector writes past its values.
-        self.room = units.next_multiple_of(WIDTH) + WIDTH;
+        // What the last vector writes goes past its values.
+        let lanes = units.div_ceil(WIDTH);
+        let room = (lanes + 1) * WIDTH;
+        self.room = room;
+        self.units.resize(count * room, 0);
+        self.words.resize(count * room, 0.0);
         self.counts.clear();
-        self.units.resize(count * self.room, 0);
-        self.words.resize(count * self.room, 0.0);
-        let room = self.room;
         let places = self.units.chunks_exact_mut(room).zip(self.words.chunks_exact_mut(room));
-        for (row, (places, values)) in places.enumerate().take(count) {
+        for (row, (places, words)) in places.enumerate().take(count) {
             let mut active = 0;
-            for first in (0..units).step_by(LANES) {
-                let lane = rows.lane(row, first / WIDTH);
-                let from = lane[first % WIDTH..][..LANES].try_into().expect("half a lane");
-                let places = (&mut places[active..][..LANES]).try_into().expect("room");
-                let values = (&mut values[active..][..LANES]).try_into().expect("room");
-                active += simd.nonzero(from, first as u32, places, values);
-            }
-            // In pairs, an odd one out is with a zero.
-            (places[active], values[active]) = (0, 0.0);
-            self.counts.push(active);
-        }
-        if precision == Precision::Bf16 {
-            // In a loop of its own: what was written in pieces can be read whole once it is in the cache.
-            for (words, active) in self.words.chunks_exact_mut(room).zip(&mut self.counts) {
-                for at in 0..active.div_ceil(WIDTH) {
-                    let (lanes, _) = words.as_chunks::<WIDTH>();
-                    let mut halves: HalfLane = [0; WIDTH];
-                    for part in 0..S::PARTS {
-                        simd.store_bf16(simd.load(&lanes[at], part), &mut halves, part);
+            match precision {
+                Precision::F32 => {
+                    for p in 0..lanes {
+                        for (i, from) in rows.lane(row, p).as_chunks::<LANES>().0.iter().enumerate() {
+                            let first = (p * WIDTH + i * LANES) as u32;
+                            let places = (&mut places[active..][..LANES]).try_into().expect("room");
+                            let values = (&mut words[active..][..LANES]).try_into().expect("room");
+                            active += simd.nonzero(from, first, places, values);
+                        }
                     }
-                    let words: &mut [HalfLane] = bytemuck::cast_slice_mut(&mut *words);
-                    words[at] = halves;
+                    self.counts.push(active);
                 }
-                *active = active.div_ceil(2);
+                Precision::Bf16 => {
+                    let places: &mut [u16] = bytemuck::cast_slice_mut(places);
+                    let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
+                    for p in 0..lanes {
+                        let to_places = (&mut places[active..][..WIDTH]).try_into().expect("room");
+                        let to_halves = (&mut halves[active..][..WIDTH]).try_into().expect("room");
+                        let first = (p * WIDTH) as u16;
+                        active += simd.nonzero_bf16(rows.lane(row, p), first, to_places, to_halves);
+                    }
+                    // In pairs, an odd one out is with a zero.
+                    (places[active], halves[active]) = (0, 0);
+                    self.counts.push(active.div_ceil(2));
+                }
             }
         }
     }
@@ -140,8 +145,8 @@ impl Active {
     /// Units and words of a row.
     #[inline(always)]
     fn row(&self, row: usize) -> (&[u32], &[f32]) {
-        let at = row * self.room;
-        (&self.units[at..][..self.room], &self.words[at..][..self.counts[row]])
+        let (at, count) = (row * self.room, self.counts[row]);
+        (&self.units[at..][..count], &self.words[at..][..count])
     }
 }
 
@@ -149,6 +154,10 @@ impl Active {
 trait Terms: Arithmetic {
     /// The weights of a unit for 32 columns.
     type Weights;
+    /// The units of a word.
+    fn units(units: u32) -> [usize; 2];
+    /// Hands over the sums of a row with a whole slab.
+    fn finish<S: Simd>(simd: S, at: Place, acc: [S::Row; ACROSS], sums: &mut impl Sums<S>);
     /// A slab, `[inputs][ACROSS]`.
     fn slab(slabs: &Slabs, slab: usize) -> &[[Self::Weights; ACROSS]];
     /// `acc` and the products of a word with the weights of its units.
@@ -164,6 +173,16 @@ trait Terms: Arithmetic {
 
 impl Terms for Single {
     type Weights = Lane;
+
+    #[inline(always)]
+    fn units(unit: u32) -> [usize; 2] {
+        [unit as usize; 2]
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(simd: S, at: Place, acc: [S::Row; ACROSS], sums: &mut impl Sums<S>) {
+        sums.finish_all::<ACROSS, { Single::NORMAL }>(simd, at, acc);
+    }
 
     #[inline(always)]
     fn slab(slabs: &Slabs, slab: usize) -> &[[Lane; ACROSS]] {
@@ -185,6 +204,16 @@ impl Terms for Single {
 
 impl Terms for Pairs {
     type Weights = HalfLane;
+
+    #[inline(always)]
+    fn units(units: u32) -> [usize; 2] {
+        [(units & 0xffff) as usize, (units >> 16) as usize]
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(simd: S, at: Place, acc: [S::Row; ACROSS], sums: &mut impl Sums<S>) {
+        sums.finish_all::<ACROSS, { Pairs::NORMAL }>(simd, at, acc);
+    }
 
     #[inline(always)]
     fn slab(slabs: &Slabs, slab: usize) -> &[[HalfLane; ACROSS]] {
@@ -214,47 +243,59 @@ pub fn products<S: Simd>(
     slabs: Range<usize>,
     sums: &mut impl Sums<S>,
 ) {
-    match weights.precision {
-        Precision::F32 => sweep::<S, Single>(simd, rows, weights, slabs, sums),
-        Precision::Bf16 => sweep::<S, Pairs>(simd, rows, weights, slabs, sums),
+    let mut slab = slabs.start;
+    while slab < slabs.end {
+        // Two slabs of halves fit the first-level cache, and their sums the registers that tiles of 12 rows need.
+        slab += match weights.precision {
+            Precision::F32 => sweep::<S, Single, ACROSS>(simd, rows, weights, slab, sums),
+            Precision::Bf16 if S::ROWS >= 12 && slab + 1 < slabs.end => {
+                sweep::<S, Pairs, { 2 * ACROSS }>(simd, rows, weights, slab, sums)
+            }
+            Precision::Bf16 => sweep::<S, Pairs, ACROSS>(simd, rows, weights, slab, sums),
+        };
     }
 }
 
+/// Takes all rows past the `P` panels of one slab or two; gives the number of slabs.
 #[inline(always)]
-fn sweep<S: Simd, A: Terms>(
+fn sweep<S: Simd, A: Terms, const P: usize>(
     simd: S,
     rows: &Active,
     weights: &Slabs,
-    slabs: Range<usize>,
+    slab: usize,
     sums: &mut impl Sums<S>,
-) {
-    let panels = weights.panels();
-    for slab in slabs {
-        let first = slab * ACROSS;
-        let weights = A::slab(weights, slab);
-        for row in 0..rows.counts.len() {
-            let (units, words) = rows.row(row);
-            for part in 0..S::PARTS {
-                // The last slab's padding repeats the last panel, and is not taken.
-                let place = |i: usize| Place { panel: (first + i).min(panels - 1), row, part };
-                let mut acc: [S::Row; ACROSS] = [sums.start(simd, place(0)); ACROSS];
-                for (i, acc) in acc.iter_mut().enumerate().skip(1) {
-                    *acc = sums.start(simd, place(i));
+) -> usize {
+    let (panels, slabs) = (weights.panels(), P / ACROSS);
+    let of = [A::slab(weights, slab), A::slab(weights, slab + slabs - 1)];
+    let first = slab * ACROSS;
+    for row in 0..rows.counts.len() {
+        let (units, words) = rows.row(row);
+        for part in 0..S::PARTS {
+            // The last slab's padding repeats the last panel, and is not taken.
+            let place = |i: usize| Place { panel: (first + i).min(panels - 1), row, part };
+            let mut acc: [S::Row; P] = [sums.start(simd, place(0)); P];
+            for (i, acc) in acc.iter_mut().enumerate().skip(1) {
+                *acc = sums.start(simd, place(i));
+            }
+            for (&units, &word) in units.iter().zip(words) {
+                let [even, odd] = A::units(units);
+                let pairs = [[&of[0][even], &of[0][odd]], [&of[1][even], &of[1][odd]]];
+                for i in 0..P {
+                    acc[i] = A::term(simd, word, pairs[i / ACROSS], i % ACROSS, part, acc[i]);
                 }
-                for (units, &word) in units.chunks_exact(A::INPUTS).zip(words) {
-                    let of = [&weights[units[0] as usize], &weights[units[A::INPUTS - 1] as usize]];
-                    for i in 0..ACROSS {
-                        acc[i] = A::term(simd, word, of, i, part, acc[i]);
-                    }
+            }
+            if first + P <= panels {
+                for s in 0..slabs {
+                    let i = s * ACROSS;
+                    // Written out, so that the sums stay in registers.
+                    A::finish(simd, place(i), [acc[i], acc[i + 1], acc[i + 2], acc[i + 3]], sums);
                 }
-                if first + ACROSS <= panels {
-                    sums.finish_all(simd, place(0), acc);
-                    continue;
-                }
-                for (i, acc) in acc.into_iter().enumerate().take(panels - first) {
-                    sums.finish(simd, place(i), acc);
-                }
+                continue;
+            }
+            for (i, acc) in acc.into_iter().enumerate().take(panels - first) {
+                sums.finish(simd, place(i), acc);
             }
         }
     }
+    slabs
 }

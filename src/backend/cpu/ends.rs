@@ -151,7 +151,7 @@ impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
         let row = &mut self.out[at.row * self.dim..][..self.dim];
         let Some(to) = row[at.panel * WIDTH..].get_mut(..N * WIDTH) else {
             for i in 0..N {
@@ -160,15 +160,51 @@ impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
             return;
         };
         // Each way a loop of its own, so that the sums stay in registers.
+        let part = at.part;
+        if T::DTYPE == Dtype::Bf16 {
+            let to: &mut [u16] = bytemuck::cast_slice_mut(to);
+            let mut subnormal = false;
+            for i in 0..N {
+                subnormal |= !NORMAL && simd.any_subnormal(sums[i]);
+            }
+            if subnormal {
+                let mut lanes = [[0f32; WIDTH]; N];
+                for i in 0..N {
+                    simd.store(sums[i], &mut lanes[i], part);
+                }
+                return round_part(&lanes, to, part, S::PARTS);
+            }
+            let (to, _) = to.as_chunks_mut::<WIDTH>();
+            if self.stream {
+                for i in 0..N {
+                    simd.store_bf16_normal(sums[i], &mut to[i], part, true);
+                }
+            } else {
+                for i in 0..N {
+                    simd.store_bf16_normal(sums[i], &mut to[i], part, false);
+                }
+            }
+            return;
+        }
         if self.stream {
             for i in 0..N {
-                write_whole(simd, sums[i], &mut to[i * WIDTH..][..WIDTH], at.part, true);
+                write_whole(simd, sums[i], &mut to[i * WIDTH..][..WIDTH], part, true);
             }
         } else {
             for i in 0..N {
-                write_whole(simd, sums[i], &mut to[i * WIDTH..][..WIDTH], at.part, false);
+                write_whole(simd, sums[i], &mut to[i * WIDTH..][..WIDTH], part, false);
             }
         }
+    }
+}
+
+/// Rounds a part of lanes to BF16, one value after the other.
+#[cold]
+#[inline(never)]
+fn round_part(lanes: &[Lane], to: &mut [u16], part: usize, parts: usize) {
+    for (lane, to) in lanes.iter().zip(to.chunks_exact_mut(WIDTH)) {
+        let columns = WIDTH / parts * part..WIDTH / parts * (part + 1);
+        half::bf16::narrow(&lane[columns.clone()], bytemuck::cast_slice_mut(&mut to[columns]));
     }
 }
 
@@ -190,7 +226,7 @@ impl<S: Simd> Finish<S> for ToChains<'_> {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
         let chain = &mut self.chains[at.row];
         let second: &[Lane; N] = self.second[at.panel..][..N].try_into().expect("panels");
         let mut sum = simd.load(chain, at.part);

@@ -246,15 +246,8 @@ impl PackedReward {
 
     /// The reward: the 32 chains added by halves.
     #[inline(always)]
-    fn reward(&self, mut chains: Lane) -> f32 {
-        let mut width = WIDTH / 2;
-        while width > 0 {
-            for i in 0..width {
-                chains[i] += chains[i + width];
-            }
-            width /= 2;
-        }
-        chains[0] + self.bias
+    fn reward<S: Simd>(&self, simd: S, chains: &Lane) -> f32 {
+        simd.sum(chains) + self.bias
     }
 }
 
@@ -453,7 +446,7 @@ pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f
             chains.resize(rows.rows.len(), [0.0; WIDTH]);
             model.first.forward_stored(simd, &rows, wide, ToChains { second: &model.second, chains });
             for (chains, out) in chains.iter().zip(out) {
-                *out = model.reward(*chains);
+                *out = model.reward(simd, chains);
             }
         }
     }
@@ -569,7 +562,7 @@ pub fn score_latents(
                 }
             }
             for (chains, out) in chains.iter().zip(out) {
-                *out = model.reward.reward(*chains);
+                *out = model.reward.reward(simd, chains);
             }
         }
     }

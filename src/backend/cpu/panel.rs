@@ -23,6 +23,8 @@ type Stretch = [f32; DEPTH];
 pub trait Arithmetic {
     /// Inputs of a word.
     const INPUTS: usize;
+    /// Whether sums below the normal range may count as zero.
+    const NORMAL: bool;
     /// `acc` and the products of a word of inputs with words of weights.
     fn add<S: Simd>(simd: S, a: f32, b: S::Row, acc: S::Row) -> S::Row;
 }
@@ -32,6 +34,7 @@ pub struct Single;
 
 impl Arithmetic for Single {
     const INPUTS: usize = 1;
+    const NORMAL: bool = false;
 
     #[inline(always)]
     fn add<S: Simd>(simd: S, a: f32, b: S::Row, acc: S::Row) -> S::Row {
@@ -44,6 +47,7 @@ pub struct Pairs;
 
 impl Arithmetic for Pairs {
     const INPUTS: usize = 2;
+    const NORMAL: bool = true;
 
     #[inline(always)]
     fn add<S: Simd>(simd: S, a: f32, b: S::Row, acc: S::Row) -> S::Row {
@@ -218,9 +222,9 @@ pub trait Finish<S: Simd> {
     /// Takes the sums of a place.
     fn finish(&mut self, simd: S, at: Place, sums: S::Row);
 
-    /// Takes the sums of a row's panels from the place on.
+    /// Takes the sums of a row's panels from the place on, of which a subnormal one may count as zero if `NORMAL`.
     #[inline(always)]
-    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
         for (i, sums) in sums.into_iter().enumerate() {
             self.finish(simd, Place { panel: at.panel + i, ..at }, sums);
         }
@@ -253,8 +257,8 @@ impl<S: Simd, A, Z: Finish<S>> Finish<S> for Ends<A, Z> {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
-        self.1.finish_all(simd, at, sums);
+    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        self.1.finish_all::<N, NORMAL>(simd, at, sums);
     }
 
     #[inline(always)]
@@ -270,8 +274,8 @@ impl<S: Simd, Z: Finish<S>> Finish<S> for &mut Z {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
-        Z::finish_all(self, simd, at, sums);
+    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+        Z::finish_all::<N, NORMAL>(self, simd, at, sums);
     }
 
     #[inline(always)]
