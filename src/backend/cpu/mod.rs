@@ -9,6 +9,7 @@ mod adam;
 mod ends;
 pub mod floors;
 mod gemm;
+mod halves;
 mod infer;
 mod lanes;
 mod latent;
@@ -248,7 +249,7 @@ impl Backend for Cpu {
         objective: &VaeObjective,
     ) -> Result<VaeTrainer> {
         check::trainer(initial.size().dim, standardizer, objective.batch)?;
-        Ok(VaeTrainer::new(initial, standardizer, objective))
+        Ok(VaeTrainer::new(initial, standardizer, objective, self.precision))
     }
 
     fn vae_epoch<'e>(
@@ -292,7 +293,7 @@ impl Backend for Cpu {
         objective: &RewardObjective,
     ) -> Result<RewardTrainer> {
         check::trainer(initial.size().dim, standardizer, objective.batch)?;
-        Ok(RewardTrainer::new(initial, standardizer, objective))
+        Ok(RewardTrainer::new(initial, standardizer, objective, self.precision))
     }
 
     fn reward_epoch<'e>(

@@ -4,9 +4,12 @@
 use rayon::prelude::*;
 
 use super::adam::{Update, Vector, Weights};
+use super::halves::pair_lanes;
 use super::lanes::Lanes;
+use super::panel::{Pairs, Single, inputs_of_word};
 use super::tile::{Add, Sink, ZERO, columns, rows};
-use super::wide::{SLICE, STRIDE, Sums, Wide};
+use super::wide::{Halves, SLICE, STRIDE, Sums, Wide};
+use crate::backend::Precision;
 use crate::model::Linear;
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
@@ -25,6 +28,8 @@ pub struct Reconstruction {
     differences: Lanes,
     /// A group's slice of the weights, transposed: `[ACROSS][hidden][32]`.
     across: Lanes,
+    /// A group's operands of BF16 products: of the differences, and of the transposed weights, `[hidden / 2][32]`.
+    halves: Lanes,
     squares: Vec<f64>,
 }
 
@@ -41,14 +46,16 @@ pub struct Target<'a> {
 
 impl Reconstruction {
     /// Starts from `layer`.
-    pub fn new(layer: &Linear) -> Reconstruction {
-        let weight = Wide::new(layer.outputs, layer.inputs, |h, i| layer.weight[i * layer.inputs + h]);
+    pub fn new(layer: &Linear, precision: Precision) -> Reconstruction {
+        let weight =
+            Wide::new(layer.outputs, layer.inputs, precision, |h, i| layer.weight[i * layer.inputs + h]);
         Reconstruction {
             bias: Vector::new(&layer.bias, weight.slices() * ACROSS),
             weight,
             sums: Sums::default(),
             differences: Lanes::default(),
             across: Lanes::default(),
+            halves: Lanes::default(),
             squares: Vec::new(),
         }
     }
@@ -74,8 +81,8 @@ impl Reconstruction {
         &self.sums
     }
 
-    /// Reconstructs from the hidden layer, given as rows `[rows, hidden]` and, times the slope, as `[panel][rows]`;
-    /// gives the sum of squared differences, updates the layer, and leaves the gradient by the hidden layer, over the
+    /// Reconstructs from the hidden layer, given as rows `[rows, hidden]` (of words, if products are BF16) and, times
+    /// the slope, as [`Wide::operand`]; gives the sum of squared differences, updates the layer, and leaves the gradient by the hidden layer, over the
     /// slope, in [`Reconstruction::sums`].
     pub fn pass(
         &mut self,
@@ -85,13 +92,20 @@ impl Reconstruction {
         target: Target<'_>,
         update: Update,
     ) -> f64 {
-        let width = self.weight.outputs();
-        let (count, slices, down) = (hidden.len() / width, self.weight.slices(), self.weight.panels());
+        let (width, precision) = (self.weight.outputs(), self.weight.precision());
+        let words = width / inputs_of_word(precision);
+        let (count, slices, down) = (hidden.len() / words, self.weight.slices(), self.weight.panels());
         let together = self.sums.clear(slices, down, count);
         let groups = slices.div_ceil(together);
         let size = (count * STRIDE).next_multiple_of(WIDTH);
         self.differences.resize(groups * size / WIDTH);
         self.across.resize(groups * ACROSS * width);
+        // Of the differences, then the weights.
+        let room = Halves::room(count) + words * WIDTH;
+        if precision == Precision::Bf16 {
+            self.halves.resize(groups * room / WIDTH);
+        }
+        let mut halves = self.halves.as_flattened_mut().chunks_exact_mut(room);
         self.squares.resize(slices, 0.0);
         let weights = self.weight.weights(together, Some(update));
         let mut bias = self.bias.weights();
@@ -118,6 +132,8 @@ impl Reconstruction {
                 target,
                 differences,
                 across,
+                halves: halves.next().unwrap_or_default(),
+                precision,
                 sums,
                 squares,
                 update,
@@ -140,6 +156,9 @@ struct Group<'a> {
     target: Target<'a>,
     differences: &'a mut [f32],
     across: &'a mut [Lane],
+    /// Empty where products are F32.
+    halves: &'a mut [f32],
+    precision: Precision,
     sums: &'a mut [Lane],
     squares: &'a mut [f64],
     update: Update,
@@ -151,6 +170,11 @@ impl Task for Group<'_> {
     fn run<S: Simd>(mut self, simd: S) {
         let (count, width) = (self.count, self.width);
         let down = width.div_ceil(WIDTH) * SLICE;
+        let at = if self.precision == Precision::Bf16 { Halves::room(count) } else { 0 };
+        let (room, turned) = self.halves.split_at_mut(at);
+        let turned = turned.as_chunks_mut::<WIDTH>().0;
+        let mut halves = Halves::new(room, if at == 0 { 0 } else { count });
+        let mut words = [ZERO; SLICE / 2];
         for (i, block) in self.blocks.chunks(self.target.size).enumerate() {
             let mut weights = self.weights.part(i * down, down);
             let mut bias = self.bias.part(i * ACROSS, ACROSS);
@@ -162,7 +186,15 @@ impl Task for Group<'_> {
             }
             for (q, across) in self.across.chunks_exact(width).enumerate() {
                 let mut place = Place { out: self.differences, from: q * WIDTH };
-                rows(simd, self.hidden, width, count, across, &mut place);
+                match self.precision {
+                    Precision::F32 => {
+                        rows::<S, Single, _>(simd, self.hidden, width, count, across, &mut place);
+                    }
+                    Precision::Bf16 => {
+                        pair_lanes(across, turned);
+                        rows::<S, Pairs, _>(simd, self.hidden, width / 2, count, turned, &mut place);
+                    }
+                }
             }
             let (squares, sums) = compare(bias.w.as_flattened(), block, self.differences);
             self.squares[i] = squares;
@@ -171,13 +203,31 @@ impl Task for Group<'_> {
                 *to = (self.target.slope * sum) as f32;
             }
             bias.learn(self.update).take(0, &gradient);
+            if self.precision == Precision::Bf16 {
+                halves.take(simd, &self.differences[..count * STRIDE]);
+            }
             for (p, sums) in self.sums.chunks_exact_mut(count).enumerate() {
                 let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
-                rows(simd, self.differences, STRIDE, count, lanes, &mut Add(sums));
+                match self.precision {
+                    Precision::F32 => {
+                        rows::<S, Single, _>(simd, self.differences, STRIDE, count, lanes, &mut Add(sums));
+                    }
+                    Precision::Bf16 => {
+                        pair_lanes(lanes, &mut words);
+                        halves.rows(simd, count, &words, &mut Add(sums));
+                    }
+                }
             }
-            for (p, lanes) in self.panels.chunks_exact(count).enumerate() {
+            let panels = width.div_ceil(WIDTH);
+            for (p, lanes) in self.panels.chunks_exact(self.panels.len() / panels).enumerate() {
                 let mut learn = weights.part(p * SLICE, SLICE);
-                columns(simd, self.differences, STRIDE, SLICE, lanes, &mut learn.learn(self.update));
+                let mut learn = learn.learn(self.update);
+                match self.precision {
+                    Precision::F32 => {
+                        columns::<S, Single, _>(simd, self.differences, STRIDE, SLICE, lanes, &mut learn);
+                    }
+                    Precision::Bf16 => halves.columns(simd, lanes, &mut learn),
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::infer::{Base, PackedVae, decode};
 use super::latent::{Codes, Posteriors};
-use super::panel::pad_lanes;
+use super::panel::{Single, pad_lanes};
 use super::tile::{Keep, ZERO, rows};
 use crate::backend::{PairRows, SyntheticPath};
 use crate::matrix::{RowSet, ValuesMut};
@@ -310,7 +310,7 @@ impl Task for Hide<'_> {
         let (latent, folded) = (f.first.inputs, residual.len());
         let mut made = vec![ZERO; 2 * folded];
         for (p, (panel, bias)) in f.panels.chunks_exact(latent).zip(&f.bias).enumerate() {
-            rows(simd, z, latent, 2 * folded, panel, &mut Keep(&mut made));
+            rows::<S, Single, _>(simd, z, latent, 2 * folded, panel, &mut Keep(&mut made));
             for lane in &mut made {
                 for i in 0..WIDTH {
                     let v = lane[i] + bias[i];

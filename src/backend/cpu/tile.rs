@@ -1,6 +1,8 @@
 //! Products of training, in register tiles: what a tile made goes straight to what comes next (a sum, a loss, a step
 //! of Adam) and need not travel through memory. Each element is one chain of fused multiply-adds in rising order.
+//! Operands come in words, see [`Arithmetic`].
 
+use super::panel::Arithmetic;
 use crate::simd::{Lane, Simd, WIDTH};
 
 /// A lane of zeros.
@@ -47,23 +49,30 @@ fn height<S: Simd>(left: usize) -> usize {
 
 /// Row r of the product is the sum over k of `a[r * stride + k] * b[k]`, for `count` rows.
 #[inline(always)]
-pub fn rows<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize, b: &[Lane], sink: &mut T) {
+pub fn rows<S: Simd, A: Arithmetic, T: Sink>(
+    simd: S,
+    a: &[f32],
+    stride: usize,
+    count: usize,
+    b: &[Lane],
+    sink: &mut T,
+) {
     let mut at = 0;
     while at < count {
         let a = &a[at * stride..];
         at += match height::<S>(count - at) {
-            8 => row_tile::<S, T, 8>(simd, a, stride, b, at, sink),
-            6 => row_tile::<S, T, 6>(simd, a, stride, b, at, sink),
-            4 => row_tile::<S, T, 4>(simd, a, stride, b, at, sink),
-            3 => row_tile::<S, T, 3>(simd, a, stride, b, at, sink),
-            2 => row_tile::<S, T, 2>(simd, a, stride, b, at, sink),
-            _ => row_tile::<S, T, 1>(simd, a, stride, b, at, sink),
+            8 => row_tile::<S, A, T, 8>(simd, a, stride, b, at, sink),
+            6 => row_tile::<S, A, T, 6>(simd, a, stride, b, at, sink),
+            4 => row_tile::<S, A, T, 4>(simd, a, stride, b, at, sink),
+            3 => row_tile::<S, A, T, 3>(simd, a, stride, b, at, sink),
+            2 => row_tile::<S, A, T, 2>(simd, a, stride, b, at, sink),
+            _ => row_tile::<S, A, T, 1>(simd, a, stride, b, at, sink),
         };
     }
 }
 
 #[inline(always)]
-fn row_tile<S: Simd, T: Sink, const R: usize>(
+fn row_tile<S: Simd, A: Arithmetic, T: Sink, const R: usize>(
     simd: S,
     a: &[f32],
     stride: usize,
@@ -78,7 +87,7 @@ fn row_tile<S: Simd, T: Sink, const R: usize>(
         for (k, lane) in b.iter().enumerate() {
             let lane = simd.load(lane, part);
             for r in 0..R {
-                acc[r] = simd.fma(rows[r][k], lane, acc[r]);
+                acc[r] = A::add(simd, rows[r][k], lane, acc[r]);
             }
         }
         finish(simd, acc, part, &mut made);
@@ -89,22 +98,29 @@ fn row_tile<S: Simd, T: Sink, const R: usize>(
 
 /// Row c of the product is the sum over k of `a[k * stride + c] * b[k]`, for `count` columns c of `a`.
 #[inline(always)]
-pub fn columns<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize, b: &[Lane], sink: &mut T) {
+pub fn columns<S: Simd, A: Arithmetic, T: Sink>(
+    simd: S,
+    a: &[f32],
+    stride: usize,
+    count: usize,
+    b: &[Lane],
+    sink: &mut T,
+) {
     let mut at = 0;
     while at < count {
         at += match height::<S>(count - at) {
-            8 => column_tile::<S, T, 8>(simd, a, stride, b, at, sink),
-            6 => column_tile::<S, T, 6>(simd, a, stride, b, at, sink),
-            4 => column_tile::<S, T, 4>(simd, a, stride, b, at, sink),
-            3 => column_tile::<S, T, 3>(simd, a, stride, b, at, sink),
-            2 => column_tile::<S, T, 2>(simd, a, stride, b, at, sink),
-            _ => column_tile::<S, T, 1>(simd, a, stride, b, at, sink),
+            8 => column_tile::<S, A, T, 8>(simd, a, stride, b, at, sink),
+            6 => column_tile::<S, A, T, 6>(simd, a, stride, b, at, sink),
+            4 => column_tile::<S, A, T, 4>(simd, a, stride, b, at, sink),
+            3 => column_tile::<S, A, T, 3>(simd, a, stride, b, at, sink),
+            2 => column_tile::<S, A, T, 2>(simd, a, stride, b, at, sink),
+            _ => column_tile::<S, A, T, 1>(simd, a, stride, b, at, sink),
         };
     }
 }
 
 #[inline(always)]
-fn column_tile<S: Simd, T: Sink, const R: usize>(
+fn column_tile<S: Simd, A: Arithmetic, T: Sink, const R: usize>(
     simd: S,
     a: &[f32],
     stride: usize,
@@ -120,7 +136,7 @@ fn column_tile<S: Simd, T: Sink, const R: usize>(
             let row = &row[at..at + R];
             let lane = simd.load(lane, part);
             for r in 0..R {
-                acc[r] = simd.fma(row[r], lane, acc[r]);
+                acc[r] = A::add(simd, row[r], lane, acc[r]);
             }
         }
         finish(simd, acc, part, &mut made);

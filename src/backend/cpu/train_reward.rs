@@ -7,10 +7,11 @@ use rayon::prelude::*;
 
 use super::adam::{Rates, Update, Vector, Weights};
 use super::lanes::Lanes;
+use super::panel::Single;
 use super::samples::{NONE, Rows, Samples, Step};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
 use super::wide::{Back, Fill, STRIDE, Sums, Wide};
-use crate::backend::{PairRows, RewardObjective};
+use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
@@ -32,6 +33,8 @@ pub struct RewardTrainer {
 struct Scratch {
     /// The first layer's outputs of what passes through d dimensions, then the gradient by them: `[panel][rows]`.
     wide: Lanes,
+    /// That gradient as an operand.
+    operand: Lanes,
     /// The hidden layer of every sample, then the gradient by it: `[panel][samples]`.
     hidden: Lanes,
     /// Each panel's share of the rewards, `[panel][samples]`.
@@ -76,10 +79,11 @@ impl RewardTrainer {
         initial: &RewardModel,
         standardizer: &Standardizer,
         objective: &RewardObjective,
+        precision: Precision,
     ) -> RewardTrainer {
         let [first, second] = &initial.layers;
         RewardTrainer {
-            first: Wide::new(first.inputs, first.outputs, |o, i| first.weight[o * first.inputs + i]),
+            first: Wide::new(first.inputs, first.outputs, precision, |o, i| first.weight[o * first.inputs + i]),
             first_bias: Vector::new(&first.bias, 0),
             second: Vector::new(&second.weight, 0),
             second_bias: Vector::new(&second.bias, 0),
@@ -162,8 +166,7 @@ impl RewardTrainer {
                 fresh: back.is_none(),
                 standardizer: &self.standardizer,
             });
-            let back_now =
-                back.map(|update| Back { lanes: &self.scratch.wide, rows: now.wide_rows(), update });
+            let back_now = back.map(|update| Back { lanes: &self.scratch.operand, update });
             self.first.pass(level, back_now, fill.as_ref());
             let Some(batch) = next else { break };
             std::mem::swap(&mut now, &mut later);
@@ -179,7 +182,7 @@ impl RewardTrainer {
         mean
     }
 
-    /// From the first layer's sums to the gradient by them, which stays in `scratch.wide`; everything but the first
+    /// From the first layer's sums to the gradient by them, which stays in `scratch.operand`; everything but the first
     /// layer's weights takes its update.
     fn step(&mut self, level: Level, step: &Step, update: Update) -> f64 {
         let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
@@ -238,6 +241,7 @@ impl RewardTrainer {
             tasks.push(Backward { step, wide, hidden, slopes: &s.slopes, bias, head, update });
         }
         tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
+        Wide::operand(self.first.precision(), &s.wide, wide_rows, &mut s.operand);
         loss / pairs
     }
 }
@@ -268,7 +272,7 @@ impl Task for Forward<'_> {
             }
         }
         let folded = &mut hidden[step.whole..];
-        rows(simd, &step.hidden, step.depth, folded.len(), &wide[..step.depth], &mut Add(folded));
+        rows::<S, Single, _>(simd, &step.hidden, step.depth, folded.len(), &wide[..step.depth], &mut Add(folded));
         for value in hidden.as_flattened_mut() {
             // Written so that NaN stays NaN.
             *value = if *value < 0.0 { 0.0 } else { *value };
@@ -324,7 +328,7 @@ impl Task for Backward<'_> {
             }
         }
         let folded = &hidden[step.whole..];
-        columns(
+        columns::<S, Single, _>(
             simd,
             &step.hidden,
             step.depth.max(1),

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use super::adam::{Rates, Update, Vector};
+use super::halves::pair;
 use super::lanes::Lanes;
 use super::layers::{Dense, relu, relu_backward};
 use super::reconstruct::{Reconstruction, Target};
 use super::tile::ZERO;
 use super::wide::{Back, Fill, STRIDE, Wide};
-use crate::backend::{Divergence, Reduction, VaeLoss, VaeObjective, W2_EPS};
+use crate::backend::{Divergence, Precision, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::math::exp;
@@ -38,11 +39,15 @@ struct Scratch {
     back: Lanes,
     /// The decoder's hidden layer, `[panel][rows]`.
     panels: Lanes,
+    /// One of them as an operand.
+    operand: Lanes,
     encoder_hidden: Vec<f32>,
     code: Vec<f32>,
     eps: Vec<f32>,
     z: Vec<f32>,
     decoder_hidden: Vec<f32>,
+    /// The same in words of two values.
+    halves: Vec<f32>,
     dhidden: Vec<f32>,
     dz: Vec<f32>,
     dcode: Vec<f32>,
@@ -80,14 +85,19 @@ impl Fill for Batch<'_> {
 
 impl VaeTrainer {
     /// Starts from a model for standardised embeddings.
-    pub fn new(initial: &Vae, standardizer: &Standardizer, objective: &VaeObjective) -> VaeTrainer {
+    pub fn new(
+        initial: &Vae,
+        standardizer: &Standardizer,
+        objective: &VaeObjective,
+        precision: Precision,
+    ) -> VaeTrainer {
         let [first, second] = &initial.encoder;
         let [third, last] = &initial.decoder;
         VaeTrainer {
-            first: Wide::new(first.inputs, first.outputs, |o, i| first.weight[o * first.inputs + i]),
+            first: Wide::new(first.inputs, first.outputs, precision, |o, i| first.weight[o * first.inputs + i]),
             first_bias: Vector::new(&first.bias, 0),
             middle: [Dense::new(second), Dense::new(third)],
-            last: Reconstruction::new(last),
+            last: Reconstruction::new(last, precision),
             objective: *objective,
             standardizer: standardizer.clone(),
             steps: 0,
@@ -145,7 +155,7 @@ impl VaeTrainer {
             for layer in &mut self.middle {
                 layer.step(&self.objective.adam, self.steps);
             }
-            self.first_pass(level, Some((2 * batch.len(), update)), sides, batches.get(i + 1).copied());
+            self.first_pass(level, Some(update), sides, batches.get(i + 1).copied());
         }
         mean
     }
@@ -155,23 +165,23 @@ impl VaeTrainer {
         self.first.reserve(2 * batch.len());
         self.first_pass(level, None, sides, Some(batch));
         let loss = self.step(level, batch, epoch, Update::Keep);
-        self.first_pass(level, Some((2 * batch.len(), Update::Keep)), sides, None);
+        self.first_pass(level, Some(Update::Keep), sides, None);
         loss
     }
 
     fn first_pass(
         &mut self,
         level: Level,
-        back: Option<(usize, Update)>,
+        back: Option<Update>,
         sides: [&RowSet<'_>; 2],
         next: Option<&[u32]>,
     ) {
-        let back = back.map(|(rows, update)| Back { lanes: &self.scratch.back, rows, update });
+        let back = back.map(|update| Back { lanes: &self.scratch.operand, update });
         let next = next.map(|rows| Batch { sides, rows, standardizer: &self.standardizer });
         self.first.pass(level, back, next.as_ref());
     }
 
-    /// From the first layer's sums to the gradient by them, which stays in `scratch.back`. The last layer and the
+    /// From the first layer's sums to the gradient by them, which stays in `scratch.operand`. The last layer and the
     /// first one's bias take their updates, the middle ones keep their gradients.
     fn step(&mut self, level: Level, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
         let (pairs, rows) = (batch.len(), 2 * batch.len());
@@ -225,7 +235,19 @@ impl VaeTrainer {
         to_panels(&s.decoder_hidden, hidden, &mut s.panels);
         times_slope(&mut s.panels);
         let target = Target { blocks, size, slope };
-        let squares = self.last.pass(level, &s.decoder_hidden, &s.panels, target, update);
+        let precision = self.first.precision();
+        Wide::operand(precision, &s.panels, rows, &mut s.operand);
+        let inputs = match precision {
+            Precision::F32 => &s.decoder_hidden,
+            Precision::Bf16 => {
+                s.halves.resize(s.decoder_hidden.len() / 2, 0.0);
+                let (even, odd): (Vec<f32>, Vec<f32>) =
+                    s.decoder_hidden.chunks_exact(2).map(|two| (two[0], two[1])).unzip();
+                pair(&even, &odd, &mut s.halves);
+                &s.halves
+            }
+        };
+        let squares = self.last.pass(level, inputs, &s.operand, target, update);
         let mut loss = VaeLoss { reconstruction: scale * squares / pairs as f64, ..VaeLoss::default() };
         self.divergences(pairs, latent, &mut loss);
         loss.total =
@@ -258,6 +280,7 @@ impl VaeTrainer {
             }
         }
         self.first_bias.learn(level, &sums, update);
+        Wide::operand(precision, &s.back, rows, &mut s.operand);
         loss
     }
 

@@ -2,20 +2,27 @@
 //! second-level cache its gradient is made and goes straight into Adam, the next batch's inputs are fetched, and the
 //! slice's share of the next batch's outputs is summed. Gradients never reach memory, and weights and moments are read
 //! and written once a step.
+//!
+//! With [`Precision::Bf16`] the operands of products are rounded on their way in; weights, moments and sums are F32.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::adam::{Update, Weights};
+use super::halves::{halve, interleave, pair_lanes};
 use super::lanes::Lanes;
-use super::tile::{Add, ZERO, columns, rows};
+use super::panel::{Pairs, Single};
+use super::tile::{Add, Sink, ZERO, columns, rows};
+use crate::backend::Precision;
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
 pub const SLICE: usize = 128;
 /// Distance of a block's rows: not a power of two, whose rows would share a few sets of the cache.
 pub const STRIDE: usize = SLICE + 16;
+/// Distance of a block's rows in words of two values.
+const HALF_STRIDE: usize = SLICE / 2 + 16;
 /// Most sums over slices that run side by side. A number of their own makes results independent of the threads.
 const GROUPS: usize = 16;
 /// Lanes that sums side by side may take together.
@@ -34,8 +41,59 @@ pub struct Wide {
     g: Lanes,
     /// Inputs of the batch, `[slice][capacity][STRIDE]`; columns past the last input are zero.
     blocks: Lanes,
+    /// The same as operands of BF16 products, a [`Halves`] for each slice.
+    halves: Lanes,
     capacity: usize,
     sums: Sums,
+    precision: Precision,
+}
+
+/// Rows of a slice as operands of BF16 products.
+pub struct Halves<'a> {
+    /// Words of two columns, `[rows][HALF_STRIDE]`.
+    along: &'a mut [f32],
+    /// Words of two rows, `[rows / 2][STRIDE]`.
+    down: &'a mut [f32],
+}
+
+impl<'a> Halves<'a> {
+    /// Values that so many rows need, whole lanes.
+    pub fn room(rows: usize) -> usize {
+        (rows * HALF_STRIDE + rows.div_ceil(2) * STRIDE).next_multiple_of(WIDTH)
+    }
+
+    /// Room for `rows` rows.
+    pub fn new(room: &'a mut [f32], rows: usize) -> Halves<'a> {
+        let (along, down) = room.split_at_mut(rows * HALF_STRIDE);
+        Halves { along, down }
+    }
+
+    /// Takes rows of a block.
+    #[inline(always)]
+    pub fn take<S: Simd>(&mut self, simd: S, block: &[f32]) {
+        let rows = block.chunks_exact(STRIDE).zip(self.along.chunks_exact_mut(HALF_STRIDE));
+        for (row, along) in rows {
+            halve(simd, &row[..SLICE], along);
+        }
+        let count = block.len() / STRIDE;
+        let pairs = self.along[..count * HALF_STRIDE].chunks(2 * HALF_STRIDE);
+        for (pair, down) in pairs.zip(self.down.chunks_exact_mut(STRIDE)) {
+            let odd = (pair.len() > HALF_STRIDE).then(|| &pair[HALF_STRIDE..][..SLICE / 2]);
+            interleave(&pair[..SLICE / 2], odd, &mut down[..SLICE]);
+        }
+    }
+
+    /// Row r of the product of `count` rows with weights, `[SLICE / 2]` words.
+    #[inline(always)]
+    pub fn rows<S: Simd>(&self, simd: S, count: usize, weights: &[Lane], sink: &mut impl Sink) {
+        rows::<S, Pairs, _>(simd, self.along, HALF_STRIDE, count, weights, sink);
+    }
+
+    /// Column c of the product of all columns with lanes of words of two rows.
+    #[inline(always)]
+    pub fn columns<S: Simd>(&self, simd: S, lanes: &[Lane], sink: &mut impl Sink) {
+        columns::<S, Pairs, _>(simd, self.down, STRIDE, SLICE, lanes, sink);
+    }
 }
 
 /// Sums over groups of slices, `[group][panel][rows]`.
@@ -83,20 +141,23 @@ pub trait Fill: Sync {
     fn fill(&self, columns: Range<usize>, block: &mut [f32]);
 }
 
-/// The gradient by a batch's outputs, `[panel][rows]`, and what it is for.
+/// The gradient by a batch's outputs, and what it is for.
 #[derive(Clone, Copy)]
 pub struct Back<'a> {
-    /// The gradient.
+    /// The gradient as [`Wide::operand`] makes it.
     pub lanes: &'a [Lane],
-    /// Rows of the batch that the blocks hold.
-    pub rows: usize,
     /// What is done.
     pub update: Update,
 }
 
 impl Wide {
     /// Starts from weights `weight(output, input)` with zero moments.
-    pub fn new(inputs: usize, outputs: usize, weight: impl Fn(usize, usize) -> f32) -> Wide {
+    pub fn new(
+        inputs: usize,
+        outputs: usize,
+        precision: Precision,
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Wide {
         let (slices, panels) = (inputs.div_ceil(SLICE), outputs.div_ceil(WIDTH));
         let mut w = Lanes::zeros(slices * panels * SLICE);
         for input in 0..inputs {
@@ -113,8 +174,32 @@ impl Wide {
             g: Lanes::default(),
             w,
             blocks: Lanes::default(),
+            halves: Lanes::default(),
             capacity: 0,
             sums: Sums::default(),
+            precision,
+        }
+    }
+
+    /// Arithmetic of the products.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The gradient by a batch's outputs, `[panel][rows]`, as an operand of [`Wide::pass`], `[panel][rows or words]`.
+    pub fn operand(precision: Precision, lanes: &[Lane], rows: usize, out: &mut Lanes) {
+        match precision {
+            Precision::F32 => {
+                out.resize(lanes.len());
+                out.copy_from_slice(lanes);
+            }
+            Precision::Bf16 => {
+                let words = rows.div_ceil(2);
+                out.resize(lanes.len() / rows * words);
+                for (lanes, out) in lanes.chunks_exact(rows).zip(out.chunks_exact_mut(words)) {
+                    pair_lanes(lanes, out);
+                }
+            }
         }
     }
 
@@ -175,6 +260,10 @@ impl Wide {
             self.capacity = rows;
             self.blocks.resize(self.slices() * self.block() / WIDTH);
             self.blocks.fill(ZERO);
+            if self.precision == Precision::Bf16 {
+                self.halves.resize(self.slices() * Halves::room(rows) / WIDTH);
+                self.halves.fill(ZERO);
+            }
         }
     }
 
@@ -199,9 +288,12 @@ impl Wide {
     pub fn pass<F: Fill>(&mut self, level: Level, back: Option<Back<'_>>, next: Option<&F>) {
         let (inputs, panels, slices, size) = (self.inputs, self.panels, self.slices(), self.block());
         let rows = next.map_or(1, Fill::rows);
-        assert!(rows.max(back.map_or(0, |b| b.rows)) <= self.capacity, "room for the batch");
+        assert!(rows <= self.capacity, "room for the batch");
         let (mut blocks, mut sums) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.sums));
+        let mut halves = std::mem::take(&mut self.halves);
         let together = sums.clear(slices, panels, rows);
+        let (capacity, precision) = (self.capacity, self.precision);
+        let mut rooms = halves.as_flattened_mut().chunks_mut((together * Halves::room(capacity)).max(1));
         let weights = self.weights(together, back.map(|b| b.update));
         let tasks: Vec<_> = weights
             .into_iter()
@@ -212,6 +304,9 @@ impl Wide {
                 weights,
                 blocks,
                 size,
+                halves: rooms.next().unwrap_or_default(),
+                capacity,
+                precision,
                 sums,
                 panels,
                 first: group * together * SLICE,
@@ -221,7 +316,7 @@ impl Wide {
             })
             .collect();
         tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
-        (self.blocks, self.sums) = (blocks, sums);
+        (self.blocks, self.halves, self.sums) = (blocks, halves, sums);
     }
 }
 
@@ -235,6 +330,10 @@ struct Pass<'a, F> {
     weights: Weights<'a>,
     blocks: &'a mut [f32],
     size: usize,
+    /// Empty where products are F32.
+    halves: &'a mut [f32],
+    capacity: usize,
+    precision: Precision,
     sums: &'a mut [Lane],
     panels: usize,
     first: usize,
@@ -247,22 +346,46 @@ impl<F: Fill> Task for Pass<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Pass { mut weights, blocks, size, sums, panels, first, inputs, back, next } = self;
+        let Pass { mut weights, blocks, size, sums, panels, first, inputs, back, next, .. } = self;
+        let mut rooms = self.halves.chunks_mut(Halves::room(self.capacity).max(1));
+        // Without halves there is no room to be cut.
+        let capacity = if self.precision == Precision::Bf16 { self.capacity } else { 0 };
+        let mut words = [ZERO; SLICE / 2];
         for (i, block) in blocks.chunks_mut(size).enumerate() {
             let mut weights = weights.part(i * panels * SLICE, panels * SLICE);
+            let mut halves = Halves::new(rooms.next().unwrap_or_default(), capacity);
             if let Some(back) = back {
-                for (p, lanes) in back.lanes.chunks_exact(back.rows).enumerate() {
+                let lanes = back.lanes.chunks_exact(back.lanes.len() / panels);
+                for (p, lanes) in lanes.enumerate() {
                     let mut learn = weights.part(p * SLICE, SLICE);
-                    columns(simd, block, STRIDE, SLICE, lanes, &mut learn.learn(back.update));
+                    let mut learn = learn.learn(back.update);
+                    match self.precision {
+                        Precision::F32 => {
+                            columns::<S, Single, _>(simd, block, STRIDE, SLICE, lanes, &mut learn);
+                        }
+                        Precision::Bf16 => halves.columns(simd, lanes, &mut learn),
+                    }
                 }
             }
             if let Some(next) = next {
                 let from = first + i * SLICE;
                 let count = next.rows();
-                next.fill(from..(from + SLICE).min(inputs), &mut block[..count * STRIDE]);
+                let block = &mut block[..count * STRIDE];
+                next.fill(from..(from + SLICE).min(inputs), block);
+                if self.precision == Precision::Bf16 {
+                    halves.take(simd, block);
+                }
                 for (p, sums) in sums.chunks_exact_mut(count).enumerate() {
                     let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
-                    rows(simd, block, STRIDE, count, lanes, &mut Add(sums));
+                    match self.precision {
+                        Precision::F32 => {
+                            rows::<S, Single, _>(simd, block, STRIDE, count, lanes, &mut Add(sums));
+                        }
+                        Precision::Bf16 => {
+                            pair_lanes(lanes, &mut words);
+                            halves.rows(simd, count, &words, &mut Add(sums));
+                        }
+                    }
                 }
             }
         }
