@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::adam::{Update, Vector, Weights};
-use super::halves::pair_lanes;
+use super::halves::{halve, pair_lanes};
 use super::lanes::Lanes;
 use super::panel::{Pairs, Single, inputs_of_word};
 use super::tile::{Add, Sink, ZERO, columns, rows};
@@ -99,7 +99,9 @@ impl Reconstruction {
         let groups = slices.div_ceil(together);
         let size = (count * STRIDE).next_multiple_of(WIDTH);
         self.differences.resize(groups * size / WIDTH);
-        self.across.resize(groups * ACROSS * width);
+        if precision == Precision::F32 {
+            self.across.resize(groups * ACROSS * width);
+        }
         // Of the differences, then the weights.
         let room = Halves::room(count) + words * WIDTH;
         if precision == Precision::Bf16 {
@@ -110,11 +112,13 @@ impl Reconstruction {
         let weights = self.weight.weights(together, Some(update));
         let mut bias = self.bias.weights();
         let mut tasks = Vec::with_capacity(groups);
+        let mut across = self.across.chunks_exact_mut(ACROSS * width);
+        let across = std::iter::repeat_with(|| across.next().unwrap_or_default());
         let scratch = self
             .differences
             .as_flattened_mut()
             .chunks_exact_mut(size)
-            .zip(self.across.chunks_exact_mut(ACROSS * width));
+            .zip(across);
         let blocks = target.blocks.chunks(together * target.size).zip(self.squares.chunks_mut(together));
         for (((weights, sums), (differences, across)), (blocks, squares)) in
             weights.into_iter().zip(self.sums.groups()).zip(scratch).zip(blocks)
@@ -178,20 +182,22 @@ impl Task for Group<'_> {
         for (i, block) in self.blocks.chunks(self.target.size).enumerate() {
             let mut weights = self.weights.part(i * down, down);
             let mut bias = self.bias.part(i * ACROSS, ACROSS);
-            for (q, across) in self.across.chunks_exact_mut(width).enumerate() {
-                for (h, lane) in across.iter_mut().enumerate() {
-                    let from = &weights.w[h / WIDTH * SLICE + q * WIDTH..][..WIDTH];
-                    *lane = std::array::from_fn(|j| from[j][h % WIDTH]);
-                }
-            }
-            for (q, across) in self.across.chunks_exact(width).enumerate() {
+            for q in 0..ACROSS {
                 let mut place = Place { out: self.differences, from: q * WIDTH };
                 match self.precision {
                     Precision::F32 => {
+                        let across = &mut self.across[q * width..][..width];
+                        for (h, lane) in across.iter_mut().enumerate() {
+                            let from = &weights.w[h / WIDTH * SLICE + q * WIDTH..][..WIDTH];
+                            *lane = std::array::from_fn(|j| from[j][h % WIDTH]);
+                        }
                         rows::<S, Single, _>(simd, self.hidden, width, count, across, &mut place);
                     }
                     Precision::Bf16 => {
-                        pair_lanes(across, turned);
+                        let panels = weights.w.chunks_exact(SLICE).zip(turned.chunks_mut(WIDTH / 2));
+                        for (panel, turned) in panels {
+                            turn_pairs(simd, &panel[q * WIDTH..][..WIDTH], turned);
+                        }
                         rows::<S, Pairs, _>(simd, self.hidden, width / 2, count, turned, &mut place);
                     }
                 }
@@ -229,6 +235,21 @@ impl Task for Group<'_> {
                     Precision::Bf16 => halves.columns(simd, lanes, &mut learn),
                 }
             }
+        }
+    }
+}
+
+/// Words of neighbouring values of 32 lanes, transposed: lane h holds values 2 h and 2 h + 1 of every lane. Takes as many
+/// as `to` has room for.
+#[inline(always)]
+fn turn_pairs<S: Simd>(simd: S, lanes: &[Lane], to: &mut [Lane]) {
+    let mut words = [[0f32; WIDTH / 2]; WIDTH];
+    for (lane, words) in lanes.iter().zip(&mut words) {
+        halve(simd, lane, words);
+    }
+    for (h, to) in to.iter_mut().enumerate() {
+        for (to, words) in to.iter_mut().zip(&words) {
+            *to = words[h];
         }
     }
 }

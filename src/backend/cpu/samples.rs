@@ -12,7 +12,7 @@ use super::latent::{Codes, Posteriors};
 use super::panel::{Single, pad_lanes};
 use super::tile::{Keep, ZERO, rows};
 use crate::backend::{PairRows, SyntheticPath};
-use crate::matrix::{RowSet, ValuesMut};
+use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{Linear, Standardizer};
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
@@ -132,16 +132,25 @@ impl<'a> Samples<'a> {
     /// Columns of a row that passes through d dimensions behind the decoder.
     #[inline(always)]
     pub fn widen(&self, step: &Step, row: usize, columns: Range<usize>, out: &mut [f32]) {
-        let (set, row) = step.wide[row];
-        let row = row as usize;
-        match set {
-            Set::Originals(side) => self.sides[side].originals.row(row).slice(columns).widen(out),
-            Set::Seeds(side) => {
-                let seeds = self.sides[side].synthetic.as_ref().and_then(|s| s.residual);
-                seeds.expect("residual samples").0.row(row).slice(columns).widen(out);
+        match self.stored(step, row) {
+            Some(values) => values.slice(columns).widen(out),
+            None => {
+                let row = step.wide[row].1 as usize;
+                out.copy_from_slice(&step.decoded[row * self.dim..][columns]);
             }
-            Set::Decoded => out.copy_from_slice(&step.decoded[row * self.dim..][columns]),
         }
+    }
+
+    /// The values of such a row, if there is one and it is stored.
+    #[inline(always)]
+    pub fn stored(&self, step: &Step, row: usize) -> Option<Values<'_>> {
+        let &(set, row) = step.wide.get(row)?;
+        let rows = match set {
+            Set::Originals(side) => self.sides[side].originals,
+            Set::Seeds(side) => self.sides[side].synthetic.as_ref().and_then(|s| s.residual)?.0,
+            Set::Decoded => return None,
+        };
+        Some(rows.row(row as usize))
     }
 
     /// Puts the samples of a batch in order.

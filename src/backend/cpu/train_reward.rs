@@ -10,7 +10,7 @@ use super::lanes::Lanes;
 use super::panel::Single;
 use super::samples::{NONE, Rows, Samples, Step};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
-use super::wide::{Back, Fill, STRIDE, Sums, Wide};
+use super::wide::{AHEAD, Back, Fill, STRIDE, Sums, Wide, ask};
 use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
@@ -58,7 +58,7 @@ impl Fill for Batch<'_> {
     }
 
     #[inline(always)]
-    fn fill(&self, columns: Range<usize>, block: &mut [f32]) {
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32]) {
         let (folded, rest) = block.split_at_mut(self.step.depth * STRIDE);
         if self.fresh {
             for (row, to) in folded.chunks_exact_mut(STRIDE).enumerate() {
@@ -66,6 +66,9 @@ impl Fill for Batch<'_> {
             }
         }
         for (row, to) in rest.chunks_exact_mut(STRIDE).enumerate() {
+            if let Some(values) = self.samples.stored(self.step, row + AHEAD) {
+                ask(simd, values.slice(columns.clone()));
+            }
             let to = &mut to[..columns.len()];
             self.samples.widen(self.step, row, columns.clone(), to);
             self.standardizer.apply_to(columns.clone(), to);

@@ -2,19 +2,21 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::adam::{Rates, Update, Vector};
 use super::halves::pair;
 use super::lanes::Lanes;
 use super::layers::{Dense, relu, relu_backward};
 use super::reconstruct::{Reconstruction, Target};
 use super::tile::ZERO;
-use super::wide::{Back, Fill, STRIDE, Wide};
+use super::wide::{AHEAD, Back, Fill, STRIDE, Wide, ask};
 use crate::backend::{Divergence, Precision, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::math::exp;
 use crate::noise::{Address, Purpose, Side, fill_normals};
-use crate::simd::{Lane, Level, WIDTH};
+use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
@@ -73,11 +75,17 @@ impl Fill for Batch<'_> {
     }
 
     #[inline(always)]
-    fn fill(&self, columns: Range<usize>, block: &mut [f32]) {
-        for (r, to) in block.chunks_exact_mut(STRIDE).enumerate() {
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32]) {
+        let values = |r: usize| {
             let (side, row) = self.place(r);
+            self.sides[side as usize].row(row as usize).slice(columns.clone())
+        };
+        for (r, to) in block.chunks_exact_mut(STRIDE).enumerate() {
+            if r + AHEAD < self.rows() {
+                ask(simd, values(r + AHEAD));
+            }
             let to = &mut to[..columns.len()];
-            self.sides[side as usize].row(row as usize).slice(columns.clone()).widen(to);
+            values(r).widen(to);
             self.standardizer.apply_to(columns.clone(), to);
         }
     }
@@ -210,16 +218,18 @@ impl VaeTrainer {
         from_panels(&s.back, hidden, &mut s.encoder_hidden);
         relu(&mut s.encoder_hidden);
         self.middle[0].forward(&s.encoder_hidden, &mut s.code);
-        let codes = s.code.chunks_exact(2 * latent);
-        let noise = s.eps.chunks_exact_mut(latent).zip(s.z.chunks_exact_mut(latent));
-        for (r, (code, (eps, z))) in codes.zip(noise).enumerate() {
-            let (side, row) = (Side::BOTH[r / pairs], u64::from(batch[r % pairs]));
-            let address = Address { purpose: Purpose::TrainVae, side, row, candidate: epoch };
-            fill_normals(self.objective.seed, address, eps);
-            for j in 0..latent {
-                z[j] = exp(0.5 * code[latent + j]).mul_add(eps[j], code[j]);
+        let codes = s.code.par_chunks(TOGETHER * 2 * latent);
+        let noise = s.eps.par_chunks_mut(TOGETHER * latent).zip(s.z.par_chunks_mut(TOGETHER * latent));
+        let seed = self.objective.seed;
+        codes.zip(noise).enumerate().for_each(|(i, (codes, (eps, z)))| {
+            for (r, eps) in eps.chunks_exact_mut(latent).enumerate() {
+                let r = i * TOGETHER + r;
+                let (side, row) = (Side::BOTH[r / pairs], u64::from(batch[r % pairs]));
+                let address = Address { purpose: Purpose::TrainVae, side, row, candidate: epoch };
+                fill_normals(seed, address, eps);
             }
-        }
+            level.run(Sampled { codes, eps, z, latent });
+        });
         self.middle[1].forward(&s.z, &mut s.decoder_hidden);
         relu(&mut s.decoder_hidden);
 
@@ -315,6 +325,31 @@ impl VaeTrainer {
                     dcode[j] = (dmu / n) as f32;
                     dcode[latent + j] = (dlogvar / n) as f32;
                 }
+            }
+        }
+    }
+}
+
+/// Rows that a task takes through what lies between the products.
+const TOGETHER: usize = 32;
+
+/// z = mu + exp(logvar / 2) eps of some rows.
+struct Sampled<'a> {
+    codes: &'a [f32],
+    eps: &'a [f32],
+    z: &'a mut [f32],
+    latent: usize,
+}
+
+impl Task for Sampled<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Sampled { codes, eps, z, latent } = self;
+        let rows = eps.chunks_exact(latent).zip(z.chunks_exact_mut(latent));
+        for (code, (eps, z)) in codes.chunks_exact(2 * latent).zip(rows) {
+            for j in 0..latent {
+                z[j] = exp(0.5 * code[latent + j]).mul_add(eps[j], code[j]);
             }
         }
     }

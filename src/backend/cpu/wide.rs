@@ -15,6 +15,7 @@ use super::lanes::Lanes;
 use super::panel::{Pairs, Single};
 use super::tile::{Add, Sink, ZERO, columns, rows};
 use crate::backend::Precision;
+use crate::matrix::Values;
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
@@ -138,7 +139,16 @@ pub trait Fill: Sync {
     /// Rows of the batch.
     fn rows(&self) -> usize;
     /// Writes inputs `columns` of all rows, one row every [`STRIDE`] values.
-    fn fill(&self, columns: Range<usize>, block: &mut [f32]);
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32]);
+}
+
+/// Rows that are asked for before they are wanted: they lie apart, where the machine does not foresee them.
+pub const AHEAD: usize = 12;
+
+/// Asks for a part of a row to be brought near.
+#[inline(always)]
+pub fn ask<S: Simd>(simd: S, values: Values<'_>) {
+    values.bytes().iter().step_by(64).for_each(|line| simd.prefetch(line));
 }
 
 /// The gradient by a batch's outputs, and what it is for.
@@ -371,7 +381,7 @@ impl<F: Fill> Task for Pass<'_, F> {
                 let from = first + i * SLICE;
                 let count = next.rows();
                 let block = &mut block[..count * STRIDE];
-                next.fill(from..(from + SLICE).min(inputs), block);
+                next.fill(simd, from..(from + SLICE).min(inputs), block);
                 if self.precision == Precision::Bf16 {
                     halves.take(simd, block);
                 }
