@@ -535,7 +535,7 @@ fn a_device_that_is_not_there_is_said_once() {
     assert_eq!(said.err.lines().count(), 1, "{said:?}");
     assert!(said.err.starts_with("lensmith: computing on the CPU: "), "{said:?}");
     let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
-    command.args(lab.words(line)).args(["--overwrite", "--precision", "bf16"]);
+    command.args(lab.words(line)).args(["--device", "reference", "--overwrite", "--precision", "bf16"]);
     let said: Said = command.output().expect("lensmith runs").into();
     assert_eq!(said.code, Some(2), "{said:?}");
     assert!(said.err.contains("--precision") && said.err.contains("f32"), "{said:?}");

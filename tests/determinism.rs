@@ -328,28 +328,33 @@ fn levels(lab: &Lab) -> Vec<&'static str> {
 fn instruction_sets_do_not_matter() {
     let lab = lab();
     let levels = levels(&lab);
-    for level in &levels {
-        let env = [("LENSMITH_SIMD", *level)];
-        let run = |line: String| lab.run_with(&line, &env).fine();
-        for (i, (options, dtype)) in WAYS.into_iter().enumerate() {
-            run(synth(options, dtype, &format!("{level}/{i}")));
+    for precision in ["f32", "bf16"] {
+        for level in &levels {
+            let at = format!("{precision}/{level}");
+            let env = [("LENSMITH_SIMD", *level)];
+            let run = |line: String| lab.run_with(&format!("{line} --precision {precision}"), &env).fine();
+            for (i, (options, dtype)) in WAYS.into_iter().enumerate() {
+                run(synth(options, dtype, &format!("{at}/{i}")));
+            }
+            run(format!("{} --output latents", synth("--fold 6", Dtype::F32, &format!("{at}/z"))));
+            run(format!("train-vae @seeds.safetensors --out @{at}/vae.safetensors {VAE}"));
+            run(format!(
+                "train-reward @seeds.safetensors --out @{at}/r.safetensors --reward-hidden 16 --epochs 3"
+            ));
+            run(format!(
+                "train-reward --recipe @{at}/3/recipe.json --out @{at}/rr.safetensors --reward-hidden 16 --epochs 2"
+            ));
+            run(format!(
+                "score @seeds.safetensors --tensor chosen --model @{at}/r.safetensors --out @{at}/s.safetensors"
+            ));
         }
-        run(format!("{} --output latents", synth("--fold 6", Dtype::F32, &format!("{level}/z"))));
-        run(format!("train-vae @seeds.safetensors --out @{level}/vae.safetensors {VAE}"));
-        run(format!(
-            "train-reward @seeds.safetensors --out @{level}/r.safetensors --reward-hidden 16 --epochs 3"
-        ));
-        run(format!(
-            "train-reward --recipe @{level}/3/recipe.json --out @{level}/rr.safetensors --reward-hidden 16 --epochs 2"
-        ));
-        run(format!(
-            "score @seeds.safetensors --tensor chosen --model @{level}/r.safetensors --out @{level}/s.safetensors"
-        ));
+        let want = outputs(&lab.at(&format!("{precision}/portable")));
+        for level in &levels {
+            assert_same_files(level, &outputs(&lab.at(&format!("{precision}/{level}"))), &want);
+        }
     }
-    let want = outputs(&lab.at("portable"));
-    for level in levels {
-        assert_same_files(level, &outputs(&lab.at(level)), &want);
-    }
+    let [f32, bf16] = ["f32", "bf16"].map(|p| lab.bytes(&format!("{p}/portable/vae.safetensors")));
+    assert!(f32 != bf16, "the precision does nothing");
 }
 
 /// Lines that train each kind of model, by name.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Backend;
+use super::{Backend, Precision};
 use super::cpu::{Cpu, floors};
 use super::cuda::Cuda;
 use super::cuda::rates::Load;
@@ -96,8 +96,12 @@ impl Measurable for Cpu {
 
     fn measure(&self, _: &Vae, _: &RewardModel, _: usize) -> Result<(Vec<Limit>, Vec<Resident>)> {
         let limit = |what: &str, resource, per_second| Limit { what: what.to_string(), resource, per_second };
+        let arithmetic = match self.precision() {
+            Precision::F32 => "F32 multiply-adds on registers",
+            Precision::Bf16 => "BF16 products on registers",
+        };
         let limits = vec![
-            limit("F32 multiply-adds on registers", Resource::Flop, floors::fma_flops(self)),
+            limit(arithmetic, Resource::Flop, floors::flops(self, self.precision())),
             limit("memory writes, ordinary stores", Resource::Write, floors::write_bytes(self, false)),
             limit("memory writes, non-temporal stores", Resource::Write, floors::write_bytes(self, true)),
             limit("memory copy, read + write", Resource::Copy, floors::copy_bytes(self)),

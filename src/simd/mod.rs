@@ -283,3 +283,162 @@ impl Level {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::dtype::Element;
+    use crate::noise::{Address, Purpose, Side, fill_normals};
+
+    fn random(seed: u64) -> Lane {
+        let mut lane = [0f32; WIDTH];
+        let address = Address { purpose: Purpose::Simulation, side: Side::Chosen, row: seed, candidate: 0 };
+        fill_normals(17, address, &mut lane);
+        lane
+    }
+
+    fn halves(lane: &Lane) -> HalfLane {
+        let mut out = [bf16::ZERO; WIDTH];
+        bf16::narrow(lane, &mut out);
+        out.map(bf16::to_bits)
+    }
+
+    /// Products of BF16 values in both arrangements: `(word, even, odd, acc)` to the sums of a lane.
+    struct Products(u32, HalfLane, HalfLane, Lane);
+
+    impl Task for Products {
+        type Output = [Lane; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [Lane; 2] {
+            let Products(word, even, odd, acc) = self;
+            let (a, mut out) = (f32::from_bits(word), [[0f32; WIDTH]; 2]);
+            let words: Lane =
+                std::array::from_fn(|i| f32::from_bits(u32::from(even[i]) | u32::from(odd[i]) << 16));
+            let apart_of = |values: HalfLane| {
+                let mut lane: HalfLane = [0; WIDTH];
+                (0..WIDTH).for_each(|c| lane[apart(c)] = values[c]);
+                lane
+            };
+            let [even, odd] = [even, odd].map(apart_of);
+            for part in 0..S::PARTS {
+                let acc = simd.load(&acc, part);
+                simd.store(simd.dot(a, simd.load(&words, part), acc), &mut out[0], part);
+                simd.store(simd.dot_apart(a, &even, &odd, part, acc), &mut out[1], part);
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn products_of_bf16_add_the_odd_term_first_and_round_after_each() {
+        for trial in 0..500 {
+            let [even, odd] = [halves(&random(4 * trial)), halves(&random(4 * trial + 1))];
+            let (acc, ab) = (random(4 * trial + 2), halves(&random(4 * trial + 3)));
+            let word = u32::from(ab[0]) | u32::from(ab[1]) << 16;
+            let wide = |half: u16| bf16::from_bits(half).to_f32();
+            let want: Lane = std::array::from_fn(|i| {
+                let sum = wide(ab[1]).mul_add(wide(odd[i]), acc[i]);
+                wide(ab[0]).mul_add(wide(even[i]), sum)
+            });
+            for level in Level::available() {
+                let got = level.run(Products(word, even, odd, acc));
+                for (got, how) in got.iter().zip(["together", "apart"]) {
+                    assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{} {how}", level.name());
+                }
+            }
+        }
+    }
+
+    /// What is packed of a lane, as F32 and as BF16: places and bits.
+    struct Packed(Lane);
+
+    impl Task for Packed {
+        type Output = (Vec<(u32, u32)>, Vec<(u16, u16)>);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let (mut places, mut values) = ([0u32; LANES], [0f32; LANES]);
+            let mut singles = Vec::new();
+            for (i, from) in self.0.as_chunks().0.iter().enumerate() {
+                let count = simd.nonzero(from, 100 + (i * LANES) as u32, &mut places, &mut values);
+                singles.extend((0..count).map(|j| (places[j], values[j].to_bits())));
+            }
+            let (mut places, mut values) = ([0u16; WIDTH], [0u16; WIDTH]);
+            let count = simd.nonzero_bf16(&self.0, 100, &mut places, &mut values);
+            (singles, places.into_iter().zip(values).take(count).collect())
+        }
+    }
+
+    #[test]
+    fn what_is_not_zero_is_packed() {
+        for trial in 0..200 {
+            let mut lane = random(trial).map(|v| if v < 0.3 { 0.0 } else { v });
+            let odd = [-0.0, f32::NAN, f32::INFINITY, 1e-40, -3e-39, f32::MIN_POSITIVE, 3.4e38, -0.0];
+            lane[trial as usize % 24..][..8].copy_from_slice(&odd);
+            let rounded = halves(&lane);
+            let kept = (0..WIDTH).filter(|&i| lane[i] != 0.0);
+            let singles: Vec<(u32, u32)> =
+                kept.clone().map(|i| (100 + i as u32, lane[i].to_bits())).collect();
+            let pairs: Vec<(u16, u16)> = kept.map(|i| (100 + i as u16, rounded[i])).collect();
+            for level in Level::available() {
+                let got = level.run(Packed(lane));
+                assert_eq!(got, (singles.clone(), pairs.clone()), "{}", level.name());
+            }
+        }
+    }
+
+    /// A lane rounded to BF16 and to F16, stored and streamed, and its sum.
+    struct Stored(Lane);
+
+    #[repr(align(64))]
+    struct Aligned([HalfLane; 4]);
+
+    impl Task for Stored {
+        type Output = ([HalfLane; 4], u32);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let mut out = Aligned([[0; WIDTH]; 4]);
+            for part in 0..S::PARTS {
+                let row = simd.load(&self.0, part);
+                simd.store_bf16(row, &mut out.0[0], part);
+                simd.stream_bf16(row, &mut out.0[1], part);
+                simd.store_f16(row, &mut out.0[2], part);
+                simd.stream_f16(row, &mut out.0[3], part);
+            }
+            simd.fence();
+            (out.0, simd.sum(&self.0).to_bits())
+        }
+    }
+
+    #[test]
+    fn rounding_and_sums_are_the_same_on_every_level() {
+        for trial in 0..300 {
+            // Magnitudes of every kind, subnormal ones among them.
+            let scale = 2f32.powi((trial as i32 % 60 - 30) * 5);
+            let mut lane = random(trial).map(|v| v * scale);
+            if trial % 7 == 0 {
+                lane[trial as usize % WIDTH] = [f32::NAN, -f32::NAN, f32::INFINITY, -0.0][trial as usize % 4];
+            }
+            let bf16 = halves(&lane);
+            let mut f16 = [half::f16::ZERO; WIDTH];
+            half::f16::narrow(&lane, &mut f16);
+            let f16 = f16.map(half::f16::to_bits);
+            let (_, sum) = Level::Portable(Portable).run(Stored(lane));
+            for level in Level::available() {
+                let (got, got_sum) = level.run(Stored(lane));
+                assert_eq!(got[..2], [bf16; 2], "{} {lane:?}", level.name());
+                assert_eq!(got[2], got[3], "{} {lane:?}", level.name());
+                for (got, want) in got[2].iter().zip(f16) {
+                    let nan = |bits| half::f16::from_bits(bits).is_nan();
+                    assert!(*got == want || nan(*got) && nan(want), "{} {lane:?}", level.name());
+                }
+                let nan = |bits| f32::from_bits(bits).is_nan();
+                assert!(got_sum == sum || nan(got_sum) && nan(sum), "{}", level.name());
+            }
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! `kernels/perturb.cu` against the CPU backend: the same candidates, and the same bits of z'.
 
+use std::sync::Arc;
+
 use lensmith::backend::cpu::{Cpu, Posteriors};
-use lensmith::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Sample};
+use lensmith::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Precision, Sample};
 use lensmith::noise::{Address, Purpose, Side, fill_normals};
 
 use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
@@ -17,8 +19,8 @@ fn posteriors(rows: usize, latent: usize) -> Posteriors {
         }
         v
     };
-    let logvar = normals(1).iter().map(|v| 0.8 * v - 2.0).collect();
-    Posteriors { mu: normals(0), logvar, latent }
+    let logvar: Vec<f32> = normals(1).iter().map(|v| 0.8 * v - 2.0).collect();
+    Posteriors { mu: normals(0).into(), logvar: logvar.into(), latent }
 }
 
 const THREADS: u32 = 128;
@@ -148,8 +150,8 @@ fn ties_and_nan_rank_as_on_the_cpu() {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let origin = Origin { seed: 1, side: Side::Chosen, first_row: 5 };
     let mut p = posteriors(6, 16);
-    p.mu[2 * 16 + 3] = f32::NAN;
-    p.logvar[4 * 16 + 9] = f32::INFINITY;
+    Arc::make_mut(&mut p.mu)[2 * 16 + 3] = f32::NAN;
+    Arc::make_mut(&mut p.logvar)[4 * 16 + 9] = f32::INFINITY;
     for (sigma2, keep) in [(0.0, 7), (0.04, 7)] {
         let how = Perturbation {
             sigma2,

@@ -7,6 +7,8 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::Cpu;
+use super::panel::{Arithmetic, Pairs, Single};
+use crate::backend::Precision;
 use crate::simd::{Lane, Simd, Task, WIDTH};
 
 /// Trials of each measurement.
@@ -28,16 +30,16 @@ fn best(mut trial: impl FnMut() -> f64) -> f64 {
     rates.fold(0.0, f64::max)
 }
 
-/// `CHAINS` rows of accumulators through [`STEPS`] multiply-adds each; gives the FLOP done.
+/// `CHAINS` rows of accumulators through [`STEPS`] additions of products each; gives the FLOP done.
 #[inline(always)]
-fn chains<S: Simd, const CHAINS: usize>(simd: S) -> f64 {
+fn chains<S: Simd, A: Arithmetic, const CHAINS: usize>(simd: S) -> f64 {
     // Values stay near 1: neither the denormals nor the infinities that some machines treat apart.
-    let factor = std::hint::black_box(0.5f32);
-    let addend = simd.load(std::hint::black_box(&[0.5f32; WIDTH]), 0);
-    let mut acc = [addend; CHAINS];
+    let factor = std::hint::black_box(1e-3f32);
+    let other = simd.load(std::hint::black_box(&[1e-3f32; WIDTH]), 0);
+    let mut acc = [other; CHAINS];
     for _ in 0..STEPS {
         for a in &mut acc {
-            *a = simd.fma(factor, *a, addend);
+            *a = A::add(simd, factor, other, *a);
         }
     }
     for a in acc {
@@ -45,26 +47,33 @@ fn chains<S: Simd, const CHAINS: usize>(simd: S) -> f64 {
         simd.store(a, &mut lane, 0);
         std::hint::black_box(&lane);
     }
-    2.0 * (STEPS * CHAINS * WIDTH / S::PARTS) as f64
+    2.0 * (A::INPUTS * STEPS * CHAINS * WIDTH / S::PARTS) as f64
 }
 
-/// FLOP per second (two for each multiply-add) of F32 fused multiply-adds on registers, at the level and on the
-/// threads of `cpu`.
-pub fn fma_flops(cpu: &Cpu) -> f64 {
-    struct Chains;
+/// FLOP per second (two for each multiply-add) of products on registers, at the level and on the threads of `cpu`: F32
+/// fused multiply-adds, or products of BF16 pairs.
+pub fn flops(cpu: &Cpu, precision: Precision) -> f64 {
+    struct Chains(Precision);
     impl Task for Chains {
         type Output = f64;
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> f64 {
-            // As many chains as hide the latency of a multiply-add and leave none out of the registers.
-            match S::ROWS {
-                12 => chains::<S, 12>(simd),
-                6 => chains::<S, 6>(simd),
-                _ => chains::<S, 4>(simd),
+            match self.0 {
+                Precision::F32 => most::<S, Single>(simd),
+                Precision::Bf16 => most::<S, Pairs>(simd),
             }
         }
     }
-    best(|| cpu.pool.broadcast(|_| cpu.level.run(Chains)).iter().sum())
+    /// As many chains as hide the latency of a multiply-add and leave none out of the registers.
+    #[inline(always)]
+    fn most<S: Simd, A: Arithmetic>(simd: S) -> f64 {
+        match S::ROWS {
+            12 => chains::<S, A, 12>(simd),
+            6 => chains::<S, A, 6>(simd),
+            _ => chains::<S, A, 4>(simd),
+        }
+    }
+    best(|| cpu.pool.broadcast(|_| cpu.level.run(Chains(precision))).iter().sum())
 }
 
 /// Room for [`BYTES`] bytes, written once so that its pages are there.
@@ -124,7 +133,6 @@ pub fn copy_bytes(cpu: &Cpu) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Precision;
     use crate::simd::Level;
 
     /// Absurd rates show a trial that the compiler took away or that counts work it did not do.
@@ -132,9 +140,11 @@ mod tests {
     fn floors_are_possible() {
         for level in Level::available() {
             let cpu = Cpu::with_level(1, Precision::F32, level).unwrap();
-            let flops = fma_flops(&cpu);
-            // 64 FLOP a cycle at 10 GHz is beyond one core of any machine so far.
-            assert!(flops > 1e7 && flops < 64.0 * 10e9, "{}: {flops} FLOP/s", level.name());
+            for precision in [Precision::F32, Precision::Bf16] {
+                let flops = flops(&cpu, precision);
+                // 128 FLOP a cycle at 10 GHz is beyond one core of any machine so far.
+                assert!(flops > 1e7 && flops < 128.0 * 10e9, "{}: {flops} FLOP/s", level.name());
+            }
         }
         let cpu = Cpu::new(1, Precision::F32).unwrap();
         for rate in [write_bytes(&cpu, false), write_bytes(&cpu, true), copy_bytes(&cpu)] {
