@@ -5,9 +5,10 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::{Precision, 
+use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, Origin, PairData, Perturbation,
-    Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeObjective,
+    Precision, Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath,
+    VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values};

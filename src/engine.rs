@@ -61,6 +61,11 @@ impl Engine {
         self.backend.info()
     }
 
+    /// The name of the arithmetic that bits of results depend on, see [`Backend::arithmetic`].
+    pub fn arithmetic(&self) -> &'static str {
+        self.backend.arithmetic()
+    }
+
     /// What each device is: one or more.
     pub fn devices(&self) -> Vec<DeviceInfo> {
         self.backend.infos()

@@ -411,7 +411,8 @@ fn emulated_devices_stand_side_by_side() {
     let both = [first, second].map(|d| Cuda::emulated(d, Precision::F32).expect("an emulated device"));
     let (vae, reward) = models(24);
     let rows = data_buf(Dtype::F32, 3, 9, 24);
-    let want = made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), rows.view().into(), &vae, &reward);
+    let want =
+        made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), rows.view().into(), &vae, &reward);
     // At once, as their threads are.
     std::thread::scope(|scope| {
         for b in &both {

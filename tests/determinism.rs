@@ -314,7 +314,8 @@ fn levels(lab: &Lab) -> Vec<&'static str> {
         true
     };
     assert!(!used("mmx"), "a level that no machine has");
-    let found: Vec<&str> = ["avx512-bf16", "avx512", "avx2", "portable"].into_iter().filter(|l| used(l)).collect();
+    let found: Vec<&str> =
+        ["avx512-bf16", "avx512", "avx2", "portable"].into_iter().filter(|l| used(l)).collect();
     assert!(found.contains(&"portable"), "{found:?}");
     if found.len() < 4 {
         eprintln!(

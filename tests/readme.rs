@@ -22,7 +22,7 @@ const OPERATIONS: [(&str, &str); 9] = [
     ("run", "whole run"),
 ];
 
-/// Arithmetic of a peer's products.
+/// Operands of products.
 const KINDS: [&str; 2] = ["F32", "BF16"];
 
 fn number(value: &Value) -> f64 {
@@ -73,32 +73,34 @@ fn table(peers: &Value) -> String {
             versions.join(", "),
         ),
         String::new(),
-        "| what | lensmith | best peer in F32 | ratio | best peer in BF16 | ratio | share of the limit |"
+        "| what | lensmith F32 | best peer in F32 | ratio | lensmith BF16 | best peer in BF16 | ratio | shares of the limit |"
             .into(),
-        "|---|---:|---:|---:|---:|---:|---:|".into(),
+        "|---|---:|---:|---:|---:|---:|---:|---:|".into(),
     ];
     let named = OPERATIONS.iter().filter(|(name, _)| operations.contains_key(*name));
     assert_eq!(named.clone().count(), operations.len(), "an operation without a name");
     for (name, words) in named {
         let o = &operations[*name];
-        let (unit, ours) = (text(&o["unit"]), number(&o["lensmith"]["per_second"]));
-        let mut cells = vec![words.to_string(), rate(unit, ours)];
+        let unit = text(&o["unit"]);
+        let (mut cells, mut shares) = (vec![words.to_string()], Vec::new());
         for kind in KINDS {
+            let ours = o["lensmith"].get(kind);
+            let per_second = ours.map(|ours| number(&ours["per_second"]));
+            cells.push(per_second.map(|r| rate(unit, r)).unwrap_or_default());
             match o["best"].get(kind).map(text) {
                 Some(best) => {
                     let theirs = number(&o["peers"][best]["per_second"]);
                     cells.push(format!("{} ({best})", rate(unit, theirs)));
-                    cells.push(format!("{:.1}", ours / theirs));
+                    cells.push(format!("{:.1}", per_second.expect("a rate beside a peer's") / theirs));
                 }
                 None => cells.extend([String::new(), String::new()]),
             }
-        }
-        cells.push(match o["lensmith"].get("share") {
-            Some(share) => {
-                format!("{:.0} % of {}", 100.0 * number(share), bound(text(&o["lensmith"]["bound_by"])))
+            if let Some(share) = ours.and_then(|ours| ours.get("share")) {
+                let by = bound(text(&ours.expect("a share of a rate")["bound_by"]));
+                shares.push(format!("{:.0} % of {by}", 100.0 * number(share)));
             }
-            None => String::new(),
-        });
+        }
+        cells.push(shares.join(", "));
         lines.push(format!("| {} |", cells.join(" | ")));
     }
     lines.join("\n")
@@ -135,10 +137,9 @@ fn records_agree_with_themselves() {
     for peers in results() {
         for (name, o) in peers["operations"].as_object().expect("operations") {
             let all = o["peers"].as_object().expect("peers");
-            let ours = number(&o["lensmith"]["per_second"]);
-            for (peer, figures) in
-                all.iter().map(|(p, f)| (p.as_str(), f)).chain([("lensmith", &o["lensmith"])])
-            {
+            let ours = o["lensmith"].as_object().expect("lensmith's figures");
+            assert!(!ours.is_empty() && ours.keys().all(|kind| KINDS.contains(&kind.as_str())), "{name}");
+            for (peer, figures) in all.iter().chain(ours) {
                 let [low, middle, high] = ["low", "per_second", "high"].map(|f| number(&figures[f]));
                 assert!(0.0 < low && low <= middle && middle <= high && high.is_finite(), "{name}, {peer}");
             }
@@ -148,8 +149,8 @@ fn records_agree_with_themselves() {
                 let named = o["best"].get(kind).map(|b| number(&all[text(b)]["per_second"]));
                 assert_eq!(named, best, "{name}: best in {kind}");
                 if let Some(best) = best {
-                    let ratio = number(&o["ratios"][kind]);
-                    assert!((ratio / (ours / best) - 1.0).abs() < 1e-9, "{name}: ratio to {kind}");
+                    let ratio = number(&o["ratios"][kind]) * best / number(&ours[kind]["per_second"]);
+                    assert!((ratio - 1.0).abs() < 1e-9, "{name}: ratio to {kind}");
                 }
             }
         }
@@ -165,7 +166,10 @@ fn another_figure_makes_another_table() {
             "versions": { "PyTorch": "2", "candle": "0.1" }, "sizes": { "dim": 4096 },
             "operations": { "decode": {
                 "unit": "embeddings", "date": "2026-11-25", "best": { "F32": "PyTorch F32", "BF16": "candle BF16" },
-                "lensmith": { "per_second": ours, "share": share, "bound_by": "flop" },
+                "lensmith": {
+                    "F32": { "per_second": ours, "share": share, "bound_by": "flop" },
+                    "BF16": { "per_second": 2.0 * ours, "share": 0.5, "bound_by": "write" },
+                },
                 "peers": { "PyTorch F32": { "per_second": theirs }, "candle BF16": { "per_second": 2e6 } },
             } },
         })
@@ -174,7 +178,7 @@ fn another_figure_makes_another_table() {
     assert_eq!(
         base.lines().last().unwrap(),
         "| decode to BF16 | 310 k embeddings/s | 124 k embeddings/s (PyTorch F32) | 2.5 \
-         | 2.00 M embeddings/s (candle BF16) | 0.2 | 70 % of arithmetic |"
+         | 621 k embeddings/s | 2.00 M embeddings/s (candle BF16) | 0.3 | 70 % of arithmetic, 50 % of memory writes |"
     );
     for other in [
         record(311_600.0, 124_300.0, 0.7),

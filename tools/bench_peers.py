@@ -11,8 +11,8 @@
 Each operation is done by every variant and by lensmith in turns, several rounds long; medians count, and the best
 variant at its best batch size is the one that lensmith is held against. Inputs are random and larger than caches;
 threads are as many for all, and an operation during which others took more than 5 % of the processors is not recorded.
-Peers that round to BF16 before products stand beside those that do not: lensmith's arithmetic on a CPU is F32, and what
-is faster than that is also less exact. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would
+What rounds to BF16 before products is held against what does so too, lensmith's `--precision bf16` against the peers'
+BF16, and exact F32 against F32. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would
 write it there. lensmith's own part is `lensmith bench --only ...`, so limits and shares come from the same run.
 
 Exit codes: 0 done, 1 something failed, 2 wrong usage or something is missing.
@@ -59,7 +59,7 @@ RESIDENT = {
     "decode-score": "score latents",
     "folded": "score latents",
 }
-# Arithmetic of a peer's products; lensmith's on a CPU is F32.
+# Operands of products, of peers and of lensmith.
 KINDS = ["F32", "BF16"]
 TRIAL = 0.2
 SEEDS = 1000
@@ -151,15 +151,15 @@ class Lensmith:
     def __init__(self, options):
         self.options = options
 
-    def command(self, operation, *more):
+    def command(self, operation, kind, *more):
         o = self.options
         return [
             str(LENSMITH), "bench", "--only", operation, "--json", "--device", o.device, "--threads", str(o.threads),
-            "--precision", o.precision, "--dim", str(o.dim), "--rows", str(o.rows), *map(str, more),
+            "--precision", kind.lower(), "--dim", str(o.dim), "--rows", str(o.rows), *map(str, more),
         ]  # fmt: skip
 
-    def report(self, operation, *more):
-        done = subprocess.run(self.command(operation, *more), capture_output=True, text=True)
+    def report(self, operation, kind, *more):
+        done = subprocess.run(self.command(operation, kind, *more), capture_output=True, text=True)
         if done.returncode != 0:
             print(done.stderr, file=sys.stderr)
             sys.exit(1)
@@ -187,11 +187,12 @@ def in_turns(options, name, variants, unit, count, candle):
     """Rounds of every variant and lensmith; gives the record of the operation."""
     lensmith = Lensmith(options)
     operation = OPERATIONS[name][1]
-    limited = lensmith.report(operation)
-    first = lensmith.entry(limited, name)
+    # Noise has no operands.
+    kinds = KINDS[:1] if name == "normals" else KINDS
+    limited = {kind: lensmith.report(operation, kind) for kind in kinds}
     quick = ["--repeat", 3] if options.device != "cpu" else ["--repeat", 3, "--no-limits"]
     rates = {variant: [] for variant, _, _ in variants}
-    ours, theirs = [], []
+    ours, theirs = {kind: [] for kind in kinds}, []
     others = Others()
     for _ in range(options.rounds):
         for variant, _, work in variants:
@@ -200,25 +201,29 @@ def in_turns(options, name, variants, unit, count, candle):
             rates[variant].append(count / seconds_of(work, 2 * TRIAL))
         if candle is not None and name in ("decode", "encode", "score"):
             theirs.append(candle_rates(candle, options, name))
-        ours.append(lensmith.entry(lensmith.report(operation, *quick), name)["per_second"])
+        for kind in kinds:
+            ours[kind].append(lensmith.entry(lensmith.report(operation, kind, *quick), name)["per_second"])
     disturbed = others.share()
     peers = {v: figures(rates[v], batch=batch) for v, batch, _ in variants}
     for variant in theirs[0] if theirs else ():
         peers[variant] = figures([t[variant] for t in theirs])
-    return record(limited, first, unit, figures(ours), peers) | {"others": disturbed}
+    entries = {kind: lensmith.entry(limited[kind], name) for kind in kinds}
+    ours = {kind: figures(ours[kind]) for kind in kinds}
+    return record(limited[kinds[-1]], entries, unit, ours, peers) | {"others": disturbed}
 
 
-def record(report, entry, unit, ours, peers):
-    """The record of an operation; the share is of the limits that lensmith measured at the start of this run."""
-    if entry["share"] is not None:
-        ours["share"] = ours["per_second"] * entry["share"] / entry["per_second"]
-        ours["bound_by"] = entry["bound_by"]
+def record(report, entries, unit, ours, peers):
+    """The record of an operation; shares are of the limits that lensmith measured at the start of this run."""
+    for kind, entry in entries.items():
+        if entry["share"] is not None:
+            ours[kind]["share"] = ours[kind]["per_second"] * entry["share"] / entry["per_second"]
+            ours[kind]["bound_by"] = entry["bound_by"]
     best, ratios = {}, {}
-    for kind in KINDS:
+    for kind in ours:
         of_kind = [p for p in peers if ("BF16" in p) == (kind == "BF16")]
         if of_kind:
             best[kind] = max(of_kind, key=lambda p: peers[p]["per_second"])
-            ratios[kind] = ours["per_second"] / peers[best[kind]]["per_second"]
+            ratios[kind] = ours[kind]["per_second"] / peers[best[kind]]["per_second"]
     return {
         "unit": unit,
         "date": datetime.date.today().isoformat(),
@@ -321,9 +326,10 @@ def whole_run(options):
         # F32 is what losses are compared with, so it takes part in any case.
         best += [way for way in ways if way[0] == "PyTorch F32" and way not in best]
         more = ["--pairs", pairs, "--repeat", 1]
-        limited = lensmith.report("run", *more)
-        first = lensmith.entry(limited, "run")
-        ours, theirs, losses = [1 / first["per_second"]], {way[0]: [] for way in best}, {}
+        limited = {kind: lensmith.report("run", kind, *more) for kind in KINDS}
+        first = {kind: lensmith.entry(limited[kind], "run") for kind in KINDS}
+        ours = {kind: [1 / first[kind]["per_second"]] for kind in KINDS}
+        theirs, losses = {way[0]: [] for way in best}, {f"lensmith {kind}": [] for kind in KINDS}
         others = Others()
         for r in range(options.rounds_of_run):
             for variant, how in best:
@@ -333,18 +339,21 @@ def whole_run(options):
                 theirs[variant].append(found["seconds"])
                 losses.setdefault(variant, []).append(found)
                 print(f"  {variant}: {found}", flush=True)
-            entry = lensmith.entry(lensmith.report("run", *more, "--no-limits"), "run")
-            ours.append(1 / entry["per_second"])
-            print(f"  lensmith: {ours[-1]:.2f} s {entry['details']}", flush=True)
+            for kind in KINDS:
+                report = lensmith.report("run", kind, *more, "--no-limits", "--seed", r)
+                entry = lensmith.entry(report, "run")
+                ours[kind].append(1 / entry["per_second"])
+                losses[f"lensmith {kind}"].append(entry["details"])
+                print(f"  lensmith {kind}: {ours[kind][-1]:.2f} s {entry['details']}", flush=True)
         disturbed = others.share()
     peers = {v: figures([1 / s for s in theirs[v]]) for v in theirs}
-    result = record(limited, first, "runs", figures([1 / s for s in ours]), peers) | {"others": disturbed}
+    ours = {kind: figures([1 / s for s in ours[kind]]) for kind in KINDS}
+    result = record(limited[KINDS[-1]], first, "runs", ours, peers) | {"others": disturbed}
     names = ["vae_loss", "first_reward_loss", "reward_loss"]
-    result["losses"] = {"lensmith": {n: first["details"][n] for n in names}}
+    # Each seed draws other noise, batches and pairs: what is compared is the mean over the rounds.
+    result["losses"], result["vae_seconds"] = {}, {}
     for variant, found in losses.items():
-        result["losses"][variant] = {n: statistics.median(f[n] for f in found) for n in names}
-    result["vae_seconds"] = {"lensmith": first["details"]["vae_seconds"]}
-    for variant, found in losses.items():
+        result["losses"][variant] = {n: statistics.fmean(f[n] for f in found) for n in names}
         result["vae_seconds"][variant] = statistics.median(f["vae_seconds"] for f in found)
     return result
 
@@ -414,20 +423,24 @@ def table(peers):
         f"{peers['device']} ({peers['detail']}, {peers['threads']} threads), d = {peers['sizes']['dim']}, {when}, "
         f"`{peers['command']}` ({versions}):",
         "",
-        "| what | lensmith | best peer in F32 | ratio | best peer in BF16 | ratio | share of the limit |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| what | lensmith F32 | best peer in F32 | ratio | lensmith BF16 | best peer in BF16 | ratio | shares of the limit |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, o in peers["operations"].items():
-        ours = o["lensmith"]
-        cells = [OPERATIONS[name][0], figure(o["unit"], ours["per_second"])]
+        cells = [OPERATIONS[name][0]]
+        shares = []
         for kind in KINDS:
+            ours = o["lensmith"].get(kind)
+            cells.append(figure(o["unit"], ours["per_second"]) if ours else "")
             if kind in o["best"]:
                 theirs = o["peers"][o["best"][kind]]["per_second"]
                 cells.append(f"{figure(o['unit'], theirs)} ({o['best'][kind]})")
                 cells.append(f"{ours['per_second'] / theirs:.1f}")
             else:
                 cells += ["", ""]
-        cells.append(f"{100 * ours['share']:.0f} % of {BOUND[ours['bound_by']]}" if "share" in ours else "")
+            if ours and "share" in ours:
+                shares.append(f"{100 * ours['share']:.0f} % of {BOUND[ours['bound_by']]}")
+        cells.append(", ".join(shares))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -454,7 +467,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--setup", action="store_true", help="make a virtual environment with what is needed")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--precision", default=None, help="of lensmith's products; f32 on a CPU, bf16 on a GPU")
     parser.add_argument("--only", action="append", choices=list(OPERATIONS), help="operations; all by default")
     parser.add_argument("--rounds", type=int, default=5, help="rounds over which medians are taken")
     parser.add_argument("--rounds-of-run", type=int, default=3, help="rounds of the whole run")
@@ -483,7 +495,6 @@ def main():
         fail("PyTorch finds no GPU here")
     if not LENSMITH.exists():
         fail("target/release/lensmith is not there: cargo build --release")
-    options.precision = options.precision or ("f32" if options.device == "cpu" else "bf16")
     options.rows = options.rows or (16384 if options.device == "cpu" else 1 << 18)
     torch.set_num_threads(options.threads)
     candle = built(ROOT, "bench", "--bench", "candle", "--features", "candle")["candle"] if options.candle else None
@@ -494,7 +505,7 @@ def main():
     path = options.out or RESULTS / f"{slug(device_name(options.device))}.json"
     for name in options.only or list(OPERATIONS):
         print(OPERATIONS[name][0], flush=True)
-        report = Lensmith(options).report("normals", "--no-limits", "--repeat", 1)
+        report = Lensmith(options).report("normals", "F32", "--no-limits", "--repeat", 1)
         if name == "normals":
             result = normals(options)
         elif name == "run":
@@ -512,10 +523,10 @@ def main():
         save(path, options, name, result, versions, report)
         for peer, found in result["peers"].items():
             print(f"  {peer}: {figure(result['unit'], found['per_second'])}")
-        ours, share = result["lensmith"], result["lensmith"].get("share")
-        limit = f", {100 * share:.0f} % of {BOUND[ours['bound_by']]}" if share else ""
-        ratios = ", ".join(f"{ratio:.2f} x {kind}" for kind, ratio in result["ratios"].items())
-        print(f"  lensmith: {figure(result['unit'], ours['per_second'])}: {ratios}{limit}", flush=True)
+        for kind, ours in result["lensmith"].items():
+            limit = f", {100 * ours['share']:.0f} % of {BOUND[ours['bound_by']]}" if ours.get("share") else ""
+            ratio = f": {result['ratios'][kind]:.2f} x {result['best'][kind]}" if kind in result["ratios"] else ""
+            print(f"  lensmith {kind}: {figure(result['unit'], ours['per_second'])}{ratio}{limit}", flush=True)
     if disturbed:
         print(f"tools/bench_peers.py: disturbed, and not recorded: {', '.join(disturbed)}", file=sys.stderr)
         return 1

@@ -136,6 +136,11 @@ impl AnyBackend {
         dispatch!(self, b => b.info())
     }
 
+    /// The arithmetic that bits of results depend on.
+    pub fn arithmetic(&self) -> &'static str {
+        dispatch!(self, b => b.arithmetic())
+    }
+
     /// What each device is.
     pub fn infos(&self) -> Vec<DeviceInfo> {
         dispatch_all!(self, all => all.iter().map(Backend::info).collect())

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, Precision};
 use super::cpu::{Cpu, floors};
 use super::cuda::Cuda;
 use super::cuda::rates::Load;
 use super::reference::Reference;
+use super::{Backend, Precision};
 use crate::error::Result;
 use crate::model::{RewardModel, Vae};
 

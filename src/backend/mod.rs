@@ -42,7 +42,8 @@ pub enum Precision {
     /// F32 throughout: the same bits of latents, candidates, embeddings and rewards on every device.
     #[default]
     F32,
-    /// BF16 operands on tensor cores with F32 sums; GPUs only. Normals, candidates' noise, losses and optimiser stay F32.
+    /// BF16 operands with F32 sums, on tensor cores or by a CPU's dot products. Normals, candidates' noise, losses and
+    /// optimiser stay F32, and on a CPU all layers but those of d inputs or outputs and the folded one.
     Bf16,
 }
 
@@ -362,6 +363,14 @@ pub trait Backend: Send + Sync {
     /// The arithmetic of its products.
     fn precision(&self) -> Precision {
         Precision::F32
+    }
+    /// The name of the arithmetic that bits of results depend on: F32 has the same on every device, BF16 has those of
+    /// tensor cores on a GPU and others on a CPU.
+    fn arithmetic(&self) -> &'static str {
+        match self.precision() {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
     }
 
     /// Makes rows readable by the device.

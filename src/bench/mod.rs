@@ -1,9 +1,9 @@
 //! Rates of every operation and of the whole method on one device, beside the limits of that device measured in the
 //! same process.
 //!
-//! Inputs are random and larger than caches. A rate is the median of several trials. Bytes and FLOP are those that the
-//! operation cannot do without, so that the share of the limit is one of the work, not of what an implementation does
-//! besides.
+//! Inputs are random and larger than caches. A rate is the median of several trials. Bytes and FLOP are those of the
+//! operation's definition, so that the share of the limit is one of the work, not of what an implementation does besides.
+//! An implementation that does less (terms of hidden units that are zero need not be added) has a share past 1.
 
 mod operations;
 mod plot;

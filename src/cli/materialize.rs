@@ -44,9 +44,10 @@ impl Materialize {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let engine = common.engine()?;
         let source = Source::open(&self.path, &self.files.moved(), common.io)?;
-        if let Some((_, precision)) = source.latents.as_ref().filter(|l| l.1 != common.precision) {
-            let expected = format!("{precision}, in which these latents were made");
-            return Err(Error::option("--precision", expected, common.precision));
+        let here = engine.arithmetic();
+        if let Some((_, there)) = source.latents.as_ref().filter(|l| l.1 != here) {
+            let expected = format!("{there}, in which these latents were made");
+            return Err(Error::option("--precision and --device", expected, here));
         }
         let job = SynthJob {
             recipe: &source.recipe,

@@ -23,7 +23,7 @@ use crate::synth::{Recompute, VerifyOptions, VerifyStep};
   lensmith verify synth/pairs-00003.safetensors
 
 Folders of embeddings and of latents, whole runs and parts of runs. Another --seed draws other
-pairs. A run made with --precision bf16 is checked with that, on such a device.")]
+pairs. A run made with --precision bf16 is checked with that, on the same kind of device.")]
 pub struct Verify {
     /// A folder made by synth or import, or one shard
     #[arg(value_name = "PATH")]

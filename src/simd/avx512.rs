@@ -231,9 +231,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn any_subnormal(self, [low, high]: Self::Row) -> bool {
         const SUBNORMAL: i32 = 0x20;
         // SAFETY: register arithmetic only; the token proves AVX-512 DQ.
-        unsafe {
-            _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high) != 0
-        }
+        unsafe { _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high) != 0 }
     }
 
     #[inline(always)]
@@ -273,7 +271,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         let pairs = unsafe {
             let even = _mm512_loadu_si512(even.as_ptr().cast());
             let odd = _mm512_loadu_si512(odd.as_ptr().cast());
-            [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)].map(|p| _mm512_castsi512_ps(p))
+            [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)]
+                .map(|p| _mm512_castsi512_ps(p))
         };
         self.dot(a, pairs, acc)
     }
@@ -316,7 +315,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let high = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero);
             let kept = _mm512_kunpackw(high.into(), low.into());
             if BF16 {
-                let all = _mm512_add_epi16(_mm512_loadu_si512(COUNT.as_ptr().cast()), _mm512_set1_epi16(first as i16));
+                let all = _mm512_add_epi16(
+                    _mm512_loadu_si512(COUNT.as_ptr().cast()),
+                    _mm512_set1_epi16(first as i16),
+                );
                 // Compressed in a register: to memory the instruction is slow on some machines.
                 let (all, rounded) =
                     (_mm512_maskz_compress_epi16(kept, all), _mm512_maskz_compress_epi16(kept, rounded));

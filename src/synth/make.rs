@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::blocks::{self, Block, Loaded, Needed, Sources};
 use super::{PairId, Plan, Seeds};
-use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Precision, Residual, Sample};
+use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Residual, Sample};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, PAGE, RowSet, RowsBuf, Side};
@@ -151,8 +151,8 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     }
 
     /// The arithmetic of the device: the same recipe has other bytes in another one.
-    pub fn precision(&self) -> Precision {
-        self.backend.precision()
+    pub fn arithmetic(&self) -> &'static str {
+        self.backend.arithmetic()
     }
 
     /// Dimension of the latents.

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::folder::{Listed, all_shards, read_run};
 use super::pipeline::shard_name;
 use super::{Moved, OutputKind, Recipe};
-use crate::backend::Precision;
 use crate::error::{Error, Result};
 use crate::model::Vae;
 use crate::shard::{Io, LatentSet, Manifest, PairSet};
@@ -20,7 +19,7 @@ pub struct Source {
     /// The VAE.
     pub vae: Vae,
     /// The latents of its pairs, where they are stored, and the arithmetic that they were made in.
-    pub latents: Option<(LatentSet, Precision)>,
+    pub latents: Option<(LatentSet, String)>,
 }
 
 impl Source {
@@ -39,7 +38,7 @@ impl Source {
 }
 
 /// The latents in a folder; None if it holds something else.
-fn latents(folder: &Path, recipe: &Recipe, io: Io) -> Result<Option<(LatentSet, Precision)>> {
+fn latents(folder: &Path, recipe: &Recipe, io: Io) -> Result<Option<(LatentSet, String)>> {
     let run = read_run(folder)?;
     let Some(Listed { path, manifest, .. }) = run.first() else { return Ok(None) };
     let mut settings = recipe.settings();
@@ -61,13 +60,13 @@ fn latents(folder: &Path, recipe: &Recipe, io: Io) -> Result<Option<(LatentSet, 
         });
     }
     let names: Vec<String> = shards.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-    let precision = serde_json::from_value(manifest.settings["output"]["precision"].clone());
-    let precision = precision.map_err(|e| Error::Format {
+    let arithmetic = serde_json::from_value(manifest.settings["output"]["precision"].clone());
+    let arithmetic = arithmetic.map_err(|e| Error::Format {
         path: path.clone(),
         format: "manifest",
         detail: format!("setting `output.precision`: {e}"),
     })?;
-    Ok(Some((LatentSet::open(&names, io)?, precision)))
+    Ok(Some((LatentSet::open(&names, io)?, arithmetic)))
 }
 
 fn shards(folder: &Path, manifest: &Manifest) -> Vec<PathBuf> {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::lanes::{Event, Shard, write_shards};
 use super::progress::{Busy, Progress, Speed};
 use super::{LatentBatch, PairBatch, Recipe, Synthesizer};
-use crate::backend::{Backend, Precision};
+use crate::backend::Backend;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::shard::{
@@ -165,11 +165,11 @@ impl SynthJob<'_> {
     }
 
     /// What determines the bytes of the folder.
-    fn settings(&self, shard_rows: u64, precision: Precision) -> Value {
+    fn settings(&self, shard_rows: u64, arithmetic: &str) -> Value {
         let mut settings = self.recipe.settings();
         settings["output"] = serde_json::json!({ "kind": self.kind, "shard_rows": shard_rows });
         if self.kind != OutputKind::Recipe {
-            settings["output"]["precision"] = serde_json::json!(precision);
+            settings["output"]["precision"] = serde_json::json!(arithmetic);
         }
         if self.kind == OutputKind::Embeddings {
             settings["output"]["dtype"] = serde_json::json!(self.dtype);
@@ -233,7 +233,7 @@ pub fn write_synthetic<B: Backend>(
     };
     let _lock = FolderLock::acquire(job.out, &name)?;
     let folder = folder_of(job.out)?;
-    let settings = job.settings(shard_rows, makers.first().map_or(Precision::F32, Synthesizer::precision));
+    let settings = job.settings(shard_rows, makers.first().map_or("f32", Synthesizer::arithmetic));
     let fingerprint = Manifest::digest(&settings);
     let plan = &job.recipe.plan;
     let manifest = Manifest {

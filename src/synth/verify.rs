@@ -124,10 +124,10 @@ pub fn verify_folder<B: Backend>(
         });
     };
     let made_in = &manifest.settings["output"]["precision"];
-    if *made_in != serde_json::json!(backend.precision()) {
+    if *made_in != serde_json::json!(backend.arithmetic()) {
         let expected =
             format!("{made_in}, in which {} was made (--recompute 0 does without)", folder.display());
-        return Err(Error::option("--precision", expected, backend.precision()));
+        return Err(Error::option("--precision and --device", expected, backend.arithmetic()));
     }
     let (seeds, vae) = recipe.open_moved(&recipe_path, options.io, &options.moved)?;
     verified.recomputed = remake((&recipe, &seeds, &vae), backend, &here, options, progress)?;

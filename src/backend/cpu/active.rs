@@ -47,7 +47,7 @@ impl Slabs {
             }
             Precision::Bf16 => {
                 let mut lanes = Lanes::zeros(places.div_ceil(2));
-                let halves: &mut [HalfLane] = bytemuck::cast_slice_mut(&mut *lanes);
+                let halves: &mut [HalfLane] = bytemuck::cast_slice_mut(&mut lanes);
                 each.for_each(|(at, column, w)| {
                     let mut rounded = [half::bf16::ZERO];
                     half::bf16::narrow(&[w], &mut rounded);

@@ -151,6 +151,7 @@ impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
     }
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "an iterator would move the sums to memory")]
     fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
         let row = &mut self.out[at.row * self.dim..][..self.dim];
         let Some(to) = row[at.panel * WIDTH..].get_mut(..N * WIDTH) else {

@@ -78,9 +78,8 @@ impl Layer {
         let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
         inputs.resize(rows.len().next_multiple_of(TILE), stretch.min(words));
         // How often there is a meanwhile: for each panel, tile and piece of the stretch.
-        let times = |k: Range<usize>| {
-            panels * rows.len().div_ceil(S::ROWS) * S::PARTS * k.len().div_ceil(DEPTH)
-        };
+        let times =
+            |k: Range<usize>| panels * rows.len().div_ceil(S::ROWS) * S::PARTS * k.len().div_ceil(DEPTH);
         let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
         let last = (words - 1) / stretch * stretch;
         for from in (0..last).step_by(stretch) {
@@ -556,8 +555,7 @@ pub fn score_latents(
             match base {
                 None => active::products(simd, &hidden.active, weights, slabs, &mut Ends(Bias(bias), to)),
                 Some(base) => {
-                    let start =
-                        FromSeeds { lanes: base.pre, seeds: base.rows, panels: weights.panels() };
+                    let start = FromSeeds { lanes: base.pre, seeds: base.rows, panels: weights.panels() };
                     active::products(simd, &hidden.active, weights, slabs, &mut Ends(start, to));
                 }
             }

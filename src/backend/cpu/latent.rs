@@ -277,8 +277,7 @@ impl Latents {
         how: &Perturbation,
         samples: &[Sample],
     ) -> Latents {
-        let drawn =
-            Drawn { posteriors: posteriors.clone(), origin, how: how.clone(), samples: samples.to_vec() };
+        let drawn = Drawn { posteriors: posteriors.clone(), origin, how: *how, samples: samples.to_vec() };
         let rows = samples.iter().map(|s| s.row).collect();
         Latents { made: OnceLock::new(), latent: posteriors.latent, drawn: Some(drawn), rows }
     }

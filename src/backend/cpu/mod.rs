@@ -1,8 +1,9 @@
-//! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 arithmetic.
+//! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 or BF16 operands.
 //!
-//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`), so that a row's
-//! bits never depend on its neighbours, the thread count or the instruction set. Training takes
-//! one pass a step over the weights of its wide layers (`wide.rs`); narrow layers use the `gemm` crate.
+//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`, and `active.rs`
+//! behind a ReLU), so that a row's bits never depend on its neighbours, the thread count or the instruction set. Training
+//! takes one pass a step over the weights of its wide layers (`wide.rs`); narrow layers use the `gemm` crate. BF16 is a
+//! choice of operands of the same products: where a machine has no instruction for it, it takes longer than F32.
 
 mod active;
 mod adam;
@@ -125,6 +126,13 @@ impl Backend for Cpu {
 
     fn precision(&self) -> Precision {
         self.precision
+    }
+
+    fn arithmetic(&self) -> &'static str {
+        match self.precision {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16-cpu",
+        }
     }
 
     fn embeddings<'a>(&'a self, rows: RowSet<'a>) -> Result<RowSet<'a>> {

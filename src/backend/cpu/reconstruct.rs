@@ -114,11 +114,7 @@ impl Reconstruction {
         let mut tasks = Vec::with_capacity(groups);
         let mut across = self.across.chunks_exact_mut(ACROSS * width);
         let across = std::iter::repeat_with(|| across.next().unwrap_or_default());
-        let scratch = self
-            .differences
-            .as_flattened_mut()
-            .chunks_exact_mut(size)
-            .zip(across);
+        let scratch = self.differences.as_flattened_mut().chunks_exact_mut(size).zip(across);
         let blocks = target.blocks.chunks(together * target.size).zip(self.squares.chunks_mut(together));
         for (((weights, sums), (differences, across)), (blocks, squares)) in
             weights.into_iter().zip(self.sums.groups()).zip(scratch).zip(blocks)

@@ -86,7 +86,9 @@ impl RewardTrainer {
     ) -> RewardTrainer {
         let [first, second] = &initial.layers;
         RewardTrainer {
-            first: Wide::new(first.inputs, first.outputs, precision, |o, i| first.weight[o * first.inputs + i]),
+            first: Wide::new(first.inputs, first.outputs, precision, |o, i| {
+                first.weight[o * first.inputs + i]
+            }),
             first_bias: Vector::new(&first.bias, 0),
             second: Vector::new(&second.weight, 0),
             second_bias: Vector::new(&second.bias, 0),
@@ -275,7 +277,14 @@ impl Task for Forward<'_> {
             }
         }
         let folded = &mut hidden[step.whole..];
-        rows::<S, Single, _>(simd, &step.hidden, step.depth, folded.len(), &wide[..step.depth], &mut Add(folded));
+        rows::<S, Single, _>(
+            simd,
+            &step.hidden,
+            step.depth,
+            folded.len(),
+            &wide[..step.depth],
+            &mut Add(folded),
+        );
         for value in hidden.as_flattened_mut() {
             // Written so that NaN stays NaN.
             *value = if *value < 0.0 { 0.0 } else { *value };

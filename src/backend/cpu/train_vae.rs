@@ -102,7 +102,9 @@ impl VaeTrainer {
         let [first, second] = &initial.encoder;
         let [third, last] = &initial.decoder;
         VaeTrainer {
-            first: Wide::new(first.inputs, first.outputs, precision, |o, i| first.weight[o * first.inputs + i]),
+            first: Wide::new(first.inputs, first.outputs, precision, |o, i| {
+                first.weight[o * first.inputs + i]
+            }),
             first_bias: Vector::new(&first.bias, 0),
             middle: [Dense::new(second), Dense::new(third)],
             last: Reconstruction::new(last, precision),
