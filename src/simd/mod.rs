@@ -290,13 +290,16 @@ mod tests {
 
     use super::*;
     use crate::dtype::Element;
-    use crate::noise::{Address, Purpose, Side, fill_normals};
 
+    /// Values from -2 to 2, by splitmix64.
     fn random(seed: u64) -> Lane {
-        let mut lane = [0f32; WIDTH];
-        let address = Address { purpose: Purpose::Simulation, side: Side::Chosen, row: seed, candidate: 0 };
-        fill_normals(17, address, &mut lane);
-        lane
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        std::array::from_fn(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ z >> 31) >> 40) as f32 / (1u64 << 22) as f32 - 2.0
+        })
     }
 
     fn halves(lane: &Lane) -> HalfLane {
