@@ -42,7 +42,14 @@ fn models() -> (Vae, RewardModel) {
 }
 
 fn operations(c: &mut Criterion) {
-    let cpu = Cpu::new(0, Precision::F32).expect("threads start");
+    for precision in [Precision::F32, Precision::Bf16] {
+        inference(c, precision);
+        training(c, precision);
+    }
+}
+
+fn inference(c: &mut Criterion, precision: Precision) {
+    let cpu = Cpu::new(0, precision).expect("threads start");
     let (vae_model, reward_model) = models();
     let (limits, _) = cpu.measure(&vae_model, &reward_model, ROWS).expect("measures");
     for limit in limits {
@@ -66,7 +73,7 @@ fn operations(c: &mut Criterion) {
     let samples: Vec<Sample> = (0..ROWS as u32).map(|row| Sample { row, candidate: row % 28 }).collect();
     let latents = cpu.perturb(&posteriors, origin, &how, &samples).expect("perturbs");
 
-    let mut group = c.benchmark_group(format!("cpu, d = {DIM}, {}", cpu.info().detail));
+    let mut group = c.benchmark_group(format!("cpu in {precision}, d = {DIM}, {}", cpu.info().detail));
     group.sample_size(10).throughput(Throughput::Elements(ROWS as u64));
     group.bench_function("encode BF16", |b| b.iter(|| cpu.encode(&vae, &rows)));
     for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
@@ -77,7 +84,12 @@ fn operations(c: &mut Criterion) {
     }
     let mut scores = vec![0f32; ROWS];
     group.bench_function("score BF16", |b| b.iter(|| cpu.score(&reward, &rows, &mut scores)));
-    group.bench_function("perturb", |b| b.iter(|| cpu.perturb(&posteriors, origin, &how, &samples)));
+    group.bench_function("perturb", |b| {
+        b.iter(|| {
+            let latents = cpu.perturb(&posteriors, origin, &how, &samples).expect("perturbs");
+            cpu.make_latents(&latents).len()
+        })
+    });
     group.bench_function("score latents, folded", |b| {
         b.iter(|| cpu.score_latents(&folded, &latents, None, &mut scores))
     });
@@ -88,16 +100,16 @@ fn operations(c: &mut Criterion) {
     group.finish();
 }
 
-fn training(c: &mut Criterion) {
+fn training(c: &mut Criterion, precision: Precision) {
     const PAIRS: usize = 1024;
-    let cpu = Cpu::new(0, Precision::F32).expect("threads start");
+    let cpu = Cpu::new(0, precision).expect("threads start");
     let (plus, minus) = (stored(PAIRS, 0), stored(PAIRS, 1));
     let (chosen, rejected) = (view(&plus), view(&minus));
     let standardizer = Standardizer::fit(&[&chosen, &rejected]);
     let order: Vec<u32> = (0..PAIRS as u32).collect();
     let adam = Adam::with_lr(1e-4);
 
-    let mut group = c.benchmark_group("cpu, training, batch 128");
+    let mut group = c.benchmark_group(format!("cpu in {precision}, training, batch 128"));
     group.sample_size(10).throughput(Throughput::Elements(PAIRS as u64));
     let objective = VaeObjective {
         reconstruction: Reduction::Mean,
@@ -142,5 +154,5 @@ fn training(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, operations, training);
+criterion_group!(benches, operations);
 criterion_main!(benches);

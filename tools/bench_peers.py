@@ -334,7 +334,7 @@ def whole_run(options):
         for r in range(options.rounds_of_run):
             for variant, how in best:
                 torch.manual_seed(r)
-                models = [m.to(options.device) for m in peer_torch.initial_models(options.dim, 64, 16, 256, 0)]
+                models = [m.to(options.device) for m in peer_torch.initial_models(options.dim, 64, 16, 256, r)]
                 found = peer_torch.whole_run(how, *data, models)
                 theirs[variant].append(found["seconds"])
                 losses.setdefault(variant, []).append(found)
