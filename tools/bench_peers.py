@@ -383,7 +383,8 @@ def save(path, options, operation, result, versions, report):
     peers["detail"] = report["device"]["detail"]
     peers["threads"] = options.threads
     peers["kernels"] = report["kernels"]
-    peers["versions"] = versions
+    # What took part in another operation stays.
+    peers["versions"] = peers.get("versions", {}) | versions
     peers["command"] = "tools/bench_peers.py" + (f" --device {options.device}" if options.device != "cpu" else "")
     peers["sizes"] = {"dim": options.dim, "rows": options.rows, "hidden": 64, "latent": 16, "reward_hidden": 256}
     operations = peers.setdefault("operations", {})

@@ -223,8 +223,10 @@ pub enum Level {
 }
 
 impl Level {
-    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512-bf16, avx512, avx2 or portable asks for another. Fails if the
-    /// machine does not have it.
+    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512-bf16, avx512, avx2 or portable asks for another.
+    ///
+    /// # Errors
+    /// A level that the machine does not have.
     pub fn detect() -> Result<Level> {
         let levels = Level::available();
         let wanted = std::env::var("LENSMITH_SIMD").unwrap_or_default();

@@ -388,8 +388,8 @@ struct Hidden {
 }
 
 impl Hidden {
-    /// Makes the hidden layer of latents for the layer `next`, less that of their seeds' means where means and seeds are given: the
-    /// decoder's last layer is linear, so decoder(z') - decoder(mu) = W (h' - h_mu). Gives the number of rows.
+    /// Makes the hidden layer of latents for the layer `next`, less that of their seeds' means where means and seeds are
+    /// given: the decoder's last layer is linear, so decoder(z') - decoder(mu) = W (h' - h_mu). Gives the number of rows.
     #[inline(always)]
     fn make<S: Simd>(
         &mut self,

@@ -82,8 +82,8 @@ impl Reconstruction {
     }
 
     /// Reconstructs from the hidden layer, given as rows `[rows, hidden]` (of words, if products are BF16) and, times
-    /// the slope, as [`Wide::operand`]; gives the sum of squared differences, updates the layer, and leaves the gradient by the hidden layer, over the
-    /// slope, in [`Reconstruction::sums`].
+    /// the slope, as [`Wide::operand`]; gives the sum of squared differences, updates the layer, and leaves the gradient
+    /// by the hidden layer, over the slope, in [`Reconstruction::sums`].
     pub fn pass(
         &mut self,
         level: Level,
