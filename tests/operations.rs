@@ -133,6 +133,40 @@ fn encode_decode_and_score_over_shapes() {
     over_shapes(&cpu_in(2, Precision::Bf16), Precision::Bf16, &shapes());
 }
 
+/// A latent that is not a number makes its own row so, and no other.
+#[test]
+fn nan_stays_in_its_row() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let b = cpu_in(2, precision);
+        // Hidden layers that do not fill their last lane.
+        for hidden in [16, 48, 64] {
+            let size = VaeSize::new(100, hidden, 16).expect("sizes");
+            let (vae, model) =
+                (Vae::init(size, 3), RewardModel::init(RewardSize::new(100, 48).expect("sizes"), 4));
+            let folded = FoldedReward::new(&vae, &model).expect("one dimension");
+            let embeddings = data_buf(Dtype::Bf16, 5, 4, 100);
+            let owners = [0, 1, 2, 3];
+            let mut z = Matrix::new(normals(6, 7, 4 * 16), 4, 16).expect("a matrix");
+            let clean = z.clone();
+            z.values[2 * 16 + 5] = f32::NAN;
+            for with_base in [false, true] {
+                let rows = |z: &Matrix| decoded(&b, &vae, &embeddings, (z, &owners), with_base, Dtype::F32);
+                let scores = |z: &Matrix| scored_latents(&b, &folded, &embeddings, (z, &owners), with_base);
+                for (got, want, width) in [(rows(&z), rows(&clean), 100), (scores(&z), scores(&clean), 1)] {
+                    let rows = got.chunks_exact(width).zip(want.chunks_exact(width)).enumerate();
+                    for (row, (got, want)) in rows {
+                        let what = format!("{precision}, hidden {hidden}, {with_base}, row {row}");
+                        match row {
+                            2 => assert!(got.iter().all(|v| v.is_nan()), "{what}: {got:?}"),
+                            _ => assert_same_bits(&what, got, want),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_encodes_decodes_and_scores_over_shapes() {

@@ -93,7 +93,7 @@ pub struct Active {
 }
 
 impl Active {
-    /// Takes rows of `units` units from hidden layers.
+    /// Takes rows of `units` units, a multiple of [`LANES`], from hidden layers.
     #[inline(always)]
     pub fn gather<S: Simd>(
         &mut self,
@@ -115,13 +115,12 @@ impl Active {
             let mut active = 0;
             match precision {
                 Precision::F32 => {
-                    for p in 0..lanes {
-                        for (i, from) in rows.lane(row, p).as_chunks::<LANES>().0.iter().enumerate() {
-                            let first = (p * WIDTH + i * LANES) as u32;
-                            let places = (&mut places[active..][..LANES]).try_into().expect("room");
-                            let values = (&mut words[active..][..LANES]).try_into().expect("room");
-                            active += simd.nonzero(from, first, places, values);
-                        }
+                    for first in (0..units).step_by(LANES) {
+                        let lane = rows.lane(row, first / WIDTH);
+                        let from = lane[first % WIDTH..][..LANES].try_into().expect("half a lane");
+                        let places = (&mut places[active..][..LANES]).try_into().expect("room");
+                        let values = (&mut words[active..][..LANES]).try_into().expect("room");
+                        active += simd.nonzero(from, first as u32, places, values);
                     }
                     self.counts.push(active);
                 }
@@ -131,8 +130,15 @@ impl Active {
                     for p in 0..lanes {
                         let to_places = (&mut places[active..][..WIDTH]).try_into().expect("room");
                         let to_halves = (&mut halves[active..][..WIDTH]).try_into().expect("room");
-                        let first = (p * WIDTH) as u16;
-                        active += simd.nonzero_bf16(rows.lane(row, p), first, to_places, to_halves);
+                        let first = p * WIDTH;
+                        let mut lane = rows.lane(row, p);
+                        let mut part = [0f32; WIDTH];
+                        if units - first < WIDTH {
+                            // The padding's values are of no unit: zero, or NaN where all are.
+                            part[..units - first].copy_from_slice(&lane[..units - first]);
+                            lane = &part;
+                        }
+                        active += simd.nonzero_bf16(lane, first as u16, to_places, to_halves);
                     }
                     // In pairs, an odd one out is with a zero.
                     (places[active], halves[active]) = (0, 0);

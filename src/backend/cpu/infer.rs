@@ -97,9 +97,9 @@ impl Layer {
         products(simd, (inputs, rows.len()), &self.weights, last..words, self.panels(), &mut ends);
     }
 
-    /// Whether the weights leave room in the second-level cache, so that few rows may pass them at a time.
+    /// Whether the weights fit the second-level cache, so that few rows may pass them at a time.
     fn is_small(&self) -> bool {
-        /// Half a megabyte, half of what cores of servers have.
+        /// What cores of servers have at least.
         const SMALL: usize = 1 << 20;
         self.weights.bytes() <= SMALL
     }
