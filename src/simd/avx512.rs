@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Simd, Task, WIDTH};
+use super::{HalfLane, LANES, Lane, Simd, Task, WIDTH, pack_rounded};
 
 /// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, and where `BF16` AVX-512
 /// BF16 and VBMI2.
@@ -326,14 +326,9 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 _mm512_storeu_si512(values.as_mut_ptr().cast(), rounded);
                 return kept.count_ones() as usize;
             }
-            let mut all: HalfLane = [0; WIDTH];
-            _mm512_storeu_si512(all.as_mut_ptr().cast(), rounded);
-            let mut count = 0;
-            for (i, half) in all.into_iter().enumerate() {
-                (places[count], values[count]) = (first + i as u16, half);
-                count += (kept >> i & 1) as usize;
-            }
-            count
+            let mut halves: HalfLane = [0; WIDTH];
+            _mm512_storeu_si512(halves.as_mut_ptr().cast(), rounded);
+            pack_rounded(from, &halves, first, places, values)
         }
     }
 

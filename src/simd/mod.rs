@@ -32,6 +32,23 @@ pub const fn apart(column: usize) -> usize {
     column / 4 * 8 + half * 4 + column % 4
 }
 
+/// [`Simd::nonzero_bf16`] of a lane that is rounded already, one value after the other.
+#[inline(always)]
+fn pack_rounded(
+    from: &Lane,
+    rounded: &HalfLane,
+    first: u16,
+    places: &mut [u16; WIDTH],
+    values: &mut HalfLane,
+) -> usize {
+    let mut count = 0;
+    for (i, (value, &rounded)) in from.iter().zip(rounded).enumerate() {
+        (places[count], values[count]) = (first + i as u16, rounded);
+        count += usize::from(*value != 0.0);
+    }
+    count
+}
+
 /// Vector arithmetic. An implementation is a token that proves its instructions are there.
 ///
 /// Products work on [`Simd::Row`]: a part of a [`Lane`], of as many columns as leave registers for [`Simd::ROWS`]
@@ -59,6 +76,11 @@ pub trait Simd: Copy + Send + Sync {
     fn fence(self);
     /// Asks for a cache line to be brought near, where the level can.
     fn prefetch<T>(self, from: &T);
+    /// The same for all lines of some bytes.
+    #[inline(always)]
+    fn prefetch_all(self, bytes: &[u8]) {
+        bytes.iter().step_by(64).for_each(|line| self.prefetch(line));
+    }
     /// Widens a part of a lane of BF16 values; exact.
     fn load_bf16(self, from: &HalfLane, part: usize) -> Self::Row;
     /// Widens a part of a lane of F16 values; exact.
@@ -124,12 +146,7 @@ pub trait Simd: Copy + Send + Sync {
         for part in 0..Self::PARTS {
             self.store_bf16(self.load(from, part), &mut rounded, part);
         }
-        let mut count = 0;
-        for (i, (value, rounded)) in from.iter().zip(rounded).enumerate() {
-            (places[count], values[count]) = (first + i as u16, rounded);
-            count += usize::from(*value != 0.0);
-        }
-        count
+        pack_rounded(from, &rounded, first, places, values)
     }
     /// The sum of a lane by halves: value i and value i + 16, then i + 8, and so on.
     #[inline(always)]

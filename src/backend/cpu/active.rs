@@ -7,10 +7,11 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::lanes::Lanes;
 use super::panel::{Arithmetic, Inputs, Pairs, Place, Single, Sums};
 use crate::backend::Precision;
-use crate::dtype::Element;
 use crate::model::Linear;
 use crate::simd::{HalfLane, LANES, Lane, Simd, WIDTH, apart};
 
@@ -48,11 +49,7 @@ impl Slabs {
             Precision::Bf16 => {
                 let mut lanes = Lanes::zeros(places.div_ceil(2));
                 let halves: &mut [HalfLane] = bytemuck::cast_slice_mut(&mut lanes);
-                each.for_each(|(at, column, w)| {
-                    let mut rounded = [half::bf16::ZERO];
-                    half::bf16::narrow(&[w], &mut rounded);
-                    halves[at][apart(column)] = rounded[0].to_bits();
-                });
+                each.for_each(|(at, column, w)| halves[at][apart(column)] = bf16::from_f32(w).to_bits());
                 lanes
             }
         };
@@ -162,8 +159,6 @@ trait Terms: Arithmetic {
     type Weights;
     /// The units of a word.
     fn units(units: u32) -> [usize; 2];
-    /// Hands over the sums of a row with a whole slab.
-    fn finish<S: Simd>(simd: S, at: Place, acc: [S::Row; ACROSS], sums: &mut impl Sums<S>);
     /// A slab, `[inputs][ACROSS]`.
     fn slab(slabs: &Slabs, slab: usize) -> &[[Self::Weights; ACROSS]];
     /// `acc` and the products of a word with the weights of its units.
@@ -183,11 +178,6 @@ impl Terms for Single {
     #[inline(always)]
     fn units(unit: u32) -> [usize; 2] {
         [unit as usize; 2]
-    }
-
-    #[inline(always)]
-    fn finish<S: Simd>(simd: S, at: Place, acc: [S::Row; ACROSS], sums: &mut impl Sums<S>) {
-        sums.finish_all::<ACROSS, { Single::NORMAL }>(simd, at, acc);
     }
 
     #[inline(always)]
@@ -214,11 +204,6 @@ impl Terms for Pairs {
     #[inline(always)]
     fn units(units: u32) -> [usize; 2] {
         [(units & 0xffff) as usize, (units >> 16) as usize]
-    }
-
-    #[inline(always)]
-    fn finish<S: Simd>(simd: S, at: Place, acc: [S::Row; ACROSS], sums: &mut impl Sums<S>) {
-        sums.finish_all::<ACROSS, { Pairs::NORMAL }>(simd, at, acc);
     }
 
     #[inline(always)]
@@ -294,7 +279,8 @@ fn sweep<S: Simd, A: Terms, const P: usize>(
                 for s in 0..slabs {
                     let i = s * ACROSS;
                     // Written out, so that the sums stay in registers.
-                    A::finish(simd, place(i), [acc[i], acc[i + 1], acc[i + 2], acc[i + 3]], sums);
+                    let whole = [acc[i], acc[i + 1], acc[i + 2], acc[i + 3]];
+                    sums.finish_all(simd, place(i), whole, A::NORMAL);
                 }
                 continue;
             }

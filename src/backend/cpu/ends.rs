@@ -8,9 +8,6 @@ use crate::dtype::{Dtype, Element};
 use crate::matrix::Values;
 use crate::simd::{HalfLane, Lane, Simd, WIDTH};
 
-/// Bytes of a cache line, about.
-const LINE: usize = 64;
-
 /// Sums that start from the layer's bias.
 #[derive(Clone, Copy)]
 pub struct Bias<'a>(pub &'a [Lane]);
@@ -87,7 +84,7 @@ impl<S: Simd, Z: Finish<S>> Finish<S> for Fetching<'_, Z> {
     #[inline(always)]
     fn meanwhile(&mut self, simd: S) {
         /// Bytes of a row that are asked for at a time.
-        const PIECE: usize = 8 * LINE;
+        const PIECE: usize = 512;
         self.time += 1;
         let pieces = self.ahead.len().div_ceil(PIECE);
         let all = self.rows.len() * pieces;
@@ -95,7 +92,7 @@ impl<S: Simd, Z: Finish<S>> Finish<S> for Fetching<'_, Z> {
             let from = self.ahead.start + self.asked % pieces * PIECE;
             let bytes = self.rows[self.asked / pieces].bytes();
             let piece = bytes.get(from..(from + PIECE).min(bytes.len())).unwrap_or_default();
-            piece.iter().step_by(LINE).for_each(|line| simd.prefetch(line));
+            simd.prefetch_all(piece);
             self.asked += 1;
         }
     }
@@ -152,7 +149,7 @@ impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
 
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an iterator would move the sums to memory")]
-    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N], normal: bool) {
         let row = &mut self.out[at.row * self.dim..][..self.dim];
         let Some(to) = row[at.panel * WIDTH..].get_mut(..N * WIDTH) else {
             for i in 0..N {
@@ -166,7 +163,7 @@ impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
             let to: &mut [u16] = bytemuck::cast_slice_mut(to);
             let mut subnormal = false;
             for i in 0..N {
-                subnormal |= !NORMAL && simd.any_subnormal(sums[i]);
+                subnormal |= !normal && simd.any_subnormal(sums[i]);
             }
             if subnormal {
                 let mut lanes = [[0f32; WIDTH]; N];
@@ -227,7 +224,7 @@ impl<S: Simd> Finish<S> for ToChains<'_> {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N], _: bool) {
         let chain = &mut self.chains[at.row];
         let second: &[Lane; N] = self.second[at.panel..][..N].try_into().expect("panels");
         let mut sum = simd.load(chain, at.part);

@@ -1,4 +1,4 @@
-//! Operands of training products in BF16: words of two values, see [`Simd::dot`]. Parameters, moments, sums and losses
+//! Operands of products in BF16: words of two values, see [`Simd::dot`]. Parameters, moments, sums and losses
 //! stay F32; what enters a product is rounded to nearest even.
 
 use crate::simd::{Lane, Simd, WIDTH};
@@ -11,22 +11,25 @@ fn round(value: f32) -> u32 {
     (if value.is_nan() { bits | 0x0040_0000 } else { up }) & 0xffff_0000
 }
 
+/// The word of two values.
+#[inline(always)]
+pub fn word(even: f32, odd: f32) -> f32 {
+    f32::from_bits(round(even) >> 16 | round(odd))
+}
+
 /// Words of `even[i]` and `odd[i]`.
 #[inline(always)]
-pub fn pair(even: &[f32], odd: &[f32], out: &mut [f32]) {
+fn pair(even: &Lane, odd: &Lane, out: &mut Lane) {
     for ((out, &even), &odd) in out.iter_mut().zip(even).zip(odd) {
-        *out = f32::from_bits(round(even) >> 16 | round(odd));
+        *out = word(even, odd);
     }
 }
 
 /// Lanes of words from twice as many lanes of values, an odd one paired with zeros.
 #[inline(always)]
 pub fn pair_lanes(lanes: &[Lane], out: &mut [Lane]) {
-    for (pair_of, out) in lanes.chunks(2).zip(out) {
-        match pair_of {
-            [even, odd] => pair(even, odd, out),
-            _ => pair(&pair_of[0], &[0.0; WIDTH], out),
-        }
+    for (two, out) in lanes.chunks(2).zip(out) {
+        pair(&two[0], two.get(1).unwrap_or(&[0.0; WIDTH]), out);
     }
 }
 

@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
+use super::halves::word;
 use super::lanes::Lanes;
 use crate::backend::Precision;
-use crate::dtype::Element;
 use crate::simd::{Lane, Simd, WIDTH};
 
 /// Words of a row that stand side by side in [`Inputs`].
@@ -63,13 +63,6 @@ pub fn inputs_of_word(precision: Precision) -> usize {
     }
 }
 
-/// Two values as a word, rounded to BF16.
-fn pair(low: f32, high: f32) -> f32 {
-    let mut halves = [half::bf16::ZERO; 2];
-    half::bf16::narrow(&[low, high], &mut halves);
-    f32::from_bits(u32::from(halves[0].to_bits()) | u32::from(halves[1].to_bits()) << 16)
-}
-
 /// A weight matrix `[outputs, inputs]` packed for [`products`]: panels of 32 outputs, each `[words][32]`, the last
 /// one padded with zeros.
 #[derive(Clone, Debug)]
@@ -91,7 +84,7 @@ impl Panels {
             for (lane, w) in panel.iter_mut().zip(row.chunks(together)) {
                 lane[o % WIDTH] = match precision {
                     Precision::F32 => w[0],
-                    Precision::Bf16 => pair(w[0], w.get(1).copied().unwrap_or(0.0)),
+                    Precision::Bf16 => word(w[0], w.get(1).copied().unwrap_or(0.0)),
                 };
             }
         }
@@ -222,9 +215,9 @@ pub trait Finish<S: Simd> {
     /// Takes the sums of a place.
     fn finish(&mut self, simd: S, at: Place, sums: S::Row);
 
-    /// Takes the sums of a row's panels from the place on, of which a subnormal one may count as zero if `NORMAL`.
+    /// Takes the sums of a row's panels from the place on, of which a subnormal one may count as zero if `normal`.
     #[inline(always)]
-    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N], _normal: bool) {
         for (i, sums) in sums.into_iter().enumerate() {
             self.finish(simd, Place { panel: at.panel + i, ..at }, sums);
         }
@@ -257,8 +250,8 @@ impl<S: Simd, A, Z: Finish<S>> Finish<S> for Ends<A, Z> {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
-        self.1.finish_all::<N, NORMAL>(simd, at, sums);
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N], normal: bool) {
+        self.1.finish_all(simd, at, sums, normal);
     }
 
     #[inline(always)]
@@ -274,8 +267,8 @@ impl<S: Simd, Z: Finish<S>> Finish<S> for &mut Z {
     }
 
     #[inline(always)]
-    fn finish_all<const N: usize, const NORMAL: bool>(&mut self, simd: S, at: Place, sums: [S::Row; N]) {
-        Z::finish_all::<N, NORMAL>(self, simd, at, sums);
+    fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N], normal: bool) {
+        Z::finish_all(self, simd, at, sums, normal);
     }
 
     #[inline(always)]

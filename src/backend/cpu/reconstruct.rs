@@ -26,9 +26,9 @@ pub struct Reconstruction {
     sums: Sums,
     /// A group's slice of the reconstruction's differences from the embeddings, `[rows][STRIDE]`, one after the other.
     differences: Lanes,
-    /// A group's slice of the weights, transposed: `[ACROSS][hidden][32]`.
+    /// A group's panel of the weights, transposed: `[hidden or words][32]`.
     across: Lanes,
-    /// A group's operands of BF16 products: of the differences, and of the transposed weights, `[hidden / 2][32]`.
+    /// A group's differences as operands of BF16 products.
     halves: Lanes,
     squares: Vec<f64>,
 }
@@ -99,11 +99,8 @@ impl Reconstruction {
         let groups = slices.div_ceil(together);
         let size = (count * STRIDE).next_multiple_of(WIDTH);
         self.differences.resize(groups * size / WIDTH);
-        if precision == Precision::F32 {
-            self.across.resize(groups * ACROSS * width);
-        }
-        // Of the differences, then the weights.
-        let room = Halves::room(count) + words * WIDTH;
+        self.across.resize(groups * words);
+        let room = Halves::room(count);
         if precision == Precision::Bf16 {
             self.halves.resize(groups * room / WIDTH);
         }
@@ -112,8 +109,7 @@ impl Reconstruction {
         let weights = self.weight.weights(together, Some(update));
         let mut bias = self.bias.weights();
         let mut tasks = Vec::with_capacity(groups);
-        let mut across = self.across.chunks_exact_mut(ACROSS * width);
-        let across = std::iter::repeat_with(|| across.next().unwrap_or_default());
+        let across = self.across.chunks_exact_mut(words);
         let scratch = self.differences.as_flattened_mut().chunks_exact_mut(size).zip(across);
         let blocks = target.blocks.chunks(together * target.size).zip(self.squares.chunks_mut(together));
         for (((weights, sums), (differences, across)), (blocks, squares)) in
@@ -132,8 +128,7 @@ impl Reconstruction {
                 target,
                 differences,
                 across,
-                halves: halves.next().unwrap_or_default(),
-                precision,
+                halves: halves.next().map(|room| Halves::new(room, count)),
                 sums,
                 squares,
                 update,
@@ -156,9 +151,8 @@ struct Group<'a> {
     target: Target<'a>,
     differences: &'a mut [f32],
     across: &'a mut [Lane],
-    /// Empty where products are F32.
-    halves: &'a mut [f32],
-    precision: Precision,
+    /// Where products are BF16.
+    halves: Option<Halves<'a>>,
     sums: &'a mut [Lane],
     squares: &'a mut [f64],
     update: Update,
@@ -170,31 +164,27 @@ impl Task for Group<'_> {
     fn run<S: Simd>(mut self, simd: S) {
         let (count, width) = (self.count, self.width);
         let down = width.div_ceil(WIDTH) * SLICE;
-        let at = if self.precision == Precision::Bf16 { Halves::room(count) } else { 0 };
-        let (room, turned) = self.halves.split_at_mut(at);
-        let turned = turned.as_chunks_mut::<WIDTH>().0;
-        let mut halves = Halves::new(room, if at == 0 { 0 } else { count });
         let mut words = [ZERO; SLICE / 2];
         for (i, block) in self.blocks.chunks(self.target.size).enumerate() {
             let mut weights = self.weights.part(i * down, down);
             let mut bias = self.bias.part(i * ACROSS, ACROSS);
             for q in 0..ACROSS {
                 let mut place = Place { out: self.differences, from: q * WIDTH };
-                match self.precision {
-                    Precision::F32 => {
-                        let across = &mut self.across[q * width..][..width];
+                let across = &mut *self.across;
+                match &self.halves {
+                    None => {
                         for (h, lane) in across.iter_mut().enumerate() {
                             let from = &weights.w[h / WIDTH * SLICE + q * WIDTH..][..WIDTH];
                             *lane = std::array::from_fn(|j| from[j][h % WIDTH]);
                         }
                         rows::<S, Single, _>(simd, self.hidden, width, count, across, &mut place);
                     }
-                    Precision::Bf16 => {
-                        let panels = weights.w.chunks_exact(SLICE).zip(turned.chunks_mut(WIDTH / 2));
-                        for (panel, turned) in panels {
-                            turn_pairs(simd, &panel[q * WIDTH..][..WIDTH], turned);
+                    Some(_) => {
+                        let panels = weights.w.chunks_exact(SLICE).zip(across.chunks_mut(WIDTH / 2));
+                        for (panel, across) in panels {
+                            turn_pairs(simd, &panel[q * WIDTH..][..WIDTH], across);
                         }
-                        rows::<S, Pairs, _>(simd, self.hidden, width / 2, count, turned, &mut place);
+                        rows::<S, Pairs, _>(simd, self.hidden, width / 2, count, across, &mut place);
                     }
                 }
             }
@@ -205,16 +195,16 @@ impl Task for Group<'_> {
                 *to = (self.target.slope * sum) as f32;
             }
             bias.learn(self.update).take(0, &gradient);
-            if self.precision == Precision::Bf16 {
+            if let Some(halves) = &mut self.halves {
                 halves.take(simd, &self.differences[..count * STRIDE]);
             }
             for (p, sums) in self.sums.chunks_exact_mut(count).enumerate() {
                 let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
-                match self.precision {
-                    Precision::F32 => {
+                match &self.halves {
+                    None => {
                         rows::<S, Single, _>(simd, self.differences, STRIDE, count, lanes, &mut Add(sums));
                     }
-                    Precision::Bf16 => {
+                    Some(halves) => {
                         pair_lanes(lanes, &mut words);
                         halves.rows(simd, count, &words, &mut Add(sums));
                     }
@@ -224,11 +214,11 @@ impl Task for Group<'_> {
             for (p, lanes) in self.panels.chunks_exact(self.panels.len() / panels).enumerate() {
                 let mut learn = weights.part(p * SLICE, SLICE);
                 let mut learn = learn.learn(self.update);
-                match self.precision {
-                    Precision::F32 => {
+                match &self.halves {
+                    None => {
                         columns::<S, Single, _>(simd, self.differences, STRIDE, SLICE, lanes, &mut learn);
                     }
-                    Precision::Bf16 => halves.columns(simd, lanes, &mut learn),
+                    Some(halves) => halves.columns(simd, lanes, &mut learn),
                 }
             }
         }

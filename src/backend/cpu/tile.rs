@@ -47,6 +47,20 @@ fn height<S: Simd>(left: usize) -> usize {
     HEIGHTS.into_iter().find(|&h| h <= S::ROWS && h <= left).unwrap_or(1)
 }
 
+/// Calls a tile of the height that what is left allows. (A macro: closures there cost speed.)
+macro_rules! by_height {
+    ($left:expr, $tile:ident($($argument:expr),*)) => {
+        match height::<S>($left) {
+            8 => $tile::<S, A, T, 8>($($argument),*),
+            6 => $tile::<S, A, T, 6>($($argument),*),
+            4 => $tile::<S, A, T, 4>($($argument),*),
+            3 => $tile::<S, A, T, 3>($($argument),*),
+            2 => $tile::<S, A, T, 2>($($argument),*),
+            _ => $tile::<S, A, T, 1>($($argument),*),
+        }
+    };
+}
+
 /// Row r of the product is the sum over k of `a[r * stride + k] * b[k]`, for `count` rows.
 #[inline(always)]
 pub fn rows<S: Simd, A: Arithmetic, T: Sink>(
@@ -60,14 +74,7 @@ pub fn rows<S: Simd, A: Arithmetic, T: Sink>(
     let mut at = 0;
     while at < count {
         let a = &a[at * stride..];
-        at += match height::<S>(count - at) {
-            8 => row_tile::<S, A, T, 8>(simd, a, stride, b, at, sink),
-            6 => row_tile::<S, A, T, 6>(simd, a, stride, b, at, sink),
-            4 => row_tile::<S, A, T, 4>(simd, a, stride, b, at, sink),
-            3 => row_tile::<S, A, T, 3>(simd, a, stride, b, at, sink),
-            2 => row_tile::<S, A, T, 2>(simd, a, stride, b, at, sink),
-            _ => row_tile::<S, A, T, 1>(simd, a, stride, b, at, sink),
-        };
+        at += by_height!(count - at, row_tile(simd, a, stride, b, at, sink));
     }
 }
 
@@ -108,14 +115,7 @@ pub fn columns<S: Simd, A: Arithmetic, T: Sink>(
 ) {
     let mut at = 0;
     while at < count {
-        at += match height::<S>(count - at) {
-            8 => column_tile::<S, A, T, 8>(simd, a, stride, b, at, sink),
-            6 => column_tile::<S, A, T, 6>(simd, a, stride, b, at, sink),
-            4 => column_tile::<S, A, T, 4>(simd, a, stride, b, at, sink),
-            3 => column_tile::<S, A, T, 3>(simd, a, stride, b, at, sink),
-            2 => column_tile::<S, A, T, 2>(simd, a, stride, b, at, sink),
-            _ => column_tile::<S, A, T, 1>(simd, a, stride, b, at, sink),
-        };
+        at += by_height!(count - at, column_tile(simd, a, stride, b, at, sink));
     }
 }
 

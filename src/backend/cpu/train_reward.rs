@@ -10,7 +10,7 @@ use super::lanes::Lanes;
 use super::panel::Single;
 use super::samples::{NONE, Rows, Samples, Step};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
-use super::wide::{AHEAD, Back, Fill, STRIDE, Sums, Wide, ask};
+use super::wide::{AHEAD, Back, Fill, STRIDE, Sums, Wide};
 use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
@@ -67,7 +67,7 @@ impl Fill for Batch<'_> {
         }
         for (row, to) in rest.chunks_exact_mut(STRIDE).enumerate() {
             if let Some(values) = self.samples.stored(self.step, row + AHEAD) {
-                ask(simd, values.slice(columns.clone()));
+                simd.prefetch_all(values.slice(columns.clone()).bytes());
             }
             let to = &mut to[..columns.len()];
             self.samples.widen(self.step, row, columns.clone(), to);
@@ -171,7 +171,11 @@ impl RewardTrainer {
                 fresh: back.is_none(),
                 standardizer: &self.standardizer,
             });
-            let back_now = back.map(|update| Back { lanes: &self.scratch.operand, update });
+            let back_now = back.map(|update| {
+                let Scratch { wide, operand, .. } = &mut self.scratch;
+                let lanes = Wide::operand(self.first.precision(), wide, now.wide_rows(), operand);
+                Back { lanes, update }
+            });
             self.first.pass(level, back_now, fill.as_ref());
             let Some(batch) = next else { break };
             std::mem::swap(&mut now, &mut later);
@@ -187,7 +191,7 @@ impl RewardTrainer {
         mean
     }
 
-    /// From the first layer's sums to the gradient by them, which stays in `scratch.operand`; everything but the first
+    /// From the first layer's sums to the gradient by them, which stays in `scratch.wide`; everything but the first
     /// layer's weights takes its update.
     fn step(&mut self, level: Level, step: &Step, update: Update) -> f64 {
         let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
@@ -246,7 +250,6 @@ impl RewardTrainer {
             tasks.push(Backward { step, wide, hidden, slopes: &s.slopes, bias, head, update });
         }
         tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
-        Wide::operand(self.first.precision(), &s.wide, wide_rows, &mut s.operand);
         loss / pairs
     }
 }
@@ -290,15 +293,8 @@ impl Task for Forward<'_> {
             *value = if *value < 0.0 { 0.0 } else { *value };
         }
         for (lane, share) in hidden.iter().zip(shares) {
-            let mut products: Lane = std::array::from_fn(|i| lane[i] * head[i]);
-            let mut width = WIDTH / 2;
-            while width > 0 {
-                for i in 0..width {
-                    products[i] += products[i + width];
-                }
-                width /= 2;
-            }
-            *share = products[0];
+            let products: Lane = std::array::from_fn(|i| lane[i] * head[i]);
+            *share = simd.sum(&products);
         }
     }
 }

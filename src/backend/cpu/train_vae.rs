@@ -5,12 +5,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::adam::{Rates, Update, Vector};
-use super::halves::pair;
+use super::halves::word;
 use super::lanes::Lanes;
 use super::layers::{Dense, relu, relu_backward};
 use super::reconstruct::{Reconstruction, Target};
 use super::tile::ZERO;
-use super::wide::{AHEAD, Back, Fill, STRIDE, Wide, ask};
+use super::wide::{AHEAD, Back, Fill, STRIDE, Wide};
 use crate::backend::{Divergence, Precision, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
@@ -82,7 +82,7 @@ impl Fill for Batch<'_> {
         };
         for (r, to) in block.chunks_exact_mut(STRIDE).enumerate() {
             if r + AHEAD < self.rows() {
-                ask(simd, values(r + AHEAD));
+                simd.prefetch_all(values(r + AHEAD).bytes());
             }
             let to = &mut to[..columns.len()];
             values(r).widen(to);
@@ -186,12 +186,17 @@ impl VaeTrainer {
         sides: [&RowSet<'_>; 2],
         next: Option<&[u32]>,
     ) {
-        let back = back.map(|update| Back { lanes: &self.scratch.operand, update });
+        let Scratch { back: lanes, operand, .. } = &mut self.scratch;
+        let rows = lanes.len() / self.first.panels();
+        let back = back.map(|update| {
+            let lanes = Wide::operand(self.first.precision(), lanes, rows, operand);
+            Back { lanes, update }
+        });
         let next = next.map(|rows| Batch { sides, rows, standardizer: &self.standardizer });
         self.first.pass(level, back, next.as_ref());
     }
 
-    /// From the first layer's sums to the gradient by them, which stays in `scratch.operand`. The last layer and the
+    /// From the first layer's sums to the gradient by them, which stays in `scratch.back`. The last layer and the
     /// first one's bias take their updates, the middle ones keep their gradients.
     fn step(&mut self, level: Level, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
         let (pairs, rows) = (batch.len(), 2 * batch.len());
@@ -248,18 +253,17 @@ impl VaeTrainer {
         times_slope(&mut s.panels);
         let target = Target { blocks, size, slope };
         let precision = self.first.precision();
-        Wide::operand(precision, &s.panels, rows, &mut s.operand);
+        let panels = Wide::operand(precision, &s.panels, rows, &mut s.operand);
         let inputs = match precision {
             Precision::F32 => &s.decoder_hidden,
             Precision::Bf16 => {
                 s.halves.resize(s.decoder_hidden.len() / 2, 0.0);
-                let (even, odd): (Vec<f32>, Vec<f32>) =
-                    s.decoder_hidden.chunks_exact(2).map(|two| (two[0], two[1])).unzip();
-                pair(&even, &odd, &mut s.halves);
+                let pairs = s.decoder_hidden.chunks_exact(2);
+                s.halves.iter_mut().zip(pairs).for_each(|(to, two)| *to = word(two[0], two[1]));
                 &s.halves
             }
         };
-        let squares = self.last.pass(level, inputs, &s.operand, target, update);
+        let squares = self.last.pass(level, inputs, panels, target, update);
         let mut loss = VaeLoss { reconstruction: scale * squares / pairs as f64, ..VaeLoss::default() };
         self.divergences(pairs, latent, &mut loss);
         loss.total =
@@ -292,7 +296,6 @@ impl VaeTrainer {
             }
         }
         self.first_bias.learn(level, &sums, update);
-        Wide::operand(precision, &s.back, rows, &mut s.operand);
         loss
     }
 

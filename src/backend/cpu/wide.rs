@@ -15,7 +15,6 @@ use super::lanes::Lanes;
 use super::panel::{Pairs, Single};
 use super::tile::{Add, Sink, ZERO, columns, rows};
 use crate::backend::Precision;
-use crate::matrix::Values;
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
@@ -145,12 +144,6 @@ pub trait Fill: Sync {
 /// Rows that are asked for before they are wanted: they lie apart, where the machine does not foresee them.
 pub const AHEAD: usize = 12;
 
-/// Asks for a part of a row to be brought near.
-#[inline(always)]
-pub fn ask<S: Simd>(simd: S, values: Values<'_>) {
-    values.bytes().iter().step_by(64).for_each(|line| simd.prefetch(line));
-}
-
 /// The gradient by a batch's outputs, and what it is for.
 #[derive(Clone, Copy)]
 pub struct Back<'a> {
@@ -196,19 +189,23 @@ impl Wide {
         self.precision
     }
 
-    /// The gradient by a batch's outputs, `[panel][rows]`, as an operand of [`Wide::pass`], `[panel][rows or words]`.
-    pub fn operand(precision: Precision, lanes: &[Lane], rows: usize, out: &mut Lanes) {
+    /// The gradient by a batch's outputs, `[panel][rows]`, as an operand of [`Wide::pass`], `[panel][rows or words]`;
+    /// `out` is room for one that has to be made.
+    pub fn operand<'a>(
+        precision: Precision,
+        lanes: &'a [Lane],
+        rows: usize,
+        out: &'a mut Lanes,
+    ) -> &'a [Lane] {
         match precision {
-            Precision::F32 => {
-                out.resize(lanes.len());
-                out.copy_from_slice(lanes);
-            }
+            Precision::F32 => lanes,
             Precision::Bf16 => {
                 let words = rows.div_ceil(2);
                 out.resize(lanes.len() / rows * words);
                 for (lanes, out) in lanes.chunks_exact(rows).zip(out.chunks_exact_mut(words)) {
                     pair_lanes(lanes, out);
                 }
+                out
             }
         }
     }
@@ -302,8 +299,8 @@ impl Wide {
         let (mut blocks, mut sums) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.sums));
         let mut halves = std::mem::take(&mut self.halves);
         let together = sums.clear(slices, panels, rows);
-        let (capacity, precision) = (self.capacity, self.precision);
-        let mut rooms = halves.as_flattened_mut().chunks_mut((together * Halves::room(capacity)).max(1));
+        let capacity = self.capacity;
+        let mut rooms = halves.as_flattened_mut().chunks_mut(together * Halves::room(capacity));
         let weights = self.weights(together, back.map(|b| b.update));
         let tasks: Vec<_> = weights
             .into_iter()
@@ -316,7 +313,6 @@ impl Wide {
                 size,
                 halves: rooms.next().unwrap_or_default(),
                 capacity,
-                precision,
                 sums,
                 panels,
                 first: group * together * SLICE,
@@ -343,7 +339,6 @@ struct Pass<'a, F> {
     /// Empty where products are F32.
     halves: &'a mut [f32],
     capacity: usize,
-    precision: Precision,
     sums: &'a mut [Lane],
     panels: usize,
     first: usize,
@@ -357,23 +352,19 @@ impl<F: Fill> Task for Pass<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Pass { mut weights, blocks, size, sums, panels, first, inputs, back, next, .. } = self;
-        let mut rooms = self.halves.chunks_mut(Halves::room(self.capacity).max(1));
-        // Without halves there is no room to be cut.
-        let capacity = if self.precision == Precision::Bf16 { self.capacity } else { 0 };
+        let mut rooms = self.halves.chunks_mut(Halves::room(self.capacity));
         let mut words = [ZERO; SLICE / 2];
         for (i, block) in blocks.chunks_mut(size).enumerate() {
             let mut weights = weights.part(i * panels * SLICE, panels * SLICE);
-            let mut halves = Halves::new(rooms.next().unwrap_or_default(), capacity);
+            let mut halves = rooms.next().map(|room| Halves::new(room, self.capacity));
             if let Some(back) = back {
                 let lanes = back.lanes.chunks_exact(back.lanes.len() / panels);
                 for (p, lanes) in lanes.enumerate() {
                     let mut learn = weights.part(p * SLICE, SLICE);
                     let mut learn = learn.learn(back.update);
-                    match self.precision {
-                        Precision::F32 => {
-                            columns::<S, Single, _>(simd, block, STRIDE, SLICE, lanes, &mut learn);
-                        }
-                        Precision::Bf16 => halves.columns(simd, lanes, &mut learn),
+                    match &halves {
+                        None => columns::<S, Single, _>(simd, block, STRIDE, SLICE, lanes, &mut learn),
+                        Some(halves) => halves.columns(simd, lanes, &mut learn),
                     }
                 }
             }
@@ -382,16 +373,14 @@ impl<F: Fill> Task for Pass<'_, F> {
                 let count = next.rows();
                 let block = &mut block[..count * STRIDE];
                 next.fill(simd, from..(from + SLICE).min(inputs), block);
-                if self.precision == Precision::Bf16 {
+                if let Some(halves) = &mut halves {
                     halves.take(simd, block);
                 }
                 for (p, sums) in sums.chunks_exact_mut(count).enumerate() {
                     let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
-                    match self.precision {
-                        Precision::F32 => {
-                            rows::<S, Single, _>(simd, block, STRIDE, count, lanes, &mut Add(sums));
-                        }
-                        Precision::Bf16 => {
+                    match &halves {
+                        None => rows::<S, Single, _>(simd, block, STRIDE, count, lanes, &mut Add(sums)),
+                        Some(halves) => {
                             pair_lanes(lanes, &mut words);
                             halves.rows(simd, count, &words, &mut Add(sums));
                         }
