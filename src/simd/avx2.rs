@@ -250,6 +250,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn add_rows(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX2.
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
     fn relu(self, row: Self::Row) -> Self::Row {
         // Of equal zeros and of NaN the maximum is its second operand.
         // SAFETY: register arithmetic only; the token proves AVX.

@@ -3,20 +3,21 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Simd, Task, WIDTH, pack_rounded};
+use super::{HalfLane, LANES, Lane, Rows, Simd, TALL, Task, WIDTH, amx, pack_rounded};
 
-/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, and where `BF16` AVX-512
-/// BF16 and VBMI2.
+/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, where `BF16` AVX-512 BF16 and VBMI2, and where `AMX`
+/// tiles of BF16 and the system's leave to use them.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512<const BF16: bool>(());
+pub struct Avx512<const BF16: bool, const AMX: bool>(());
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Avx512<BF16, AMX> {
     /// The token, where the machine has the instructions.
     pub fn detect() -> Option<Self> {
         let there = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && (!AMX || amx::is_there())
             && (!BF16 || is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vbmi2"))
             && Avx2::detect().is_some();
         there.then_some(Avx512(()))
@@ -34,7 +35,14 @@ impl<const BF16: bool> Avx512<BF16> {
             task.run(token)
         }
         // SAFETY: the token exists only where `detect` found every feature that the function enables.
-        unsafe { if BF16 { bf16(self, task) } else { plain(self, task) } }
+        unsafe {
+            if AMX {
+                // The tiles are this thread's until the guard goes.
+                let _tiles = amx::Tiles::new();
+                return bf16(self, task);
+            }
+            if BF16 { bf16(self, task) } else { plain(self, task) }
+        }
     }
 }
 
@@ -51,7 +59,7 @@ const COUNT: HalfLane = {
 
 /// Two BF16 values a word, and one of them in each word of the result.
 #[inline(always)]
-fn halves<const BF16: bool>(_: Avx512<BF16>, words: __m512) -> [__m512; 2] {
+fn halves<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, words: __m512) -> [__m512; 2] {
     // SAFETY: register arithmetic only; the token proves AVX-512 F.
     unsafe {
         let words = _mm512_castps_si512(words);
@@ -62,7 +70,7 @@ fn halves<const BF16: bool>(_: Avx512<BF16>, words: __m512) -> [__m512; 2] {
 
 /// `acc` and the products of 16 pairs of BF16 values.
 #[inline(always)]
-fn dot<const BF16: bool>(token: Avx512<BF16>, a: __m512, b: __m512, acc: __m512) -> __m512 {
+fn dot<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, a: __m512, b: __m512, acc: __m512) -> __m512 {
     // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
@@ -76,7 +84,7 @@ fn dot<const BF16: bool>(token: Avx512<BF16>, a: __m512, b: __m512, acc: __m512)
 
 /// 32 values rounded to BF16, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn narrow_bf16<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m512i {
+fn narrow_bf16<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row: [__m512; 2]) -> __m512i {
     if BF16 && !token.any_subnormal(row) {
         return narrow_bf16_normal(token, row);
     }
@@ -87,7 +95,7 @@ fn narrow_bf16<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m51
 
 /// The same where no value is subnormal, which the instruction takes as zero.
 #[inline(always)]
-fn narrow_bf16_normal<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m512i {
+fn narrow_bf16_normal<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row: [__m512; 2]) -> __m512i {
     // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
@@ -100,7 +108,7 @@ fn narrow_bf16_normal<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -
 
 /// 32 values rounded to F16, to nearest even.
 #[inline(always)]
-fn narrow_f16<const BF16: bool>(_: Avx512<BF16>, [low, high]: [__m512; 2]) -> __m512i {
+fn narrow_f16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, [low, high]: [__m512; 2]) -> __m512i {
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     // SAFETY: register arithmetic only; the token proves AVX-512 F.
     unsafe {
@@ -111,7 +119,7 @@ fn narrow_f16<const BF16: bool>(_: Avx512<BF16>, [low, high]: [__m512; 2]) -> __
 
 /// Writes a lane of halves, past the caches where it starts a cache line.
 #[inline(always)]
-fn stream_halves<const BF16: bool>(_: Avx512<BF16>, values: __m512i, to: &mut HalfLane) {
+fn stream_halves<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, values: __m512i, to: &mut HalfLane) {
     let p = to.as_mut_ptr();
     // SAFETY: a `HalfLane` holds 32 values, one store whose alignment is checked where it matters; the token proves
     // AVX-512 F.
@@ -126,7 +134,7 @@ fn stream_halves<const BF16: bool>(_: Avx512<BF16>, values: __m512i, to: &mut Ha
 
 /// 16 values rounded to BF16 on the bit pattern, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn round_bf16<const BF16: bool>(_: Avx512<BF16>, values: __m512) -> __m256i {
+fn round_bf16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, values: __m512) -> __m256i {
     // SAFETY: register arithmetic only; the token proves AVX-512 F and BW.
     unsafe {
         let bits = _mm512_castps_si512(values);
@@ -139,9 +147,10 @@ fn round_bf16<const BF16: bool>(_: Avx512<BF16>, values: __m512) -> __m256i {
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const ROWS: usize = 12;
     const PARTS: usize = 1;
+    const MATRIX: bool = AMX;
     type Row = [__m512; 2];
     type Words = __m512i;
     type Floats = __m512;
@@ -266,6 +275,13 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn block(self, a: Rows<'_>, b: &[Lane], acc: &mut [Lane; TALL], add: bool) {
+        assert!(AMX, "only where products are those of matrices");
+        // SAFETY: the token proves tiles, and `run` has given them their shape.
+        unsafe { amx::block(a, b, acc, add) }
+    }
+
+    #[inline(always)]
     fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, _: usize, acc: Self::Row) -> Self::Row {
         // SAFETY: a `HalfLane` holds 32 values, one unaligned load; the token proves AVX-512 F and BW.
         let pairs = unsafe {
@@ -349,6 +365,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
         unsafe { [_mm512_fmadd_ps(a[0], b[0], acc[0]), _mm512_fmadd_ps(a[1], b[1], acc[1])] }
+    }
+
+    #[inline(always)]
+    fn add_rows(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe { [_mm512_add_ps(a[0], b[0]), _mm512_add_ps(a[1], b[1])] }
     }
 
     #[inline(always)]

@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -24,6 +26,33 @@ pub const LANES: usize = 16;
 pub type Lane = [f32; WIDTH];
 /// A lane's storage in a 16-bit type.
 pub type HalfLane = [u16; WIDTH];
+/// Rows of a block of [`Simd::block`].
+pub const TALL: usize = 32;
+/// Words of a step of [`Simd::block`].
+pub const DEEP: usize = 16;
+
+/// Rows of words, each two BF16 values, for [`Simd::block`]: stretches of `together` words a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// From the first row's first word on.
+    pub words: &'a [f32],
+    /// Rows that count, at most [`TALL`]. Those behind them up to a multiple of 16 are read too, whatever they hold.
+    pub count: usize,
+    /// Distance of a row's words from the next row's.
+    pub stride: usize,
+    /// Words of a stretch; a multiple of [`DEEP`].
+    pub together: usize,
+    /// Distance of a stretch from the next.
+    pub apart: usize,
+}
+
+impl Rows<'_> {
+    /// Word `k` of a row.
+    #[inline(always)]
+    fn word(&self, row: usize, k: usize) -> f32 {
+        self.words[k / self.together * self.apart + row * self.stride + k % self.together]
+    }
+}
 
 /// Place of a column in a lane of [`Simd::dot_apart`]: of every eight places four are of the first half of the columns
 /// and four of the second, so that interleaving two lanes as registers do gives the pairs of either half.
@@ -58,6 +87,8 @@ pub trait Simd: Copy + Send + Sync {
     const ROWS: usize;
     /// Parts of a lane; part i holds the columns from `i * WIDTH / PARTS` on.
     const PARTS: usize;
+    /// Whether the machine multiplies matrices of BF16 values: [`Simd::block`] takes the place of [`Simd::dot`].
+    const MATRIX: bool = false;
     /// One part of a lane in registers.
     type Row: Copy;
     /// [`LANES`] integers.
@@ -116,6 +147,30 @@ pub trait Simd: Copy + Send + Sync {
     fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row;
     /// [`Simd::dot`] with the values b0 and b1 in lanes of their own, column c at [`apart`].
     fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, part: usize, acc: Self::Row) -> Self::Row;
+    /// Products of BF16 matrices: to row r of `acc`, or to zeros if not `add`, comes the sum over k of words k of row r
+    /// times lane k of `b`. For every [`DEEP`] words in turn (what is missing of the last is zeros) the products of the
+    /// words' first values make one chain of fused multiply-adds from zero on, those of the second values another; the
+    /// sum of both goes to `acc`. This is the order of Intel's TDPBF16PS, and as there what is below the normal range
+    /// of F32 counts as zero (which this definition leaves out). Rows past those that count are of no meaning.
+    #[inline(always)]
+    fn block(self, a: Rows<'_>, b: &[Lane], acc: &mut [Lane; TALL], add: bool) {
+        let halves = |word: f32| [word.to_bits() << 16, word.to_bits() & 0xffff_0000].map(f32::from_bits);
+        for (row, acc) in acc.iter_mut().enumerate().take(a.count) {
+            for (column, acc) in acc.iter_mut().enumerate() {
+                *acc = if add { *acc } else { 0.0 };
+                for (i, b) in b.chunks(DEEP).enumerate() {
+                    let (mut even, mut odd) = (0f32, 0f32);
+                    for (k, b) in b.iter().enumerate() {
+                        let [a_even, a_odd] = halves(a.word(row, i * DEEP + k));
+                        let [b_even, b_odd] = halves(b[column]);
+                        even = a_even.mul_add(b_even, even);
+                        odd = a_odd.mul_add(b_odd, odd);
+                    }
+                    *acc += even + odd;
+                }
+            }
+        }
+    }
     /// Packs the values that are not zero (NaN is not) to the front of `values`, and their places, counted from `first`,
     /// of `places`; gives their number. What stands behind them is of no meaning.
     #[inline(always)]
@@ -163,6 +218,8 @@ pub trait Simd: Copy + Send + Sync {
     }
     /// a * b + acc, rounded once.
     fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row;
+    /// a + b.
+    fn add_rows(self, a: Self::Row, b: Self::Row) -> Self::Row;
     /// 0 where the value is less than 0, else the value: -0 and NaN stay.
     fn relu(self, row: Self::Row) -> Self::Row;
 
@@ -226,21 +283,28 @@ pub trait Task {
 /// The instruction sets this build knows, as run-time proof that they are there.
 #[derive(Clone, Copy, Debug)]
 pub enum Level {
+    /// 512-bit vectors, with products of BF16 matrices.
+    #[cfg(target_arch = "x86_64")]
+    Amx(avx512::Avx512<true, true>),
     /// 512-bit vectors, with products of BF16 values.
     #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(avx512::Avx512<true>),
+    Avx512Bf16(avx512::Avx512<true, false>),
     /// 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512<false>),
+    Avx512(avx512::Avx512<false, false>),
     /// 256-bit vectors with fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
     /// What the target guarantees (NEON on aarch64).
-    Portable(Portable),
+    Portable(Portable<false>),
+    /// The same with the products of BF16 matrices as [`Simd::block`] defines them: the bits of [`Level::Amx`] on any
+    /// machine, slowly.
+    PortableAmx(Portable<true>),
 }
 
 impl Level {
-    /// The fastest level of this machine; `LENSMITH_SIMD` = avx512-bf16, avx512, avx2 or portable asks for another.
+    /// The fastest level of this machine; `LENSMITH_SIMD` = amx, avx512-bf16, avx512, avx2, portable or portable-amx asks
+    /// for another.
     ///
     /// # Errors
     /// A level that the machine does not have.
@@ -267,11 +331,13 @@ impl Level {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            levels.extend(avx512::Avx512::detect().map(Level::Amx));
             levels.extend(avx512::Avx512::detect().map(Level::Avx512Bf16));
             levels.extend(avx512::Avx512::detect().map(Level::Avx512));
             levels.extend(avx2::Avx2::detect().map(Level::Avx2));
         }
         levels.push(Level::Portable(Portable));
+        levels.push(Level::PortableAmx(Portable));
         levels
     }
 
@@ -279,12 +345,25 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Level::Amx(_) => "amx",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => "avx2",
             Level::Portable(_) => "portable",
+            Level::PortableAmx(_) => "portable-amx",
+        }
+    }
+
+    /// Whether products of BF16 are those of matrices, [`Simd::MATRIX`].
+    pub fn is_matrix(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx(_) => true,
+            Level::PortableAmx(_) => true,
+            _ => false,
         }
     }
 
@@ -293,12 +372,15 @@ impl Level {
     pub fn run<T: Task>(self, task: T) -> T::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Level::Amx(token) => token.run(task),
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(token) => token.run(task),
             Level::Portable(token) => task.run(token),
+            Level::PortableAmx(token) => task.run(token),
         }
     }
 }
@@ -369,6 +451,53 @@ mod tests {
                 let got = level.run(Products(word, even, odd, acc));
                 for (got, how) in got.iter().zip(["together", "apart"]) {
                     assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{} {how}", level.name());
+                }
+            }
+        }
+    }
+
+    /// A block of products: row words, how they lie, lanes, sums before, and whether they count.
+    struct Blocks<'a>(Rows<'a>, &'a [Lane], [Lane; TALL], bool);
+
+    impl Task for Blocks<'_> {
+        type Output = [Lane; TALL];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> [Lane; TALL] {
+            let Blocks(rows, b, mut acc, add) = self;
+            simd.block(rows, b, &mut acc, add);
+            acc
+        }
+    }
+
+    #[test]
+    fn products_of_matrices_are_as_defined() {
+        let word_lane = |seed: u64| {
+            let (even, odd) = (halves(&random(seed)), halves(&random(seed + 1)));
+            std::array::from_fn(|i| f32::from_bits(u32::from(even[i]) | u32::from(odd[i]) << 16))
+        };
+        let matrices: Vec<Level> = Level::available().into_iter().filter(|l| l.is_matrix()).collect();
+        let shapes: [(usize, usize); 9] = [(1, 16), (16, 16), (17, 32), (32, 64), (32, 200), (5, 7), (31, 129), (32, 8), (20, 128)];
+        for (trial, (count, words)) in shapes.into_iter().enumerate() {
+            for (together, apart, stride) in [(64, 64 * TALL, 64), (512, 0, words.next_multiple_of(16) + 16)] {
+                let seed = 1000 * trial as u64;
+                let room = words.div_ceil(together) * apart.max(1) + TALL * stride;
+                let a: Vec<Lane> = (0..room.div_ceil(WIDTH)).map(|i| word_lane(seed + 2 * i as u64)).collect();
+                let b: Vec<Lane> = (0..words).map(|i| word_lane(seed + 7 + 2 * i as u64)).collect();
+                let mut acc = [[0f32; WIDTH]; TALL];
+                acc.iter_mut().enumerate().for_each(|(i, acc)| *acc = random(seed + i as u64));
+                let rows = Rows { words: a.as_flattened(), count, stride, together, apart };
+                for add in [false, true] {
+                    let bits = |level: &Level| {
+                        let made = level.run(Blocks(rows, &b, acc, add));
+                        made[..count].iter().map(|lane| lane.map(f32::to_bits)).collect::<Vec<_>>()
+                    };
+                    let want = bits(&Level::PortableAmx(Portable));
+                    assert!(want.iter().all(|lane| lane.iter().all(|&b| f32::from_bits(b).is_finite())));
+                    for level in &matrices {
+                        let name = level.name();
+                        assert!(bits(level) == want, "{name}: {count} rows, {words} words, add {add}");
+                    }
                 }
             }
         }

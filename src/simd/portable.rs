@@ -7,9 +7,9 @@ use half::{bf16, f16};
 use super::{HalfLane, LANES, Lane, Simd, apart};
 use crate::dtype::Element;
 
-/// Plain Rust; the compiler vectorises it for the target's baseline.
+/// Plain Rust; the compiler vectorises it for the target's baseline. With `MATRIX` products of BF16 are those of matrices.
 #[derive(Clone, Copy, Debug)]
-pub struct Portable;
+pub struct Portable<const MATRIX: bool>;
 
 /// Columns of a part of a lane.
 const HALF: usize = 16;
@@ -33,9 +33,10 @@ fn halves(word: f32) -> [f32; 2] {
     [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
 }
 
-impl Simd for Portable {
+impl<const MATRIX: bool> Simd for Portable<MATRIX> {
     const ROWS: usize = 4;
     const PARTS: usize = 2;
+    const MATRIX: bool = MATRIX;
     type Row = [f32; HALF];
     type Words = [u32; LANES];
     type Floats = [f32; LANES];
@@ -109,6 +110,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row {
         from_fn(|i| a[i].mul_add(b[i], acc[i]))
+    }
+
+    #[inline(always)]
+    fn add_rows(self, a: Self::Row, b: Self::Row) -> Self::Row {
+        from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]

@@ -10,13 +10,10 @@ use std::ops::Range;
 use half::bf16;
 
 use super::lanes::Lanes;
-use super::panel::{Arithmetic, Inputs, Pairs, Place, Single, Sums};
+use super::panel::{ACROSS, Arithmetic, Inputs, Pairs, Place, Single, Sums};
 use crate::backend::Precision;
 use crate::model::Linear;
 use crate::simd::{HalfLane, LANES, Lane, Simd, WIDTH, apart};
-
-/// Panels of a slab.
-pub const ACROSS: usize = 4;
 
 /// A weight matrix packed for [`products`]: slabs of [`ACROSS`] panels, each `[inputs][ACROSS][32]`, the last one padded
 /// with zeros. Of BF16 a lane has two halves, columns in the order of [`apart`].
@@ -64,11 +61,6 @@ impl Slabs {
     /// Number of panels.
     pub fn panels(&self) -> usize {
         self.outputs.div_ceil(WIDTH)
-    }
-
-    /// Number of slabs.
-    pub fn count(&self) -> usize {
-        self.outputs.div_ceil(ACROSS * WIDTH)
     }
 
     /// What the weights are.

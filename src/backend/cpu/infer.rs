@@ -6,10 +6,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::active::{self, ACROSS, Active, Slabs};
+use super::active::{self, Active, Slabs};
 use super::ends::{Bias, Fetching, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, pairs, widen};
 use super::latent::{Codes, Drawing};
-use super::panel::{DEPTH, Ends, Finish, Inputs, Panels, inputs_of_word, pad_lanes, products};
+use super::panel::{
+    ACROSS, DEPTH, Ends, Finish, Inputs, Panels, Sums, TILE, inputs_of_word, meanwhiles, pad_lanes, products,
+    whole_tiles,
+};
 use crate::backend::Precision;
 use crate::dtype::Element;
 use crate::matrix::{RowSet, Values, ValuesMut};
@@ -18,8 +21,8 @@ use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Most rows that one task takes through all layers at a time.
 const BLOCK: usize = 48;
-/// Blocks are multiples of this, the tile heights of all levels.
-const TILE: usize = 12;
+/// The same where products are those of matrices, past which larger weights are fetched faster than rows need them.
+const MATRIX_BLOCK: usize = 192;
 /// Words of a wide layer's inputs that are made at a time.
 const STRETCH: usize = 32 * DEPTH;
 /// Bytes from which on decoded rows go past the caches: whoever reads them will not find them there.
@@ -60,7 +63,7 @@ impl Layer {
     /// The layer behind its ReLU, into `out`.
     #[inline(always)]
     fn hidden<S: Simd>(&self, simd: S, a: &Inputs, rows: usize, out: &mut Inputs) {
-        out.resize(rows.next_multiple_of(TILE), self.weights.count() * WIDTH);
+        out.resize(whole_tiles::<S>(rows), self.weights.count() * WIDTH);
         self.forward(simd, a, rows, ToHidden(out));
     }
 
@@ -76,10 +79,8 @@ impl Layer {
             sums.extend_from_slice(&self.bias);
         }
         let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
-        inputs.resize(rows.len().next_multiple_of(TILE), stretch.min(words));
-        // How often there is a meanwhile: for each panel, tile and piece of the stretch.
-        let times =
-            |k: Range<usize>| panels * rows.len().div_ceil(S::ROWS) * S::PARTS * k.len().div_ceil(DEPTH);
+        inputs.resize(whole_tiles::<S>(rows.len()), stretch.min(words));
+        let times = |k: Range<usize>| meanwhiles::<S>(&self.weights, rows.len(), k.len());
         let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
         let last = (words - 1) / stretch * stretch;
         for from in (0..last).step_by(stretch) {
@@ -106,8 +107,13 @@ impl Layer {
 
     /// Rows of a block of stored rows: few, so that they stay in the first-level cache, unless the weights have to be
     /// fetched from far for each block.
-    fn stored_rows(&self, rows: usize) -> usize {
-        block_rows(rows, if self.is_small() { TILE } else { BLOCK })
+    fn stored_rows(&self, level: Level, rows: usize) -> usize {
+        let matrix = level.is_matrix() && self.weights.precision() == Precision::Bf16;
+        block_rows(rows, match (matrix, self.is_small()) {
+            (false, true) => TILE,
+            (false, false) => BLOCK,
+            (true, _) => MATRIX_BLOCK,
+        })
     }
 }
 
@@ -159,16 +165,62 @@ fn fill_stretch<S: Simd>(
 
 /// A layer behind a hidden layer, packed for inference.
 #[derive(Clone, Debug)]
-pub struct Tail {
-    weights: Slabs,
+struct Tail {
+    weights: Behind,
     bias: Vec<Lane>,
 }
 
+/// Weights behind a hidden layer.
+#[derive(Clone, Debug)]
+enum Behind {
+    /// For the units that are not zero.
+    Active(Slabs),
+    /// For all units: a matrix instruction takes less time than leaving any out would.
+    All(Panels),
+}
+
 impl Tail {
-    fn new(linear: &Linear, precision: Precision) -> Tail {
+    fn new(linear: &Linear, precision: Precision, level: Level) -> Tail {
         // A sum of no terms is its bias: that of -0 and that of all terms, zeros, would have other signs.
         let bias: Vec<f32> = linear.bias.iter().map(|b| b + 0.0).collect();
-        Tail { weights: Slabs::pack(linear, precision), bias: pad_lanes(&bias) }
+        let weights = match precision {
+            Precision::Bf16 if level.is_matrix() => {
+                Behind::All(Panels::pack(&linear.weight, linear.inputs, linear.outputs, precision))
+            }
+            _ => Behind::Active(Slabs::pack(linear, precision)),
+        };
+        Tail { weights, bias: pad_lanes(&bias) }
+    }
+
+    /// Rows of a block.
+    fn rows(&self, rows: usize) -> usize {
+        block_rows(rows, match self.weights {
+            Behind::Active(_) => BLOCK,
+            Behind::All(_) => MATRIX_BLOCK,
+        })
+    }
+
+    /// Panels of outputs.
+    fn panels(&self) -> usize {
+        self.bias.len()
+    }
+
+    /// Groups of [`ACROSS`] panels.
+    fn groups(&self) -> usize {
+        self.panels().div_ceil(ACROSS)
+    }
+
+    /// The products of a hidden layer with the groups asked for.
+    #[inline(always)]
+    fn products<S: Simd>(&self, simd: S, hidden: &Hidden, groups: Range<usize>, sums: &mut impl Sums<S>) {
+        match &self.weights {
+            Behind::Active(slabs) => active::products(simd, &hidden.active, slabs, groups, sums),
+            Behind::All(weights) => {
+                let (k, rows) = (0..weights.words(), hidden.count);
+                let panels = groups.start * ACROSS..(groups.end * ACROSS).min(self.panels());
+                products(simd, (&hidden.words, rows), weights, k, panels, sums);
+            }
+        }
     }
 }
 
@@ -190,11 +242,11 @@ pub struct PackedVae {
 
 impl PackedVae {
     /// Packs a model.
-    pub fn new(vae: &Vae, precision: Precision) -> PackedVae {
+    pub fn new(vae: &Vae, precision: Precision, level: Level) -> PackedVae {
         let ([first, second], [third, last]) = (&vae.encoder, &vae.decoder);
         PackedVae {
             encoder: [Layer::new(first, precision), Layer::new(second, Precision::F32)],
-            decoder: (Layer::new(third, Precision::F32), Tail::new(last, precision)),
+            decoder: (Layer::new(third, Precision::F32), Tail::new(last, precision, level)),
             size: vae.size(),
             model: vae.clone(),
         }
@@ -266,7 +318,7 @@ pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Ve
             let Block(vae, rows, Scratch { wide, hidden, codes }, mu, logvar) = self;
             let [first, second] = &vae.encoder;
             let count = rows.rows.len();
-            hidden.resize(count.next_multiple_of(TILE), first.weights.count() * WIDTH);
+            hidden.resize(whole_tiles::<S>(count), first.weights.count() * WIDTH);
             first.forward_stored(simd, &rows, wide, ToHidden(hidden));
             let panels = second.weights.count();
             codes.resize(count * panels, [0.0; WIDTH]);
@@ -281,7 +333,7 @@ pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Ve
     }
     let (n, latent) = (rows.rows(), vae.size.latent);
     let (mut mu, mut logvar) = (vec![0f32; n * latent], vec![0f32; n * latent]);
-    let block = vae.encoder[0].stored_rows(n);
+    let block = vae.encoder[0].stored_rows(level, n);
     let outputs = mu.par_chunks_mut(block * latent).zip(logvar.par_chunks_mut(block * latent));
     outputs.enumerate().for_each_init(Scratch::default, |scratch, (i, (mu, logvar))| {
         let rows = Stored::new(rows, i * block, mu.len() / latent);
@@ -336,19 +388,19 @@ fn decode_into<T: Element>(
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let Block { vae, z, range, base, stream, scratch: Scratch { hidden, lanes }, out } = self;
-            let (first, Tail { weights, bias }) = &vae.decoder;
-            let count = hidden.make(simd, first, weights, (z, range), base.map(|b| (b.mu, b.rows)));
+            let (first, tail) = &vae.decoder;
+            let count = hidden.make(simd, first, tail, (z, range), base.map(|b| (b.mu, b.rows)));
             let mut to = ToRows { out, dim: vae.size.dim, stream };
             // The bias is in both decodings of a residual and falls out of their difference.
             let seeds: Option<Vec<Values<'_>>> =
                 base.map(|b| b.rows.iter().map(|&row| b.embeddings.row(row as usize)).collect());
-            for slab in 0..weights.count() {
-                let slabs = slab..slab + 1;
+            for group in 0..tail.groups() {
+                let groups = group..group + 1;
                 let Some(seeds) = &seeds else {
-                    active::products(simd, &hidden.active, weights, slabs, &mut Ends(Bias(bias), &mut to));
+                    tail.products(simd, hidden, groups, &mut Ends(Bias(&tail.bias), &mut to));
                     continue;
                 };
-                let panels = slab * ACROSS..((slab + 1) * ACROSS).min(weights.panels());
+                let panels = group * ACROSS..((group + 1) * ACROSS).min(tail.panels());
                 lanes.resize(count * panels.len(), [0.0; WIDTH]);
                 for (seed, lanes) in seeds.iter().zip(lanes.chunks_exact_mut(panels.len())) {
                     for (panel, lane) in panels.clone().zip(lanes) {
@@ -358,7 +410,7 @@ fn decode_into<T: Element>(
                 // As with the bias, -0 is taken as 0.
                 lanes.as_flattened_mut().iter_mut().for_each(|v| *v += 0.0);
                 let start = FromLanes { lanes, panels };
-                active::products(simd, &hidden.active, weights, slabs, &mut Ends(start, &mut to));
+                tail.products(simd, hidden, groups, &mut Ends(start, &mut to));
             }
             if stream {
                 simd.fence();
@@ -366,7 +418,7 @@ fn decode_into<T: Element>(
         }
     }
     let dim = vae.size.dim;
-    let block = block_rows(z.count(), BLOCK);
+    let block = vae.decoder.1.rows(z.count());
     let stream = size_of_val(out) >= STREAMED;
     out.par_chunks_mut(block * dim).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         let range = i * block..i * block + out.len() / dim;
@@ -383,8 +435,12 @@ struct Hidden {
     /// The hidden layer of a block.
     rows: Inputs,
     means: Inputs,
-    /// What of it is not zero.
+    /// Number of its rows.
+    count: usize,
+    /// What of it is not zero, for [`Behind::Active`].
     active: Active,
+    /// All of it in words, for [`Behind::All`].
+    words: Inputs,
 }
 
 impl Hidden {
@@ -395,14 +451,14 @@ impl Hidden {
         &mut self,
         simd: S,
         decoder: &Layer,
-        next: &Slabs,
+        next: &Tail,
         (z, range): (Codes<'_>, Range<usize>),
         base: Option<(&[f32], &[u32])>,
     ) -> usize {
         let latent = decoder.weights.words();
         let count = range.len();
         let z = z.block(simd, range, &mut self.drawing);
-        self.latents.resize(count.next_multiple_of(TILE), latent);
+        self.latents.resize(whole_tiles::<S>(count), latent);
         for (row, z) in z.chunks_exact(latent).enumerate() {
             self.latents.set_row(row, z);
         }
@@ -423,7 +479,16 @@ impl Hidden {
                 self.rows.subtract(i, &self.means, mean);
             }
         }
-        self.active.gather(simd, &self.rows, count, next.inputs(), next.precision());
+        self.count = count;
+        match &next.weights {
+            Behind::Active(slabs) => {
+                self.active.gather(simd, &self.rows, count, slabs.inputs(), slabs.precision());
+            }
+            Behind::All(weights) => {
+                self.words.resize(whole_tiles::<S>(count), weights.words());
+                self.words.set_pairs(simd, &self.rows, count, weights.words());
+            }
+        }
         count
     }
 }
@@ -449,7 +514,7 @@ pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f
             }
         }
     }
-    let block = model.first.stored_rows(out.len());
+    let block = model.first.stored_rows(level, out.len());
     out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         level.run(Block(model, Stored::new(rows, i * block, out.len()), scratch, out));
     });
@@ -469,7 +534,7 @@ pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> 
     }
     let panels = model.second.len();
     let mut out = vec![[0f32; WIDTH]; rows.rows() * panels];
-    let block = model.first.stored_rows(rows.rows());
+    let block = model.first.stored_rows(level, rows.rows());
     out.par_chunks_mut(block * panels).enumerate().for_each_init(Wide::default, |scratch, (i, out)| {
         let rows = Stored::new(rows, i * block, out.len() / panels);
         level.run(Block(model, rows, scratch, out));
@@ -488,10 +553,10 @@ pub struct PackedFolded {
 
 impl PackedFolded {
     /// Packs a model.
-    pub fn new(model: &FoldedReward, precision: Precision) -> PackedFolded {
+    pub fn new(model: &FoldedReward, precision: Precision, level: Level) -> PackedFolded {
         PackedFolded {
             decoder: Layer::new(model.decoder(), Precision::F32),
-            folded: Tail::new(&model.folded, precision),
+            folded: Tail::new(&model.folded, precision, level),
             reward: PackedReward::new(&model.reward, precision),
             size: model.vae_size(),
         }
@@ -545,18 +610,18 @@ pub fn score_latents(
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
             let Block { model, z, range, base, scratch: Scratch { hidden, chains }, out } = self;
-            let Tail { weights, bias } = &model.folded;
+            let tail = &model.folded;
             let seeds = base.map(|b| (b.mu, b.rows));
-            let count = hidden.make(simd, &model.decoder, weights, (z, range), seeds);
+            let count = hidden.make(simd, &model.decoder, tail, (z, range), seeds);
             chains.clear();
             chains.resize(count, [0.0; WIDTH]);
             let to = ToChains { second: &model.reward.second, chains };
-            let slabs = 0..weights.count();
+            let groups = 0..tail.groups();
             match base {
-                None => active::products(simd, &hidden.active, weights, slabs, &mut Ends(Bias(bias), to)),
+                None => tail.products(simd, hidden, groups, &mut Ends(Bias(&tail.bias), to)),
                 Some(base) => {
-                    let start = FromSeeds { lanes: base.pre, seeds: base.rows, panels: weights.panels() };
-                    active::products(simd, &hidden.active, weights, slabs, &mut Ends(start, to));
+                    let start = FromSeeds { lanes: base.pre, seeds: base.rows, panels: tail.panels() };
+                    tail.products(simd, hidden, groups, &mut Ends(start, to));
                 }
             }
             for (chains, out) in chains.iter().zip(out) {
@@ -564,7 +629,7 @@ pub fn score_latents(
             }
         }
     }
-    let block = block_rows(out.len(), BLOCK);
+    let block = model.folded.rows(out.len());
     out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         let range = i * block..i * block + out.len();
         let base = base.map(|b| FoldedBase { rows: &b.rows[range.clone()], ..b });

@@ -131,6 +131,7 @@ impl Backend for Cpu {
     fn arithmetic(&self) -> &'static str {
         match self.precision {
             Precision::F32 => "f32",
+            Precision::Bf16 if self.level.is_matrix() => "bf16-amx",
             Precision::Bf16 => "bf16-cpu",
         }
     }
@@ -140,7 +141,7 @@ impl Backend for Cpu {
     }
 
     fn load_vae(&self, vae: &Vae) -> Result<PackedVae> {
-        Ok(PackedVae::new(vae, self.precision))
+        Ok(PackedVae::new(vae, self.precision, self.level))
     }
 
     fn load_reward(&self, model: &RewardModel) -> Result<PackedReward> {
@@ -224,7 +225,7 @@ impl Backend for Cpu {
     }
 
     fn load_folded(&self, folded: &FoldedReward) -> Result<PackedFolded> {
-        Ok(PackedFolded::new(folded, self.precision))
+        Ok(PackedFolded::new(folded, self.precision, self.level))
     }
 
     fn score_latents<'e>(

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::halves::word;
 use super::lanes::Lanes;
 use crate::backend::Precision;
-use crate::simd::{Lane, Simd, WIDTH};
+use crate::simd::{HalfLane, Lane, Rows, Simd, TALL, WIDTH};
 
 /// Words of a row that stand side by side in [`Inputs`].
 pub const DEPTH: usize = 64;
@@ -62,6 +62,20 @@ pub fn inputs_of_word(precision: Precision) -> usize {
         Precision::Bf16 => Pairs::INPUTS,
     }
 }
+
+/// Panels whose sums a row takes side by side.
+pub const ACROSS: usize = 4;
+
+/// Rows that blocks are padded to: whole tiles of all heights of a level.
+#[inline(always)]
+pub fn whole_tiles<S: Simd>(rows: usize) -> usize {
+    /// Also a multiple of 16, the rows of a matrix instruction.
+    const BOTH: usize = 48;
+    rows.next_multiple_of(if S::MATRIX { BOTH } else { TILE })
+}
+
+/// The tile heights of all levels divide it.
+pub const TILE: usize = 12;
 
 /// A weight matrix `[outputs, inputs]` packed for [`products`]: panels of 32 outputs, each `[words][32]`, the last
 /// one padded with zeros.
@@ -180,6 +194,26 @@ impl Inputs {
         }
     }
 
+    /// Sets `count` rows from values, two a word.
+    #[inline(always)]
+    pub fn set_pairs<S: Simd>(&mut self, simd: S, values: &Inputs, count: usize, words: usize) {
+        for row in 0..count {
+            for p in 0..words.div_ceil(WIDTH / 2) {
+                let to: &mut [HalfLane; 2] = bytemuck::cast_mut(self.lane_mut(row, p / 2));
+                for part in 0..S::PARTS {
+                    simd.store_bf16(simd.load(values.lane(row, p), part), &mut to[p % 2], part);
+                }
+            }
+        }
+    }
+
+    /// Rows `first` to `first + count - 1`, for [`Simd::block`].
+    #[inline(always)]
+    fn block(&self, first: usize, count: usize) -> Rows<'_> {
+        let words = self.stretches[first..].as_flattened();
+        Rows { words, count, stride: DEPTH, together: DEPTH, apart: self.rows * DEPTH }
+    }
+
     /// Takes row `from` of `other`, a block of as many inputs, from row `row`.
     #[inline(always)]
     pub fn subtract(&mut self, row: usize, other: &Inputs, from: usize) {
@@ -290,8 +324,70 @@ pub fn products<S: Simd>(
 ) {
     match weights.precision {
         Precision::F32 => tiles::<S, Single>(simd, a, weights, k, panels, sums),
+        Precision::Bf16 if S::MATRIX => blocks(simd, a, weights, k, panels, sums),
         Precision::Bf16 => tiles::<S, Pairs>(simd, a, weights, k, panels, sums),
     }
+}
+
+/// How often [`products`] calls [`Finish::meanwhile`].
+#[inline(always)]
+pub fn meanwhiles<S: Simd>(weights: &Panels, rows: usize, words: usize) -> usize {
+    match weights.precision {
+        Precision::Bf16 if S::MATRIX => weights.count() * rows.div_ceil(TALL),
+        // For each panel, tile and piece of the words.
+        _ => weights.count() * rows.div_ceil(S::ROWS) * S::PARTS * words.div_ceil(DEPTH),
+    }
+}
+
+#[inline(always)]
+fn blocks<S: Simd>(
+    simd: S,
+    (a, rows): (&Inputs, usize),
+    weights: &Panels,
+    k: Range<usize>,
+    panels: Range<usize>,
+    sums: &mut impl Sums<S>,
+) {
+    #[repr(align(64))]
+    struct Made([[Lane; TALL]; ACROSS]);
+    let mut made = Made([[[0.0; WIDTH]; TALL]; ACROSS]);
+    for panel in panels.clone().step_by(ACROSS) {
+        let across = (panels.end - panel).min(ACROSS);
+        for first in (0..rows).step_by(TALL) {
+            let block = a.block(first, (rows - first).min(TALL));
+            for (i, made) in made.0.iter_mut().enumerate().take(across) {
+                sums.meanwhile(simd);
+                simd.block(block, weights.panel(panel + i, &k), made, false);
+            }
+            for row in 0..block.count {
+                for part in 0..S::PARTS {
+                    let at = Place { panel, row: first + row, part };
+                    if across == ACROSS {
+                        // Written out, so that the sums stay in registers.
+                        let all = [
+                            sum(simd, sums, at, &made.0[0][row]),
+                            sum(simd, sums, Place { panel: panel + 1, ..at }, &made.0[1][row]),
+                            sum(simd, sums, Place { panel: panel + 2, ..at }, &made.0[2][row]),
+                            sum(simd, sums, Place { panel: panel + 3, ..at }, &made.0[3][row]),
+                        ];
+                        sums.finish_all(simd, at, all, Pairs::NORMAL);
+                        continue;
+                    }
+                    for (i, made) in made.0.iter().enumerate().take(across) {
+                        let at = Place { panel: panel + i, ..at };
+                        let sum = sum(simd, sums, at, &made[row]);
+                        sums.finish(simd, at, sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What sums of a place start from and what was made for it.
+#[inline(always)]
+fn sum<S: Simd>(simd: S, sums: &impl Start<S>, at: Place, made: &Lane) -> S::Row {
+    simd.add_rows(sums.start(simd, at), simd.load(made, at.part))
 }
 
 #[inline(always)]
