@@ -244,6 +244,14 @@ impl<'a> RowSet<'a> {
         self.parts[part].row(row - self.starts[part])
     }
 
+    /// The rows in `range` where they stand in memory one after the other: all in one part.
+    pub fn span(&self, range: Range<usize>) -> Option<Rows<'a>> {
+        let part = self.starts.partition_point(|&s| s <= range.start) - 1;
+        let start = self.starts[part];
+        let rows = self.parts.get(part)?;
+        (range.end <= start + rows.rows()).then(|| rows.slice(range.start - start..range.end - start))
+    }
+
     /// The rows in `range` (which must lie inside), as a set of its own.
     pub fn slice(&self, range: Range<usize>) -> RowSet<'a> {
         let mut parts = Vec::new();

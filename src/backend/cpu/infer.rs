@@ -8,16 +8,17 @@ use rayon::prelude::*;
 
 use super::active::{self, Active, Slabs};
 use super::ends::{Bias, Fetching, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, pairs, widen};
+use super::lanes::Lanes;
 use super::latent::{Codes, Drawing};
 use super::panel::{
-    ACROSS, DEPTH, Ends, Finish, Inputs, Panels, Sums, TILE, inputs_of_word, meanwhiles, pad_lanes, products,
+    ACROSS, DEPTH, Ends, Finish, Inputs, Panels, Sums, TILE, inputs_of_word, pad_lanes, products, take,
     whole_tiles,
 };
 use crate::backend::Precision;
 use crate::dtype::Element;
 use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{Lane, Level, Rows, Simd, TALL, Task, WIDTH};
 
 /// Most rows that one task takes through all layers at a time.
 const BLOCK: usize = 48;
@@ -31,7 +32,7 @@ const STREAMED: usize = 1 << 20;
 /// Rows of a block when `rows` rows are cut for the threads of the pool: no thread is left with much less.
 fn block_rows(rows: usize, most: usize) -> usize {
     let share = rows.div_ceil(rayon::current_num_threads()).max(1);
-    share.div_ceil(share.div_ceil(most)).next_multiple_of(TILE)
+    share.div_ceil(share.div_ceil(most)).next_multiple_of(if most % TALL == 0 { TALL } else { TILE })
 }
 
 /// A layer packed for inference.
@@ -70,8 +71,11 @@ impl Layer {
     /// W x + b of stored rows, made into words a stretch at a time.
     #[inline(always)]
     fn forward_stored<S: Simd>(&self, simd: S, rows: &Stored<'_>, scratch: &mut Wide, to: impl Finish<S>) {
-        let Wide { inputs, sums } = scratch;
-        let Stored { rows, next } = rows;
+        if S::MATRIX && self.weights.precision() == Precision::Bf16 {
+            return self.forward_blocks(simd, rows, scratch, to);
+        }
+        let Wide { inputs, sums, .. } = scratch;
+        let Stored { rows, next, .. } = rows;
         let (words, panels) = (self.weights.words(), self.weights.count());
         let precision = self.weights.precision();
         sums.clear();
@@ -80,7 +84,9 @@ impl Layer {
         }
         let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
         inputs.resize(whole_tiles::<S>(rows.len()), stretch.min(words));
-        let times = |k: Range<usize>| meanwhiles::<S>(&self.weights, rows.len(), k.len());
+        // How often there is a meanwhile: for each panel, tile and piece of the stretch.
+        let times =
+            |k: Range<usize>| panels * rows.len().div_ceil(S::ROWS) * S::PARTS * k.len().div_ceil(DEPTH);
         let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
         let last = (words - 1) / stretch * stretch;
         for from in (0..last).step_by(stretch) {
@@ -98,6 +104,40 @@ impl Layer {
         products(simd, (inputs, rows.len()), &self.weights, last..words, self.panels(), &mut ends);
     }
 
+    /// The same by matrix instructions, from where the rows are stored if they can be taken as they are. Sums over all
+    /// words are whole before the bias comes to them, so that it makes no difference.
+    #[inline(always)]
+    fn forward_blocks<S: Simd>(&self, simd: S, rows: &Stored<'_>, scratch: &mut Wide, to: impl Finish<S>) {
+        let Wide { inputs, blocks, .. } = scratch;
+        let (words, panels, count) = (self.weights.words(), self.weights.count(), rows.rows.len());
+        let stretch = if self.is_small() { 128 } else { 1024 };
+        inputs.resize(whole_tiles::<S>(TALL), stretch);
+        blocks.resize(count.div_ceil(TALL) * panels * TALL);
+        let blocks = blocks.as_chunks_mut::<TALL>().0;
+        for from in (0..words).step_by(stretch) {
+            let k = from..(from + stretch).min(words);
+            for (group, sums) in blocks.chunks_exact_mut(panels).enumerate() {
+                let first = group * TALL;
+                let range = first..(first + TALL).min(count);
+                let a = match rows.block(range.clone(), &k) {
+                    Some(block) => block,
+                    None => {
+                        fill_stretch(simd, &rows.rows[range.clone()], k.clone(), Precision::Bf16, inputs);
+                        inputs.block(0, range.len())
+                    }
+                };
+                for (p, sums) in sums.iter_mut().enumerate() {
+                    simd.block(a, self.weights.panel(p, &k), sums, from > 0);
+                }
+            }
+        }
+        let mut ends = Ends(Bias(&self.bias), to);
+        for (group, sums) in blocks.chunks_exact(panels).enumerate() {
+            let first = group * TALL;
+            take(simd, sums, first, 0, (count - first).min(TALL), &mut ends);
+        }
+    }
+
     /// Whether the weights fit the second-level cache, so that few rows may pass them at a time.
     fn is_small(&self) -> bool {
         /// What cores of servers have at least.
@@ -112,7 +152,8 @@ impl Layer {
         block_rows(rows, match (matrix, self.is_small()) {
             (false, true) => TILE,
             (false, false) => BLOCK,
-            (true, _) => MATRIX_BLOCK,
+            (true, true) => TALL,
+            (true, false) => MATRIX_BLOCK,
         })
     }
 }
@@ -121,6 +162,8 @@ impl Layer {
 struct Stored<'a> {
     rows: Vec<Values<'a>>,
     next: Vec<Values<'a>>,
+    /// All of them as words, where they are BF16 and stand one after the other.
+    words: Option<&'a [f32]>,
 }
 
 impl<'a> Stored<'a> {
@@ -128,7 +171,22 @@ impl<'a> Stored<'a> {
     fn new(set: &RowSet<'a>, first: usize, count: usize) -> Stored<'a> {
         let (end, all) = (first + count, set.rows());
         let rows = |range: Range<usize>| range.map(|row| set.row(row)).collect();
-        Stored { rows: rows(first..end), next: rows(end..all.min(end + count)) }
+        let words = match set.span(first..end).map(|rows| rows.values()) {
+            Some(Values::Bf16(values)) if set.cols().is_multiple_of(2) => bytemuck::try_cast_slice(values).ok(),
+            _ => None,
+        };
+        Stored { rows: rows(first..end), next: rows(end..all.min(end + count)), words }
+    }
+
+    /// Words `k` of rows, where a matrix instruction can take them as they are stored.
+    #[inline(always)]
+    fn block(&self, rows: Range<usize>, k: &Range<usize>) -> Option<Rows<'a>> {
+        /// Rows that are read together.
+        const TOGETHER: usize = 16;
+        let stride = self.rows[0].len() / 2;
+        let words = self.words?.get(rows.start * stride + k.start..)?;
+        let whole = rows.len().is_multiple_of(TOGETHER);
+        whole.then_some(Rows { words, count: rows.len(), stride, together: 1 << 20, apart: 0 })
     }
 }
 
@@ -196,7 +254,7 @@ impl Tail {
     fn rows(&self, rows: usize) -> usize {
         block_rows(rows, match self.weights {
             Behind::Active(_) => BLOCK,
-            Behind::All(_) => MATRIX_BLOCK,
+            Behind::All(_) => std::env::var("DB").map_or(192, |v| v.parse().unwrap()),
         })
     }
 
@@ -229,6 +287,8 @@ impl Tail {
 struct Wide {
     inputs: Inputs,
     sums: Vec<Lane>,
+    /// The sums of groups of rows, `[group][panel][TALL]`, where matrix instructions make them.
+    blocks: Lanes,
 }
 
 /// A VAE packed for inference.

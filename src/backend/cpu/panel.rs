@@ -126,7 +126,8 @@ impl Panels {
     }
 
     /// Words `k` of panel `p`, `[k][32]`.
-    fn panel(&self, p: usize, k: &Range<usize>) -> &[Lane] {
+    #[inline(always)]
+    pub fn panel(&self, p: usize, k: &Range<usize>) -> &[Lane] {
         &self.lanes[p * self.words..(p + 1) * self.words][k.clone()]
     }
 }
@@ -209,7 +210,7 @@ impl Inputs {
 
     /// Rows `first` to `first + count - 1`, for [`Simd::block`].
     #[inline(always)]
-    fn block(&self, first: usize, count: usize) -> Rows<'_> {
+    pub fn block(&self, first: usize, count: usize) -> Rows<'_> {
         let words = self.stretches[first..].as_flattened();
         Rows { words, count, stride: DEPTH, together: DEPTH, apart: self.rows * DEPTH }
     }
@@ -329,16 +330,6 @@ pub fn products<S: Simd>(
     }
 }
 
-/// How often [`products`] calls [`Finish::meanwhile`].
-#[inline(always)]
-pub fn meanwhiles<S: Simd>(weights: &Panels, rows: usize, words: usize) -> usize {
-    match weights.precision {
-        Precision::Bf16 if S::MATRIX => weights.count() * rows.div_ceil(TALL),
-        // For each panel, tile and piece of the words.
-        _ => weights.count() * rows.div_ceil(S::ROWS) * S::PARTS * words.div_ceil(DEPTH),
-    }
-}
-
 #[inline(always)]
 fn blocks<S: Simd>(
     simd: S,
@@ -356,29 +347,42 @@ fn blocks<S: Simd>(
         for first in (0..rows).step_by(TALL) {
             let block = a.block(first, (rows - first).min(TALL));
             for (i, made) in made.0.iter_mut().enumerate().take(across) {
-                sums.meanwhile(simd);
                 simd.block(block, weights.panel(panel + i, &k), made, false);
             }
-            for row in 0..block.count {
-                for part in 0..S::PARTS {
-                    let at = Place { panel, row: first + row, part };
-                    if across == ACROSS {
-                        // Written out, so that the sums stay in registers.
-                        let all = [
-                            sum(simd, sums, at, &made.0[0][row]),
-                            sum(simd, sums, Place { panel: panel + 1, ..at }, &made.0[1][row]),
-                            sum(simd, sums, Place { panel: panel + 2, ..at }, &made.0[2][row]),
-                            sum(simd, sums, Place { panel: panel + 3, ..at }, &made.0[3][row]),
-                        ];
-                        sums.finish_all(simd, at, all, Pairs::NORMAL);
-                        continue;
-                    }
-                    for (i, made) in made.0.iter().enumerate().take(across) {
-                        let at = Place { panel: panel + i, ..at };
-                        let sum = sum(simd, sums, at, &made[row]);
-                        sums.finish(simd, at, sum);
-                    }
-                }
+            take(simd, &made.0[..across], first, panel, block.count, sums);
+        }
+    }
+}
+
+/// Hands the sums of a block's rows on, with what they start from: `made` are those of panels from `panel` on.
+#[inline(always)]
+pub fn take<S: Simd>(
+    simd: S,
+    made: &[[Lane; TALL]],
+    first: usize,
+    panel: usize,
+    count: usize,
+    sums: &mut impl Sums<S>,
+) {
+    let (whole, rest) = made.as_chunks::<ACROSS>();
+    for row in 0..count {
+        for part in 0..S::PARTS {
+            let mut at = Place { panel, row: first + row, part };
+            for [a, b, c, d] in whole {
+                // Written out, so that the sums stay in registers.
+                let all = [
+                    sum(simd, sums, at, &a[row]),
+                    sum(simd, sums, Place { panel: at.panel + 1, ..at }, &b[row]),
+                    sum(simd, sums, Place { panel: at.panel + 2, ..at }, &c[row]),
+                    sum(simd, sums, Place { panel: at.panel + 3, ..at }, &d[row]),
+                ];
+                sums.finish_all(simd, at, all, Pairs::NORMAL);
+                at.panel += ACROSS;
+            }
+            for made in rest {
+                let sum = sum(simd, sums, at, &made[row]);
+                sums.finish(simd, at, sum);
+                at.panel += 1;
             }
         }
     }
