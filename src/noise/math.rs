@@ -46,14 +46,16 @@ pub fn exp(x: f32) -> f32 {
     // Comparisons written so that NaN passes through to the result.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
-    let n = x.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
         p = p.mul_add(r, c);
     }
     let y = p.mul_add(r * r, r) + 1.0;
-    y * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // The integer stands in the lowest bits of the rounded sum: unlike a conversion this is one vector operation.
+    y * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
 /// Sine and cosine of the angle `turn / 2^32` of a full turn; absolute error under 1e-7.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Rows, Simd, TALL, Task, WIDTH, amx, pack_rounded};
+use super::{HalfLane, LANES, Lane, Piece, Rows, Simd, TALL, Task, WIDTH, amx, pack_rounded};
 
 /// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, where `BF16` AVX-512 BF16 and VBMI2, and where `AMX`
 /// tiles of BF16 and the system's leave to use them.
@@ -154,6 +154,22 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     type Row = [__m512; 2];
     type Words = __m512i;
     type Floats = __m512;
+
+    #[inline(always)]
+    fn outline<P: Piece<Self>>(self, piece: P) -> P::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[inline(never)]
+        fn plain<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
+            piece.run(token)
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c")]
+        #[inline(never)]
+        fn bf16<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
+            piece.run(token)
+        }
+        // SAFETY: the token exists only where `detect` found every feature that the function enables.
+        unsafe { if BF16 { bf16(self, piece) } else { plain(self, piece) } }
+    }
 
     #[inline(always)]
     fn load(self, from: &Lane, _: usize) -> Self::Row {

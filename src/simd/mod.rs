@@ -96,6 +96,12 @@ pub trait Simd: Copy + Send + Sync {
     /// [`LANES`] values.
     type Floats: Copy;
 
+    /// Runs a piece of a computation as a function of its own, so that its loops have the registers to themselves.
+    #[inline(always)]
+    fn outline<P: Piece<Self>>(self, piece: P) -> P::Output {
+        piece.run(self)
+    }
+
     /// Reads a part of a lane.
     fn load(self, from: &Lane, part: usize) -> Self::Row;
     /// Writes a part of a lane.
@@ -278,6 +284,14 @@ pub trait Task {
     type Output;
     /// The computation.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// A piece of a computation, for [`Simd::outline`]. `run` must be `#[inline(always)]`.
+pub trait Piece<S> {
+    /// What it gives.
+    type Output;
+    /// The computation.
+    fn run(self, simd: S) -> Self::Output;
 }
 
 /// The instruction sets this build knows, as run-time proof that they are there.

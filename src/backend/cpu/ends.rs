@@ -130,6 +130,17 @@ impl<S: Simd> Finish<S> for ToHidden<'_> {
     }
 }
 
+/// Takes sums through the ReLU and rounds them, two a word, as the inputs of the next layer. What is below the normal
+/// range may count as zero.
+pub struct ToWords<'a>(pub &'a mut Inputs);
+
+impl<S: Simd> Finish<S> for ToWords<'_> {
+    #[inline(always)]
+    fn finish(&mut self, simd: S, at: Place, sums: S::Row) {
+        simd.store_bf16_normal(simd.relu(sums), self.0.halves_mut(at.row, at.panel), at.part, false);
+    }
+}
+
 /// Rounds sums into rows of `dim` stored values.
 pub struct ToRows<'a, T> {
     /// The rows.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::active::{self, Active, Slabs};
-use super::ends::{Bias, Fetching, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, pairs, widen};
+use super::ends::{Bias, Fetching, FromLanes, FromSeeds, Partial, ToChains, ToHidden, ToRows, ToWords, pairs, widen};
 use super::lanes::Lanes;
 use super::latent::{Codes, Drawing};
 use super::panel::{
@@ -522,6 +522,12 @@ impl Hidden {
         for (row, z) in z.chunks_exact(latent).enumerate() {
             self.latents.set_row(row, z);
         }
+        self.count = count;
+        if let (Behind::All(weights), None) = (&next.weights, base) {
+            self.words.resize(whole_tiles::<S>(count), weights.words().next_multiple_of(WIDTH / 2));
+            decoder.forward(simd, &self.latents, count, ToWords(&mut self.words));
+            return count;
+        }
         decoder.hidden(simd, &self.latents, count, &mut self.rows);
         if let Some((mu, seeds)) = base {
             // Samples of one seed stand together: its mean goes through the layer once.
@@ -539,7 +545,6 @@ impl Hidden {
                 self.rows.subtract(i, &self.means, mean);
             }
         }
-        self.count = count;
         match &next.weights {
             Behind::Active(slabs) => {
                 self.active.gather(simd, &self.rows, count, slabs.inputs(), slabs.precision());

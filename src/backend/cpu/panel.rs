@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::halves::word;
 use super::lanes::Lanes;
 use crate::backend::Precision;
-use crate::simd::{HalfLane, Lane, Rows, Simd, TALL, WIDTH};
+use crate::simd::{HalfLane, Lane, Piece, Rows, Simd, TALL, WIDTH};
 
 /// Words of a row that stand side by side in [`Inputs`].
 pub const DEPTH: usize = 64;
@@ -195,14 +195,21 @@ impl Inputs {
         }
     }
 
-    /// Sets `count` rows from values, two a word.
+    /// BF16 values `32 p` to `32 p + 31` of a row.
+    #[inline(always)]
+    pub fn halves_mut(&mut self, row: usize, p: usize) -> &mut HalfLane {
+        let lane: &mut [HalfLane; 2] = bytemuck::cast_mut(self.lane_mut(row, p / 2));
+        &mut lane[p % 2]
+    }
+
+    /// Sets `count` rows from values, two a word. What is below the normal range may count as zero.
     #[inline(always)]
     pub fn set_pairs<S: Simd>(&mut self, simd: S, values: &Inputs, count: usize, words: usize) {
         for row in 0..count {
             for p in 0..words.div_ceil(WIDTH / 2) {
-                let to: &mut [HalfLane; 2] = bytemuck::cast_mut(self.lane_mut(row, p / 2));
                 for part in 0..S::PARTS {
-                    simd.store_bf16(simd.load(values.lane(row, p), part), &mut to[p % 2], part);
+                    let values = simd.load(values.lane(row, p), part);
+                    simd.store_bf16_normal(values, self.halves_mut(row, p), part, false);
                 }
             }
         }
@@ -365,24 +372,45 @@ pub fn take<S: Simd>(
     sums: &mut impl Sums<S>,
 ) {
     let (whole, rest) = made.as_chunks::<ACROSS>();
-    for row in 0..count {
-        for part in 0..S::PARTS {
-            let mut at = Place { panel, row: first + row, part };
-            for [a, b, c, d] in whole {
-                // Written out, so that the sums stay in registers.
-                let all = [
-                    sum(simd, sums, at, &a[row]),
-                    sum(simd, sums, Place { panel: at.panel + 1, ..at }, &b[row]),
-                    sum(simd, sums, Place { panel: at.panel + 2, ..at }, &c[row]),
-                    sum(simd, sums, Place { panel: at.panel + 3, ..at }, &d[row]),
-                ];
-                sums.finish_all(simd, at, all, Pairs::NORMAL);
-                at.panel += ACROSS;
-            }
-            for made in rest {
+    for (i, made) in whole.iter().enumerate() {
+        simd.outline(Take { made, first, panel: panel + i * ACROSS, count, sums });
+    }
+    for (i, made) in rest.iter().enumerate() {
+        for row in 0..count {
+            for part in 0..S::PARTS {
+                let at = Place { panel: panel + whole.len() * ACROSS + i, row: first + row, part };
                 let sum = sum(simd, sums, at, &made[row]);
                 sums.finish(simd, at, sum);
-                at.panel += 1;
+            }
+        }
+    }
+}
+
+/// The sums of [`ACROSS`] panels.
+struct Take<'a, Z> {
+    made: &'a [[Lane; TALL]; ACROSS],
+    first: usize,
+    panel: usize,
+    count: usize,
+    sums: &'a mut Z,
+}
+
+impl<S: Simd, Z: Sums<S>> Piece<S> for Take<'_, Z> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self, simd: S) {
+        let Take { made: [a, b, c, d], first, panel, count, sums } = self;
+        for (row, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate().take(count) {
+            for part in 0..S::PARTS {
+                let at = Place { panel, row: first + row, part };
+                // Written out, so that the sums stay in registers.
+                let all = [
+                    sum(simd, sums, at, a),
+                    sum(simd, sums, Place { panel: panel + 1, ..at }, b),
+                    sum(simd, sums, Place { panel: panel + 2, ..at }, c),
+                    sum(simd, sums, Place { panel: panel + 3, ..at }, d),
+                ];
+                sums.finish_all(simd, at, all, Pairs::NORMAL);
             }
         }
     }
@@ -390,7 +418,7 @@ pub fn take<S: Simd>(
 
 /// What sums of a place start from and what was made for it.
 #[inline(always)]
-fn sum<S: Simd>(simd: S, sums: &impl Start<S>, at: Place, made: &Lane) -> S::Row {
+fn sum<S: Simd>(simd: S, sums: &mut impl Sums<S>, at: Place, made: &Lane) -> S::Row {
     simd.add_rows(sums.start(simd, at), simd.load(made, at.part))
 }
 
