@@ -365,6 +365,50 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "indices that pair up, and no closures: they are not inlined")]
+    fn turn(self, rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
+        // SAFETY: each row is one unaligned load or store of 16 values; the token proves AVX-512 F.
+        unsafe {
+            let zero = _mm512_setzero_ps();
+            let (mut a, mut b) = ([zero; LANES], [zero; LANES]);
+            for i in 0..LANES {
+                a[i] = _mm512_loadu_ps(rows[i].as_ptr());
+            }
+            // Squares of 4 in every fourth of a register, by pairs of values, then by pairs of pairs.
+            for i in 0..LANES / 2 {
+                b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+                b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+            }
+            for i in 0..LANES / 4 {
+                for half in 0..2 {
+                    let low = _mm512_castps_pd(b[4 * i + half]);
+                    let high = _mm512_castps_pd(b[4 * i + 2 + half]);
+                    a[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+                    a[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+                }
+            }
+            // The squares themselves.
+            for j in 0..4 {
+                b[j] = _mm512_shuffle_f32x4::<0x88>(a[j], a[4 + j]);
+                b[4 + j] = _mm512_shuffle_f32x4::<0xdd>(a[j], a[4 + j]);
+                b[8 + j] = _mm512_shuffle_f32x4::<0x88>(a[8 + j], a[12 + j]);
+                b[12 + j] = _mm512_shuffle_f32x4::<0xdd>(a[8 + j], a[12 + j]);
+            }
+            for j in 0..4 {
+                a[j] = _mm512_shuffle_f32x4::<0x88>(b[j], b[8 + j]);
+                a[4 + j] = _mm512_shuffle_f32x4::<0x88>(b[4 + j], b[12 + j]);
+                a[8 + j] = _mm512_shuffle_f32x4::<0xdd>(b[j], b[8 + j]);
+                a[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b[4 + j], b[12 + j]);
+            }
+            let mut out = [[0f32; LANES]; LANES];
+            for i in 0..LANES {
+                _mm512_storeu_ps(out[i].as_mut_ptr(), a[i]);
+            }
+            out
+        }
+    }
+
+    #[inline(always)]
     fn sum(self, lane: &Lane) -> f32 {
         let [low, high] = self.load(lane, 0);
         // SAFETY: register arithmetic only; the token proves AVX-512 F and DQ.

@@ -46,7 +46,13 @@ pub struct Rows<'a> {
     pub apart: usize,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    /// Rows whose words stand side by side.
+    #[inline(always)]
+    pub fn side_by_side(words: &'a [f32], count: usize, stride: usize) -> Rows<'a> {
+        Rows { words, count, stride, together: usize::MAX / DEEP * DEEP, apart: 0 }
+    }
+
     /// Word `k` of a row.
     #[inline(always)]
     fn word(&self, row: usize, k: usize) -> f32 {
@@ -208,6 +214,11 @@ pub trait Simd: Copy + Send + Sync {
             self.store_bf16(self.load(from, part), &mut rounded, part);
         }
         pack_rounded(from, &rounded, first, places, values)
+    }
+    /// Turns a square of words: row i becomes column i.
+    #[inline(always)]
+    fn turn(self, rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
+        std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
     }
     /// The sum of a lane by halves: value i and value i + 16, then i + 8, and so on.
     #[inline(always)]
@@ -512,6 +523,30 @@ mod tests {
                         let name = level.name();
                         assert!(bits(level) == want, "{name}: {count} rows, {words} words, add {add}");
                     }
+                }
+            }
+        }
+    }
+
+    struct Turned([[f32; LANES]; LANES]);
+
+    impl Task for Turned {
+        type Output = [[f32; LANES]; LANES];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            simd.turn(&self.0)
+        }
+    }
+
+    #[test]
+    fn squares_are_turned() {
+        let square = std::array::from_fn(|i| std::array::from_fn(|j| (LANES * i + j) as f32));
+        for level in Level::available() {
+            let turned = level.run(Turned(square));
+            for (i, row) in turned.iter().enumerate() {
+                for (j, &word) in row.iter().enumerate() {
+                    assert_eq!(word, (LANES * j + i) as f32, "{}: row {i}, column {j}", level.name());
                 }
             }
         }

@@ -186,7 +186,7 @@ impl<'a> Stored<'a> {
         let stride = self.rows[0].len() / 2;
         let words = self.words?.get(rows.start * stride + k.start..)?;
         let whole = rows.len().is_multiple_of(TOGETHER);
-        whole.then_some(Rows { words, count: rows.len(), stride, together: 1 << 20, apart: 0 })
+        whole.then(|| Rows::side_by_side(words, rows.len(), stride))
     }
 }
 

@@ -11,7 +11,7 @@ use super::tile::{Add, Sink, ZERO, columns, rows};
 use super::wide::{Halves, SLICE, STRIDE, Sums, Wide};
 use crate::backend::Precision;
 use crate::model::Linear;
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{LANES, Lane, Level, Simd, Task, WIDTH};
 
 /// Panels of outputs in a slice.
 const ACROSS: usize = SLICE / WIDTH;
@@ -81,12 +81,14 @@ impl Reconstruction {
         &self.sums
     }
 
-    /// Reconstructs from the hidden layer, given as rows `[rows, hidden]` (of words, if products are BF16) and, times
-    /// the slope, as [`Wide::operand`]; gives the sum of squared differences, updates the layer, and leaves the gradient
-    /// by the hidden layer, over the slope, in [`Reconstruction::sums`].
+    /// Reconstructs `count` rows from the hidden layer, given as rows `[rows, hidden]` (of words, if products are BF16,
+    /// with room for a multiple of 16 rows) and, times the slope, as [`Wide::operand`]; gives the sum of squared
+    /// differences, updates the layer, and leaves the gradient by the hidden layer, over the slope, in
+    /// [`Reconstruction::sums`].
     pub fn pass(
         &mut self,
         level: Level,
+        count: usize,
         hidden: &[f32],
         panels: &[Lane],
         target: Target<'_>,
@@ -94,7 +96,7 @@ impl Reconstruction {
     ) -> f64 {
         let (width, precision) = (self.weight.outputs(), self.weight.precision());
         let words = width / inputs_of_word(precision);
-        let (count, slices, down) = (hidden.len() / words, self.weight.slices(), self.weight.panels());
+        let (slices, down) = (self.weight.slices(), self.weight.panels());
         let together = self.sums.clear(slices, down, count);
         let groups = slices.div_ceil(together);
         let size = (count * STRIDE).next_multiple_of(WIDTH);
@@ -233,10 +235,12 @@ fn turn_pairs<S: Simd>(simd: S, lanes: &[Lane], to: &mut [Lane]) {
     for (lane, words) in lanes.iter().zip(&mut words) {
         halve(simd, lane, words);
     }
+    let (upper, lower) = words.split_at(LANES);
+    let left = simd.turn(upper.try_into().expect("a square"));
+    let right = simd.turn(lower.try_into().expect("a square"));
     for (h, to) in to.iter_mut().enumerate() {
-        for (to, words) in to.iter_mut().zip(&words) {
-            *to = words[h];
-        }
+        to[..LANES].copy_from_slice(&left[h]);
+        to[LANES..].copy_from_slice(&right[h]);
     }
 }
 

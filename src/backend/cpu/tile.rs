@@ -3,7 +3,7 @@
 //! Operands come in words, see [`Arithmetic`].
 
 use super::panel::Arithmetic;
-use crate::simd::{Lane, Simd, WIDTH};
+use crate::simd::{Lane, Rows, Simd, TALL, WIDTH};
 
 /// A lane of zeros.
 pub const ZERO: Lane = [0.0; WIDTH];
@@ -61,7 +61,8 @@ macro_rules! by_height {
     };
 }
 
-/// Row r of the product is the sum over k of `a[r * stride + k] * b[k]`, for `count` rows.
+/// Row r of the product is the sum over k of `a[r * stride + k] * b[k]`, for `count` rows. Where products are those of
+/// matrices, `a` has room for a multiple of 16 rows.
 #[inline(always)]
 pub fn rows<S: Simd, A: Arithmetic, T: Sink>(
     simd: S,
@@ -71,10 +72,25 @@ pub fn rows<S: Simd, A: Arithmetic, T: Sink>(
     b: &[Lane],
     sink: &mut T,
 ) {
+    if S::MATRIX && A::INPUTS == 2 {
+        return blocks(simd, a, stride, count, b, sink);
+    }
     let mut at = 0;
     while at < count {
         let a = &a[at * stride..];
         at += by_height!(count - at, row_tile(simd, a, stride, b, at, sink));
+    }
+}
+
+#[inline(always)]
+fn blocks<S: Simd, T: Sink>(simd: S, a: &[f32], stride: usize, count: usize, b: &[Lane], sink: &mut T) {
+    #[repr(align(64))]
+    struct Made([Lane; TALL]);
+    let mut made = Made([ZERO; TALL]);
+    for at in (0..count).step_by(TALL) {
+        let count = (count - at).min(TALL);
+        simd.block(Rows::side_by_side(&a[at * stride..], count, stride), b, &mut made.0, false);
+        sink.take(at, &made.0[..count]);
     }
 }
 

@@ -173,7 +173,7 @@ impl RewardTrainer {
             });
             let back_now = back.map(|update| {
                 let Scratch { wide, operand, .. } = &mut self.scratch;
-                let lanes = Wide::operand(self.first.precision(), wide, now.wide_rows(), operand);
+                let lanes = Wide::operand(level, self.first.precision(), wide, now.wide_rows(), operand);
                 Back { lanes, update }
             });
             self.first.pass(level, back_now, fill.as_ref());

@@ -189,7 +189,7 @@ impl VaeTrainer {
         let Scratch { back: lanes, operand, .. } = &mut self.scratch;
         let rows = lanes.len() / self.first.panels();
         let back = back.map(|update| {
-            let lanes = Wide::operand(self.first.precision(), lanes, rows, operand);
+            let lanes = Wide::operand(level, self.first.precision(), lanes, rows, operand);
             Back { lanes, update }
         });
         let next = next.map(|rows| Batch { sides, rows, standardizer: &self.standardizer });
@@ -253,17 +253,18 @@ impl VaeTrainer {
         times_slope(&mut s.panels);
         let target = Target { blocks, size, slope };
         let precision = self.first.precision();
-        let panels = Wide::operand(precision, &s.panels, rows, &mut s.operand);
+        let panels = Wide::operand(level, precision, &s.panels, rows, &mut s.operand);
         let inputs = match precision {
             Precision::F32 => &s.decoder_hidden,
             Precision::Bf16 => {
-                s.halves.resize(s.decoder_hidden.len() / 2, 0.0);
+                // Matrix instructions read up to 15 rows past the last.
+                s.halves.resize((rows + 15) * hidden / 2, 0.0);
                 let pairs = s.decoder_hidden.chunks_exact(2);
                 s.halves.iter_mut().zip(pairs).for_each(|(to, two)| *to = word(two[0], two[1]));
                 &s.halves
             }
         };
-        let squares = self.last.pass(level, inputs, panels, target, update);
+        let squares = self.last.pass(level, rows, inputs, panels, target, update);
         let mut loss = VaeLoss { reconstruction: scale * squares / pairs as f64, ..VaeLoss::default() };
         self.divergences(pairs, latent, &mut loss);
         loss.total =

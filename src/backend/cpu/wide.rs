@@ -15,7 +15,7 @@ use super::lanes::Lanes;
 use super::panel::{Pairs, Single};
 use super::tile::{Add, Sink, ZERO, columns, rows};
 use crate::backend::Precision;
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{LANES, Lane, Level, Simd, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
 pub const SLICE: usize = 128;
@@ -52,20 +52,31 @@ pub struct Wide {
 pub struct Halves<'a> {
     /// Words of two columns, `[rows][HALF_STRIDE]`.
     along: &'a mut [f32],
-    /// Words of two rows, `[rows / 2][STRIDE]`.
+    /// Words of two rows: `[rows / 2][STRIDE]`, or where products are those of matrices, turned, `[SLICE][down_stride]`.
     down: &'a mut [f32],
+    rows: usize,
+}
+
+/// Rows that matrix instructions read together.
+const TOGETHER: usize = 2 * LANES;
+
+/// Distance of the turned words of columns of so many rows.
+fn down_stride(rows: usize) -> usize {
+    // Not a power of two, as with [`STRIDE`].
+    rows.next_multiple_of(TOGETHER) / 2 + LANES
 }
 
 impl<'a> Halves<'a> {
     /// Values that so many rows need, whole lanes.
     pub fn room(rows: usize) -> usize {
-        (rows * HALF_STRIDE + rows.div_ceil(2) * STRIDE).next_multiple_of(WIDTH)
+        let down = (rows.div_ceil(2) * STRIDE).max(SLICE * down_stride(rows));
+        (rows.next_multiple_of(TOGETHER) * HALF_STRIDE + down).next_multiple_of(WIDTH)
     }
 
     /// Room for `rows` rows.
     pub fn new(room: &'a mut [f32], rows: usize) -> Halves<'a> {
-        let (along, down) = room.split_at_mut(rows * HALF_STRIDE);
-        Halves { along, down }
+        let (along, down) = room.split_at_mut(rows.next_multiple_of(TOGETHER) * HALF_STRIDE);
+        Halves { along, down, rows }
     }
 
     /// Takes rows of a block.
@@ -76,10 +87,40 @@ impl<'a> Halves<'a> {
             halve(simd, &row[..SLICE], along);
         }
         let count = block.len() / STRIDE;
+        if S::MATRIX {
+            return self.turn(simd, count);
+        }
         let pairs = self.along[..count * HALF_STRIDE].chunks(2 * HALF_STRIDE);
         for (pair, down) in pairs.zip(self.down.chunks_exact_mut(STRIDE)) {
             let odd = (pair.len() > HALF_STRIDE).then(|| &pair[HALF_STRIDE..][..SLICE / 2]);
             interleave(&pair[..SLICE / 2], odd, &mut down[..SLICE]);
+        }
+    }
+
+    /// Turns the words of `count` rows.
+    #[inline(always)]
+    fn turn<S: Simd>(&mut self, simd: S, count: usize) {
+        let stride = down_stride(self.rows);
+        let mut square = [[[0f32; LANES]; LANES]; SLICE / LANES];
+        for (i, rows) in self.along[..count * HALF_STRIDE].chunks(TOGETHER * HALF_STRIDE).enumerate() {
+            for square in &mut square {
+                // Of the last rows there may be fewer.
+                square[rows.len().div_ceil(2 * HALF_STRIDE)..].fill([0.0; LANES]);
+            }
+            for (k, pair) in rows.chunks(2 * HALF_STRIDE).enumerate() {
+                let odd = (pair.len() > HALF_STRIDE).then(|| &pair[HALF_STRIDE..][..SLICE / 2]);
+                let mut down = [0f32; SLICE];
+                interleave(&pair[..SLICE / 2], odd, &mut down);
+                for (square, words) in square.iter_mut().zip(down.as_chunks().0) {
+                    square[k] = *words;
+                }
+            }
+            for (q, square) in square.iter().enumerate() {
+                for (column, words) in simd.turn(square).iter().enumerate() {
+                    let at = (q * LANES + column) * stride + i * LANES;
+                    self.down[at..at + LANES].copy_from_slice(words);
+                }
+            }
         }
     }
 
@@ -92,6 +133,9 @@ impl<'a> Halves<'a> {
     /// Column c of the product of all columns with lanes of words of two rows.
     #[inline(always)]
     pub fn columns<S: Simd>(&self, simd: S, lanes: &[Lane], sink: &mut impl Sink) {
+        if S::MATRIX {
+            return rows::<S, Pairs, _>(simd, self.down, down_stride(self.rows), SLICE, lanes, sink);
+        }
         columns::<S, Pairs, _>(simd, self.down, STRIDE, SLICE, lanes, sink);
     }
 }
@@ -192,6 +236,7 @@ impl Wide {
     /// The gradient by a batch's outputs, `[panel][rows]`, as an operand of [`Wide::pass`], `[panel][rows or words]`;
     /// `out` is room for one that has to be made.
     pub fn operand<'a>(
+        level: Level,
         precision: Precision,
         lanes: &'a [Lane],
         rows: usize,
@@ -200,10 +245,15 @@ impl Wide {
         match precision {
             Precision::F32 => lanes,
             Precision::Bf16 => {
-                let words = rows.div_ceil(2);
+                let words = match level.is_matrix() {
+                    // In whole steps; what is past the last row is zero.
+                    true => rows.next_multiple_of(TOGETHER) / 2,
+                    false => rows.div_ceil(2),
+                };
                 out.resize(lanes.len() / rows * words);
                 for (lanes, out) in lanes.chunks_exact(rows).zip(out.chunks_exact_mut(words)) {
                     pair_lanes(lanes, out);
+                    out[rows.div_ceil(2)..].fill(ZERO);
                 }
                 out
             }
