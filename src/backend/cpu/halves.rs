@@ -33,13 +33,13 @@ pub fn pair_lanes(lanes: &[Lane], out: &mut [Lane]) {
     }
 }
 
-/// Words of whole lanes of values that stand side by side.
+/// Words of whole lanes of values that stand side by side. What is below the normal range may count as zero.
 #[inline(always)]
 pub fn halve<S: Simd>(simd: S, row: &[f32], out: &mut [f32]) {
     let lanes = row.as_chunks::<WIDTH>().0;
     for (lane, out) in lanes.iter().zip(out.as_chunks_mut::<{ WIDTH / 2 }>().0) {
         for part in 0..S::PARTS {
-            simd.store_bf16(simd.load(lane, part), bytemuck::cast_mut(out), part);
+            simd.store_bf16_normal(simd.load(lane, part), bytemuck::cast_mut(out), part, false);
         }
     }
 }

@@ -190,7 +190,7 @@ impl Task for Group<'_> {
                     }
                 }
             }
-            let (squares, sums) = compare(bias.w.as_flattened(), block, self.differences);
+            let (squares, sums) = compare(simd, bias.w.as_flattened(), block, self.differences);
             self.squares[i] = squares;
             let mut gradient = [ZERO; ACROSS];
             for (to, sum) in gradient.as_flattened_mut().iter_mut().zip(sums) {
@@ -263,7 +263,7 @@ impl Sink for Place<'_> {
 /// Makes `out`, a slice of reconstructions without bias, their differences from the embeddings; gives the sum of the
 /// squares, and the sums of the differences over rows.
 #[inline(always)]
-fn compare(bias: &[f32], block: &[f32], out: &mut [f32]) -> (f64, [f64; SLICE]) {
+fn compare<S: Simd>(simd: S, bias: &[f32], block: &[f32], out: &mut [f32]) -> (f64, [f64; SLICE]) {
     /// Rows that are summed in F32.
     const TOGETHER: usize = 16;
     let (mut total, mut totals) = (0f64, [0f64; SLICE]);
@@ -278,7 +278,9 @@ fn compare(bias: &[f32], block: &[f32], out: &mut [f32]) -> (f64, [f64; SLICE]) 
                 out[j] = difference;
             }
         }
-        total += f64::from(squares.iter().sum::<f32>());
+        for lane in squares.as_chunks().0 {
+            total += f64::from(simd.sum(lane));
+        }
         for (total, sum) in totals.iter_mut().zip(sums) {
             *total += f64::from(sum);
         }

@@ -15,7 +15,7 @@ use super::lanes::Lanes;
 use super::panel::{Pairs, Single};
 use super::tile::{Add, Sink, ZERO, columns, rows};
 use crate::backend::Precision;
-use crate::simd::{LANES, Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{LANES, Lane, Level, Rows, Simd, TALL, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
 pub const SLICE: usize = 128;
@@ -402,29 +402,37 @@ impl<F: Fill> Task for Pass<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Pass { mut weights, blocks, size, sums, panels, first, inputs, back, next, .. } = self;
-        let mut rooms = self.halves.chunks_mut(Halves::room(self.capacity));
+        let room = Halves::room(self.capacity);
+        // Slices whose outputs are summed at a time: matrix instructions take less time than adding their sums would.
+        let together = if S::MATRIX && !self.halves.is_empty() { SUMMED } else { 1 };
         let mut words = [ZERO; SLICE / 2];
-        for (i, block) in blocks.chunks_mut(size).enumerate() {
-            let mut weights = weights.part(i * panels * SLICE, panels * SLICE);
-            let mut halves = rooms.next().map(|room| Halves::new(room, self.capacity));
-            if let Some(back) = back {
-                let lanes = back.lanes.chunks_exact(back.lanes.len() / panels);
-                for (p, lanes) in lanes.enumerate() {
-                    let mut learn = weights.part(p * SLICE, SLICE);
-                    let mut learn = learn.learn(back.update);
-                    match &halves {
-                        None => columns::<S, Single, _>(simd, block, STRIDE, SLICE, lanes, &mut learn),
-                        Some(halves) => halves.columns(simd, lanes, &mut learn),
+        for (i, blocks) in blocks.chunks_mut(size * together).enumerate() {
+            let mut rooms = self.halves.chunks_mut(room).skip(i * together);
+            for (j, block) in blocks.chunks_mut(size).enumerate() {
+                let slice = i * together + j;
+                let mut weights = weights.part(slice * panels * SLICE, panels * SLICE);
+                let mut halves = rooms.next().map(|room| Halves::new(room, self.capacity));
+                if let Some(back) = back {
+                    let lanes = back.lanes.chunks_exact(back.lanes.len() / panels);
+                    for (p, lanes) in lanes.enumerate() {
+                        let mut learn = weights.part(p * SLICE, SLICE);
+                        let mut learn = learn.learn(back.update);
+                        match &halves {
+                            None => columns::<S, Single, _>(simd, block, STRIDE, SLICE, lanes, &mut learn),
+                            Some(halves) => halves.columns(simd, lanes, &mut learn),
+                        }
                     }
                 }
-            }
-            if let Some(next) = next {
-                let from = first + i * SLICE;
+                let Some(next) = next else { continue };
+                let from = first + slice * SLICE;
                 let count = next.rows();
                 let block = &mut block[..count * STRIDE];
                 next.fill(simd, from..(from + SLICE).min(inputs), block);
                 if let Some(halves) = &mut halves {
                     halves.take(simd, block);
+                }
+                if together > 1 {
+                    continue;
                 }
                 for (p, sums) in sums.chunks_exact_mut(count).enumerate() {
                     let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
@@ -435,6 +443,52 @@ impl<F: Fill> Task for Pass<'_, F> {
                             halves.rows(simd, count, &words, &mut Add(sums));
                         }
                     }
+                }
+            }
+            if let Some(next) = next.filter(|_| together > 1) {
+                let slices = i * together..i * together + blocks.len().div_ceil(size);
+                let halves = &self.halves[slices.start * room..];
+                let weights = &weights.w[slices.start * panels * SLICE..slices.end * panels * SLICE];
+                sum_slices(simd, halves, room, weights, panels, next.rows(), sums);
+            }
+        }
+    }
+}
+
+/// Slices that [`sum_slices`] takes at most.
+const SUMMED: usize = 4;
+
+/// Adds the outputs of some slices, each a [`Halves`] `room` values after the other, by matrix instructions.
+#[inline(always)]
+fn sum_slices<S: Simd>(
+    simd: S,
+    halves: &[f32],
+    room: usize,
+    weights: &[Lane],
+    panels: usize,
+    count: usize,
+    sums: &mut [Lane],
+) {
+    /// Words of a slice.
+    const WORDS: usize = SLICE / 2;
+    let mut words = [ZERO; SUMMED * WORDS];
+    let slices = weights.len() / (panels * SLICE);
+    for (p, sums) in sums.chunks_exact_mut(count).enumerate() {
+        for (weights, words) in weights.chunks_exact(panels * SLICE).zip(words.chunks_exact_mut(WORDS)) {
+            pair_lanes(&weights[p * SLICE..(p + 1) * SLICE], words);
+        }
+        let words = &words[..slices * WORDS];
+        for (i, sums) in sums.chunks_mut(TALL).enumerate() {
+            let at = &halves[i * TALL * HALF_STRIDE..];
+            let rows =
+                Rows { words: at, count: sums.len(), stride: HALF_STRIDE, together: WORDS, apart: room };
+            match <&mut [Lane; TALL]>::try_from(&mut *sums) {
+                Ok(sums) => simd.block(rows, words, sums, true),
+                Err(_) => {
+                    let mut made = [ZERO; TALL];
+                    made[..sums.len()].copy_from_slice(sums);
+                    simd.block(rows, words, &mut made, true);
+                    sums.copy_from_slice(&made[..sums.len()]);
                 }
             }
         }
