@@ -97,7 +97,7 @@ impl Reconstruction {
         let (width, precision) = (self.weight.outputs(), self.weight.precision());
         let words = width / inputs_of_word(precision);
         let (slices, down) = (self.weight.slices(), self.weight.panels());
-        let together = self.sums.clear(slices, down, count);
+        let together = self.sums.resize(slices, down, count);
         let groups = slices.div_ceil(together);
         let size = (count * STRIDE).next_multiple_of(WIDTH);
         self.differences.resize(groups * size / WIDTH);
@@ -165,6 +165,7 @@ impl Task for Group<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let (count, width) = (self.count, self.width);
+        self.sums.fill(ZERO);
         let down = width.div_ceil(WIDTH) * SLICE;
         let mut words = [ZERO; SLICE / 2];
         for (i, block) in self.blocks.chunks(self.target.size).enumerate() {

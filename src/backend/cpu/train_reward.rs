@@ -161,10 +161,10 @@ impl RewardTrainer {
         let mut next = batches.next();
         let mut back = None;
         let mut mean = 0.0;
+        if let Some(pairs) = next {
+            samples.gather(pairs, &mut later);
+        }
         loop {
-            if let Some(pairs) = next {
-                samples.gather(pairs, &mut later);
-            }
             let fill = next.map(|_| Batch {
                 samples: &samples,
                 step: &later,
@@ -184,9 +184,18 @@ impl RewardTrainer {
                 true => Update::Adam(Rates::new(&self.objective.adam, self.steps)),
                 false => Update::Keep,
             };
-            mean += self.step(level, &now, update) * batch.len() as f64 / pairs.len() as f64;
-            back = Some(update);
             next = batches.next();
+            // What a step does on one thread leaves the others time to put the next batch in order.
+            let (loss, ()) = rayon::join(
+                || self.step(level, &now, update),
+                || {
+                    if let Some(pairs) = next {
+                        samples.gather(pairs, &mut later);
+                    }
+                },
+            );
+            mean += loss * batch.len() as f64 / pairs.len() as f64;
+            back = Some(update);
         }
         mean
     }

@@ -149,13 +149,12 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Room for `rows` rows of `panels` panels, zeroed; gives the slices that make a group.
-    pub fn clear(&mut self, slices: usize, panels: usize, rows: usize) -> usize {
+    /// Room for `rows` rows of `panels` panels, which the tasks of the groups zero; gives the slices that make a group.
+    pub fn resize(&mut self, slices: usize, panels: usize, rows: usize) -> usize {
         self.size = panels * rows;
         let most = (SUMS / self.size.max(1)).clamp(1, GROUPS);
         let together = slices.div_ceil(most);
         self.lanes.resize(slices.div_ceil(together) * self.size);
-        self.lanes.fill(ZERO);
         together
     }
 
@@ -348,7 +347,7 @@ impl Wide {
         assert!(rows <= self.capacity, "room for the batch");
         let (mut blocks, mut sums) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.sums));
         let mut halves = std::mem::take(&mut self.halves);
-        let together = sums.clear(slices, panels, rows);
+        let together = sums.resize(slices, panels, rows);
         let capacity = self.capacity;
         let mut rooms = halves.as_flattened_mut().chunks_mut(together * Halves::room(capacity));
         let weights = self.weights(together, back.map(|b| b.update));
@@ -402,6 +401,7 @@ impl<F: Fill> Task for Pass<'_, F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Pass { mut weights, blocks, size, sums, panels, first, inputs, back, next, .. } = self;
+        sums.fill(ZERO);
         let room = Halves::room(self.capacity);
         // Slices whose outputs are summed at a time: matrix instructions take less time than adding their sums would.
         let together = if S::MATRIX && !self.halves.is_empty() { SUMMED } else { 1 };
