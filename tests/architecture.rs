@@ -40,7 +40,7 @@ const SIDE_BY_SIDE: [&str; 3] = ["synth", "train", "eval"];
 /// Words and the only places that may hold them: folders end in a slash.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("memmap2", &["shard/map.rs", "matrix/pages.rs"]),
-    ("libc", &["shard/map.rs"]),
+    ("libc", &["shard/map.rs", "simd/amx.rs"]),
     ("rustix", &["shard/block.rs"]),
     ("gemm", &["backend/cpu/"]),
     ("clap", &["cli/", "main.rs"]),

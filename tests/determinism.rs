@@ -300,6 +300,13 @@ fn latents_decode_to_the_embeddings() {
     }
 }
 
+/// All instruction sets; those with products of matrices have bits of their own in BF16.
+#[cfg(target_arch = "aarch64")]
+const LEVELS: [&str; 3] = ["neon", "portable", "portable-amx"];
+/// All instruction sets; those with products of matrices have bits of their own in BF16.
+#[cfg(not(target_arch = "aarch64"))]
+const LEVELS: [&str; 6] = ["amx", "avx512-bf16", "avx512", "avx2", "portable", "portable-amx"];
+
 /// The instruction sets of this machine, which the binary takes by name; the others it refuses.
 fn levels(lab: &Lab) -> Vec<&'static str> {
     let used = |level: &str| {
@@ -314,10 +321,9 @@ fn levels(lab: &Lab) -> Vec<&'static str> {
         true
     };
     assert!(!used("mmx"), "a level that no machine has");
-    let found: Vec<&str> =
-        ["avx512-bf16", "avx512", "avx2", "portable"].into_iter().filter(|l| used(l)).collect();
-    assert!(found.contains(&"portable"), "{found:?}");
-    if found.len() < 4 {
+    let found: Vec<&str> = LEVELS.into_iter().filter(|l| used(l)).collect();
+    assert!(["portable", "portable-amx"].iter().all(|l| found.contains(l)), "{found:?}");
+    if found.len() < LEVELS.len() {
         eprintln!(
             "\n*** this machine has {found:?} alone: the other instruction sets are NOT compared ***\n"
         );
@@ -349,13 +355,18 @@ fn instruction_sets_do_not_matter() {
                 "score @seeds.safetensors --tensor chosen --model @{at}/r.safetensors --out @{at}/s.safetensors"
             ));
         }
-        let want = outputs(&lab.at(&format!("{precision}/portable")));
         for level in &levels {
+            let like = match precision == "bf16" && level.ends_with("amx") {
+                true => "portable-amx",
+                false => "portable",
+            };
+            let want = outputs(&lab.at(&format!("{precision}/{like}")));
             assert_same_files(level, &outputs(&lab.at(&format!("{precision}/{level}"))), &want);
         }
     }
-    let [f32, bf16] = ["f32", "bf16"].map(|p| lab.bytes(&format!("{p}/portable/vae.safetensors")));
-    assert!(f32 != bf16, "the precision does nothing");
+    let [f32, pairs, matrices] = ["f32/portable", "bf16/portable", "bf16/portable-amx"]
+        .map(|p| lab.bytes(&format!("{p}/vae.safetensors")));
+    assert!(f32 != pairs && pairs != matrices, "the arithmetic does nothing");
 }
 
 /// Lines that train each kind of model, by name.

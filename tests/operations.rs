@@ -23,6 +23,7 @@ use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
 use lensmith::model::{FoldedReward, Linear, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
 use lensmith::noise::{Address, Purpose, Side, fill_normals};
+use lensmith::simd::Level;
 
 const ROWS: [usize; 13] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200];
 const DIMS: [usize; 9] = [1, 5, 31, 32, 33, 64, 100, 257, 1000];
@@ -30,11 +31,16 @@ const HIDDEN: [usize; 5] = [16, 32, 48, 64, 80];
 const LATENT: [usize; 3] = [16, 32, 48];
 
 fn cpu(threads: usize) -> Cpu {
-    cpu_in(threads, Precision::F32)
+    Cpu::new(threads, Precision::F32).expect("the CPU backend")
 }
 
-fn cpu_in(threads: usize, precision: Precision) -> Cpu {
-    Cpu::new(threads, precision).expect("the CPU backend")
+/// BF16 products of either kind, of pairs of values and of matrices, each at the fastest level that has them.
+fn cpus_in_bf16() -> [Cpu; 2] {
+    [false, true].map(|matrix| {
+        let level = Level::available().into_iter().find(|level| level.is_matrix() == matrix);
+        let cpu = Cpu::with_level(2, Precision::Bf16, level.expect("a level of either kind"));
+        cpu.expect("the CPU backend")
+    })
 }
 
 /// One shape of the inference sweep.
@@ -130,14 +136,17 @@ fn scored_latents<B: Backend>(
 #[test]
 fn encode_decode_and_score_over_shapes() {
     over_shapes(&cpu(2), Precision::F32, &shapes());
-    over_shapes(&cpu_in(2, Precision::Bf16), Precision::Bf16, &shapes());
+    for cpu in cpus_in_bf16() {
+        over_shapes(&cpu, Precision::Bf16, &shapes());
+    }
 }
 
 /// A latent that is not a number makes its own row so, and no other.
 #[test]
 fn nan_stays_in_its_row() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let b = cpu_in(2, precision);
+    let [pairs, matrices] = cpus_in_bf16();
+    for b in [cpu(2), pairs, matrices] {
+        let precision = b.arithmetic();
         // Hidden layers that do not fill their last lane.
         for hidden in [16, 48, 64] {
             let size = VaeSize::new(100, hidden, 16).expect("sizes");
@@ -810,7 +819,9 @@ fn vae_gradients_over_shapes() {
 
 #[test]
 fn vae_gradients_in_bf16_point_the_same_way() {
-    vae_gradients_of(&cpu_in(2, Precision::Bf16), Precision::Bf16, &ROWS);
+    for cpu in cpus_in_bf16() {
+        vae_gradients_of(&cpu, Precision::Bf16, &ROWS);
+    }
 }
 
 /// Rows of a batch under emulation: one, a few, and more than a tile.
@@ -911,7 +922,9 @@ fn reward_gradients_through_d_dimensions() {
 #[test]
 fn reward_gradients_in_bf16_point_the_same_way() {
     for path in [SyntheticPath::Folded, SyntheticPath::Decoded] {
-        reward_gradients_of(&cpu_in(2, Precision::Bf16), Precision::Bf16, path, &ROWS);
+        for cpu in cpus_in_bf16() {
+            reward_gradients_of(&cpu, Precision::Bf16, path, &ROWS);
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Common {
     )]
     pub device: DeviceChoice,
     /// Operands of products: f32 (the same bits on every device) or bf16 (rounded; faster on tensor
-    /// cores and on CPUs with AVX-512 BF16)
+    /// cores, with Intel AMX, and with AMD's AVX-512 BF16)
     #[arg(long, global = true, help_heading = "General", default_value = "f32", value_name = "TYPE")]
     pub precision: Precision,
     /// Threads; 0 takes one per core

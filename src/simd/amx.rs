@@ -97,9 +97,10 @@ pub unsafe fn block(a: Rows<'_>, b: &[Lane], acc: &mut [Lane; TALL], add: bool) 
     if whole > 0 {
         // Whole stretches, then what is left of the last.
         let stretches = whole / a.together;
-        for (first, count, words) in
-            [(0, stretches, a.together), (stretches, usize::from(whole % a.together > 0), whole % a.together)]
-        {
+        for (first, count, words) in [
+            (0, stretches, a.together),
+            (stretches, usize::from(!whole.is_multiple_of(a.together)), whole % a.together),
+        ] {
             if count == 0 {
                 continue;
             }
@@ -150,7 +151,6 @@ struct Steps {
     /// Distance of stretches.
     apart: usize,
 }
-
 
 impl Steps {
     /// Sums of 16 rows, or of 32 if `two`.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Piece, Rows, Simd, TALL, Task, WIDTH, amx, pack_rounded};
+use super::{HalfLane, LANES, Lane, Piece, Rows, Simd, TALL, Task, WIDTH, amx, pack_rounded, shuffle};
 
 /// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, where `BF16` AVX-512 BF16 and VBMI2, and where `AMX`
 /// tiles of BF16 and the system's leave to use them.
@@ -70,7 +70,12 @@ fn halves<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, words: __m512
 
 /// `acc` and the products of 16 pairs of BF16 values.
 #[inline(always)]
-fn dot<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, a: __m512, b: __m512, acc: __m512) -> __m512 {
+fn dot<const BF16: bool, const AMX: bool>(
+    token: Avx512<BF16, AMX>,
+    a: __m512,
+    b: __m512,
+    acc: __m512,
+) -> __m512 {
     // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
@@ -95,7 +100,10 @@ fn narrow_bf16<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row:
 
 /// The same where no value is subnormal, which the instruction takes as zero.
 #[inline(always)]
-fn narrow_bf16_normal<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row: [__m512; 2]) -> __m512i {
+fn narrow_bf16_normal<const BF16: bool, const AMX: bool>(
+    token: Avx512<BF16, AMX>,
+    row: [__m512; 2],
+) -> __m512i {
     // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
@@ -119,7 +127,11 @@ fn narrow_f16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, [low, hig
 
 /// Writes a lane of halves, past the caches where it starts a cache line.
 #[inline(always)]
-fn stream_halves<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, values: __m512i, to: &mut HalfLane) {
+fn stream_halves<const BF16: bool, const AMX: bool>(
+    _: Avx512<BF16, AMX>,
+    values: __m512i,
+    to: &mut HalfLane,
+) {
     let p = to.as_mut_ptr();
     // SAFETY: a `HalfLane` holds 32 values, one store whose alignment is checked where it matters; the token proves
     // AVX-512 F.
@@ -365,47 +377,9 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
-    #[allow(clippy::needless_range_loop, reason = "indices that pair up, and no closures: they are not inlined")]
     fn turn(self, rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
-        // SAFETY: each row is one unaligned load or store of 16 values; the token proves AVX-512 F.
-        unsafe {
-            let zero = _mm512_setzero_ps();
-            let (mut a, mut b) = ([zero; LANES], [zero; LANES]);
-            for i in 0..LANES {
-                a[i] = _mm512_loadu_ps(rows[i].as_ptr());
-            }
-            // Squares of 4 in every fourth of a register, by pairs of values, then by pairs of pairs.
-            for i in 0..LANES / 2 {
-                b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
-                b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
-            }
-            for i in 0..LANES / 4 {
-                for half in 0..2 {
-                    let low = _mm512_castps_pd(b[4 * i + half]);
-                    let high = _mm512_castps_pd(b[4 * i + 2 + half]);
-                    a[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
-                    a[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
-                }
-            }
-            // The squares themselves.
-            for j in 0..4 {
-                b[j] = _mm512_shuffle_f32x4::<0x88>(a[j], a[4 + j]);
-                b[4 + j] = _mm512_shuffle_f32x4::<0xdd>(a[j], a[4 + j]);
-                b[8 + j] = _mm512_shuffle_f32x4::<0x88>(a[8 + j], a[12 + j]);
-                b[12 + j] = _mm512_shuffle_f32x4::<0xdd>(a[8 + j], a[12 + j]);
-            }
-            for j in 0..4 {
-                a[j] = _mm512_shuffle_f32x4::<0x88>(b[j], b[8 + j]);
-                a[4 + j] = _mm512_shuffle_f32x4::<0x88>(b[4 + j], b[12 + j]);
-                a[8 + j] = _mm512_shuffle_f32x4::<0xdd>(b[j], b[8 + j]);
-                a[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b[4 + j], b[12 + j]);
-            }
-            let mut out = [[0f32; LANES]; LANES];
-            for i in 0..LANES {
-                _mm512_storeu_ps(out[i].as_mut_ptr(), a[i]);
-            }
-            out
-        }
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { shuffle::turn(rows) }
     }
 
     #[inline(always)]
@@ -583,32 +557,8 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
-    fn interleave(self, [a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe {
-            let ab = (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-            let cd = (_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
-            // Quarter q of l0 to l3 is lane 4 q + l with its four values.
-            let [ab0, ab1, cd0, cd1] = [
-                _mm512_castps_pd(ab.0),
-                _mm512_castps_pd(ab.1),
-                _mm512_castps_pd(cd.0),
-                _mm512_castps_pd(cd.1),
-            ];
-            let l0 = _mm512_castpd_ps(_mm512_unpacklo_pd(ab0, cd0));
-            let l1 = _mm512_castpd_ps(_mm512_unpackhi_pd(ab0, cd0));
-            let l2 = _mm512_castpd_ps(_mm512_unpacklo_pd(ab1, cd1));
-            let l3 = _mm512_castpd_ps(_mm512_unpackhi_pd(ab1, cd1));
-            let a = _mm512_shuffle_f32x4::<0b01_00_01_00>(l0, l1);
-            let b = _mm512_shuffle_f32x4::<0b01_00_01_00>(l2, l3);
-            let c = _mm512_shuffle_f32x4::<0b11_10_11_10>(l0, l1);
-            let d = _mm512_shuffle_f32x4::<0b11_10_11_10>(l2, l3);
-            [
-                _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
-                _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
-                _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d),
-                _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
-            ]
-        }
+    fn interleave(self, values: [__m512; 4]) -> [__m512; 4] {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { shuffle::interleave(values) }
     }
 }

@@ -9,13 +9,15 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod level;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod shuffle;
 
-use std::sync::OnceLock;
-
+pub use level::Level;
 pub use portable::Portable;
-
-use crate::error::{Error, Result};
 
 /// Columns of a panel of weights, on every level: 2 AVX-512 registers, 4 AVX ones.
 pub const WIDTH: usize = 32;
@@ -305,111 +307,6 @@ pub trait Piece<S> {
     fn run(self, simd: S) -> Self::Output;
 }
 
-/// The instruction sets this build knows, as run-time proof that they are there.
-#[derive(Clone, Copy, Debug)]
-pub enum Level {
-    /// 512-bit vectors, with products of BF16 matrices.
-    #[cfg(target_arch = "x86_64")]
-    Amx(avx512::Avx512<true, true>),
-    /// 512-bit vectors, with products of BF16 values.
-    #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(avx512::Avx512<true, false>),
-    /// 512-bit vectors.
-    #[cfg(target_arch = "x86_64")]
-    Avx512(avx512::Avx512<false, false>),
-    /// 256-bit vectors with fused multiply-add.
-    #[cfg(target_arch = "x86_64")]
-    Avx2(avx2::Avx2),
-    /// What the target guarantees (NEON on aarch64).
-    Portable(Portable<false>),
-    /// The same with the products of BF16 matrices as [`Simd::block`] defines them: the bits of [`Level::Amx`] on any
-    /// machine, slowly.
-    PortableAmx(Portable<true>),
-}
-
-impl Level {
-    /// The fastest level of this machine; `LENSMITH_SIMD` = amx, avx512-bf16, avx512, avx2, portable or portable-amx asks
-    /// for another.
-    ///
-    /// # Errors
-    /// A level that the machine does not have.
-    pub fn detect() -> Result<Level> {
-        let levels = Level::available();
-        let wanted = std::env::var("LENSMITH_SIMD").unwrap_or_default();
-        match levels.iter().find(|level| wanted.is_empty() || level.name() == wanted) {
-            Some(level) => Ok(*level),
-            None => {
-                let names: Vec<&str> = levels.iter().map(|level| level.name()).collect();
-                Err(Error::option("LENSMITH_SIMD", names.join(" or "), wanted))
-            }
-        }
-    }
-
-    /// [`Level::detect`] once for the process, for work whose caller has no level; the fastest where that fails.
-    pub fn current() -> Level {
-        static CURRENT: OnceLock<Level> = OnceLock::new();
-        *CURRENT.get_or_init(|| Level::detect().unwrap_or_else(|_| Level::available()[0]))
-    }
-
-    /// Every level of this machine, fastest first.
-    pub fn available() -> Vec<Level> {
-        let mut levels = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            levels.extend(avx512::Avx512::detect().map(Level::Amx));
-            levels.extend(avx512::Avx512::detect().map(Level::Avx512Bf16));
-            levels.extend(avx512::Avx512::detect().map(Level::Avx512));
-            levels.extend(avx2::Avx2::detect().map(Level::Avx2));
-        }
-        levels.push(Level::Portable(Portable));
-        levels.push(Level::PortableAmx(Portable));
-        levels
-    }
-
-    /// The name, as in `LENSMITH_SIMD`.
-    pub fn name(self) -> &'static str {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Level::Amx(_) => "amx",
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16(_) => "avx512-bf16",
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => "avx512",
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => "avx2",
-            Level::Portable(_) => "portable",
-            Level::PortableAmx(_) => "portable-amx",
-        }
-    }
-
-    /// Whether products of BF16 are those of matrices, [`Simd::MATRIX`].
-    pub fn is_matrix(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Level::Amx(_) => true,
-            Level::PortableAmx(_) => true,
-            _ => false,
-        }
-    }
-
-    /// Runs a task compiled for this level.
-    #[inline]
-    pub fn run<T: Task>(self, task: T) -> T::Output {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Level::Amx(token) => token.run(task),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16(token) => token.run(task),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(token) => token.run(task),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(token) => token.run(task),
-            Level::Portable(token) => task.run(token),
-            Level::PortableAmx(token) => task.run(token),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use half::bf16;
@@ -502,12 +399,15 @@ mod tests {
             std::array::from_fn(|i| f32::from_bits(u32::from(even[i]) | u32::from(odd[i]) << 16))
         };
         let matrices: Vec<Level> = Level::available().into_iter().filter(|l| l.is_matrix()).collect();
-        let shapes: [(usize, usize); 9] = [(1, 16), (16, 16), (17, 32), (32, 64), (32, 200), (5, 7), (31, 129), (32, 8), (20, 128)];
+        let shapes: [(usize, usize); 9] =
+            [(1, 16), (16, 16), (17, 32), (32, 64), (32, 200), (5, 7), (31, 129), (32, 8), (20, 128)];
         for (trial, (count, words)) in shapes.into_iter().enumerate() {
-            for (together, apart, stride) in [(64, 64 * TALL, 64), (512, 0, words.next_multiple_of(16) + 16)] {
+            for (together, apart, stride) in [(64, 64 * TALL, 64), (512, 0, words.next_multiple_of(16) + 16)]
+            {
                 let seed = 1000 * trial as u64;
                 let room = words.div_ceil(together) * apart.max(1) + TALL * stride;
-                let a: Vec<Lane> = (0..room.div_ceil(WIDTH)).map(|i| word_lane(seed + 2 * i as u64)).collect();
+                let a: Vec<Lane> =
+                    (0..room.div_ceil(WIDTH)).map(|i| word_lane(seed + 2 * i as u64)).collect();
                 let b: Vec<Lane> = (0..words).map(|i| word_lane(seed + 7 + 2 * i as u64)).collect();
                 let mut acc = [[0f32; WIDTH]; TALL];
                 acc.iter_mut().enumerate().for_each(|(i, acc)| *acc = random(seed + i as u64));

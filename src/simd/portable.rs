@@ -14,15 +14,17 @@ pub struct Portable<const MATRIX: bool>;
 /// Columns of a part of a lane.
 const HALF: usize = 16;
 
+/// A part of a lane as F32; exact.
 #[inline(always)]
-fn widen<T: Element>(from: &HalfLane, part: usize) -> [f32; HALF] {
+pub fn widen<T: Element>(from: &HalfLane, part: usize) -> [f32; HALF] {
     let mut row = [0f32; HALF];
     T::widen(bytemuck::cast_slice(&from[part * HALF..][..HALF]), &mut row);
     row
 }
 
+/// A part of a lane rounded to a 16-bit type.
 #[inline(always)]
-fn narrow<T: Element>(row: [f32; HALF], to: &mut HalfLane, part: usize) {
+pub fn narrow<T: Element>(row: [f32; HALF], to: &mut HalfLane, part: usize) {
     T::narrow(&row, bytemuck::cast_slice_mut(&mut to[part * HALF..][..HALF]));
 }
 

@@ -9,6 +9,7 @@ mod active;
 mod adam;
 mod ends;
 pub mod floors;
+mod forward;
 mod gemm;
 mod halves;
 mod infer;

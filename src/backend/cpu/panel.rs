@@ -66,17 +66,6 @@ pub fn inputs_of_word(precision: Precision) -> usize {
 /// Panels whose sums a row takes side by side.
 pub const ACROSS: usize = 4;
 
-/// Rows that blocks are padded to: whole tiles of all heights of a level.
-#[inline(always)]
-pub fn whole_tiles<S: Simd>(rows: usize) -> usize {
-    /// Also a multiple of 16, the rows of a matrix instruction.
-    const BOTH: usize = 48;
-    rows.next_multiple_of(if S::MATRIX { BOTH } else { TILE })
-}
-
-/// The tile heights of all levels divide it.
-pub const TILE: usize = 12;
-
 /// A weight matrix `[outputs, inputs]` packed for [`products`]: panels of 32 outputs, each `[words][32]`, the last
 /// one padded with zeros.
 #[derive(Clone, Debug)]
@@ -148,7 +137,8 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Makes room for `rows` rows, which must be whole tiles, of `words` words. What was there stays there.
+    /// Makes room for `rows` rows, which must be whole tiles of every height that will be taken, of `words` words. What was
+    /// there stays there.
     pub fn resize(&mut self, rows: usize, words: usize) {
         self.rows = rows;
         self.stretches.resize(rows * words.div_ceil(DEPTH), [0.0; DEPTH]);
@@ -376,10 +366,10 @@ pub fn take<S: Simd>(
         simd.outline(Take { made, first, panel: panel + i * ACROSS, count, sums });
     }
     for (i, made) in rest.iter().enumerate() {
-        for row in 0..count {
+        for (row, made) in made.iter().enumerate().take(count) {
             for part in 0..S::PARTS {
                 let at = Place { panel: panel + whole.len() * ACROSS + i, row: first + row, part };
-                let sum = sum(simd, sums, at, &made[row]);
+                let sum = sum(simd, sums, at, made);
                 sums.finish(simd, at, sum);
             }
         }
