@@ -1,7 +1,6 @@
 //! NEON, which every aarch64 machine has: half a lane is four registers, and so is a vector of noise.
 
 use std::arch::aarch64::*;
-use std::array::from_fn;
 
 use half::f16;
 
@@ -44,18 +43,26 @@ fn quarter_mut<T>(values: &mut [T; 32], part: usize, register: usize) -> &mut [T
 
 /// Two registers of F32 from 8 BF16 values; exact.
 #[inline(always)]
-fn widen_bf16(_: Neon, values: uint16x8_t) -> [float32x4_t; 2] {
-    // SAFETY: register arithmetic only; the token proves NEON.
+unsafe fn widen_bf16(values: uint16x8_t) -> [float32x4_t; 2] {
+    // SAFETY: register arithmetic only; the caller has NEON.
     unsafe {
         let zero = vdupq_n_u16(0);
         [vreinterpretq_f32_u16(vzip1q_u16(zero, values)), vreinterpretq_f32_u16(vzip2q_u16(zero, values))]
     }
 }
 
+/// A register of F32 from 4 BF16 values; exact.
+#[inline(always)]
+unsafe fn widen_four(values: &[u16]) -> float32x4_t {
+    assert!(values.len() == QUARTER, "a register");
+    // SAFETY: four values; the caller has NEON.
+    unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(values.as_ptr()))) }
+}
+
 /// 4 values rounded to BF16 on the bit pattern, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn round_bf16(_: Neon, values: float32x4_t) -> uint16x4_t {
-    // SAFETY: register arithmetic only; the token proves NEON.
+unsafe fn round_bf16(values: float32x4_t) -> uint16x4_t {
+    // SAFETY: register arithmetic only; the caller has NEON.
     unsafe {
         let bits = vreinterpretq_u32_f32(values);
         let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
@@ -65,20 +72,23 @@ fn round_bf16(_: Neon, values: float32x4_t) -> uint16x4_t {
     }
 }
 
-/// The two BF16 values of each word.
+/// The first BF16 value of each word.
 #[inline(always)]
-fn halves(_: Neon, words: float32x4_t) -> [float32x4_t; 2] {
-    // SAFETY: register arithmetic only; the token proves NEON.
-    unsafe {
-        let words = vreinterpretq_u32_f32(words);
-        let odd = vandq_u32(words, vdupq_n_u32(0xffff_0000));
-        [vreinterpretq_f32_u32(vshlq_n_u32::<16>(words)), vreinterpretq_f32_u32(odd)]
-    }
+unsafe fn even(words: float32x4_t) -> float32x4_t {
+    // SAFETY: register arithmetic only; the caller has NEON.
+    unsafe { vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(words))) }
+}
+
+/// The second BF16 value of each word.
+#[inline(always)]
+unsafe fn odd(words: float32x4_t) -> float32x4_t {
+    // SAFETY: register arithmetic only; the caller has NEON.
+    unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(words), vdupq_n_u32(0xffff_0000))) }
 }
 
 #[inline(always)]
-fn mul_wide(_: Neon, a: uint32x4_t, b: u32) -> (uint32x4_t, uint32x4_t) {
-    // SAFETY: register arithmetic only; the token proves NEON.
+unsafe fn mul_wide(a: uint32x4_t, b: u32) -> (uint32x4_t, uint32x4_t) {
+    // SAFETY: register arithmetic only; the caller has NEON.
     unsafe {
         let low = vreinterpretq_u32_u64(vmull_n_u32(vget_low_u32(a), b));
         let high = vreinterpretq_u32_u64(vmull_high_n_u32(a, b));
@@ -88,22 +98,51 @@ fn mul_wide(_: Neon, a: uint32x4_t, b: u32) -> (uint32x4_t, uint32x4_t) {
 
 /// Four vectors of 4, value w of lane l at `4 l + w` of the four that come out.
 #[inline(always)]
-fn interleave(_: Neon, [a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
-    // SAFETY: register arithmetic only; the token proves NEON.
+unsafe fn interleave([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: register arithmetic only; the caller has NEON.
     unsafe {
         let (ab0, ab1) = (vzip1q_f32(a, b), vzip2q_f32(a, b));
         let (cd0, cd1) = (vzip1q_f32(c, d), vzip2q_f32(c, d));
-        let low = |x, y| vcombine_f32(vget_low_f32(x), vget_low_f32(y));
-        let high = |x, y| vcombine_f32(vget_high_f32(x), vget_high_f32(y));
-        [low(ab0, cd0), high(ab0, cd0), low(ab1, cd1), high(ab1, cd1)]
+        [
+            vcombine_f32(vget_low_f32(ab0), vget_low_f32(cd0)),
+            vcombine_f32(vget_high_f32(ab0), vget_high_f32(cd0)),
+            vcombine_f32(vget_low_f32(ab1), vget_low_f32(cd1)),
+            vcombine_f32(vget_high_f32(ab1), vget_high_f32(cd1)),
+        ]
     }
 }
 
-/// One operation on each of four registers; the intrinsic is unsafe only for want of a feature that the token proves.
+/// Four registers, each from its number. (A macro: registers go through memory where a closure is not inlined.)
+macro_rules! four {
+    ($i:ident => $value:expr) => {
+        // SAFETY: what is read or written are slices of as many values; the token proves NEON.
+        unsafe {
+            [
+                {
+                    let $i = 0;
+                    $value
+                },
+                {
+                    let $i = 1;
+                    $value
+                },
+                {
+                    let $i = 2;
+                    $value
+                },
+                {
+                    let $i = 3;
+                    $value
+                },
+            ]
+        }
+    };
+}
+
+/// One operation on each of four registers.
 macro_rules! each {
     ($operation:ident($($vector:expr),+ $(; $rest:expr)*)) => {
-        // SAFETY: register arithmetic only; the token proves NEON.
-        from_fn(|i| unsafe { $operation($($vector[i]),+ $(, $rest)*) })
+        four!(i => $operation($($vector[i]),+ $(, $rest)*))
     };
 }
 
@@ -116,16 +155,12 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn load(self, from: &Lane, part: usize) -> Self::Row {
-        // SAFETY: four values each; the token proves NEON.
-        from_fn(|i| unsafe { vld1q_f32(quarter(from, part, i).as_ptr()) })
+        four!(i => vld1q_f32(quarter(from, part, i).as_ptr()))
     }
 
     #[inline(always)]
     fn store(self, row: Self::Row, to: &mut Lane, part: usize) {
-        for (i, values) in row.into_iter().enumerate() {
-            // SAFETY: room for four values; the token proves NEON.
-            unsafe { vst1q_f32(quarter_mut(to, part, i).as_mut_ptr(), values) }
-        }
+        four!(i => vst1q_f32(quarter_mut(to, part, i).as_mut_ptr(), row[i]));
     }
 
     #[inline(always)]
@@ -152,8 +187,8 @@ impl Simd for Neon {
     fn load_bf16(self, from: &HalfLane, part: usize) -> Self::Row {
         let p = from[part * HALF..][..HALF].as_ptr();
         // SAFETY: 16 values behind the pointer, two loads of 8; the token proves NEON.
-        let [low, high] = unsafe { [vld1q_u16(p), vld1q_u16(p.add(8))] }.map(|v| widen_bf16(self, v));
-        [low[0], low[1], high[0], high[1]]
+        let ([a, b], [c, d]) = unsafe { (widen_bf16(vld1q_u16(p)), widen_bf16(vld1q_u16(p.add(8)))) };
+        [a, b, c, d]
     }
 
     #[inline(always)]
@@ -163,10 +198,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn store_bf16(self, row: Self::Row, to: &mut HalfLane, part: usize) {
-        for (i, values) in row.into_iter().enumerate() {
-            // SAFETY: room for four values; the token proves NEON.
-            unsafe { vst1_u16(quarter_mut(to, part, i).as_mut_ptr(), round_bf16(self, values)) }
-        }
+        four!(i => vst1_u16(quarter_mut(to, part, i).as_mut_ptr(), round_bf16(row[i])));
     }
 
     #[inline(always)]
@@ -183,22 +215,16 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
-        let b = b.map(|words| halves(self, words));
         let bits = a.to_bits();
-        let acc = self.fma(f32::from_bits(bits & 0xffff_0000), b.map(|[_, odd]| odd), acc);
-        self.fma(f32::from_bits(bits << 16), b.map(|[even, _]| even), acc)
+        let acc = self.fma(f32::from_bits(bits & 0xffff_0000), four!(i => odd(b[i])), acc);
+        self.fma(f32::from_bits(bits << 16), four!(i => even(b[i])), acc)
     }
 
     #[inline(always)]
     fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, part: usize, acc: Self::Row) -> Self::Row {
         // Of every eight places four are this part's.
-        let [even, odd] = [even, odd].map(|halves| {
-            from_fn(|i| {
-                let halves = &halves[8 * i + QUARTER * part..][..QUARTER];
-                // SAFETY: four values; the token proves NEON.
-                unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(halves.as_ptr()))) }
-            })
-        });
+        let even = four!(i => widen_four(&even[8 * i + QUARTER * part..][..QUARTER]));
+        let odd = four!(i => widen_four(&odd[8 * i + QUARTER * part..][..QUARTER]));
         let bits = a.to_bits();
         let acc = self.fma(f32::from_bits(bits & 0xffff_0000), odd, acc);
         self.fma(f32::from_bits(bits << 16), even, acc)
@@ -217,8 +243,7 @@ impl Simd for Neon {
     #[inline(always)]
     fn relu(self, row: Self::Row) -> Self::Row {
         // Bits stay where the value is not less than zero: of -0 and of NaN too.
-        // SAFETY: register arithmetic only; the token proves NEON.
-        row.map(|v| unsafe { vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltzq_f32(v))) })
+        four!(i => vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(row[i]), vcltzq_f32(row[i]))))
     }
 
     #[inline(always)]
@@ -229,8 +254,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn load_words(self, from: &[u32; LANES]) -> Self::Words {
-        // SAFETY: four of the 16 values each; the token proves NEON.
-        from_fn(|i| unsafe { vld1q_u32(from[QUARTER * i..][..QUARTER].as_ptr()) })
+        four!(i => vld1q_u32(from[QUARTER * i..][..QUARTER].as_ptr()))
     }
 
     #[inline(always)]
@@ -270,14 +294,13 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn mul_wide(self, a: Self::Words, b: u32) -> (Self::Words, Self::Words) {
-        let products = a.map(|a| mul_wide(self, a, b));
-        (products.map(|(high, _)| high), products.map(|(_, low)| low))
+        let [p, q, r, s] = four!(i => mul_wide(a[i], b));
+        ([p.0, q.0, r.0, s.0], [p.1, q.1, r.1, s.1])
     }
 
     #[inline(always)]
     fn signed_to_floats(self, a: Self::Words) -> Self::Floats {
-        // SAFETY: register arithmetic only; the token proves NEON.
-        a.map(|a| unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(a)) })
+        four!(i => vcvtq_f32_s32(vreinterpretq_s32_u32(a[i])))
     }
 
     #[inline(always)]
@@ -297,8 +320,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn choose(self, words: Self::Words, a: Self::Floats, b: Self::Floats) -> Self::Floats {
-        // SAFETY: register arithmetic only; the token proves NEON.
-        from_fn(|i| unsafe { vbslq_f32(vtstq_u32(words[i], vdupq_n_u32(1)), b[i], a[i]) })
+        four!(i => vbslq_f32(vtstq_u32(words[i], vdupq_n_u32(1)), b[i], a[i]))
     }
 
     #[inline(always)]
@@ -309,16 +331,12 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn load_floats(self, from: &[f32; LANES]) -> Self::Floats {
-        // SAFETY: four of the 16 values each; the token proves NEON.
-        from_fn(|i| unsafe { vld1q_f32(from[QUARTER * i..][..QUARTER].as_ptr()) })
+        four!(i => vld1q_f32(from[QUARTER * i..][..QUARTER].as_ptr()))
     }
 
     #[inline(always)]
     fn store_floats(self, a: Self::Floats, to: &mut [f32; LANES]) {
-        for (to, values) in to.chunks_exact_mut(QUARTER).zip(a) {
-            // SAFETY: room for four values; the token proves NEON.
-            unsafe { vst1q_f32(to.as_mut_ptr(), values) }
-        }
+        four!(i => vst1q_f32(to[QUARTER * i..][..QUARTER].as_mut_ptr(), a[i]));
     }
 
     #[inline(always)]
@@ -347,7 +365,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn interleave(self, values: [Self::Floats; 4]) -> [Self::Floats; 4] {
-        from_fn(|q| interleave(self, values.map(|value| value[q])))
+    fn interleave(self, [a, b, c, d]: [Self::Floats; 4]) -> [Self::Floats; 4] {
+        four!(i => interleave([a[i], b[i], c[i], d[i]]))
     }
 }
