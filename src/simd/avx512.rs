@@ -377,6 +377,17 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
+    fn pair(self, even: &Lane, odd: &Lane, out: &mut Lane) {
+        let (even, odd) = (self.load(even, 0), self.load(odd, 0));
+        // SAFETY: register arithmetic only; the token proves AVX-512 BW.
+        let words = unsafe {
+            let low = shuffle::pairs(narrow_bf16_normal(self, [even[0], odd[0]]));
+            [low, shuffle::pairs(narrow_bf16_normal(self, [even[1], odd[1]]))]
+        };
+        self.store(words, out, 0);
+    }
+
+    #[inline(always)]
     fn turn(self, rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
         // SAFETY: the token proves AVX-512 F.
         unsafe { shuffle::turn(rows) }

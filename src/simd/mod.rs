@@ -217,6 +217,19 @@ pub trait Simd: Copy + Send + Sync {
         }
         pack_rounded(from, &rounded, first, places, values)
     }
+    /// Words of two lanes of values rounded to BF16, the first in the low halves. What is below the normal range may count
+    /// as zero.
+    #[inline(always)]
+    fn pair(self, even: &Lane, odd: &Lane, out: &mut Lane) {
+        let (mut low, mut high): (HalfLane, HalfLane) = ([0; WIDTH], [0; WIDTH]);
+        for part in 0..Self::PARTS {
+            self.store_bf16_normal(self.load(even, part), &mut low, part, false);
+            self.store_bf16_normal(self.load(odd, part), &mut high, part, false);
+        }
+        for ((out, &low), &high) in out.iter_mut().zip(&low).zip(&high) {
+            *out = f32::from_bits(u32::from(low) | u32::from(high) << 16);
+        }
+    }
     /// Turns a square of words: row i becomes column i.
     #[inline(always)]
     fn turn(self, rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
@@ -423,6 +436,38 @@ mod tests {
                         let name = level.name();
                         assert!(bits(level) == want, "{name}: {count} rows, {words} words, add {add}");
                     }
+                }
+            }
+        }
+    }
+
+    /// Words of two lanes.
+    struct Paired(Lane, Lane);
+
+    impl Task for Paired {
+        type Output = Lane;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Lane {
+            let mut out = [0f32; WIDTH];
+            simd.pair(&self.0, &self.1, &mut out);
+            out
+        }
+    }
+
+    #[test]
+    fn words_are_of_two_rounded_values() {
+        for trial in 0..200 {
+            let (mut even, mut odd) = (random(2 * trial), random(2 * trial + 1));
+            even[trial as usize % WIDTH] = [f32::NAN, f32::INFINITY, -0.0, 3.4e38][trial as usize % 4];
+            odd[trial as usize % 31] =
+                [f32::NEG_INFINITY, f32::MIN_POSITIVE, 0.0, -f32::NAN][trial as usize % 4];
+            let (low, high) = (halves(&even), halves(&odd));
+            for level in Level::available() {
+                let got = level.run(Paired(even, odd));
+                for i in 0..WIDTH {
+                    let want = u32::from(low[i]) | u32::from(high[i]) << 16;
+                    assert_eq!(got[i].to_bits(), want, "{}: {} and {}", level.name(), even[i], odd[i]);
                 }
             }
         }

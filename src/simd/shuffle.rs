@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::LANES;
+use super::{HalfLane, LANES, WIDTH};
 
 /// [`Simd::turn`](super::Simd::turn).
 ///
@@ -79,5 +79,27 @@ pub unsafe fn interleave([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
             _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d),
             _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
         ]
+    }
+}
+
+/// Words of values of the first half and of the second, one of each.
+///
+/// # Safety
+/// The machine must have AVX-512 BW.
+#[inline(always)]
+pub unsafe fn pairs(halves: __m512i) -> __m512 {
+    const PLACES: HalfLane = {
+        let mut places = [0; WIDTH];
+        let mut i = 0;
+        while i < WIDTH {
+            places[i] = (i / 2 + i % 2 * LANES) as u16;
+            i += 1;
+        }
+        places
+    };
+    // SAFETY: a `HalfLane` is one register; the caller vouches for AVX-512 BW.
+    unsafe {
+        let places = _mm512_loadu_si512(PLACES.as_ptr().cast());
+        _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, halves))
     }
 }

@@ -1,29 +1,28 @@
-//! Lanes whose vectors never lie across two cache lines.
+//! Lanes whose vectors never lie across two cache lines, in huge pages where there are many: a step of training walks
+//! through all weights and moments, and finding 4 KiB pages took as long as reading them.
 
 use std::ops::{Deref, DerefMut};
 
-use bytemuck::{Pod, Zeroable};
-
-use crate::simd::{Lane, WIDTH};
-
-/// A lane that starts a cache line.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Aligned([f32; WIDTH]);
+use crate::matrix::Pages;
+use crate::simd::Lane;
 
 /// A vector of lanes, aligned to cache lines.
 #[derive(Clone, Debug, Default)]
-pub struct Lanes(Vec<Aligned>);
+pub struct Lanes(Pages);
 
 impl Lanes {
     /// Zeros.
     pub fn zeros(len: usize) -> Lanes {
-        Lanes(vec![Aligned::zeroed(); len])
+        Lanes(Pages::zeros(len * size_of::<Lane>()))
     }
 
     /// Makes it so long; what is new is zero.
     pub fn resize(&mut self, len: usize) {
-        self.0.resize(len, Aligned::zeroed());
+        let before = self.len();
+        self.0.resize(len * size_of::<Lane>());
+        if let Some(new) = self.0.bytes_mut().get_mut(before * size_of::<Lane>()..) {
+            new.fill(0);
+        }
     }
 }
 
@@ -31,12 +30,12 @@ impl Deref for Lanes {
     type Target = [Lane];
 
     fn deref(&self) -> &[Lane] {
-        bytemuck::cast_slice(&self.0)
+        bytemuck::cast_slice(self.0.bytes())
     }
 }
 
 impl DerefMut for Lanes {
     fn deref_mut(&mut self) -> &mut [Lane] {
-        bytemuck::cast_slice_mut(&mut self.0)
+        bytemuck::cast_slice_mut(self.0.bytes_mut())
     }
 }

@@ -7,6 +7,7 @@
 
 mod active;
 mod adam;
+mod between;
 mod ends;
 pub mod floors;
 mod forward;
@@ -19,6 +20,7 @@ mod layers;
 mod panel;
 mod reconstruct;
 mod samples;
+mod scratch;
 mod tile;
 mod train_reward;
 mod train_vae;

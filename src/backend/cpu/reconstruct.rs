@@ -4,11 +4,12 @@
 use rayon::prelude::*;
 
 use super::adam::{Update, Vector, Weights};
-use super::halves::{halve, pair_lanes};
+use super::halves::{Halves, halve, pair_lanes};
 use super::lanes::Lanes;
 use super::panel::{Pairs, Single, inputs_of_word};
-use super::tile::{Add, Sink, ZERO, columns, rows};
-use super::wide::{Halves, SLICE, STRIDE, Sums, Wide};
+use super::scratch::PerThread;
+use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
+use super::wide::{SLICE, STRIDE, Sums, Wide};
 use crate::backend::Precision;
 use crate::model::Linear;
 use crate::simd::{LANES, Lane, Level, Simd, Task, WIDTH};
@@ -24,13 +25,37 @@ pub struct Reconstruction {
     bias: Vector,
     /// Gradients by the hidden layer, over the slope.
     sums: Sums,
-    /// A group's slice of the reconstruction's differences from the embeddings, `[rows][STRIDE]`, one after the other.
-    differences: Lanes,
-    /// A group's panel of the weights, transposed: `[hidden or words][32]`.
-    across: Lanes,
-    /// A group's differences as operands of BF16 products.
-    halves: Lanes,
     squares: Vec<f64>,
+    scratch: PerThread<Scratch>,
+}
+
+/// What a thread needs for a slice.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// A panel of the weights, transposed: `[hidden or words][32]`.
+    across: Lanes,
+    /// A panel of the reconstruction, then its differences from the embeddings, `[rows][32]`.
+    made: Lanes,
+    /// The differences of all panels as operands of F32 products, `[rows][STRIDE]`.
+    differences: Lanes,
+    /// The same as operands of BF16 products, see [`Halves`].
+    along: Lanes,
+    turned: Lanes,
+}
+
+impl Scratch {
+    /// Room for `count` rows.
+    fn resize(&mut self, words: usize, count: usize, precision: Precision) {
+        self.across.resize(words);
+        self.made.resize(count);
+        match precision {
+            Precision::F32 => self.differences.resize((count * STRIDE).div_ceil(WIDTH)),
+            Precision::Bf16 => {
+                self.along.resize(Halves::along_room(count) / WIDTH);
+                self.turned.resize(Halves::down_room(count) / WIDTH);
+            }
+        }
+    }
 }
 
 /// What is reconstructed.
@@ -53,10 +78,8 @@ impl Reconstruction {
             bias: Vector::new(&layer.bias, weight.slices() * ACROSS),
             weight,
             sums: Sums::default(),
-            differences: Lanes::default(),
-            across: Lanes::default(),
-            halves: Lanes::default(),
             squares: Vec::new(),
+            scratch: PerThread::default(),
         }
     }
 
@@ -99,24 +122,13 @@ impl Reconstruction {
         let (slices, down) = (self.weight.slices(), self.weight.panels());
         let together = self.sums.resize(slices, down, count);
         let groups = slices.div_ceil(together);
-        let size = (count * STRIDE).next_multiple_of(WIDTH);
-        self.differences.resize(groups * size / WIDTH);
-        self.across.resize(groups * words);
-        let room = Halves::room(count);
-        if precision == Precision::Bf16 {
-            self.halves.resize(groups * room / WIDTH);
-        }
-        let mut halves = self.halves.as_flattened_mut().chunks_exact_mut(room);
+        self.scratch.resize();
         self.squares.resize(slices, 0.0);
         let weights = self.weight.weights(together, Some(update));
         let mut bias = self.bias.weights();
         let mut tasks = Vec::with_capacity(groups);
-        let across = self.across.chunks_exact_mut(words);
-        let scratch = self.differences.as_flattened_mut().chunks_exact_mut(size).zip(across);
         let blocks = target.blocks.chunks(together * target.size).zip(self.squares.chunks_mut(together));
-        for (((weights, sums), (differences, across)), (blocks, squares)) in
-            weights.into_iter().zip(self.sums.groups()).zip(scratch).zip(blocks)
-        {
+        for ((weights, sums), (blocks, squares)) in weights.into_iter().zip(self.sums.groups()).zip(blocks) {
             let (now, later) = bias.split(squares.len() * ACROSS);
             bias = later;
             tasks.push(Group {
@@ -128,15 +140,18 @@ impl Reconstruction {
                 width,
                 blocks,
                 target,
-                differences,
-                across,
-                halves: halves.next().map(|room| Halves::new(room, count)),
                 sums,
                 squares,
                 update,
             });
         }
-        tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
+        let tasks = tasks.into_par_iter().with_max_len(1);
+        tasks.for_each(|group| {
+            self.scratch.with(|scratch| {
+                scratch.resize(words, count, precision);
+                level.run(Run { group, scratch, precision });
+            });
+        });
         self.squares.iter().sum()
     }
 }
@@ -151,76 +166,98 @@ struct Group<'a> {
     width: usize,
     blocks: &'a [f32],
     target: Target<'a>,
-    differences: &'a mut [f32],
-    across: &'a mut [Lane],
-    /// Where products are BF16.
-    halves: Option<Halves<'a>>,
     sums: &'a mut [Lane],
     squares: &'a mut [f64],
     update: Update,
 }
 
-impl Task for Group<'_> {
+/// A group with a thread's scratch.
+struct Run<'s, 'a> {
+    group: Group<'a>,
+    scratch: &'s mut Scratch,
+    precision: Precision,
+}
+
+impl Task for Run<'_, '_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let (count, width) = (self.count, self.width);
-        self.sums.fill(ZERO);
+    fn run<S: Simd>(self, simd: S) {
+        let Run { group, scratch, precision } = self;
+        let Group {
+            mut weights,
+            mut bias,
+            hidden,
+            panels,
+            count,
+            width,
+            blocks,
+            target,
+            sums,
+            squares,
+            update,
+        } = group;
+        let Scratch { across, made, differences, along, turned } = scratch;
+        let differences = &mut differences.as_flattened_mut()[..];
+        let mut halves = (precision == Precision::Bf16)
+            .then(|| Halves::new(along.as_flattened_mut(), turned.as_flattened_mut(), count));
+        sums.fill(ZERO);
         let down = width.div_ceil(WIDTH) * SLICE;
         let mut words = [ZERO; SLICE / 2];
-        for (i, block) in self.blocks.chunks(self.target.size).enumerate() {
-            let mut weights = self.weights.part(i * down, down);
-            let mut bias = self.bias.part(i * ACROSS, ACROSS);
+        for (i, block) in blocks.chunks(target.size).enumerate() {
+            let mut weights = weights.part(i * down, down);
+            let mut bias = bias.part(i * ACROSS, ACROSS);
+            let mut gradient = [ZERO; ACROSS];
+            squares[i] = 0.0;
             for q in 0..ACROSS {
-                let mut place = Place { out: self.differences, from: q * WIDTH };
-                let across = &mut *self.across;
-                match &self.halves {
+                match &halves {
                     None => {
                         for (h, lane) in across.iter_mut().enumerate() {
                             let from = &weights.w[h / WIDTH * SLICE + q * WIDTH..][..WIDTH];
                             *lane = std::array::from_fn(|j| from[j][h % WIDTH]);
                         }
-                        rows::<S, Single, _>(simd, self.hidden, width, count, across, &mut place);
+                        rows::<S, Single, _>(simd, hidden, width, count, across, &mut Keep(made));
                     }
                     Some(_) => {
                         let panels = weights.w.chunks_exact(SLICE).zip(across.chunks_mut(WIDTH / 2));
                         for (panel, across) in panels {
                             turn_pairs(simd, &panel[q * WIDTH..][..WIDTH], across);
                         }
-                        rows::<S, Pairs, _>(simd, self.hidden, width / 2, count, across, &mut place);
+                        rows::<S, Pairs, _>(simd, hidden, width / 2, count, across, &mut Keep(made));
                     }
                 }
-            }
-            let (squares, sums) = compare(simd, bias.w.as_flattened(), block, self.differences);
-            self.squares[i] = squares;
-            let mut gradient = [ZERO; ACROSS];
-            for (to, sum) in gradient.as_flattened_mut().iter_mut().zip(sums) {
-                *to = (self.target.slope * sum) as f32;
-            }
-            bias.learn(self.update).take(0, &gradient);
-            if let Some(halves) = &mut self.halves {
-                halves.take(simd, &self.differences[..count * STRIDE]);
-            }
-            for (p, sums) in self.sums.chunks_exact_mut(count).enumerate() {
-                let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
-                match &self.halves {
+                let (square, totals) = compare(simd, &bias.w[q], &block[q * WIDTH..], made);
+                squares[i] += square;
+                for (to, total) in gradient[q].iter_mut().zip(totals) {
+                    *to = (target.slope * total) as f32;
+                }
+                match &mut halves {
                     None => {
-                        rows::<S, Single, _>(simd, self.differences, STRIDE, count, lanes, &mut Add(sums));
+                        for (lane, to) in made.iter().zip(differences.chunks_exact_mut(STRIDE)) {
+                            to[q * WIDTH..][..WIDTH].copy_from_slice(lane);
+                        }
                     }
+                    Some(halves) => halves.take_panel(simd, q, made),
+                }
+            }
+            bias.learn(update).take(0, &gradient);
+            if let Some(halves) = &mut halves {
+                halves.complete(simd, count);
+            }
+            for (p, sums) in sums.chunks_exact_mut(count).enumerate() {
+                let lanes = &weights.w[p * SLICE..(p + 1) * SLICE];
+                match &halves {
+                    None => rows::<S, Single, _>(simd, differences, STRIDE, count, lanes, &mut Add(sums)),
                     Some(halves) => {
-                        pair_lanes(lanes, &mut words);
+                        pair_lanes(simd, lanes, &mut words);
                         halves.rows(simd, count, &words, &mut Add(sums));
                     }
                 }
             }
-            let panels = width.div_ceil(WIDTH);
-            for (p, lanes) in self.panels.chunks_exact(self.panels.len() / panels).enumerate() {
+            for (p, lanes) in panels.chunks_exact(panels.len() / width.div_ceil(WIDTH)).enumerate() {
                 let mut learn = weights.part(p * SLICE, SLICE);
-                let mut learn = learn.learn(self.update);
-                match &self.halves {
-                    None => {
-                        columns::<S, Single, _>(simd, self.differences, STRIDE, SLICE, lanes, &mut learn);
-                    }
+                let mut learn = learn.learn(update);
+                match &halves {
+                    None => columns::<S, Single, _>(simd, differences, STRIDE, SLICE, lanes, &mut learn),
                     Some(halves) => halves.columns(simd, lanes, &mut learn),
                 }
             }
@@ -245,43 +282,25 @@ fn turn_pairs<S: Simd>(simd: S, lanes: &[Lane], to: &mut [Lane]) {
     }
 }
 
-/// A sink for a panel of a slice's rows.
-struct Place<'a> {
-    out: &'a mut [f32],
-    /// First column of the panel.
-    from: usize,
-}
-
-impl Sink for Place<'_> {
-    #[inline(always)]
-    fn take(&mut self, at: usize, made: &[Lane]) {
-        for (i, made) in made.iter().enumerate() {
-            self.out[(at + i) * STRIDE + self.from..][..WIDTH].copy_from_slice(made);
-        }
-    }
-}
-
-/// Makes `out`, a slice of reconstructions without bias, their differences from the embeddings; gives the sum of the
-/// squares, and the sums of the differences over rows.
+/// Makes `made`, a panel of reconstructions without bias, their differences from the embeddings, whose rows lie
+/// [`STRIDE`] apart in `block`; gives the sum of the squares, and the sums of the differences over rows.
 #[inline(always)]
-fn compare<S: Simd>(simd: S, bias: &[f32], block: &[f32], out: &mut [f32]) -> (f64, [f64; SLICE]) {
+fn compare<S: Simd>(simd: S, bias: &Lane, block: &[f32], made: &mut [Lane]) -> (f64, [f64; WIDTH]) {
     /// Rows that are summed in F32.
     const TOGETHER: usize = 16;
-    let (mut total, mut totals) = (0f64, [0f64; SLICE]);
-    for (out, block) in out.chunks_mut(TOGETHER * STRIDE).zip(block.chunks(TOGETHER * STRIDE)) {
-        let (mut squares, mut sums) = ([0f32; SLICE], [0f32; SLICE]);
-        for (out, x) in out.chunks_exact_mut(STRIDE).zip(block.chunks_exact(STRIDE)) {
-            let (out, x, bias) = (&mut out[..SLICE], &x[..SLICE], &bias[..SLICE]);
-            for j in 0..SLICE {
-                let difference = out[j] + bias[j] - x[j];
+    let (mut total, mut totals) = (0f64, [0f64; WIDTH]);
+    for (made, block) in made.chunks_mut(TOGETHER).zip(block.chunks(TOGETHER * STRIDE)) {
+        let (mut squares, mut sums) = ([0f32; WIDTH], [0f32; WIDTH]);
+        for (made, x) in made.iter_mut().zip(block.chunks(STRIDE)) {
+            let x = &x[..WIDTH];
+            for j in 0..WIDTH {
+                let difference = made[j] + bias[j] - x[j];
                 squares[j] += difference * difference;
                 sums[j] += difference;
-                out[j] = difference;
+                made[j] = difference;
             }
         }
-        for lane in squares.as_chunks().0 {
-            total += f64::from(simd.sum(lane));
-        }
+        total += f64::from(simd.sum(&squares));
         for (total, sum) in totals.iter_mut().zip(sums) {
             *total += f64::from(sum);
         }

@@ -317,10 +317,12 @@ impl Task for Hide<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Hide { f, z, residual, depth, out } = self;
         let (latent, folded) = (f.first.inputs, residual.len());
+        // Without residual samples there are no means.
+        let count = if residual.contains(&true) { 2 * folded } else { folded };
         let mut made = vec![ZERO; 2 * folded];
         for (p, (panel, bias)) in f.panels.chunks_exact(latent).zip(&f.bias).enumerate() {
-            rows::<S, Single, _>(simd, z, latent, 2 * folded, panel, &mut Keep(&mut made));
-            for lane in &mut made {
+            rows::<S, Single, _>(simd, z, latent, count, panel, &mut Keep(&mut made));
+            for lane in &mut made[..count] {
                 for i in 0..WIDTH {
                     let v = lane[i] + bias[i];
                     // Written so that NaN stays NaN.

@@ -10,7 +10,7 @@ use super::lanes::Lanes;
 use super::panel::Single;
 use super::samples::{NONE, Rows, Samples, Step};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
-use super::wide::{AHEAD, Back, Fill, STRIDE, Sums, Wide};
+use super::wide::{AHEAD, Back, Fill, Operand, STRIDE, Sums, Wide, pair};
 use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
 use crate::simd::{Lane, Level, Simd, Task, WIDTH};
@@ -31,10 +31,8 @@ pub struct RewardTrainer {
 /// Activations and gradients of one batch.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// The first layer's outputs of what passes through d dimensions, then the gradient by them: `[panel][rows]`.
-    wide: Lanes,
-    /// That gradient as an operand.
-    operand: Lanes,
+    /// The first layer's outputs of what passes through d dimensions, then the gradient by them.
+    wide: Operand,
     /// The hidden layer of every sample, then the gradient by it: `[panel][samples]`.
     hidden: Lanes,
     /// Each panel's share of the rewards, `[panel][samples]`.
@@ -58,9 +56,9 @@ impl Fill for Batch<'_> {
     }
 
     #[inline(always)]
-    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32]) {
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32], kept: bool) {
         let (folded, rest) = block.split_at_mut(self.step.depth * STRIDE);
-        if self.fresh {
+        if self.fresh || !kept {
             for (row, to) in folded.chunks_exact_mut(STRIDE).enumerate() {
                 to[..columns.len()].copy_from_slice(self.samples.decoder_row(row, columns.clone()));
             }
@@ -155,7 +153,7 @@ impl RewardTrainer {
         learn: bool,
     ) -> f64 {
         let samples = Samples::new(level, sides, self.objective.synthetic, &self.standardizer);
-        self.first.reserve(samples.most_rows(batch.min(pairs.len())));
+        self.first.reserve(samples.most_rows(batch.min(pairs.len())), false);
         let mut batches = pairs.chunks(batch);
         let (mut now, mut later) = (Step::default(), Step::default());
         let mut next = batches.next();
@@ -171,11 +169,7 @@ impl RewardTrainer {
                 fresh: back.is_none(),
                 standardizer: &self.standardizer,
             });
-            let back_now = back.map(|update| {
-                let Scratch { wide, operand, .. } = &mut self.scratch;
-                let lanes = Wide::operand(level, self.first.precision(), wide, now.wide_rows(), operand);
-                Back { lanes, update }
-            });
+            let back_now = back.map(|update| Back { lanes: self.scratch.wide.get(), update });
             self.first.pass(level, back_now, fill.as_ref());
             let Some(batch) = next else { break };
             std::mem::swap(&mut now, &mut later);
@@ -205,7 +199,7 @@ impl RewardTrainer {
     fn step(&mut self, level: Level, step: &Step, update: Update) -> f64 {
         let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
         let s = &mut self.scratch;
-        s.wide.resize(panels * wide_rows);
+        s.wide.resize(level, self.first.precision(), panels, wide_rows);
         s.hidden.resize(panels * samples);
         s.shares.resize(panels * samples, 0.0);
         s.rewards.resize(samples, 0.0);
@@ -214,11 +208,11 @@ impl RewardTrainer {
         let sums = self.first.sums();
         let tasks: Vec<_> = s
             .wide
-            .chunks_exact_mut(wide_rows)
+            .panels()
             .zip(s.hidden.chunks_exact_mut(samples).zip(s.shares.chunks_exact_mut(samples)))
             .zip(self.first_bias.w.iter().zip(&*self.second.w))
             .enumerate()
-            .map(|(panel, ((wide, (hidden, shares)), (bias, head)))| Forward {
+            .map(|(panel, (((wide, _), (hidden, shares)), (bias, head)))| Forward {
                 panel,
                 step,
                 sums,
@@ -253,10 +247,10 @@ impl RewardTrainer {
         let mut first = self.first_bias.weights();
         let mut second = self.second.weights();
         let mut tasks = Vec::with_capacity(panels);
-        for (wide, hidden) in s.wide.chunks_exact_mut(wide_rows).zip(s.hidden.chunks_exact_mut(samples)) {
+        for ((wide, words), hidden) in s.wide.panels().zip(s.hidden.chunks_exact_mut(samples)) {
             let ((bias, rest), (head, others)) = (first.split(1), second.split(1));
             (first, second) = (rest, others);
-            tasks.push(Backward { step, wide, hidden, slopes: &s.slopes, bias, head, update });
+            tasks.push(Backward { step, wide, words, hidden, slopes: &s.slopes, bias, head, update });
         }
         tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
         loss / pairs
@@ -312,6 +306,8 @@ impl Task for Forward<'_> {
 struct Backward<'a> {
     step: &'a Step,
     wide: &'a mut [Lane],
+    /// Takes what `wide` is in words.
+    words: &'a mut [Lane],
     hidden: &'a mut [Lane],
     slopes: &'a [f32],
     bias: Weights<'a>,
@@ -323,7 +319,7 @@ impl Task for Backward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Backward { step, wide, hidden, slopes, mut bias, mut head, update } = self;
+        let Backward { step, wide, words, hidden, slopes, mut bias, mut head, update } = self;
         wide.fill(ZERO);
         // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
         let (mut head_sums, mut bias_sums) = ([0f64; WIDTH], [0f64; WIDTH]);
@@ -353,6 +349,7 @@ impl Task for Backward<'_> {
             folded,
             &mut Keep(&mut wide[..step.depth]),
         );
+        pair(simd, wide, words);
         bias.learn(update).take(0, &[bias_sums.map(|v| v as f32)]);
         head.learn(update).take(0, &[head_sums.map(|v| v as f32)]);
     }

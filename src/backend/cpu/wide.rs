@@ -10,19 +10,18 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::adam::{Update, Weights};
-use super::halves::{halve, interleave, pair_lanes};
+use super::halves::{HALF_STRIDE, Halves, TOGETHER, pair_lanes};
 use super::lanes::Lanes;
-use super::panel::{Pairs, Single};
-use super::tile::{Add, Sink, ZERO, columns, rows};
+use super::panel::Single;
+use super::scratch::PerThread;
+use super::tile::{Add, ZERO, columns, rows};
 use crate::backend::Precision;
-use crate::simd::{LANES, Lane, Level, Rows, Simd, TALL, Task, WIDTH};
+use crate::simd::{Lane, Level, Rows, Simd, TALL, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
 pub const SLICE: usize = 128;
 /// Distance of a block's rows: not a power of two, whose rows would share a few sets of the cache.
 pub const STRIDE: usize = SLICE + 16;
-/// Distance of a block's rows in words of two values.
-const HALF_STRIDE: usize = SLICE / 2 + 16;
 /// Most sums over slices that run side by side. A number of their own makes results independent of the threads.
 const GROUPS: usize = 16;
 /// Lanes that sums side by side may take together.
@@ -41,103 +40,23 @@ pub struct Wide {
     g: Lanes,
     /// Inputs of the batch, `[slice][capacity][STRIDE]`; columns past the last input are zero.
     blocks: Lanes,
-    /// The same as operands of BF16 products, a [`Halves`] for each slice.
-    halves: Lanes,
+    /// The same turned, as operands of BF16 products, see [`Halves`].
+    turned: Lanes,
+    /// Whether blocks are kept; else only what products need of them is.
+    kept: bool,
     capacity: usize,
     sums: Sums,
     precision: Precision,
+    scratch: PerThread<Scratch>,
 }
 
-/// Rows of a slice as operands of BF16 products.
-pub struct Halves<'a> {
-    /// Words of two columns, `[rows][HALF_STRIDE]`.
-    along: &'a mut [f32],
-    /// Words of two rows: `[rows / 2][STRIDE]`, or where products are those of matrices, turned, `[SLICE][down_stride]`.
-    down: &'a mut [f32],
-    rows: usize,
-}
-
-/// Rows that matrix instructions read together.
-const TOGETHER: usize = 2 * LANES;
-
-/// Distance of the turned words of columns of so many rows.
-fn down_stride(rows: usize) -> usize {
-    // Not a power of two, as with [`STRIDE`].
-    rows.next_multiple_of(TOGETHER) / 2 + LANES
-}
-
-impl<'a> Halves<'a> {
-    /// Values that so many rows need, whole lanes.
-    pub fn room(rows: usize) -> usize {
-        let down = (rows.div_ceil(2) * STRIDE).max(SLICE * down_stride(rows));
-        (rows.next_multiple_of(TOGETHER) * HALF_STRIDE + down).next_multiple_of(WIDTH)
-    }
-
-    /// Room for `rows` rows.
-    pub fn new(room: &'a mut [f32], rows: usize) -> Halves<'a> {
-        let (along, down) = room.split_at_mut(rows.next_multiple_of(TOGETHER) * HALF_STRIDE);
-        Halves { along, down, rows }
-    }
-
-    /// Takes rows of a block.
-    #[inline(always)]
-    pub fn take<S: Simd>(&mut self, simd: S, block: &[f32]) {
-        let rows = block.chunks_exact(STRIDE).zip(self.along.chunks_exact_mut(HALF_STRIDE));
-        for (row, along) in rows {
-            halve(simd, &row[..SLICE], along);
-        }
-        let count = block.len() / STRIDE;
-        if S::MATRIX {
-            return self.turn(simd, count);
-        }
-        let pairs = self.along[..count * HALF_STRIDE].chunks(2 * HALF_STRIDE);
-        for (pair, down) in pairs.zip(self.down.chunks_exact_mut(STRIDE)) {
-            let odd = (pair.len() > HALF_STRIDE).then(|| &pair[HALF_STRIDE..][..SLICE / 2]);
-            interleave(&pair[..SLICE / 2], odd, &mut down[..SLICE]);
-        }
-    }
-
-    /// Turns the words of `count` rows.
-    #[inline(always)]
-    fn turn<S: Simd>(&mut self, simd: S, count: usize) {
-        let stride = down_stride(self.rows);
-        let mut square = [[[0f32; LANES]; LANES]; SLICE / LANES];
-        for (i, rows) in self.along[..count * HALF_STRIDE].chunks(TOGETHER * HALF_STRIDE).enumerate() {
-            for square in &mut square {
-                // Of the last rows there may be fewer.
-                square[rows.len().div_ceil(2 * HALF_STRIDE)..].fill([0.0; LANES]);
-            }
-            for (k, pair) in rows.chunks(2 * HALF_STRIDE).enumerate() {
-                let odd = (pair.len() > HALF_STRIDE).then(|| &pair[HALF_STRIDE..][..SLICE / 2]);
-                let mut down = [0f32; SLICE];
-                interleave(&pair[..SLICE / 2], odd, &mut down);
-                for (square, words) in square.iter_mut().zip(down.as_chunks().0) {
-                    square[k] = *words;
-                }
-            }
-            for (q, square) in square.iter().enumerate() {
-                for (column, words) in simd.turn(square).iter().enumerate() {
-                    let at = (q * LANES + column) * stride + i * LANES;
-                    self.down[at..at + LANES].copy_from_slice(words);
-                }
-            }
-        }
-    }
-
-    /// Row r of the product of `count` rows with weights, `[SLICE / 2]` words.
-    #[inline(always)]
-    pub fn rows<S: Simd>(&self, simd: S, count: usize, weights: &[Lane], sink: &mut impl Sink) {
-        rows::<S, Pairs, _>(simd, self.along, HALF_STRIDE, count, weights, sink);
-    }
-
-    /// Column c of the product of all columns with lanes of words of two rows.
-    #[inline(always)]
-    pub fn columns<S: Simd>(&self, simd: S, lanes: &[Lane], sink: &mut impl Sink) {
-        if S::MATRIX {
-            return rows::<S, Pairs, _>(simd, self.down, down_stride(self.rows), SLICE, lanes, sink);
-        }
-        columns::<S, Pairs, _>(simd, self.down, STRIDE, SLICE, lanes, sink);
-    }
+/// What a thread needs for a pass.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// A block that is not kept.
+    block: Lanes,
+    /// Rows of some slices for BF16 products, see [`Halves`].
+    along: Lanes,
 }
 
 /// Sums over groups of slices, `[group][panel][rows]`.
@@ -180,17 +99,63 @@ impl Sums {
 pub trait Fill: Sync {
     /// Rows of the batch.
     fn rows(&self) -> usize;
-    /// Writes inputs `columns` of all rows, one row every [`STRIDE`] values.
-    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32]);
+    /// Writes inputs `columns` of all rows, one row every [`STRIDE`] values; `kept` says that those of the batch before
+    /// are still there.
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32], kept: bool);
 }
 
 /// Rows that are asked for before they are wanted: they lie apart, where the machine does not foresee them.
 pub const AHEAD: usize = 12;
 
+/// Values by panels, `[panel][rows]`, as an operand of [`Wide::pass`]: themselves, or where products are BF16 words of
+/// two rows.
+#[derive(Debug, Default)]
+pub struct Operand {
+    lanes: Lanes,
+    words: Lanes,
+    panels: usize,
+}
+
+impl Operand {
+    /// Room for so many rows.
+    pub fn resize(&mut self, level: Level, precision: Precision, panels: usize, rows: usize) {
+        let words = match precision {
+            Precision::F32 => 0,
+            // In whole steps; what is past the last row is zero.
+            Precision::Bf16 if level.is_matrix() => rows.next_multiple_of(TOGETHER) / 2,
+            Precision::Bf16 => rows.div_ceil(2),
+        };
+        self.panels = panels;
+        self.lanes.resize(panels * rows);
+        self.words.resize(panels * words);
+    }
+
+    /// Values and words of each panel, which [`pair`] makes of them.
+    pub fn panels(&mut self) -> impl Iterator<Item = (&mut [Lane], &mut [Lane])> {
+        let (rows, words) = (self.lanes.len() / self.panels, self.words.len() / self.panels);
+        let mut words = self.words.chunks_exact_mut(words.max(1));
+        self.lanes.chunks_exact_mut(rows).map(move |lanes| (lanes, words.next().unwrap_or_default()))
+    }
+
+    /// What products take, equally much for each panel.
+    pub fn get(&self) -> &[Lane] {
+        if self.words.is_empty() { &self.lanes } else { &self.words }
+    }
+}
+
+/// Makes a panel's words of its values, if it has any.
+#[inline(always)]
+pub fn pair<S: Simd>(simd: S, lanes: &[Lane], words: &mut [Lane]) {
+    pair_lanes(simd, lanes, words);
+    if let Some(rest) = words.get_mut(lanes.len().div_ceil(2)..) {
+        rest.fill(ZERO);
+    }
+}
+
 /// The gradient by a batch's outputs, and what it is for.
 #[derive(Clone, Copy)]
 pub struct Back<'a> {
-    /// The gradient as [`Wide::operand`] makes it.
+    /// The gradient, see [`Operand::get`].
     pub lanes: &'a [Lane],
     /// What is done.
     pub update: Update,
@@ -220,43 +185,18 @@ impl Wide {
             g: Lanes::default(),
             w,
             blocks: Lanes::default(),
-            halves: Lanes::default(),
+            turned: Lanes::default(),
+            kept: true,
             capacity: 0,
             sums: Sums::default(),
             precision,
+            scratch: PerThread::default(),
         }
     }
 
     /// Arithmetic of the products.
     pub fn precision(&self) -> Precision {
         self.precision
-    }
-
-    /// The gradient by a batch's outputs, `[panel][rows]`, as an operand of [`Wide::pass`], `[panel][rows or words]`;
-    /// `out` is room for one that has to be made.
-    pub fn operand<'a>(
-        level: Level,
-        precision: Precision,
-        lanes: &'a [Lane],
-        rows: usize,
-        out: &'a mut Lanes,
-    ) -> &'a [Lane] {
-        match precision {
-            Precision::F32 => lanes,
-            Precision::Bf16 => {
-                let words = match level.is_matrix() {
-                    // In whole steps; what is past the last row is zero.
-                    true => rows.next_multiple_of(TOGETHER) / 2,
-                    false => rows.div_ceil(2),
-                };
-                out.resize(lanes.len() / rows * words);
-                for (lanes, out) in lanes.chunks_exact(rows).zip(out.chunks_exact_mut(words)) {
-                    pair_lanes(lanes, out);
-                    out[rows.div_ceil(2)..].fill(ZERO);
-                }
-                out
-            }
-        }
     }
 
     /// d.
@@ -279,7 +219,8 @@ impl Wide {
         self.inputs.div_ceil(SLICE)
     }
 
-    /// Inputs of the batch of the last [`Wide::pass`], a slice after the other, and the distance of two slices.
+    /// Inputs of the batch of the last [`Wide::pass`], a slice after the other, and the distance of two slices. Only where
+    /// they are kept.
     pub fn blocks(&self) -> (&[f32], usize) {
         (self.blocks.as_flattened(), self.block())
     }
@@ -310,15 +251,18 @@ impl Wide {
         }
     }
 
-    /// Makes room for batches of up to `rows` rows. Forgets a batch that was filled in before.
-    pub fn reserve(&mut self, rows: usize) {
+    /// Makes room for batches of up to `rows` rows, whose inputs are kept if `keep`. Forgets a batch that was filled in
+    /// before.
+    pub fn reserve(&mut self, rows: usize, keep: bool) {
         if rows > self.capacity {
             self.capacity = rows;
-            self.blocks.resize(self.slices() * self.block() / WIDTH);
+            self.kept = keep || self.precision == Precision::F32;
+            let blocks = if self.kept { self.slices() * self.block() } else { 0 };
+            self.blocks.resize(blocks / WIDTH);
             self.blocks.fill(ZERO);
             if self.precision == Precision::Bf16 {
-                self.halves.resize(self.slices() * Halves::room(rows) / WIDTH);
-                self.halves.fill(ZERO);
+                self.turned.resize(self.slices() * Halves::down_room(rows) / WIDTH);
+                self.turned.fill(ZERO);
             }
         }
     }
@@ -346,21 +290,22 @@ impl Wide {
         let rows = next.map_or(1, Fill::rows);
         assert!(rows <= self.capacity, "room for the batch");
         let (mut blocks, mut sums) = (std::mem::take(&mut self.blocks), std::mem::take(&mut self.sums));
-        let mut halves = std::mem::take(&mut self.halves);
+        let (mut turned, mut scratch) = (std::mem::take(&mut self.turned), std::mem::take(&mut self.scratch));
+        scratch.resize();
         let together = sums.resize(slices, panels, rows);
         let capacity = self.capacity;
-        let mut rooms = halves.as_flattened_mut().chunks_mut(together * Halves::room(capacity));
+        let mut kept = blocks.as_flattened_mut().chunks_mut(together * size);
+        let mut rooms = turned.as_flattened_mut().chunks_mut(together * Halves::down_room(capacity));
         let weights = self.weights(together, back.map(|b| b.update));
         let tasks: Vec<_> = weights
             .into_iter()
-            .zip(blocks.as_flattened_mut().chunks_mut(together * size))
             .zip(sums.groups())
             .enumerate()
-            .map(|(group, ((weights, blocks), sums))| Pass {
+            .map(|(group, (weights, sums))| Pass {
                 weights,
-                blocks,
+                blocks: kept.next().unwrap_or_default(),
                 size,
-                halves: rooms.next().unwrap_or_default(),
+                turned: rooms.next().unwrap_or_default(),
                 capacity,
                 sums,
                 panels,
@@ -370,8 +315,9 @@ impl Wide {
                 next,
             })
             .collect();
-        tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
-        (self.blocks, self.halves, self.sums) = (blocks, halves, sums);
+        let tasks = tasks.into_par_iter().with_max_len(1);
+        tasks.for_each(|pass| scratch.with(|scratch| level.run(Run { pass, scratch })));
+        (self.blocks, self.turned, self.sums, self.scratch) = (blocks, turned, sums, scratch);
     }
 }
 
@@ -383,10 +329,11 @@ fn place(panels: usize, output: usize, input: usize) -> usize {
 /// A group of slices.
 struct Pass<'a, F> {
     weights: Weights<'a>,
+    /// Empty where blocks are not kept.
     blocks: &'a mut [f32],
     size: usize,
     /// Empty where products are F32.
-    halves: &'a mut [f32],
+    turned: &'a mut [f32],
     capacity: usize,
     sums: &'a mut [Lane],
     panels: usize,
@@ -396,22 +343,38 @@ struct Pass<'a, F> {
     next: Option<&'a F>,
 }
 
-impl<F: Fill> Task for Pass<'_, F> {
+/// A pass with a thread's scratch.
+struct Run<'s, 'a, F> {
+    pass: Pass<'a, F>,
+    scratch: &'s mut Scratch,
+}
+
+impl<F: Fill> Task for Run<'_, '_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Pass { mut weights, blocks, size, sums, panels, first, inputs, back, next, .. } = self;
-        sums.fill(ZERO);
-        let room = Halves::room(self.capacity);
+        let Run { pass, scratch } = self;
+        let Pass { mut weights, blocks, size, turned, capacity, sums, panels, first, inputs, back, next } =
+            pass;
+        let (halved, kept) = (!turned.is_empty(), !blocks.is_empty());
+        let (along_room, down_room) = (Halves::along_room(capacity), Halves::down_room(capacity));
         // Slices whose outputs are summed at a time: matrix instructions take less time than adding their sums would.
-        let together = if S::MATRIX && !self.halves.is_empty() { SUMMED } else { 1 };
+        let together = if S::MATRIX && halved { SUMMED } else { 1 };
+        scratch.block.resize(if kept { 0 } else { size / WIDTH });
+        scratch.along.resize(if halved { together * along_room / WIDTH } else { 0 });
+        let (scratch, along) = (scratch.block.as_flattened_mut(), scratch.along.as_flattened_mut());
         let mut words = [ZERO; SLICE / 2];
-        for (i, blocks) in blocks.chunks_mut(size * together).enumerate() {
-            let mut rooms = self.halves.chunks_mut(room).skip(i * together);
-            for (j, block) in blocks.chunks_mut(size).enumerate() {
-                let slice = i * together + j;
+        sums.fill(ZERO);
+        let slices = weights.w.len() / (panels * SLICE);
+        for start in (0..slices).step_by(together) {
+            let some = start..(start + together).min(slices);
+            for slice in some.clone() {
                 let mut weights = weights.part(slice * panels * SLICE, panels * SLICE);
-                let mut halves = rooms.next().map(|room| Halves::new(room, self.capacity));
+                let block = if kept { &mut blocks[slice * size..][..size] } else { &mut *scratch };
+                let mut halves = halved.then(|| {
+                    let along = &mut along[(slice - start) * along_room..][..along_room];
+                    Halves::new(along, &mut turned[slice * down_room..][..down_room], capacity)
+                });
                 if let Some(back) = back {
                     let lanes = back.lanes.chunks_exact(back.lanes.len() / panels);
                     for (p, lanes) in lanes.enumerate() {
@@ -425,9 +388,14 @@ impl<F: Fill> Task for Pass<'_, F> {
                 }
                 let Some(next) = next else { continue };
                 let from = first + slice * SLICE;
+                let to = (from + SLICE).min(inputs);
                 let count = next.rows();
                 let block = &mut block[..count * STRIDE];
-                next.fill(simd, from..(from + SLICE).min(inputs), block);
+                next.fill(simd, from..to, block, kept);
+                if !kept && to < from + SLICE {
+                    // Another slice's inputs may be there.
+                    block.chunks_exact_mut(STRIDE).for_each(|row| row[to - from..SLICE].fill(0.0));
+                }
                 if let Some(halves) = &mut halves {
                     halves.take(simd, block);
                 }
@@ -439,17 +407,15 @@ impl<F: Fill> Task for Pass<'_, F> {
                     match &halves {
                         None => rows::<S, Single, _>(simd, block, STRIDE, count, lanes, &mut Add(sums)),
                         Some(halves) => {
-                            pair_lanes(lanes, &mut words);
+                            pair_lanes(simd, lanes, &mut words);
                             halves.rows(simd, count, &words, &mut Add(sums));
                         }
                     }
                 }
             }
             if let Some(next) = next.filter(|_| together > 1) {
-                let slices = i * together..i * together + blocks.len().div_ceil(size);
-                let halves = &self.halves[slices.start * room..];
-                let weights = &weights.w[slices.start * panels * SLICE..slices.end * panels * SLICE];
-                sum_slices(simd, halves, room, weights, panels, next.rows(), sums);
+                let weights = &weights.w[some.start * panels * SLICE..some.end * panels * SLICE];
+                sum_slices(simd, along, along_room, weights, panels, next.rows(), sums);
             }
         }
     }
@@ -458,11 +424,11 @@ impl<F: Fill> Task for Pass<'_, F> {
 /// Slices that [`sum_slices`] takes at most.
 const SUMMED: usize = 4;
 
-/// Adds the outputs of some slices, each a [`Halves`] `room` values after the other, by matrix instructions.
+/// Adds the outputs of some slices, whose rows lie `room` values apart, by matrix instructions.
 #[inline(always)]
 fn sum_slices<S: Simd>(
     simd: S,
-    halves: &[f32],
+    along: &[f32],
     room: usize,
     weights: &[Lane],
     panels: usize,
@@ -475,11 +441,11 @@ fn sum_slices<S: Simd>(
     let slices = weights.len() / (panels * SLICE);
     for (p, sums) in sums.chunks_exact_mut(count).enumerate() {
         for (weights, words) in weights.chunks_exact(panels * SLICE).zip(words.chunks_exact_mut(WORDS)) {
-            pair_lanes(&weights[p * SLICE..(p + 1) * SLICE], words);
+            pair_lanes(simd, &weights[p * SLICE..(p + 1) * SLICE], words);
         }
         let words = &words[..slices * WORDS];
         for (i, sums) in sums.chunks_mut(TALL).enumerate() {
-            let at = &halves[i * TALL * HALF_STRIDE..];
+            let at = &along[i * TALL * HALF_STRIDE..];
             let rows =
                 Rows { words: at, count: sums.len(), stride: HALF_STRIDE, together: WORDS, apart: room };
             match <&mut [Lane; TALL]>::try_from(&mut *sums) {
