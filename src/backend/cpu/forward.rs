@@ -115,7 +115,7 @@ impl Layer {
     #[inline(always)]
     fn forward_blocks<S: Simd>(&self, simd: S, rows: &Stored<'_>, scratch: &mut Wide, to: impl Finish<S>) {
         let Wide { inputs, blocks, .. } = scratch;
-        let (words, panels, count) = (self.weights.words(), self.weights.count(), rows.rows.len());
+        let (words, panels, count) = (self.weights.words(), self.weights.count(), rows.count);
         let stretch = if self.is_small() { MATRIX_STRETCH } else { LARGE_STRETCH };
         inputs.resize(TALL, stretch);
         blocks.resize(count.div_ceil(TALL) * panels * TALL);
@@ -151,13 +151,21 @@ impl Layer {
         self.weights.bytes() <= SMALL
     }
 
+    fn is_matrix(&self, level: Level) -> bool {
+        level.is_matrix() && self.weights.precision() == Precision::Bf16
+    }
+
+    /// `count` rows from row `first` on.
+    pub fn stored<'a>(&self, level: Level, set: &RowSet<'a>, first: usize, count: usize) -> Stored<'a> {
+        Stored::new(set, first, count, self.is_matrix(level))
+    }
+
     /// Rows of a block of stored rows: few, so that they stay in the first-level cache, unless the weights have to be
     /// fetched from far for each block.
     pub fn stored_rows(&self, level: Level, rows: usize) -> usize {
-        let matrix = level.is_matrix() && self.weights.precision() == Precision::Bf16;
         block_rows(
             rows,
-            match (matrix, self.is_small()) {
+            match (self.is_matrix(level), self.is_small()) {
                 (false, true) => TILE,
                 (false, false) => BLOCK,
                 (true, true) => TALL,
@@ -169,40 +177,48 @@ impl Layer {
 
 /// Stored rows of a block, and those of the next.
 pub struct Stored<'a> {
+    /// Empty where matrix instructions take them all as they are stored.
     rows: Vec<Values<'a>>,
     next: Vec<Values<'a>>,
+    count: usize,
+    /// Words of a row.
+    stride: usize,
     /// All of them as words, where they are BF16 and stand one after the other.
     words: Option<&'a [f32]>,
 }
 
+/// Rows that a matrix instruction reads together.
+const TOGETHER: usize = 16;
+
 impl<'a> Stored<'a> {
-    /// `count` rows from row `first` on.
-    pub fn new(set: &RowSet<'a>, first: usize, count: usize) -> Stored<'a> {
+    fn new(set: &RowSet<'a>, first: usize, count: usize, matrix: bool) -> Stored<'a> {
         let (end, all) = (first + count, set.rows());
-        let rows = |range: Range<usize>| range.map(|row| set.row(row)).collect();
         let words = match set.span(first..end).map(|rows| rows.values()) {
             Some(Values::Bf16(values)) if set.cols().is_multiple_of(2) => {
                 bytemuck::try_cast_slice(values).ok()
             }
             _ => None,
         };
-        Stored { rows: rows(first..end), next: rows(end..all.min(end + count)), words }
+        let taken = matrix && words.is_some() && count.is_multiple_of(TOGETHER);
+        let rows = |range: Range<usize>| match taken {
+            true => Vec::new(),
+            false => range.map(|row| set.row(row)).collect(),
+        };
+        let next = rows(end..all.min(end + count));
+        Stored { rows: rows(first..end), next, count, stride: set.cols() / 2, words }
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.count
     }
 
     /// Words `k` of rows, where a matrix instruction can take them as they are stored.
     #[inline(always)]
     fn block(&self, rows: Range<usize>, k: &Range<usize>) -> Option<Rows<'a>> {
-        /// Rows that are read together.
-        const TOGETHER: usize = 16;
-        let stride = self.rows[0].len() / 2;
-        let words = self.words?.get(rows.start * stride + k.start..)?;
+        let words = self.words?.get(rows.start * self.stride + k.start..)?;
         let whole = rows.len().is_multiple_of(TOGETHER);
-        whole.then(|| Rows::side_by_side(words, rows.len(), stride))
+        whole.then(|| Rows::side_by_side(words, rows.len(), self.stride))
     }
 }
 

@@ -124,7 +124,7 @@ pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Ve
     let block = vae.encoder[0].stored_rows(level, n);
     let outputs = mu.par_chunks_mut(block * latent).zip(logvar.par_chunks_mut(block * latent));
     outputs.enumerate().for_each_init(Scratch::default, |scratch, (i, (mu, logvar))| {
-        let rows = Stored::new(rows, i * block, mu.len() / latent);
+        let rows = vae.encoder[0].stored(level, rows, i * block, mu.len() / latent);
         level.run(Block(vae, rows, scratch, mu, logvar));
     });
     (mu, logvar)
@@ -238,7 +238,8 @@ pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f
     }
     let block = model.first.stored_rows(level, out.len());
     out.par_chunks_mut(block).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
-        level.run(Block(model, Stored::new(rows, i * block, out.len()), scratch, out));
+        let rows = model.first.stored(level, rows, i * block, out.len());
+        level.run(Block(model, rows, scratch, out));
     });
 }
 
@@ -258,7 +259,7 @@ pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> 
     let mut out = vec![[0f32; WIDTH]; rows.rows() * panels];
     let block = model.first.stored_rows(level, rows.rows());
     out.par_chunks_mut(block * panels).enumerate().for_each_init(Wide::default, |scratch, (i, out)| {
-        let rows = Stored::new(rows, i * block, out.len() / panels);
+        let rows = model.first.stored(level, rows, i * block, out.len() / panels);
         level.run(Block(model, rows, scratch, out));
     });
     out
