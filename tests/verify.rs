@@ -182,6 +182,14 @@ fn a_changed_byte_anywhere_in_a_manifest_or_a_recipe_is_found_and_named() {
         }
         lab.put(&file, &good);
     }
+    // A path that is no pattern is the recipe's fault too, whatever the folder is called.
+    let good = lab.bytes("synth/recipe.json");
+    let text = String::from_utf8(good.clone()).expect("JSON").replace("/seeds.", "/[eeds.");
+    assert!(text.as_bytes() != good, "the recipe names its seeds");
+    lab.put("synth/recipe.json", text.as_bytes());
+    let error = checker.check(&lab.at("synth"), Recompute::Sample(1), Io::Read).expect_err("a pattern");
+    assert!(error.to_string().contains("recipe.json: not a usable recipe file"), "{error}");
+    lab.put("synth/recipe.json", &good);
     for (name, hint) in
         [("manifest.json", "put a copy in its place"), ("recipe.json", "the same synth command")]
     {

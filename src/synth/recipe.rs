@@ -209,7 +209,13 @@ impl Recipe {
             group: None,
             io,
         };
-        let seeds = PairSet::open(&sources, &options)?;
+        let seeds = PairSet::open(&sources, &options).map_err(|error| match error {
+            // Not the user's word but the recipe's.
+            Error::Option { .. } if moved.is_empty() => {
+                Error::Format { path: path.to_path_buf(), format: "recipe", detail: error.to_string() }
+            }
+            other => other,
+        })?;
         let found = seeds.scan()?.sources;
         // The data, not the file: one that has moved may have another name, and a header of another length.
         let data = |f: &SourceFile| (f.rows, f.dtype.clone(), f.dim, f.xxh3.clone());
