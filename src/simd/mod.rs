@@ -1,5 +1,6 @@
 //! One loop, several instruction sets: kernels are written once over [`Simd`] and compiled for each level, chosen at
-//! run time. Every level performs the same IEEE operations in the same order, so results agree in every bit.
+//! run time. Every level performs the same IEEE operations in the same order, so results agree in every bit; products of
+//! BF16 matrices, [`Simd::block`], have an order of their own, on the levels that have them.
 
 #![allow(unsafe_code)]
 

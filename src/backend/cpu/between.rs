@@ -24,7 +24,7 @@ pub struct Between {
     /// The decoder's hidden layer.
     pub decoder_hidden: Vec<f32>,
     /// The same in words of two values, where products are BF16.
-    pub halves: Vec<f32>,
+    halves: Vec<f32>,
     /// Gradient by the decoder's hidden layer.
     dhidden: Vec<f32>,
     dz: Vec<f32>,

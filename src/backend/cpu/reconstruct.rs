@@ -1,13 +1,11 @@
 //! The decoder's last layer in training: reconstruction, loss, gradients and step of a slice of its outputs while the
 //! slice is in the cache.
 
-use rayon::prelude::*;
-
 use super::adam::{Update, Vector, Weights};
 use super::halves::{Halves, halve, pair_lanes};
 use super::lanes::Lanes;
 use super::panel::{Pairs, Single, inputs_of_word};
-use super::scratch::PerThread;
+use super::scratch::{PerThread, each};
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
 use super::wide::{SLICE, STRIDE, Sums, Wide};
 use crate::backend::Precision;
@@ -105,7 +103,7 @@ impl Reconstruction {
     }
 
     /// Reconstructs `count` rows from the hidden layer, given as rows `[rows, hidden]` (of words, if products are BF16,
-    /// with room for a multiple of 16 rows) and, times the slope, as [`Wide::operand`]; gives the sum of squared
+    /// with room for a multiple of 16 rows) and, times the slope, as [`Operand`](super::wide::Operand) has it; gives the sum of squared
     /// differences, updates the layer, and leaves the gradient by the hidden layer, over the slope, in
     /// [`Reconstruction::sums`].
     pub fn pass(
@@ -145,8 +143,7 @@ impl Reconstruction {
                 update,
             });
         }
-        let tasks = tasks.into_par_iter().with_max_len(1);
-        tasks.for_each(|group| {
+        each(tasks, |group| {
             self.scratch.with(|scratch| {
                 scratch.resize(words, count, precision);
                 level.run(Run { group, scratch, precision });

@@ -1,6 +1,22 @@
-//! Scratch that belongs to threads rather than to tasks, so that it stays in the second-level cache.
+//! Tasks shared among threads, and scratch that belongs to threads rather than to tasks, so that it stays in the
+//! second-level cache.
 
 use std::sync::{Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::simd::{Level, Task};
+
+/// Shares a few large tasks among the threads, one at a time.
+pub fn share<T: Task<Output = ()> + Send>(level: Level, tasks: impl IntoIterator<Item = T>) {
+    each(tasks, |task| level.run(task));
+}
+
+/// The same with what is to be done.
+pub fn each<T: Send>(tasks: impl IntoIterator<Item = T>, work: impl Fn(T) + Sync + Send) {
+    let tasks: Vec<T> = tasks.into_iter().collect();
+    tasks.into_par_iter().with_max_len(1).for_each(work);
+}
 
 /// One for each thread of the pool. What it holds is of no meaning to the next task.
 #[derive(Debug, Default)]

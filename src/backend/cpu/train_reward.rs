@@ -3,12 +3,11 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::adam::{Rates, Update, Vector, Weights};
 use super::lanes::Lanes;
 use super::panel::Single;
 use super::samples::{NONE, Rows, Samples, Step};
+use super::scratch::share;
 use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
 use super::wide::{AHEAD, Back, Fill, Operand, STRIDE, Sums, Wide, pair};
 use crate::backend::{PairRows, Precision, RewardObjective};
@@ -206,7 +205,7 @@ impl RewardTrainer {
         s.slopes.resize(samples, 0.0);
 
         let sums = self.first.sums();
-        let tasks: Vec<_> = s
+        let tasks = s
             .wide
             .panels()
             .zip(s.hidden.chunks_exact_mut(samples).zip(s.shares.chunks_exact_mut(samples)))
@@ -221,9 +220,8 @@ impl RewardTrainer {
                 shares,
                 bias,
                 head,
-            })
-            .collect();
-        tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
+            });
+        share(level, tasks);
 
         s.rewards.fill(self.second_bias.w[0][0]);
         for shares in s.shares.chunks_exact(samples) {
@@ -252,7 +250,7 @@ impl RewardTrainer {
             (first, second) = (rest, others);
             tasks.push(Backward { step, wide, words, hidden, slopes: &s.slopes, bias, head, update });
         }
-        tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
+        share(level, tasks);
         loss / pairs
     }
 }

@@ -2,18 +2,17 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::adam::{Rates, Update, Vector};
 use super::between::{Batch, Between, ToPanel};
 use super::layers::Dense;
 use super::reconstruct::{Reconstruction, Target};
+use super::scratch::share;
 use super::wide::{AHEAD, Back, Fill, Operand, STRIDE, Wide};
 use crate::backend::{Precision, Reduction, VaeLoss, VaeObjective};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::Side;
-use crate::simd::{Level, Simd, Task, WIDTH};
+use crate::simd::{Level, Simd, WIDTH};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
@@ -238,10 +237,4 @@ impl VaeTrainer {
         self.first_bias.learn(level, bias, update);
         loss
     }
-}
-
-/// Shares tasks among the threads.
-fn share<T: Task<Output = ()> + Send>(level: Level, tasks: impl Iterator<Item = T>) {
-    let tasks: Vec<T> = tasks.collect();
-    tasks.into_par_iter().with_max_len(1).for_each(|task| level.run(task));
 }

@@ -7,13 +7,11 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::adam::{Update, Weights};
 use super::halves::{HALF_STRIDE, Halves, TOGETHER, pair_lanes};
 use super::lanes::Lanes;
 use super::panel::Single;
-use super::scratch::PerThread;
+use super::scratch::{PerThread, each};
 use super::tile::{Add, ZERO, columns, rows};
 use crate::backend::Precision;
 use crate::simd::{Lane, Level, Rows, Simd, TALL, Task, WIDTH};
@@ -297,26 +295,20 @@ impl Wide {
         let mut kept = blocks.as_flattened_mut().chunks_mut(together * size);
         let mut rooms = turned.as_flattened_mut().chunks_mut(together * Halves::down_room(capacity));
         let weights = self.weights(together, back.map(|b| b.update));
-        let tasks: Vec<_> = weights
-            .into_iter()
-            .zip(sums.groups())
-            .enumerate()
-            .map(|(group, (weights, sums))| Pass {
-                weights,
-                blocks: kept.next().unwrap_or_default(),
-                size,
-                turned: rooms.next().unwrap_or_default(),
-                capacity,
-                sums,
-                panels,
-                first: group * together * SLICE,
-                inputs,
-                back,
-                next,
-            })
-            .collect();
-        let tasks = tasks.into_par_iter().with_max_len(1);
-        tasks.for_each(|pass| scratch.with(|scratch| level.run(Run { pass, scratch })));
+        let tasks = weights.into_iter().zip(sums.groups()).enumerate().map(|(group, (weights, sums))| Pass {
+            weights,
+            blocks: kept.next().unwrap_or_default(),
+            size,
+            turned: rooms.next().unwrap_or_default(),
+            capacity,
+            sums,
+            panels,
+            first: group * together * SLICE,
+            inputs,
+            back,
+            next,
+        });
+        each(tasks, |pass| scratch.with(|scratch| level.run(Run { pass, scratch })));
         (self.blocks, self.turned, self.sums, self.scratch) = (blocks, turned, sums, scratch);
     }
 }
