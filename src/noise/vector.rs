@@ -5,82 +5,139 @@ use super::philox::{MULTIPLIER, ROUNDS, WEYL};
 use super::{Address, key_words, math};
 use crate::simd::{LANES, Simd, Task};
 
-/// Normals that one call of [`normals`] makes.
+/// Normals that one vector of counters makes.
 pub const NORMALS: usize = 4 * LANES;
+/// Vectors of counters that are best taken together: of one alone most operations wait for the one before.
+pub const TOGETHER: usize = 4;
 
-/// The standard normals of [`LANES`] counters (word w of lane l is `[w][l]`), value w of lane l at `4 l + w`.
+/// Counters of [`LANES`] blocks: word w of lane l is `[w][l]`.
+pub type Counters<S> = [<S as Simd>::Words; 4];
+
+/// Counters in registers.
 #[inline(always)]
-pub fn normals<S: Simd>(simd: S, counter: &[[u32; LANES]; 4], key: [u32; 2]) -> [S::Floats; 4] {
-    simd.interleave(normals_by_word(simd, counter, key))
+pub fn load_counters<S: Simd>(simd: S, [c0, c1, c2, c3]: &[[u32; LANES]; 4]) -> Counters<S> {
+    [simd.load_words(c0), simd.load_words(c1), simd.load_words(c2), simd.load_words(c3)]
+}
+
+/// The standard normals of `N` vectors of counters, value w of lane l of each at `4 l + w`.
+#[inline(always)]
+pub fn normals<S: Simd, const N: usize>(
+    simd: S,
+    counters: [Counters<S>; N],
+    key: [u32; 2],
+) -> [[S::Floats; 4]; N] {
+    let mut made = normals_by_word(simd, counters, key);
+    for made in &mut made {
+        *made = simd.interleave(*made);
+    }
+    made
 }
 
 /// The same, value w of lane l at `[w][l]`.
 #[inline(always)]
-pub fn normals_by_word<S: Simd>(simd: S, counter: &[[u32; LANES]; 4], key: [u32; 2]) -> [S::Floats; 4] {
-    let [c0, c1, c2, c3] = counter;
-    let counter = [simd.load_words(c0), simd.load_words(c1), simd.load_words(c2), simd.load_words(c3)];
-    let words = philox(simd, counter, key);
-    let (a, b) = box_muller(simd, words[0], words[1]);
-    let (c, d) = box_muller(simd, words[2], words[3]);
-    [a, b, c, d]
+pub fn normals_by_word<S: Simd, const N: usize>(
+    simd: S,
+    counters: [Counters<S>; N],
+    key: [u32; 2],
+) -> [[S::Floats; 4]; N] {
+    let words = philox(simd, counters, key);
+    let mut made = [[simd.floats(0.0); 4]; N];
+    for pair in 0..2 {
+        let (a, b) = box_muller(simd, words, 2 * pair);
+        for i in 0..N {
+            (made[i][2 * pair], made[i][2 * pair + 1]) = (a[i], b[i]);
+        }
+    }
+    made
 }
 
 #[inline(always)]
-fn philox<S: Simd>(simd: S, counter: [S::Words; 4], key: [u32; 2]) -> [S::Words; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
+fn philox<S: Simd, const N: usize>(simd: S, mut c: [Counters<S>; N], key: [u32; 2]) -> [Counters<S>; N] {
     let [mut k0, mut k1] = key;
     for _ in 0..ROUNDS {
-        let (high0, low0) = simd.mul_wide(c0, MULTIPLIER[0]);
-        let (high1, low1) = simd.mul_wide(c2, MULTIPLIER[1]);
-        c0 = simd.xor(simd.xor(high1, c1), simd.words(k0));
-        c1 = low1;
-        c2 = simd.xor(simd.xor(high0, c3), simd.words(k1));
-        c3 = low0;
+        for c in &mut c {
+            let (high0, low0) = simd.mul_wide(c[0], MULTIPLIER[0]);
+            let (high1, low1) = simd.mul_wide(c[2], MULTIPLIER[1]);
+            let c0 = simd.xor(simd.xor(high1, c[1]), simd.words(k0));
+            let c2 = simd.xor(simd.xor(high0, c[3]), simd.words(k1));
+            *c = [c0, low1, c2, low0];
+        }
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }
-    [c0, c1, c2, c3]
+    c
 }
 
+/// Two normals of words `first` and `first + 1` of each.
 #[inline(always)]
-fn box_muller<S: Simd>(simd: S, word: S::Words, turn: S::Words) -> (S::Floats, S::Floats) {
+fn box_muller<S: Simd, const N: usize>(
+    simd: S,
+    words: [Counters<S>; N],
+    first: usize,
+) -> ([S::Floats; N], [S::Floats; N]) {
     const SCALE: f32 = 1.0 / 4_294_967_296.0;
-    let u = simd.mul_add(simd.unsigned_to_floats(word), simd.floats(SCALE), simd.floats(0.5 * SCALE));
-    let r = simd.sqrt(simd.mul(simd.floats(-2.0), ln(simd, u)));
-    let (sin, cos) = sin_cos_turn(simd, turn);
-    (simd.mul(r, cos), simd.mul(r, sin))
-}
-
-#[inline(always)]
-fn ln<S: Simd>(simd: S, x: S::Floats) -> S::Floats {
-    let shifted = simd.add_words(simd.bits(x), simd.words(0x3f80_0000 - math::SQRT_HALF));
-    let exponent = simd.signed_to_floats(simd.sub_words(simd.shr::<23>(shifted), simd.words(127)));
-    let mantissa = simd.and(shifted, simd.words(0x007f_ffff));
-    let f = simd.with_bits(simd.add_words(mantissa, simd.words(math::SQRT_HALF)));
-    let f = simd.sub(f, simd.floats(1.0));
-    let mut p = simd.floats(math::LN[0]);
-    for c in &math::LN[1..] {
-        p = simd.mul_add(p, f, simd.floats(*c));
+    let (scale, half) = (simd.floats(SCALE), simd.floats(0.5 * SCALE));
+    let mut r = [half; N];
+    for i in 0..N {
+        r[i] = simd.mul_add(simd.unsigned_to_floats(words[i][first]), scale, half);
     }
-    let square = simd.mul(f, f);
-    let tail = simd.mul_add(exponent, simd.floats(math::LN2_LOW), simd.mul(simd.mul(p, f), square));
-    let head = simd.add(f, simd.mul_add(square, simd.floats(-0.5), tail));
-    simd.mul_add(exponent, simd.floats(math::LN2_HIGH), head)
+    r = ln(simd, r);
+    let mut turns = [words[0][first + 1]; N];
+    for i in 0..N {
+        r[i] = simd.sqrt(simd.mul(simd.floats(-2.0), r[i]));
+        turns[i] = words[i][first + 1];
+    }
+    let (mut sin, mut cos) = sin_cos_turn(simd, turns);
+    for i in 0..N {
+        (cos[i], sin[i]) = (simd.mul(r[i], cos[i]), simd.mul(r[i], sin[i]));
+    }
+    (cos, sin)
 }
 
 #[inline(always)]
-fn sin_cos_turn<S: Simd>(simd: S, turn: S::Words) -> (S::Floats, S::Floats) {
-    let quarter = simd.shr::<30>(simd.add_words(turn, simd.words(1 << 29)));
-    let rest = simd.sub_words(turn, simd.shl::<30>(quarter));
-    let a = simd.mul(simd.signed_to_floats(rest), simd.floats(math::TURN));
-    let s = simd.mul(a, a);
-    let sin = quadratic(simd, s, math::SIN);
-    let sin = simd.mul_add(simd.mul(sin, s), a, a);
-    let cos = quadratic(simd, s, math::COS);
-    let one = simd.mul_add(s, simd.floats(-0.5), simd.floats(1.0));
-    let cos = simd.mul_add(simd.mul(cos, s), s, one);
-    let (x, y) = (simd.choose(quarter, sin, cos), simd.choose(quarter, cos, sin));
-    (flip(simd, x, quarter), flip(simd, y, simd.add_words(quarter, simd.words(1))))
+fn ln<S: Simd, const N: usize>(simd: S, x: [S::Floats; N]) -> [S::Floats; N] {
+    let mut p = [simd.floats(math::LN[0]); N];
+    let (mut exponent, mut f) = (x, x);
+    for i in 0..N {
+        let shifted = simd.add_words(simd.bits(x[i]), simd.words(0x3f80_0000 - math::SQRT_HALF));
+        exponent[i] = simd.signed_to_floats(simd.sub_words(simd.shr::<23>(shifted), simd.words(127)));
+        let mantissa = simd.and(shifted, simd.words(0x007f_ffff));
+        let value = simd.with_bits(simd.add_words(mantissa, simd.words(math::SQRT_HALF)));
+        f[i] = simd.sub(value, simd.floats(1.0));
+    }
+    for c in &math::LN[1..] {
+        for i in 0..N {
+            p[i] = simd.mul_add(p[i], f[i], simd.floats(*c));
+        }
+    }
+    for i in 0..N {
+        let square = simd.mul(f[i], f[i]);
+        let tail = simd.mul(simd.mul(p[i], f[i]), square);
+        let tail = simd.mul_add(exponent[i], simd.floats(math::LN2_LOW), tail);
+        let head = simd.add(f[i], simd.mul_add(square, simd.floats(-0.5), tail));
+        p[i] = simd.mul_add(exponent[i], simd.floats(math::LN2_HIGH), head);
+    }
+    p
+}
+
+#[inline(always)]
+fn sin_cos_turn<S: Simd, const N: usize>(simd: S, turns: [S::Words; N]) -> ([S::Floats; N], [S::Floats; N]) {
+    let (mut sines, mut cosines) = ([simd.floats(0.0); N], [simd.floats(0.0); N]);
+    for i in 0..N {
+        let quarter = simd.shr::<30>(simd.add_words(turns[i], simd.words(1 << 29)));
+        let rest = simd.sub_words(turns[i], simd.shl::<30>(quarter));
+        let a = simd.mul(simd.signed_to_floats(rest), simd.floats(math::TURN));
+        let s = simd.mul(a, a);
+        let sin = quadratic(simd, s, math::SIN);
+        let sin = simd.mul_add(simd.mul(sin, s), a, a);
+        let cos = quadratic(simd, s, math::COS);
+        let one = simd.mul_add(s, simd.floats(-0.5), simd.floats(1.0));
+        let cos = simd.mul_add(simd.mul(cos, s), s, one);
+        let (x, y) = (simd.choose(quarter, sin, cos), simd.choose(quarter, cos, sin));
+        sines[i] = flip(simd, x, quarter);
+        cosines[i] = flip(simd, y, simd.add_words(quarter, simd.words(1)));
+    }
+    (sines, cosines)
 }
 
 #[inline(always)]
@@ -110,18 +167,41 @@ impl Task for Fill<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Fill { seed, address, out } = self;
-        let key = key_words(seed);
-        for (i, chunk) in out.chunks_mut(NORMALS).enumerate() {
-            let first = address.counter((i * LANES) as u32);
-            let mut counter = first.map(|word| [word; LANES]);
-            for (l, block) in counter[0].iter_mut().enumerate() {
-                *block += l as u32;
+        let (key, zero) = (key_words(seed), address.counter(0).map(|word| simd.words(word)));
+        let mut block = 0;
+        let (whole, rest) = out.as_chunks_mut::<{ TOGETHER * NORMALS }>();
+        for chunk in whole {
+            let mut counters = [zero; TOGETHER];
+            for (i, counters) in counters.iter_mut().enumerate() {
+                *counters = from_block(simd, zero, block + i * LANES);
             }
-            let made = normals(simd, &counter, key);
-            store_first(simd, made, chunk);
+            store_all(simd, normals(simd, counters, key), chunk);
+            block += TOGETHER * LANES;
+        }
+        for chunk in rest.chunks_mut(NORMALS) {
+            store_first(simd, normals(simd, [from_block(simd, zero, block)], key)[0], chunk);
+            block += LANES;
         }
     }
 }
+
+/// The counters from block `block` on, of those of block 0.
+#[inline(always)]
+fn from_block<S: Simd>(simd: S, [zero, candidate, row, last]: Counters<S>, block: usize) -> Counters<S> {
+    let lanes = simd.add_words(simd.load_words(&COUNT), simd.words(block as u32));
+    [simd.add_words(zero, lanes), candidate, row, last]
+}
+
+/// The numbers of lanes.
+const COUNT: [u32; LANES] = {
+    let mut count = [0; LANES];
+    let mut l = 0;
+    while l < LANES {
+        count[l] = l as u32;
+        l += 1;
+    }
+    count
+};
 
 /// Writes as many values of four vectors as `chunk` has room for, at most all.
 #[inline(always)]
@@ -133,6 +213,14 @@ pub fn store_first<S: Simd>(simd: S, values: [S::Floats; 4], chunk: &mut [f32]) 
             store(simd, values, &mut to);
             chunk.copy_from_slice(&to[..chunk.len()]);
         }
+    }
+}
+
+/// Writes the normals of some counters one after the other.
+#[inline(always)]
+pub fn store_all<S: Simd>(simd: S, values: [[S::Floats; 4]; TOGETHER], to: &mut [f32; TOGETHER * NORMALS]) {
+    for (values, to) in values.into_iter().zip(to.as_chunks_mut::<NORMALS>().0) {
+        store(simd, values, to);
     }
 }
 
@@ -161,8 +249,10 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let mut out = [[0f32; NORMALS]; 2];
-            store(simd, normals(simd, &self.0, self.1), &mut out[0]);
-            store(simd, normals_by_word(simd, &self.0, self.1), &mut out[1]);
+            let counters = load_counters(simd, &self.0);
+            let [_, made] = normals(simd, [load_counters(simd, &[[9; LANES]; 4]), counters], self.1);
+            store(simd, made, &mut out[0]);
+            store(simd, normals_by_word(simd, [counters], self.1)[0], &mut out[1]);
             out
         }
     }
@@ -209,9 +299,9 @@ mod tests {
                 simd.floats(1.0 / 4_294_967_296.0),
                 simd.floats(0.5 / 4_294_967_296.0),
             );
-            let (sin, cos) = sin_cos_turn(simd, words);
+            let ([sin], [cos]) = sin_cos_turn(simd, [words]);
             simd.store_floats(u, &mut out[0]);
-            simd.store_floats(ln(simd, u), &mut out[1]);
+            simd.store_floats(ln(simd, [u])[0], &mut out[1]);
             simd.store_floats(sin, &mut out[2]);
             simd.store_floats(cos, &mut out[3]);
             out

@@ -441,6 +441,17 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
+    fn each_of_four(self, [a, b, c, d]: [u32; 4]) -> __m512i {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe {
+            // In registers: a load would have to wait for the values to be written.
+            let values = _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32);
+            let place = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            _mm512_permutexvar_epi32(place, _mm512_castsi128_si512(values))
+        }
+    }
+
+    #[inline(always)]
     fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
         unsafe { _mm512_add_epi32(a, b) }

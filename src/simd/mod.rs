@@ -260,6 +260,11 @@ pub trait Simd: Copy + Send + Sync {
     fn words(self, value: u32) -> Self::Words;
     /// Reads integers.
     fn load_words(self, from: &[u32; LANES]) -> Self::Words;
+    /// Each of four integers for four lanes.
+    #[inline(always)]
+    fn each_of_four(self, values: [u32; LANES / 4]) -> Self::Words {
+        self.load_words(&std::array::from_fn(|l| values[l / 4]))
+    }
     /// a + b, wrapping.
     fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
     /// a - b, wrapping.

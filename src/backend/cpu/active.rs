@@ -13,7 +13,7 @@ use super::lanes::Lanes;
 use super::panel::{ACROSS, Arithmetic, Inputs, Pairs, Place, Single, Sums};
 use crate::backend::Precision;
 use crate::model::Linear;
-use crate::simd::{HalfLane, LANES, Lane, Simd, WIDTH, apart};
+use crate::simd::{HalfLane, LANES, Lane, Piece, Simd, WIDTH, apart};
 
 /// A weight matrix packed for [`products`]: slabs of [`ACROSS`] panels, each `[inputs][ACROSS][32]`, the last one padded
 /// with zeros. Of BF16 a lane has two halves, columns in the order of [`apart`].
@@ -136,13 +136,6 @@ impl Active {
             }
         }
     }
-
-    /// Units and words of a row.
-    #[inline(always)]
-    fn row(&self, row: usize) -> (&[u32], &[f32]) {
-        let (at, count) = (row * self.room, self.counts[row]);
-        (&self.units[at..][..count], &self.words[at..][..count])
-    }
 }
 
 /// How words meet the weights of their units.
@@ -226,60 +219,130 @@ pub fn products<S: Simd>(
     slabs: Range<usize>,
     sums: &mut impl Sums<S>,
 ) {
+    // Slabs without padding.
+    let whole = slabs.end.min(weights.panels() / ACROSS);
     let mut slab = slabs.start;
-    while slab < slabs.end {
+    while slab < whole {
         // Two slabs of halves fit the first-level cache, and their sums the registers that tiles of 12 rows need.
         slab += match weights.precision {
-            Precision::F32 => sweep::<S, Single, ACROSS>(simd, rows, weights, slab, sums),
-            Precision::Bf16 if S::ROWS >= 12 && slab + 1 < slabs.end => {
-                sweep::<S, Pairs, { 2 * ACROSS }>(simd, rows, weights, slab, sums)
+            Precision::F32 => sweep::<S, Single, false, true>(simd, rows, weights, slab, sums),
+            Precision::Bf16 if S::ROWS >= 12 && slab + 1 < whole => {
+                sweep::<S, Pairs, true, true>(simd, rows, weights, slab, sums)
             }
-            Precision::Bf16 => sweep::<S, Pairs, ACROSS>(simd, rows, weights, slab, sums),
+            Precision::Bf16 => sweep::<S, Pairs, false, true>(simd, rows, weights, slab, sums),
+        };
+    }
+    if slab < slabs.end {
+        match weights.precision {
+            Precision::F32 => sweep::<S, Single, false, false>(simd, rows, weights, slab, sums),
+            Precision::Bf16 => sweep::<S, Pairs, false, false>(simd, rows, weights, slab, sums),
         };
     }
 }
 
-/// Takes all rows past the `P` panels of one slab or two; gives the number of slabs.
+/// Takes all rows past the panels of one slab, or of two if `TWO`, `WHOLE` if none of them is padding; gives the number of
+/// slabs.
 #[inline(always)]
-fn sweep<S: Simd, A: Terms, const P: usize>(
+fn sweep<S: Simd, A: Terms, const TWO: bool, const WHOLE: bool>(
     simd: S,
     rows: &Active,
     weights: &Slabs,
     slab: usize,
     sums: &mut impl Sums<S>,
 ) -> usize {
-    let (panels, slabs) = (weights.panels(), P / ACROSS);
+    let slabs = 1 + usize::from(TWO);
     let of = [A::slab(weights, slab), A::slab(weights, slab + slabs - 1)];
-    let first = slab * ACROSS;
-    for row in 0..rows.counts.len() {
-        let (units, words) = rows.row(row);
-        for part in 0..S::PARTS {
-            // The last slab's padding repeats the last panel, and is not taken.
-            let place = |i: usize| Place { panel: (first + i).min(panels - 1), row, part };
-            let mut acc: [S::Row; P] = [sums.start(simd, place(0)); P];
-            for (i, acc) in acc.iter_mut().enumerate().skip(1) {
-                *acc = sums.start(simd, place(i));
-            }
-            for (&units, &word) in units.iter().zip(words) {
-                let [even, odd] = A::units(units);
-                let pairs = [[&of[0][even], &of[0][odd]], [&of[1][even], &of[1][odd]]];
-                for i in 0..P {
-                    acc[i] = A::term(simd, word, pairs[i / ACROSS], i % ACROSS, part, acc[i]);
+    let (first, panels) = (slab * ACROSS, weights.panels());
+    simd.outline(Sweep::<'_, A, _, TWO, WHOLE> { rows, of, first, panels, sums });
+    slabs
+}
+
+/// Rows past two slabs, or past the first alone.
+struct Sweep<'a, A: Terms, Z, const TWO: bool, const WHOLE: bool> {
+    rows: &'a Active,
+    of: [&'a [[A::Weights; ACROSS]]; 2],
+    /// The first slab's first panel.
+    first: usize,
+    /// Panels of all slabs.
+    panels: usize,
+    sums: &'a mut Z,
+}
+
+impl<S: Simd, A: Terms, Z: Sums<S>, const TWO: bool, const WHOLE: bool> Piece<S>
+    for Sweep<'_, A, Z, TWO, WHOLE>
+{
+    type Output = ();
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "an iterator would move the sums to memory")]
+    fn run(self, simd: S) {
+        let Sweep { rows, of, first, panels, sums } = self;
+        let lists = rows.units.chunks_exact(rows.room).zip(rows.words.chunks_exact(rows.room));
+        for (row, ((units, words), &count)) in lists.zip(&rows.counts).enumerate() {
+            let (units, words) = (&units[..count], &words[..count]);
+            for part in 0..S::PARTS {
+                // Two arrays of a few sums each: one of all would not stay in registers.
+                let mut a = start::<S, WHOLE>(simd, sums, Place { panel: first, row, part }, panels);
+                let mut b = a;
+                if TWO {
+                    b = start::<S, WHOLE>(simd, sums, Place { panel: first + ACROSS, row, part }, panels);
                 }
-            }
-            if first + P <= panels {
-                for s in 0..slabs {
-                    let i = s * ACROSS;
-                    // Written out, so that the sums stay in registers.
-                    let whole = [acc[i], acc[i + 1], acc[i + 2], acc[i + 3]];
-                    sums.finish_all(simd, place(i), whole, A::NORMAL);
+                for (&units, &word) in units.iter().zip(words) {
+                    let [even, odd] = A::units(units);
+                    let pair = [&of[0][even], &of[0][odd]];
+                    for i in 0..ACROSS {
+                        a[i] = A::term(simd, word, pair, i, part, a[i]);
+                    }
+                    if TWO {
+                        let pair = [&of[1][even], &of[1][odd]];
+                        for i in 0..ACROSS {
+                            b[i] = A::term(simd, word, pair, i, part, b[i]);
+                        }
+                    }
                 }
-                continue;
-            }
-            for (i, acc) in acc.into_iter().enumerate().take(panels - first) {
-                sums.finish(simd, place(i), acc);
+                finish::<S, A, WHOLE>(simd, sums, Place { panel: first, row, part }, panels, a);
+                if TWO {
+                    finish::<S, A, WHOLE>(simd, sums, Place { panel: first + ACROSS, row, part }, panels, b);
+                }
             }
         }
     }
-    slabs
+}
+
+/// What the sums of a slab's panels from the place on start from. Padding repeats the last of `panels`, and is not taken.
+#[inline(always)]
+fn start<S: Simd, const WHOLE: bool>(
+    simd: S,
+    sums: &impl Sums<S>,
+    at: Place,
+    panels: usize,
+) -> [S::Row; ACROSS] {
+    if WHOLE {
+        return sums.start_all(simd, at);
+    }
+    let mut all = [sums.start(simd, at); ACROSS];
+    for (i, row) in all.iter_mut().enumerate().skip(1) {
+        *row = sums.start(simd, Place { panel: (at.panel + i).min(panels - 1), ..at });
+    }
+    all
+}
+
+#[inline(always)]
+fn finish<S: Simd, A: Arithmetic, const WHOLE: bool>(
+    simd: S,
+    sums: &mut impl Sums<S>,
+    at: Place,
+    panels: usize,
+    all: [S::Row; ACROSS],
+) {
+    if WHOLE {
+        return sums.finish_all(simd, at, all, A::NORMAL);
+    }
+    // By way of memory: an index that is not known would keep all sums there.
+    let mut lanes = [[0f32; WIDTH]; ACROSS];
+    for (row, lane) in all.into_iter().zip(&mut lanes) {
+        simd.store(row, lane, at.part);
+    }
+    for (i, lane) in lanes.iter().enumerate().take(panels - at.panel) {
+        sums.finish(simd, Place { panel: at.panel + i, ..at }, simd.load(lane, at.part));
+    }
 }

@@ -17,6 +17,22 @@ impl<S: Simd> Start<S> for Bias<'_> {
     fn start(&self, simd: S, at: Place) -> S::Row {
         simd.load(&self.0[at.panel], at.part)
     }
+
+    #[inline(always)]
+    fn start_all<const N: usize>(&self, simd: S, at: Place) -> [S::Row; N] {
+        load_all(simd, &self.0[at.panel..], at.part)
+    }
+}
+
+/// Part `part` of the first lanes.
+#[inline(always)]
+fn load_all<S: Simd, const N: usize>(simd: S, lanes: &[Lane], part: usize) -> [S::Row; N] {
+    let lanes: &[Lane; N] = lanes[..N].try_into().expect("as many panels");
+    let mut all = [simd.load(&lanes[0], part); N];
+    for i in 1..N {
+        all[i] = simd.load(&lanes[i], part);
+    }
+    all
 }
 
 /// Sums that start from lanes `[rows][panels]`.
@@ -31,6 +47,11 @@ impl<S: Simd> Start<S> for FromLanes<'_> {
     #[inline(always)]
     fn start(&self, simd: S, at: Place) -> S::Row {
         simd.load(&self.lanes[at.row * self.panels.len() + at.panel - self.panels.start], at.part)
+    }
+
+    #[inline(always)]
+    fn start_all<const N: usize>(&self, simd: S, at: Place) -> [S::Row; N] {
+        load_all(simd, &self.lanes[at.row * self.panels.len() + at.panel - self.panels.start..], at.part)
     }
 }
 
@@ -48,6 +69,11 @@ impl<S: Simd> Start<S> for FromSeeds<'_> {
     #[inline(always)]
     fn start(&self, simd: S, at: Place) -> S::Row {
         simd.load(&self.lanes[self.seeds[at.row] as usize * self.panels + at.panel], at.part)
+    }
+
+    #[inline(always)]
+    fn start_all<const N: usize>(&self, simd: S, at: Place) -> [S::Row; N] {
+        load_all(simd, &self.lanes[self.seeds[at.row] as usize * self.panels + at.panel..], at.part)
     }
 }
 
@@ -163,8 +189,13 @@ impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
     fn finish_all<const N: usize>(&mut self, simd: S, at: Place, sums: [S::Row; N], normal: bool) {
         let row = &mut self.out[at.row * self.dim..][..self.dim];
         let Some(to) = row[at.panel * WIDTH..].get_mut(..N * WIDTH) else {
+            // By way of memory: a loop that is not unrolled would keep all sums there.
+            let mut lanes = [[0f32; WIDTH]; N];
             for i in 0..N {
-                self.finish(simd, Place { panel: at.panel + i, ..at }, sums[i]);
+                simd.store(sums[i], &mut lanes[i], at.part);
+            }
+            for (i, lane) in lanes.iter().enumerate() {
+                self.finish(simd, Place { panel: at.panel + i, ..at }, simd.load(lane, at.part));
             }
             return;
         };

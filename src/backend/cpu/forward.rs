@@ -18,6 +18,8 @@ use crate::simd::{Lane, Level, Rows, Simd, TALL, WIDTH};
 pub const TILE: usize = 12;
 /// Most rows that one task takes through all layers at a time.
 const BLOCK: usize = 48;
+/// The same behind a hidden layer: slabs of weights come into the first-level cache once for so many rows.
+const BEHIND_BLOCK: usize = 96;
 /// The same where products are those of matrices: enough that large weights are fetched as fast as rows pass them.
 const MATRIX_BLOCK: usize = 192;
 /// Words of stored rows that matrix instructions take at a time: 32 rows stay in the first-level cache.
@@ -289,7 +291,7 @@ impl Tail {
         block_rows(
             rows,
             match self.weights {
-                Behind::Active(_) => BLOCK,
+                Behind::Active(_) => BEHIND_BLOCK,
                 Behind::All(_) => MATRIX_BLOCK,
             },
         )

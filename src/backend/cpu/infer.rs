@@ -18,6 +18,8 @@ use crate::simd::{Lane, Level, Simd, Task, WIDTH};
 
 /// Bytes from which on decoded rows go past the caches: whoever reads them will not find them there.
 const STREAMED: usize = 1 << 20;
+/// Groups of panels that residual decoding takes at a time: as many as products of BF16 take side by side.
+const GROUPS: usize = 2;
 
 /// A VAE packed for inference.
 #[derive(Clone, Debug)]
@@ -179,26 +181,26 @@ fn decode_into<T: Element>(
             let (first, tail) = &vae.decoder;
             let count = hidden.make(simd, first, tail, (z, range), base.map(|b| (b.mu, b.rows)));
             let mut to = ToRows { out, dim: vae.size.dim, stream };
-            // The bias is in both decodings of a residual and falls out of their difference.
-            let seeds: Option<Vec<Values<'_>>> =
-                base.map(|b| b.rows.iter().map(|&row| b.embeddings.row(row as usize)).collect());
-            for group in 0..tail.groups() {
-                let groups = group..group + 1;
-                let Some(seeds) = &seeds else {
-                    tail.products(simd, hidden, groups, &mut Ends(Bias(&tail.bias), &mut to));
-                    continue;
-                };
-                let panels = group * ACROSS..((group + 1) * ACROSS).min(tail.panels());
-                lanes.resize(count * panels.len(), [0.0; WIDTH]);
-                for (seed, lanes) in seeds.iter().zip(lanes.chunks_exact_mut(panels.len())) {
-                    for (panel, lane) in panels.clone().zip(lanes) {
-                        widen(simd, *seed, panel, lane);
+            match base {
+                None => tail.products(simd, hidden, 0..tail.groups(), &mut Ends(Bias(&tail.bias), &mut to)),
+                Some(Base { embeddings, rows, .. }) => {
+                    let seeds: Vec<Values<'_>> =
+                        rows.iter().map(|&row| embeddings.row(row as usize)).collect();
+                    for group in (0..tail.groups()).step_by(GROUPS) {
+                        let groups = group..(group + GROUPS).min(tail.groups());
+                        let panels = groups.start * ACROSS..(groups.end * ACROSS).min(tail.panels());
+                        lanes.resize(count * panels.len(), [0.0; WIDTH]);
+                        for (seed, lanes) in seeds.iter().zip(lanes.chunks_exact_mut(panels.len())) {
+                            for (panel, lane) in panels.clone().zip(lanes) {
+                                widen(simd, *seed, panel, lane);
+                            }
+                        }
+                        // The bias is in both decodings and falls out of their difference; as with it, -0 is taken as 0.
+                        lanes.as_flattened_mut().iter_mut().for_each(|v| *v += 0.0);
+                        let start = FromLanes { lanes, panels };
+                        tail.products(simd, hidden, groups, &mut Ends(start, &mut to));
                     }
                 }
-                // As with the bias, -0 is taken as 0.
-                lanes.as_flattened_mut().iter_mut().for_each(|v| *v += 0.0);
-                let start = FromLanes { lanes, panels };
-                tail.products(simd, hidden, groups, &mut Ends(start, &mut to));
             }
             if stream {
                 simd.fence();

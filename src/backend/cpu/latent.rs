@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Sample};
 use crate::noise::math::exp;
-use crate::noise::vector::{NORMALS, normals, normals_by_word, store_first};
+use crate::noise::vector::{Counters, NORMALS, TOGETHER, normals, normals_by_word, store_all, store_first};
 use crate::noise::{Address, Purpose, key_words};
 use crate::simd::{LANES, Level, Simd, Task};
 
@@ -45,32 +45,58 @@ fn noise<S: Simd>(
     out: &mut [f32],
 ) {
     let key = key_words(origin.seed);
-    // A vector is four runs of four blocks; as latent is a multiple of 16, each run lies within one sample.
-    const RUNS: usize = LANES / 4;
-    let runs = samples.len() * latent / LANES;
-    let (mut at, mut block) = (0, 0);
-    let mut counter = [[0u32; LANES]; 4];
-    for (vector, chunk) in out.chunks_mut(NORMALS).enumerate() {
-        for run in 0..RUNS.min(runs - vector * RUNS) {
-            let Sample { row, candidate } = samples[at];
-            let address =
-                Address { purpose, side: origin.side, row: origin.first_row + u64::from(row), candidate };
-            let words = address.counter(block);
-            for (w, counter) in counter.iter_mut().enumerate() {
-                counter[4 * run..][..4].fill(words[w]);
-            }
-            for (l, block) in counter[0][4 * run..][..4].iter_mut().enumerate() {
-                *block += l as u32;
-            }
-            block += 4;
-            if block as usize * 4 == latent {
-                (at, block) = (at + 1, 0);
-            }
+    let mut next = Runs { purpose, origin, samples, blocks: latent as u32 / 4, at: 0, block: 0 };
+    let (whole, rest) = out.as_chunks_mut::<{ TOGETHER * NORMALS }>();
+    for chunk in whole {
+        let mut counters = [next.counters(simd); TOGETHER];
+        for counters in &mut counters[1..] {
+            *counters = next.counters(simd);
         }
-        let made = normals(simd, &counter, key);
-        store_first(simd, made, chunk);
+        store_all(simd, normals(simd, counters, key), chunk);
+    }
+    for chunk in rest.chunks_mut(NORMALS) {
+        store_first(simd, normals(simd, [next.counters(simd)], key)[0], chunk);
     }
 }
+
+/// Samples in runs of four blocks: as the dimension is a multiple of 16, each run lies within one sample, and a vector
+/// of counters is four runs.
+struct Runs<'a> {
+    purpose: Purpose,
+    origin: Origin,
+    samples: &'a [Sample],
+    /// Blocks of a sample.
+    blocks: u32,
+    at: usize,
+    block: u32,
+}
+
+impl Runs<'_> {
+    /// The next vector of counters; past the last sample it is repeated.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "a run is a column of the words")]
+    fn counters<S: Simd>(&mut self, simd: S) -> Counters<S> {
+        let mut words = [[0u32; LANES / 4]; 4];
+        for run in 0..LANES / 4 {
+            let Sample { row, candidate } = self.samples[self.at.min(self.samples.len() - 1)];
+            let Origin { side, first_row, .. } = self.origin;
+            let address = Address { purpose: self.purpose, side, row: first_row + u64::from(row), candidate };
+            for (words, word) in words.iter_mut().zip(address.counter(self.block)) {
+                words[run] = word;
+            }
+            self.block += 4;
+            if self.block == self.blocks {
+                (self.at, self.block) = (self.at + 1, 0);
+            }
+        }
+        let [block, candidate, row, last] = words;
+        let block = simd.add_words(simd.each_of_four(block), simd.load_words(&BLOCKS));
+        [block, simd.each_of_four(candidate), simd.each_of_four(row), simd.each_of_four(last)]
+    }
+}
+
+/// Blocks of runs, from each one's first on.
+const BLOCKS: [u32; LANES] = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3];
 
 /// z_i of rows (samples of candidate 0): mu + exp(logvar / 2) eps, or mu.
 #[inline(always)]
@@ -204,20 +230,24 @@ fn squares<S: Simd>(
 ) -> [f32; LANES] {
     let row = origin.first_row + u64::from(row);
     let address = Address { purpose: Purpose::Perturb, side: origin.side, row, candidate: first };
-    let mut counter = address.counter(0).map(|word| [word; LANES]);
-    for (l, candidate) in counter[1].iter_mut().enumerate() {
-        *candidate = candidate.wrapping_add(l as u32);
-    }
-    let sigma = simd.floats(sigma);
+    let [_, first, row, last] = address.counter(0);
+    let candidates: [u32; LANES] = std::array::from_fn(|l| first.wrapping_add(l as u32));
+    let (candidates, row, last) = (simd.load_words(&candidates), simd.words(row), simd.words(last));
+    let (sigma, key) = (simd.floats(sigma), key_words(origin.seed));
     let mut squares = simd.floats(0.0);
-    let columns = z.chunks_exact(4).zip(center.chunks_exact(4)).zip(precision.chunks_exact(4));
-    for (block, ((z, center), precision)) in columns.enumerate() {
-        counter[0] = [block as u32; LANES];
-        let eta = normals_by_word(simd, &counter, key_words(origin.seed));
-        for w in 0..4 {
-            let moved = simd.mul_add(sigma, eta[w], simd.floats(z[w]));
-            let away = simd.sub(moved, simd.floats(center[w]));
-            let distance = simd.mul(away, simd.floats(precision[w]));
+    // As the dimension is a multiple of 16, blocks come in whole groups.
+    const COLUMNS: usize = 4 * TOGETHER;
+    let columns = z.chunks_exact(COLUMNS).zip(center.chunks_exact(COLUMNS));
+    for (group, ((z, center), precision)) in columns.zip(precision.chunks_exact(COLUMNS)).enumerate() {
+        let mut counters = [[row; 4]; TOGETHER];
+        for (i, counters) in counters.iter_mut().enumerate() {
+            *counters = [simd.words((TOGETHER * group + i) as u32), candidates, row, last];
+        }
+        let eta = normals_by_word(simd, counters, key);
+        for (column, eta) in eta.as_flattened().iter().enumerate() {
+            let moved = simd.mul_add(sigma, *eta, simd.floats(z[column]));
+            let away = simd.sub(moved, simd.floats(center[column]));
+            let distance = simd.mul(away, simd.floats(precision[column]));
             squares = simd.mul_add(distance, distance, squares);
         }
     }

@@ -240,6 +240,16 @@ pub struct Place {
 pub trait Start<S: Simd> {
     /// What the sums of a place start from.
     fn start(&self, simd: S, at: Place) -> S::Row;
+
+    /// The same of a row's panels from the place on.
+    #[inline(always)]
+    fn start_all<const N: usize>(&self, simd: S, at: Place) -> [S::Row; N] {
+        let mut all = [self.start(simd, at); N];
+        for (i, row) in all.iter_mut().enumerate().skip(1) {
+            *row = self.start(simd, Place { panel: at.panel + i, ..at });
+        }
+        all
+    }
 }
 
 /// Where sums go to.
@@ -272,6 +282,11 @@ impl<S: Simd, A: Start<S>, Z> Start<S> for Ends<A, Z> {
     #[inline(always)]
     fn start(&self, simd: S, at: Place) -> S::Row {
         self.0.start(simd, at)
+    }
+
+    #[inline(always)]
+    fn start_all<const N: usize>(&self, simd: S, at: Place) -> [S::Row; N] {
+        self.0.start_all(simd, at)
     }
 }
 
