@@ -209,6 +209,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn fma_pair(self, a: f32, [b0, b1]: [Self::Row; 2], acc: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
+        unsafe {
+            let words = _mm256_castps_si256(_mm256_set1_ps(a));
+            let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let odd = _mm256_castsi256_ps(_mm256_and_si256(words, high));
+            let acc = [_mm256_fmadd_ps(even, b0[0], acc[0]), _mm256_fmadd_ps(even, b0[1], acc[1])];
+            [_mm256_fmadd_ps(odd, b1[0], acc[0]), _mm256_fmadd_ps(odd, b1[1], acc[1])]
+        }
+    }
+
+    #[inline(always)]
     fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
         // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
         unsafe {

@@ -296,6 +296,16 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
+    fn fma_pair(self, a: f32, [b0, b1]: [Self::Row; 2], acc: Self::Row) -> Self::Row {
+        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+        unsafe {
+            let [even, odd] = halves(self, _mm512_set1_ps(a));
+            let acc = [_mm512_fmadd_ps(even, b0[0], acc[0]), _mm512_fmadd_ps(even, b0[1], acc[1])];
+            [_mm512_fmadd_ps(odd, b1[0], acc[0]), _mm512_fmadd_ps(odd, b1[1], acc[1])]
+        }
+    }
+
+    #[inline(always)]
     fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
         let a = unsafe { _mm512_set1_ps(a) };

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::active::{self, Active, Slabs};
+use super::direct::{self, Direct};
 use super::ends::{Bias, Fetching, Partial, ToHidden, ToWords, pairs, widen};
 use super::lanes::Lanes;
 use super::latent::{Codes, Drawing};
@@ -10,6 +11,7 @@ use super::panel::{
     ACROSS, DEPTH, Ends, Finish, Inputs, Panels, Sums, inputs_of_word, pad_lanes, products, take,
 };
 use crate::backend::Precision;
+use crate::dtype::Dtype;
 use crate::matrix::{RowSet, Values};
 use crate::model::Linear;
 use crate::simd::{Lane, Level, Rows, Simd, TALL, WIDTH};
@@ -83,33 +85,57 @@ impl Layer {
             return self.forward_blocks(simd, rows, scratch, to);
         }
         let Wide { inputs, sums, .. } = scratch;
-        let Stored { rows, next, .. } = rows;
-        let (words, panels) = (self.weights.words(), self.weights.count());
+        let (words, panels, count) = (self.weights.words(), self.weights.count(), rows.count);
         let precision = self.weights.precision();
         sums.clear();
-        for _ in rows {
+        for _ in 0..count {
             sums.extend_from_slice(&self.bias);
         }
         let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
-        inputs.resize(rows.len().next_multiple_of(TILE), stretch.min(words));
+        inputs.resize(count.next_multiple_of(TILE), stretch.min(words));
         // How often there is a meanwhile: for each panel, tile and piece of the stretch.
-        let times =
-            |k: Range<usize>| panels * rows.len().div_ceil(S::ROWS) * S::PARTS * k.len().div_ceil(DEPTH);
-        let word = inputs_of_word(precision) * rows[0].bytes().len() / rows[0].len();
+        let (tile, depth) = match rows.direct(precision) {
+            Some((_, how)) => (direct::rows_of_tile::<S>(), how.lanes() * DEPTH),
+            None => (S::ROWS, DEPTH),
+        };
+        let times = |k: Range<usize>| panels * count.div_ceil(tile) * S::PARTS * k.len().div_ceil(depth);
+        let word = inputs_of_word(precision) * rows.rows[0].bytes().len() / rows.rows[0].len();
         let last = (words - 1) / stretch * stretch;
         for from in (0..last).step_by(stretch) {
             let k = from..from + stretch;
-            fill_stretch(simd, rows, k.clone(), precision, inputs);
             let ahead = k.end * word..(k.end + stretch).min(words) * word;
-            let ends = Partial { sums, panels };
-            let mut ends = Fetching { ends, rows, ahead, asked: 0, times: times(k.clone()), time: 0 };
-            products(simd, (inputs, rows.len()), &self.weights, k, self.panels(), &mut ends);
+            let (ends, times) = (Partial { sums, panels }, times(k.clone()));
+            let mut ends = Fetching { ends, rows: &rows.rows, ahead, asked: 0, times, time: 0 };
+            self.stretch(simd, rows, k, inputs, &mut ends);
         }
-        fill_stretch(simd, rows, last..words, precision, inputs);
-        let ends = Ends(Partial { sums, panels }, to);
         let (ahead, times) = (0..stretch.min(words) * word, times(last..words));
-        let mut ends = Fetching { ends, rows: next, ahead, asked: 0, times, time: 0 };
-        products(simd, (inputs, rows.len()), &self.weights, last..words, self.panels(), &mut ends);
+        let ends = Ends(Partial { sums, panels }, to);
+        let mut ends = Fetching { ends, rows: &rows.next, ahead, asked: 0, times, time: 0 };
+        self.stretch(simd, rows, last..words, inputs, &mut ends);
+    }
+
+    /// The products with words `k` of stored rows.
+    #[inline(always)]
+    fn stretch<S: Simd>(
+        &self,
+        simd: S,
+        rows: &Stored<'_>,
+        k: Range<usize>,
+        inputs: &mut Inputs,
+        sums: &mut impl Sums<S>,
+    ) {
+        let precision = self.weights.precision();
+        match rows.direct(precision) {
+            Some((words, how)) => {
+                let words = &words[k.start / how.lanes()..];
+                let rows = Rows::side_by_side(words, rows.count, rows.stride);
+                direct::products(simd, rows, how, &self.weights, k, self.panels(), sums);
+            }
+            None => {
+                fill_stretch(simd, &rows.rows, k.clone(), precision, inputs);
+                products(simd, (inputs, rows.count), &self.weights, k, self.panels(), sums);
+            }
+        }
     }
 
     /// The same by matrix instructions, from where the rows are stored if they can be taken as they are. Sums over all
@@ -168,7 +194,7 @@ impl Layer {
         block_rows(
             rows,
             match (self.is_matrix(level), self.is_small()) {
-                (false, true) => TILE,
+                (false, true) => 2 * TILE,
                 (false, false) => BLOCK,
                 (true, true) => TALL,
                 (true, false) => MATRIX_BLOCK,
@@ -185,8 +211,8 @@ pub struct Stored<'a> {
     count: usize,
     /// Words of a row.
     stride: usize,
-    /// All of them as words, where they are BF16 and stand one after the other.
-    words: Option<&'a [f32]>,
+    /// All of them as words, where they stand one after the other, and what the words hold: a value, or two of BF16.
+    words: Option<(&'a [f32], Dtype)>,
 }
 
 /// Rows that a matrix instruction reads together.
@@ -195,19 +221,22 @@ const TOGETHER: usize = 16;
 impl<'a> Stored<'a> {
     fn new(set: &RowSet<'a>, first: usize, count: usize, matrix: bool) -> Stored<'a> {
         let (end, all) = (first + count, set.rows());
-        let words = match set.span(first..end).map(|rows| rows.values()) {
+        let (words, stride) = match set.span(first..end).map(|rows| rows.values()) {
+            Some(Values::F32(values)) => (Some((values, Dtype::F32)), set.cols()),
             Some(Values::Bf16(values)) if set.cols().is_multiple_of(2) => {
-                bytemuck::try_cast_slice(values).ok()
+                let words = bytemuck::try_cast_slice(values).ok();
+                (words.map(|words| (words, Dtype::Bf16)), set.cols() / 2)
             }
-            _ => None,
+            _ => (None, 0),
         };
-        let taken = matrix && words.is_some() && count.is_multiple_of(TOGETHER);
+        let taken =
+            matrix && words.is_some_and(|(_, dtype)| dtype == Dtype::Bf16) && count.is_multiple_of(TOGETHER);
         let rows = |range: Range<usize>| match taken {
             true => Vec::new(),
             false => range.map(|row| set.row(row)).collect(),
         };
         let next = rows(end..all.min(end + count));
-        Stored { rows: rows(first..end), next, count, stride: set.cols() / 2, words }
+        Stored { rows: rows(first..end), next, count, stride, words }
     }
 
     /// Number of rows.
@@ -215,10 +244,24 @@ impl<'a> Stored<'a> {
         self.count
     }
 
+    /// All words, and how weights meet them, where products of a precision can take them as they are stored.
+    #[inline(always)]
+    fn direct(&self, precision: Precision) -> Option<(&'a [f32], Direct)> {
+        let (words, dtype) = self.words?;
+        let how = match (precision, dtype) {
+            (Precision::F32, Dtype::F32) => Direct::Single,
+            (Precision::F32, Dtype::Bf16) => Direct::Widened,
+            (Precision::Bf16, Dtype::Bf16) => Direct::Pairs,
+            _ => return None,
+        };
+        Some((words, how))
+    }
+
     /// Words `k` of rows, where a matrix instruction can take them as they are stored.
     #[inline(always)]
     fn block(&self, rows: Range<usize>, k: &Range<usize>) -> Option<Rows<'a>> {
-        let words = self.words?.get(rows.start * self.stride + k.start..)?;
+        let (words, _) = self.words.filter(|(_, dtype)| *dtype == Dtype::Bf16)?;
+        let words = words.get(rows.start * self.stride + k.start..)?;
         let whole = rows.len().is_multiple_of(TOGETHER);
         whole.then(|| Rows::side_by_side(words, rows.len(), self.stride))
     }

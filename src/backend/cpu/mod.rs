@@ -8,6 +8,7 @@
 mod active;
 mod adam;
 mod between;
+mod direct;
 mod ends;
 pub mod floors;
 mod forward;
