@@ -691,6 +691,34 @@ fn cuda_gives_the_bits_of_the_cpu() {
     }
 }
 
+/// Rows that stand one after the other are taken from where they are, rows that lie apart are copied first.
+#[test]
+fn where_rows_lie_does_not_matter() {
+    let [pairs, matrices] = cpus_in_bf16();
+    for (dim, stored) in [
+        (33, Dtype::F32),
+        (300, Dtype::Bf16),
+        (2300, Dtype::F32),
+        (4420, Dtype::Bf16),
+        (4421, Dtype::Bf16),
+        (1000, Dtype::F16),
+    ] {
+        let buf = data_buf(stored, 41, 29, dim);
+        let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 42);
+        // Weights that fit the second-level cache, and some that do not.
+        for hidden in [80, 272] {
+            let reward = RewardModel::init(RewardSize::new(dim, hidden).expect("sizes"), 43);
+            for b in [&cpu(1), &pairs, &matrices] {
+                let all: Vec<usize> = (0..buf.rows()).collect();
+                let (mut together, mut apart) = (Made::default(), Made::default());
+                together.add(b, &vae, &reward, set(&buf), 0);
+                apart.add(b, &vae, &reward, set(&buf).pick(&all), 0);
+                apart.assert_same(&together, &format!("d {dim}, {stored}, {hidden} hidden units"));
+            }
+        }
+    }
+}
+
 #[test]
 fn parts_of_different_dtypes_make_one_set() {
     let (a, b) = (data_buf(Dtype::Bf16, 31, 5, 40), data_buf(Dtype::F16, 32, 6, 40));
