@@ -96,6 +96,14 @@ pub struct Learn<'a> {
 
 impl Sink for Learn<'_> {
     #[inline(always)]
+    fn ask<S: Simd>(&self, simd: S, at: usize, count: usize) {
+        let Weights { w, m, v, .. } = &self.weights;
+        for lanes in [w, m, v] {
+            simd.prefetch_all(bytemuck::cast_slice(&lanes[at..at + count]));
+        }
+    }
+
+    #[inline(always)]
     fn take(&mut self, at: usize, made: &[Lane]) {
         let Weights { w, m, v, g } = &mut self.weights;
         match self.update {

@@ -12,6 +12,10 @@ pub const ZERO: Lane = [0.0; WIDTH];
 pub trait Sink {
     /// Takes some rows.
     fn take(&mut self, at: usize, made: &[Lane]);
+
+    /// Asks for what taking `count` rows from row `at` on will need.
+    #[inline(always)]
+    fn ask<S: Simd>(&self, _: S, _at: usize, _count: usize) {}
 }
 
 /// Adds to what is there.
@@ -145,6 +149,7 @@ fn column_tile<S: Simd, A: Arithmetic, T: Sink, const R: usize>(
     sink: &mut T,
 ) -> usize {
     assert!(a.len() >= b.len() * stride, "a row of a for every lane of b");
+    sink.ask(simd, at, R);
     let mut made = [ZERO; R];
     for part in 0..S::PARTS {
         let mut acc = [simd.load(&ZERO, part); R];
