@@ -10,7 +10,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::lanes::Lanes;
-use super::panel::{ACROSS, Arithmetic, Inputs, Pairs, Place, Single, Sums};
+use super::panel::{ACROSS, Arithmetic, Inputs, Pairs, Place, Single, Sums, inputs_of_word};
 use crate::backend::Precision;
 use crate::model::Linear;
 use crate::simd::{HalfLane, LANES, Lane, Piece, Simd, WIDTH, apart};
@@ -94,7 +94,7 @@ impl Active {
     ) {
         // What the last vector writes goes past its values.
         let lanes = units.div_ceil(WIDTH);
-        let room = (lanes + 1) * WIDTH;
+        let room = (lanes + 1) * WIDTH / inputs_of_word(precision);
         self.room = room;
         self.units.resize(count * room, 0);
         self.words.resize(count * room, 0.0);
