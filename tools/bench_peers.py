@@ -364,8 +364,12 @@ def whole_run(options):
 def device_name(device):
     if device == "cpu":
         text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        found = re.search(r"model name\s*:\s*(.*)", text)
-        return found.group(1).strip() if found else platform.processor() or platform.machine()
+        found = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*?)\s*$", text, re.MULTILINE))
+        name = found.get("model name") or platform.processor() or platform.machine()
+        if not re.search(r"\d", name) and {"cpu family", "model"} <= set(found):
+            # Clouds name no model: different machines would share a file.
+            name = f"{name} (family {found['cpu family']}, model {found['model']})"
+        return name
     import torch
 
     return torch.cuda.get_device_name()

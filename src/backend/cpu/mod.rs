@@ -1,9 +1,10 @@
 //! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 or BF16 operands.
 //!
-//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`, and `active.rs`
-//! behind a ReLU), so that a row's bits never depend on its neighbours, the thread count or the instruction set. Training
-//! takes one pass a step over the weights of its wide layers (`wide.rs`); narrow layers use the `gemm` crate. BF16 is a
-//! choice of operands of the same products: where a machine has no instruction for it, it takes longer than F32.
+//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`; `direct.rs` of rows
+//! where they are stored, `active.rs` behind a ReLU), so that a row's bits never depend on its neighbours, the thread
+//! count or the instruction set. Training takes one pass a step over the weights of its wide layers (`wide.rs`); narrow
+//! layers use the `gemm` crate. BF16 is a choice of operands of the same products: where a machine has no instruction for
+//! it, it takes longer than F32.
 
 mod active;
 mod adam;
