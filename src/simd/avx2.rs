@@ -67,6 +67,31 @@ fn widen_bf16(_: Avx2, values: __m128i) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(values))) }
 }
 
+/// `acc` and the products of 8 words with the two values of another.
+#[inline(always)]
+fn dot(_: Avx2, even: __m256, odd: __m256, words: __m256, acc: __m256) -> __m256 {
+    // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
+    unsafe {
+        let words = _mm256_castps_si256(words);
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        let acc = _mm256_fmadd_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(words, high)), acc);
+        _mm256_fmadd_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), acc)
+    }
+}
+
+/// The values of part `part` among 16 halves in the order of [`super::apart`], widened.
+#[inline(always)]
+fn apart(_: Avx2, halves: &[u16; HALF], part: usize) -> __m256 {
+    // SAFETY: one unaligned load of the 16 values; the token proves AVX2.
+    unsafe {
+        let (halves, zero) = (_mm256_loadu_si256(halves.as_ptr().cast()), _mm256_setzero_si256());
+        _mm256_castsi256_ps(match part {
+            0 => _mm256_unpacklo_epi16(zero, halves),
+            _ => _mm256_unpackhi_epi16(zero, halves),
+        })
+    }
+}
+
 #[inline(always)]
 fn mul_wide(_: Avx2, a: __m256i, b: u32) -> (__m256i, __m256i) {
     // SAFETY: register arithmetic only; the token proves AVX2.
@@ -225,33 +250,18 @@ impl Simd for Avx2 {
     fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
         // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
         unsafe {
+            let words = _mm256_castps_si256(_mm256_set1_ps(a));
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let (even, odd) = (f32::from_bits(a.to_bits() << 16), f32::from_bits(a.to_bits() & 0xffff_0000));
-            std::array::from_fn(|i| {
-                let words = _mm256_castps_si256(b[i]);
-                let b_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
-                let b_odd = _mm256_castsi256_ps(_mm256_and_si256(words, high));
-                let acc = _mm256_fmadd_ps(_mm256_set1_ps(odd), b_odd, acc[i]);
-                _mm256_fmadd_ps(_mm256_set1_ps(even), b_even, acc)
-            })
+            let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
+            let odd = _mm256_castsi256_ps(_mm256_and_si256(words, high));
+            [dot(self, even, odd, b[0], acc[0]), dot(self, even, odd, b[1], acc[1])]
         }
     }
 
     #[inline(always)]
     fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, part: usize, acc: Self::Row) -> Self::Row {
-        let [even, odd] = [even, odd].map(|halves| {
-            std::array::from_fn::<_, 2, _>(|i| {
-                // SAFETY: a `HalfLane` holds 32 values, of which this reads 16; the token proves AVX2.
-                unsafe {
-                    let halves = _mm256_loadu_si256(halves[i * HALF..][..HALF].as_ptr().cast());
-                    let zero = _mm256_setzero_si256();
-                    _mm256_castsi256_ps(match part {
-                        0 => _mm256_unpacklo_epi16(zero, halves),
-                        _ => _mm256_unpackhi_epi16(zero, halves),
-                    })
-                }
-            })
-        });
+        let even = [apart(self, part_of(even, 0), part), apart(self, part_of(even, 1), part)];
+        let odd = [apart(self, part_of(odd, 0), part), apart(self, part_of(odd, 1), part)];
         let bits = a.to_bits();
         let acc = self.fma(f32::from_bits(bits & 0xffff_0000), odd, acc);
         self.fma(f32::from_bits(bits << 16), even, acc)

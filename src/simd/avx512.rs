@@ -93,7 +93,7 @@ fn narrow_bf16<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row:
     if BF16 && !token.any_subnormal(row) {
         return narrow_bf16_normal(token, row);
     }
-    let [low, high] = row.map(|values| round_bf16(token, values));
+    let (low, high) = (round_bf16(token, row[0]), round_bf16(token, row[1]));
     // SAFETY: register arithmetic only; the token proves AVX-512 F.
     unsafe { _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high) }
 }
@@ -109,7 +109,7 @@ fn narrow_bf16_normal<const BF16: bool, const AMX: bool>(
         if BF16 {
             return std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(row[1], row[0]));
         }
-        let [low, high] = row.map(|values| round_bf16(token, values));
+        let (low, high) = (round_bf16(token, row[0]), round_bf16(token, row[1]));
         _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
     }
 }
@@ -325,8 +325,8 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
         let pairs = unsafe {
             let even = _mm512_loadu_si512(even.as_ptr().cast());
             let odd = _mm512_loadu_si512(odd.as_ptr().cast());
-            [_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)]
-                .map(|p| _mm512_castsi512_ps(p))
+            let (low, high) = (_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd));
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
         };
         self.dot(a, pairs, acc)
     }

@@ -28,11 +28,12 @@ impl Direct {
     }
 }
 
-/// Rows of a tile of [`products`]: fewer than of rows that were copied, as each has a pointer of its own.
-pub const fn rows_of_tile<S: Simd>() -> usize {
-    match S::ROWS {
-        12 => 8,
-        6 => 6,
+/// Rows of a tile of [`products`]: fewer than of rows that were copied, as each has a pointer of its own; and fewer still of
+/// pairs where registers are few.
+pub const fn rows_of_tile<S: Simd>(how: Direct) -> usize {
+    match (S::ROWS, how) {
+        (12, _) | (_, Direct::Widened) => 8,
+        (6, Direct::Single) => 6,
         _ => 4,
     }
 }
@@ -50,9 +51,16 @@ pub fn products<S: Simd>(
     sums: &mut impl Sums<S>,
 ) {
     match how {
-        Direct::Single => sweeps::<S, Stored<Single>>(simd, a, weights, k, panels, sums),
-        Direct::Pairs => sweeps::<S, Stored<Pairs>>(simd, a, weights, k, panels, sums),
-        Direct::Widened => sweeps::<S, Widened>(simd, a, weights, k, panels, sums),
+        Direct::Single => match rows_of_tile::<S>(how) {
+            8 => sweep::<S, Stored<Single>, 8>(simd, a, weights, k, panels, sums),
+            6 => sweep::<S, Stored<Single>, 6>(simd, a, weights, k, panels, sums),
+            _ => sweep::<S, Stored<Single>, 4>(simd, a, weights, k, panels, sums),
+        },
+        Direct::Pairs => match rows_of_tile::<S>(how) {
+            8 => sweep::<S, Stored<Pairs>, 8>(simd, a, weights, k, panels, sums),
+            _ => sweep::<S, Stored<Pairs>, 4>(simd, a, weights, k, panels, sums),
+        },
+        Direct::Widened => sweep::<S, Widened, 8>(simd, a, weights, k, panels, sums),
     }
 }
 
@@ -89,23 +97,7 @@ impl Terms for Widened {
 }
 
 #[inline(always)]
-fn sweeps<S: Simd, A: Terms>(
-    simd: S,
-    a: Rows<'_>,
-    weights: &Panels,
-    k: Range<usize>,
-    panels: Range<usize>,
-    sums: &mut impl Sums<S>,
-) {
-    match rows_of_tile::<S>() {
-        8 => sweep_rows::<S, A, 8>(simd, a, weights, k, panels, sums),
-        6 => sweep_rows::<S, A, 6>(simd, a, weights, k, panels, sums),
-        _ => sweep_rows::<S, A, 4>(simd, a, weights, k, panels, sums),
-    }
-}
-
-#[inline(always)]
-fn sweep_rows<S: Simd, A: Terms, const R: usize>(
+fn sweep<S: Simd, A: Terms, const R: usize>(
     simd: S,
     a: Rows<'_>,
     weights: &Panels,

@@ -94,8 +94,8 @@ impl Layer {
         let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
         inputs.resize(count.next_multiple_of(TILE), stretch.min(words));
         // How often there is a meanwhile: for each panel, tile and piece of the stretch.
-        let (tile, depth) = match rows.direct(precision) {
-            Some((_, how)) => (direct::rows_of_tile::<S>(), how.lanes() * DEPTH),
+        let (tile, depth) = match rows.direct::<S>(precision) {
+            Some((_, how)) => (direct::rows_of_tile::<S>(how), how.lanes() * DEPTH),
             None => (S::ROWS, DEPTH),
         };
         let times = |k: Range<usize>| panels * count.div_ceil(tile) * S::PARTS * k.len().div_ceil(depth);
@@ -125,7 +125,7 @@ impl Layer {
         sums: &mut impl Sums<S>,
     ) {
         let precision = self.weights.precision();
-        match rows.direct(precision) {
+        match rows.direct::<S>(precision) {
             Some((words, how)) => {
                 let words = &words[k.start / how.lanes()..];
                 let rows = Rows::side_by_side(words, rows.count, rows.stride);
@@ -246,11 +246,12 @@ impl<'a> Stored<'a> {
 
     /// All words, and how weights meet them, where products of a precision can take them as they are stored.
     #[inline(always)]
-    fn direct(&self, precision: Precision) -> Option<(&'a [f32], Direct)> {
+    fn direct<S: Simd>(&self, precision: Precision) -> Option<(&'a [f32], Direct)> {
         let (words, dtype) = self.words?;
         let how = match (precision, dtype) {
             (Precision::F32, Dtype::F32) => Direct::Single,
-            (Precision::F32, Dtype::Bf16) => Direct::Widened,
+            // Where registers are few, copies cost less than two lanes of weights in them.
+            (Precision::F32, Dtype::Bf16) if S::ROWS >= 12 => Direct::Widened,
             (Precision::Bf16, Dtype::Bf16) => Direct::Pairs,
             _ => return None,
         };
