@@ -13,12 +13,6 @@ pub const TOGETHER: usize = 4;
 /// Counters of [`LANES`] blocks: word w of lane l is `[w][l]`.
 pub type Counters<S> = [<S as Simd>::Words; 4];
 
-/// Counters in registers.
-#[inline(always)]
-pub fn load_counters<S: Simd>(simd: S, [c0, c1, c2, c3]: &[[u32; LANES]; 4]) -> Counters<S> {
-    [simd.load_words(c0), simd.load_words(c1), simd.load_words(c2), simd.load_words(c3)]
-}
-
 /// The standard normals of `N` vectors of counters, value w of lane l of each at `4 l + w`.
 #[inline(always)]
 pub fn normals<S: Simd, const N: usize>(
@@ -249,8 +243,10 @@ mod tests {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Self::Output {
             let mut out = [[0f32; NORMALS]; 2];
-            let counters = load_counters(simd, &self.0);
-            let [_, made] = normals(simd, [load_counters(simd, &[[9; LANES]; 4]), counters], self.1);
+            let [c0, c1, c2, c3] = &self.0;
+            let counters =
+                [simd.load_words(c0), simd.load_words(c1), simd.load_words(c2), simd.load_words(c3)];
+            let [_, made] = normals(simd, [[simd.words(9); 4], counters], self.1);
             store(simd, made, &mut out[0]);
             store(simd, normals_by_word(simd, [counters], self.1)[0], &mut out[1]);
             out

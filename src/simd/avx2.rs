@@ -67,16 +67,23 @@ fn widen_bf16(_: Avx2, values: __m128i) -> __m256 {
     unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(values))) }
 }
 
-/// `acc` and the products of 8 words with the two values of another.
+/// Two BF16 values a word, and one of them in each word of the result.
 #[inline(always)]
-fn dot(_: Avx2, even: __m256, odd: __m256, words: __m256, acc: __m256) -> __m256 {
-    // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
+fn halves(_: Avx2, words: __m256) -> [__m256; 2] {
+    // SAFETY: register arithmetic only; the token proves AVX2.
     unsafe {
         let words = _mm256_castps_si256(words);
-        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-        let acc = _mm256_fmadd_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(words, high)), acc);
-        _mm256_fmadd_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), acc)
+        let odd = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), _mm256_castsi256_ps(odd)]
     }
+}
+
+/// `acc` and the products of 8 words with the two values of another.
+#[inline(always)]
+fn dot(token: Avx2, [a_even, a_odd]: [__m256; 2], words: __m256, acc: __m256) -> __m256 {
+    let [even, odd] = halves(token, words);
+    // SAFETY: register arithmetic only; the token proves FMA.
+    unsafe { _mm256_fmadd_ps(a_even, even, _mm256_fmadd_ps(a_odd, odd, acc)) }
 }
 
 /// The values of part `part` among 16 halves in the order of [`super::apart`], widened.
@@ -237,10 +244,7 @@ impl Simd for Avx2 {
     fn fma_pair(self, a: f32, [b0, b1]: [Self::Row; 2], acc: Self::Row) -> Self::Row {
         // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
         unsafe {
-            let words = _mm256_castps_si256(_mm256_set1_ps(a));
-            let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
-            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let odd = _mm256_castsi256_ps(_mm256_and_si256(words, high));
+            let [even, odd] = halves(self, _mm256_set1_ps(a));
             let acc = [_mm256_fmadd_ps(even, b0[0], acc[0]), _mm256_fmadd_ps(even, b0[1], acc[1])];
             [_mm256_fmadd_ps(odd, b1[0], acc[0]), _mm256_fmadd_ps(odd, b1[1], acc[1])]
         }
@@ -248,14 +252,9 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
-        // SAFETY: register arithmetic only; the token proves AVX2 and FMA.
-        unsafe {
-            let words = _mm256_castps_si256(_mm256_set1_ps(a));
-            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words));
-            let odd = _mm256_castsi256_ps(_mm256_and_si256(words, high));
-            [dot(self, even, odd, b[0], acc[0]), dot(self, even, odd, b[1], acc[1])]
-        }
+        // SAFETY: register arithmetic only; the token proves AVX.
+        let a = halves(self, unsafe { _mm256_set1_ps(a) });
+        [dot(self, a, b[0], acc[0]), dot(self, a, b[1], acc[1])]
     }
 
     #[inline(always)]

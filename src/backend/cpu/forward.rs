@@ -92,12 +92,14 @@ impl Layer {
             sums.extend_from_slice(&self.bias);
         }
         let stretch = if self.is_small() { STRETCH } else { STRETCH / (BLOCK / TILE) };
-        inputs.resize(count.next_multiple_of(TILE), stretch.min(words));
-        // How often there is a meanwhile: for each panel, tile and piece of the stretch.
         let (tile, depth) = match rows.direct::<S>(precision) {
             Some((_, how)) => (direct::rows_of_tile::<S>(how), how.lanes() * DEPTH),
-            None => (S::ROWS, DEPTH),
+            None => {
+                inputs.resize(count.next_multiple_of(TILE), stretch.min(words));
+                (S::ROWS, DEPTH)
+            }
         };
+        // How often there is a meanwhile: for each panel, tile and piece of the stretch.
         let times = |k: Range<usize>| panels * count.div_ceil(tile) * S::PARTS * k.len().div_ceil(depth);
         let word = inputs_of_word(precision) * rows.rows[0].bytes().len() / rows.rows[0].len();
         let last = (words - 1) / stretch * stretch;

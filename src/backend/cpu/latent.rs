@@ -237,6 +237,7 @@ fn squares<S: Simd>(
     let mut squares = simd.floats(0.0);
     // As the dimension is a multiple of 16, blocks come in whole groups.
     const COLUMNS: usize = 4 * TOGETHER;
+    const { assert!(LANES.is_multiple_of(COLUMNS), "no column is left over") };
     let columns = z.chunks_exact(COLUMNS).zip(center.chunks_exact(COLUMNS));
     for (group, ((z, center), precision)) in columns.zip(precision.chunks_exact(COLUMNS)).enumerate() {
         let mut counters = [[row; 4]; TOGETHER];
