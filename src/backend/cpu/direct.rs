@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::panel::{Arithmetic, DEPTH, Pairs, Panels, Place, Single, Sums};
+use super::panel::{Arithmetic, DEPTH, Pairs, Panels, Place, Single, Sums, finish_tile, start_tile};
 use crate::simd::{Rows, Simd};
 
 /// How the words of stored rows meet weights.
@@ -114,11 +114,8 @@ fn sweep<S: Simd, A: Terms, const R: usize>(
                 *row = &a.words[(first + r).min(a.count - 1) * a.stride..][..weights.len() / A::LANES];
             }
             for part in 0..S::PARTS {
-                let place = |r: usize| Place { panel, row: (first + r).min(a.count - 1), part };
-                let mut acc: [S::Row; R] = [sums.start(simd, place(0)); R];
-                for (r, acc) in acc.iter_mut().enumerate().skip(1) {
-                    *acc = sums.start(simd, place(r));
-                }
+                let (at, count) = (Place { panel, row: first, part }, a.count);
+                let mut acc: [S::Row; R] = start_tile(simd, sums, at, count);
                 for (i, b) in weights.chunks(A::LANES * DEPTH).enumerate() {
                     let mut a = [&rows[0][..0]; R];
                     for (a, row) in a.iter_mut().zip(&rows) {
@@ -132,11 +129,7 @@ fn sweep<S: Simd, A: Terms, const R: usize>(
                         }
                     }
                 }
-                for (r, acc) in acc.into_iter().enumerate() {
-                    if first + r < a.count {
-                        sums.finish(simd, place(r), acc);
-                    }
-                }
+                finish_tile(simd, sums, at, count, acc);
             }
         }
     }

@@ -456,11 +456,8 @@ fn sweep<S: Simd, A: Arithmetic, const R: usize>(
         let weights = weights.panel(panel, &k);
         for first in (0..rows).step_by(R) {
             for part in 0..S::PARTS {
-                let place = |r: usize| Place { panel, row: (first + r).min(rows - 1), part };
-                let mut acc: [S::Row; R] = [sums.start(simd, place(0)); R];
-                for (r, acc) in acc.iter_mut().enumerate().skip(1) {
-                    *acc = sums.start(simd, place(r));
-                }
+                let at = Place { panel, row: first, part };
+                let mut acc: [S::Row; R] = start_tile(simd, sums, at, rows);
                 for (stretch, b) in a.stretches.chunks_exact(a.rows).zip(weights.chunks(DEPTH)) {
                     let a: &[Stretch; R] = stretch[first..][..R].try_into().expect("whole tiles");
                     sums.meanwhile(simd);
@@ -471,13 +468,40 @@ fn sweep<S: Simd, A: Arithmetic, const R: usize>(
                         }
                     }
                 }
-                // Counted to R, so that the sums stay in registers.
-                for (r, acc) in acc.into_iter().enumerate() {
-                    if first + r < rows {
-                        sums.finish(simd, place(r), acc);
-                    }
-                }
+                finish_tile(simd, sums, at, rows, acc);
             }
+        }
+    }
+}
+
+/// What the sums of `R` rows from the place on start from. Past the last of `rows` it repeats that one's.
+#[inline(always)]
+pub fn start_tile<S: Simd, const R: usize>(
+    simd: S,
+    sums: &impl Sums<S>,
+    at: Place,
+    rows: usize,
+) -> [S::Row; R] {
+    let mut acc = [sums.start(simd, at); R];
+    for (r, acc) in acc.iter_mut().enumerate().skip(1) {
+        *acc = sums.start(simd, Place { row: (at.row + r).min(rows - 1), ..at });
+    }
+    acc
+}
+
+/// Hands on the sums of the rows from the place on that are below `rows`.
+#[inline(always)]
+pub fn finish_tile<S: Simd, const R: usize>(
+    simd: S,
+    sums: &mut impl Sums<S>,
+    at: Place,
+    rows: usize,
+    acc: [S::Row; R],
+) {
+    // Counted to R, so that the sums stay in registers.
+    for (r, acc) in acc.into_iter().enumerate() {
+        if at.row + r < rows {
+            sums.finish(simd, Place { row: at.row + r, ..at }, acc);
         }
     }
 }
