@@ -16,14 +16,16 @@ impl Avx2 {
     pub fn detect() -> Option<Avx2> {
         let there = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("popcnt");
         there.then_some(Avx2(()))
     }
 
     /// Runs a task compiled with these instructions.
     #[inline]
     pub fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,popcnt")]
         fn inner<T: Task>(token: Avx2, task: T) -> T::Output {
             task.run(token)
         }

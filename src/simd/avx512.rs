@@ -26,11 +26,11 @@ impl<const BF16: bool, const AMX: bool> Avx512<BF16, AMX> {
     /// Runs a task compiled with these instructions.
     #[inline]
     pub fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,popcnt")]
         fn plain<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt")]
         fn bf16<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
@@ -45,17 +45,6 @@ impl<const BF16: bool, const AMX: bool> Avx512<BF16, AMX> {
         }
     }
 }
-
-/// The columns of a lane.
-const COUNT: HalfLane = {
-    let mut count = [0; WIDTH];
-    let mut i = 0;
-    while i < WIDTH {
-        count[i] = i as u16;
-        i += 1;
-    }
-    count
-};
 
 /// Two BF16 values a word, and one of them in each word of the result.
 #[inline(always)]
@@ -169,12 +158,12 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
 
     #[inline(always)]
     fn outline<P: Piece<Self>>(self, piece: P) -> P::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,popcnt")]
         #[inline(never)]
         fn plain<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
             piece.run(token)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt")]
         #[inline(never)]
         fn bf16<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
             piece.run(token)
@@ -332,57 +321,36 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
-    fn nonzero(
-        self,
-        from: &[f32; LANES],
-        first: u32,
-        places: &mut [u32; LANES],
-        values: &mut [f32; LANES],
-    ) -> usize {
+    fn nonzero(self, from: &[f32; LANES], values: &mut [f32; LANES]) -> u16 {
         // SAFETY: 16 values each, unaligned; the token proves AVX-512 F.
         unsafe {
             let all = _mm512_loadu_ps(from.as_ptr());
             let kept = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(all, _mm512_setzero_ps());
-            let count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            let from = _mm512_add_epi32(count, _mm512_set1_epi32(first as i32));
             // Compressed in a register: to memory the instruction is slow on some machines.
             _mm512_storeu_ps(values.as_mut_ptr(), _mm512_maskz_compress_ps(kept, all));
-            _mm512_storeu_si512(places.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(kept, from));
-            kept.count_ones() as usize
+            kept
         }
     }
 
     #[inline(always)]
-    fn nonzero_bf16(
-        self,
-        from: &Lane,
-        first: u16,
-        places: &mut [u16; WIDTH],
-        values: &mut HalfLane,
-    ) -> usize {
+    fn nonzero_bf16(self, from: &Lane, values: &mut HalfLane) -> u32 {
         let [low, high] = self.load(from, 0);
         let rounded = narrow_bf16(self, [low, high]);
         // SAFETY: 32 halves each, unaligned; the token proves AVX-512 F and BW, and VBMI2 where it is used.
         unsafe {
-            let zero = _mm512_setzero_ps();
-            let low = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(low, zero);
-            let high = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero);
-            let kept = _mm512_kunpackw(high.into(), low.into());
             if BF16 {
-                let all = _mm512_add_epi16(
-                    _mm512_loadu_si512(COUNT.as_ptr().cast()),
-                    _mm512_set1_epi16(first as i16),
-                );
+                let zero = _mm512_setzero_ps();
+                let low = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(low, zero);
+                let high = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero);
+                let kept = _mm512_kunpackw(high.into(), low.into());
                 // Compressed in a register: to memory the instruction is slow on some machines.
-                let (all, rounded) =
-                    (_mm512_maskz_compress_epi16(kept, all), _mm512_maskz_compress_epi16(kept, rounded));
-                _mm512_storeu_si512(places.as_mut_ptr().cast(), all);
+                let rounded = _mm512_maskz_compress_epi16(kept, rounded);
                 _mm512_storeu_si512(values.as_mut_ptr().cast(), rounded);
-                return kept.count_ones() as usize;
+                return kept;
             }
             let mut halves: HalfLane = [0; WIDTH];
             _mm512_storeu_si512(halves.as_mut_ptr().cast(), rounded);
-            pack_rounded(from, &halves, first, places, values)
+            pack_rounded(from, &halves, values)
         }
     }
 

@@ -74,19 +74,14 @@ pub const fn apart(column: usize) -> usize {
 
 /// [`Simd::nonzero_bf16`] of a lane that is rounded already, one value after the other.
 #[inline(always)]
-fn pack_rounded(
-    from: &Lane,
-    rounded: &HalfLane,
-    first: u16,
-    places: &mut [u16; WIDTH],
-    values: &mut HalfLane,
-) -> usize {
-    let mut count = 0;
+fn pack_rounded(from: &Lane, rounded: &HalfLane, values: &mut HalfLane) -> u32 {
+    let (mut mask, mut count) = (0, 0);
     for (i, (value, &rounded)) in from.iter().zip(rounded).enumerate() {
-        (places[count], values[count]) = (first + i as u16, rounded);
+        values[count] = rounded;
         count += usize::from(*value != 0.0);
+        mask |= u32::from(*value != 0.0) << i;
     }
-    count
+    mask
 }
 
 /// Vector arithmetic. An implementation is a token that proves its instructions are there.
@@ -196,37 +191,26 @@ pub trait Simd: Copy + Send + Sync {
             }
         }
     }
-    /// Packs the values that are not zero (NaN is not) to the front of `values`, and their places, counted from `first`,
-    /// of `places`; gives their number. What stands behind them is of no meaning.
+    /// Packs the values that are not zero (NaN is not) to the front of `values`; gives which they are, value i as bit i.
+    /// What stands behind them is of no meaning.
     #[inline(always)]
-    fn nonzero(
-        self,
-        from: &[f32; LANES],
-        first: u32,
-        places: &mut [u32; LANES],
-        values: &mut [f32; LANES],
-    ) -> usize {
-        let mut count = 0;
+    fn nonzero(self, from: &[f32; LANES], values: &mut [f32; LANES]) -> u16 {
+        let (mut mask, mut count) = (0, 0);
         for (i, &value) in from.iter().enumerate() {
-            (places[count], values[count]) = (first + i as u32, value);
+            values[count] = value;
             count += usize::from(value != 0.0);
+            mask |= u16::from(value != 0.0) << i;
         }
-        count
+        mask
     }
     /// [`Simd::nonzero`] of a lane, its values rounded to BF16. One that rounds to zero may be among them.
     #[inline(always)]
-    fn nonzero_bf16(
-        self,
-        from: &Lane,
-        first: u16,
-        places: &mut [u16; WIDTH],
-        values: &mut HalfLane,
-    ) -> usize {
+    fn nonzero_bf16(self, from: &Lane, values: &mut HalfLane) -> u32 {
         let mut rounded: HalfLane = [0; WIDTH];
         for part in 0..Self::PARTS {
             self.store_bf16(self.load(from, part), &mut rounded, part);
         }
-        pack_rounded(from, &rounded, first, places, values)
+        pack_rounded(from, &rounded, values)
     }
     /// Words of two lanes of values rounded to BF16, the first in the low halves. What is below the normal range may count
     /// as zero.

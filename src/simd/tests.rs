@@ -208,23 +208,25 @@ fn squares_are_turned() {
     }
 }
 
-/// What is packed of a lane, as F32 and as BF16: places and bits.
+/// What is packed of a lane, as F32 and as BF16: columns and bits.
 struct Packed(Lane);
 
 impl Task for Packed {
-    type Output = (Vec<(u32, u32)>, Vec<(u16, u16)>);
+    type Output = (Vec<(usize, u32)>, Vec<(usize, u16)>);
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Self::Output {
-        let (mut places, mut values) = ([0u32; LANES], [0f32; LANES]);
-        let mut singles = Vec::new();
+        let (mut singles, mut pairs) = (Vec::new(), Vec::new());
         for (i, from) in self.0.as_chunks().0.iter().enumerate() {
-            let count = simd.nonzero(from, 100 + (i * LANES) as u32, &mut places, &mut values);
-            singles.extend((0..count).map(|j| (places[j], values[j].to_bits())));
+            let mut values = [0f32; LANES];
+            let mask = simd.nonzero(from, &mut values);
+            let kept = (0..LANES).filter(|j| mask >> j & 1 == 1).map(|j| i * LANES + j);
+            singles.extend(kept.zip(values.map(f32::to_bits)));
         }
-        let (mut places, mut values) = ([0u16; WIDTH], [0u16; WIDTH]);
-        let count = simd.nonzero_bf16(&self.0, 100, &mut places, &mut values);
-        (singles, places.into_iter().zip(values).take(count).collect())
+        let mut values = [0u16; WIDTH];
+        let mask = simd.nonzero_bf16(&self.0, &mut values);
+        pairs.extend((0..WIDTH).filter(|j| mask >> j & 1 == 1).zip(values));
+        (singles, pairs)
     }
 }
 
@@ -236,8 +238,8 @@ fn what_is_not_zero_is_packed() {
         lane[trial as usize % 24..][..8].copy_from_slice(&odd);
         let rounded = halves(&lane);
         let kept = (0..WIDTH).filter(|&i| lane[i] != 0.0);
-        let singles: Vec<(u32, u32)> = kept.clone().map(|i| (100 + i as u32, lane[i].to_bits())).collect();
-        let pairs: Vec<(u16, u16)> = kept.map(|i| (100 + i as u16, rounded[i])).collect();
+        let singles: Vec<(usize, u32)> = kept.clone().map(|i| (i, lane[i].to_bits())).collect();
+        let pairs: Vec<(usize, u16)> = kept.map(|i| (i, rounded[i])).collect();
         for level in Level::available() {
             let got = level.run(Packed(lane));
             assert_eq!(got, (singles.clone(), pairs.clone()), "{}", level.name());

@@ -15,8 +15,11 @@ use crate::backend::Precision;
 use crate::model::Linear;
 use crate::simd::{HalfLane, LANES, Lane, Piece, Simd, WIDTH, apart};
 
-/// A weight matrix packed for [`products`]: slabs of [`ACROSS`] panels, each `[inputs][ACROSS][32]`, the last one padded
-/// with zeros. Of BF16 a lane has two halves, columns in the order of [`apart`].
+/// Units of a group: as many as a mask has bits.
+const GROUP: usize = u64::BITS as usize;
+
+/// A weight matrix packed for [`products`]: slabs of [`ACROSS`] panels, each `[groups][GROUP][ACROSS][32]`, padded with
+/// zeros. Of BF16 a lane has two halves, columns in the order of [`apart`].
 #[derive(Clone, Debug)]
 pub struct Slabs {
     lanes: Lanes,
@@ -29,12 +32,12 @@ impl Slabs {
     /// Packs the weights of a layer.
     pub fn pack(layer: &Linear, precision: Precision) -> Slabs {
         let (inputs, outputs) = (layer.inputs, layer.outputs);
-        assert!(inputs <= 1 << 16, "units are counted in 16 bits");
-        let places = outputs.div_ceil(ACROSS * WIDTH) * inputs * ACROSS;
+        let units = inputs.next_multiple_of(GROUP);
+        let places = outputs.div_ceil(ACROSS * WIDTH) * units * ACROSS;
         // (place of the panel's input, column)
         let each = layer.weight.chunks_exact(inputs).enumerate().flat_map(|(o, row)| {
             let (panel, column) = (o / WIDTH, o % WIDTH);
-            let first = panel / ACROSS * inputs * ACROSS + panel % ACROSS;
+            let first = panel / ACROSS * units * ACROSS + panel % ACROSS;
             row.iter().enumerate().map(move |(k, &w)| (first + k * ACROSS, column, w))
         });
         let lanes = match precision {
@@ -58,6 +61,11 @@ impl Slabs {
         self.inputs
     }
 
+    /// Groups of inputs.
+    fn groups(&self) -> usize {
+        self.inputs.div_ceil(GROUP)
+    }
+
     /// Number of panels.
     pub fn panels(&self) -> usize {
         self.outputs.div_ceil(WIDTH)
@@ -69,16 +77,18 @@ impl Slabs {
     }
 }
 
-/// The units of rows that are not zero, in rising order, and their values in words.
+/// The units of rows that are not zero and their values, by groups.
+///
+/// A unit is a bit of a mask, not a number in a list: finding the next one is arithmetic on a register, and loads of
+/// weights have the load units to themselves.
 #[derive(Debug, Default)]
 pub struct Active {
-    /// Units, of BF16 two in each.
-    units: Vec<u32>,
+    /// Groups of a row.
+    groups: usize,
+    /// `[row][group]`.
+    masks: Vec<u64>,
+    /// `[row][group][GROUP / inputs of a word]`: values in rising order of their units, of BF16 two in a word.
     words: Vec<f32>,
-    /// Words of each row.
-    counts: Vec<usize>,
-    /// Room of a row.
-    room: usize,
 }
 
 impl Active {
@@ -92,46 +102,43 @@ impl Active {
         units: usize,
         precision: Precision,
     ) {
-        // What the last vector writes goes past its values.
-        let lanes = units.div_ceil(WIDTH);
-        let room = (lanes + 1) * WIDTH / inputs_of_word(precision);
-        self.room = room;
-        self.units.resize(count * room, 0);
-        self.words.resize(count * room, 0.0);
-        self.counts.clear();
-        let places = self.units.chunks_exact_mut(room).zip(self.words.chunks_exact_mut(room));
-        for (row, (places, words)) in places.enumerate().take(count) {
-            let mut active = 0;
+        let room = GROUP / inputs_of_word(precision);
+        self.groups = units.div_ceil(GROUP);
+        self.masks.resize(count * self.groups, 0);
+        self.words.resize(count * self.groups * room, 0.0);
+        let groups = self.masks.iter_mut().zip(self.words.chunks_exact_mut(room));
+        for (i, (mask, words)) in groups.enumerate() {
+            let (row, first) = (i / self.groups, i % self.groups * GROUP);
+            let end = units.min(first + GROUP);
+            *mask = 0;
             match precision {
                 Precision::F32 => {
-                    for first in (0..units).step_by(LANES) {
-                        let lane = rows.lane(row, first / WIDTH);
-                        let from = lane[first % WIDTH..][..LANES].try_into().expect("half a lane");
-                        let places = (&mut places[active..][..LANES]).try_into().expect("room");
-                        let values = (&mut words[active..][..LANES]).try_into().expect("room");
-                        active += simd.nonzero(from, first as u32, places, values);
+                    for unit in (first..end).step_by(LANES) {
+                        let from = rows.lane(row, unit / WIDTH)[unit % WIDTH..][..LANES].try_into();
+                        let values = (&mut words[mask.count_ones() as usize..][..LANES]).try_into();
+                        let kept = simd.nonzero(from.expect("half a lane"), values.expect("room"));
+                        *mask |= u64::from(kept) << (unit - first);
                     }
-                    self.counts.push(active);
                 }
                 Precision::Bf16 => {
-                    let places: &mut [u16] = bytemuck::cast_slice_mut(places);
                     let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
-                    for p in 0..lanes {
-                        let to_places = (&mut places[active..][..WIDTH]).try_into().expect("room");
-                        let to_halves = (&mut halves[active..][..WIDTH]).try_into().expect("room");
-                        let first = p * WIDTH;
-                        let mut lane = rows.lane(row, p);
+                    for unit in (first..end).step_by(WIDTH) {
+                        let mut lane = rows.lane(row, unit / WIDTH);
                         let mut part = [0f32; WIDTH];
-                        if units - first < WIDTH {
+                        if end - unit < WIDTH {
                             // The padding's values are of no unit: zero, or NaN where all are.
-                            part[..units - first].copy_from_slice(&lane[..units - first]);
+                            part[..end - unit].copy_from_slice(&lane[..end - unit]);
                             lane = &part;
                         }
-                        active += simd.nonzero_bf16(lane, first as u16, to_places, to_halves);
+                        let values = (&mut halves[mask.count_ones() as usize..][..WIDTH]).try_into();
+                        let kept = simd.nonzero_bf16(lane, values.expect("room"));
+                        *mask |= u64::from(kept) << (unit - first);
                     }
                     // In pairs, an odd one out is with a zero.
-                    (places[active], halves[active]) = (0, 0);
-                    self.counts.push(active.div_ceil(2));
+                    let active = mask.count_ones() as usize;
+                    if active % 2 == 1 {
+                        halves[active] = 0;
+                    }
                 }
             }
         }
@@ -142,10 +149,10 @@ impl Active {
 trait Terms: Arithmetic {
     /// The weights of a unit for 32 columns.
     type Weights;
-    /// The units of a word.
-    fn units(units: u32) -> [usize; 2];
-    /// A slab, `[inputs][ACROSS]`.
-    fn slab(slabs: &Slabs, slab: usize) -> &[[Self::Weights; ACROSS]];
+    /// Takes the units of the next word from a mask. One that is missing is any.
+    fn units(mask: &mut u64) -> [usize; 2];
+    /// The groups of a slab.
+    fn slab(slabs: &Slabs, slab: usize) -> &[Group<Self::Weights>];
     /// `acc` and the products of a word with the weights of its units.
     fn term<S: Simd>(
         simd: S,
@@ -157,17 +164,28 @@ trait Terms: Arithmetic {
     ) -> S::Row;
 }
 
+/// The weights of a group's units in a slab.
+type Group<W> = [[W; ACROSS]; GROUP];
+
+/// Takes the lowest unit from a mask, any from none.
+#[inline(always)]
+fn lowest(mask: &mut u64) -> usize {
+    let unit = mask.trailing_zeros() as usize % GROUP;
+    *mask &= mask.wrapping_sub(1);
+    unit
+}
+
 impl Terms for Single {
     type Weights = Lane;
 
     #[inline(always)]
-    fn units(unit: u32) -> [usize; 2] {
-        [unit as usize; 2]
+    fn units(mask: &mut u64) -> [usize; 2] {
+        [lowest(mask); 2]
     }
 
     #[inline(always)]
-    fn slab(slabs: &Slabs, slab: usize) -> &[[Lane; ACROSS]] {
-        &slabs.lanes.as_chunks().0[slab * slabs.inputs..][..slabs.inputs]
+    fn slab(slabs: &Slabs, slab: usize) -> &[Group<Lane>] {
+        &slabs.lanes.as_chunks().0.as_chunks().0[slab * slabs.groups()..][..slabs.groups()]
     }
 
     #[inline(always)]
@@ -187,14 +205,15 @@ impl Terms for Pairs {
     type Weights = HalfLane;
 
     #[inline(always)]
-    fn units(units: u32) -> [usize; 2] {
-        [(units & 0xffff) as usize, (units >> 16) as usize]
+    fn units(mask: &mut u64) -> [usize; 2] {
+        let even = lowest(mask);
+        [even, lowest(mask)]
     }
 
     #[inline(always)]
-    fn slab(slabs: &Slabs, slab: usize) -> &[[HalfLane; ACROSS]] {
+    fn slab(slabs: &Slabs, slab: usize) -> &[Group<HalfLane>] {
         let halves: &[HalfLane] = bytemuck::cast_slice(&slabs.lanes);
-        &halves.as_chunks().0[slab * slabs.inputs..][..slabs.inputs]
+        &halves.as_chunks().0.as_chunks().0[slab * slabs.groups()..][..slabs.groups()]
     }
 
     #[inline(always)]
@@ -260,7 +279,7 @@ fn sweep<S: Simd, A: Terms, const TWO: bool, const WHOLE: bool>(
 /// Rows past two slabs, or past the first alone.
 struct Sweep<'a, A: Terms, Z, const TWO: bool, const WHOLE: bool> {
     rows: &'a Active,
-    of: [&'a [[A::Weights; ACROSS]]; 2],
+    of: [&'a [Group<A::Weights>]; 2],
     /// The first slab's first panel.
     first: usize,
     /// Panels of all slabs.
@@ -276,9 +295,9 @@ impl<S: Simd, A: Terms, Z: Sums<S>, const TWO: bool, const WHOLE: bool> Piece<S>
     #[allow(clippy::needless_range_loop, reason = "an iterator would move the sums to memory")]
     fn run(self, simd: S) {
         let Sweep { rows, of, first, panels, sums } = self;
-        let lists = rows.units.chunks_exact(rows.room).zip(rows.words.chunks_exact(rows.room));
-        for (row, ((units, words), &count)) in lists.zip(&rows.counts).enumerate() {
-            let (units, words) = (&units[..count], &words[..count]);
+        let room = GROUP / A::INPUTS;
+        let lists = rows.masks.chunks_exact(rows.groups).zip(rows.words.chunks_exact(rows.groups * room));
+        for (row, (masks, words)) in lists.enumerate() {
             for part in 0..S::PARTS {
                 // Two arrays of a few sums each: one of all would not stay in registers.
                 let mut a = start::<S, WHOLE>(simd, sums, Place { panel: first, row, part }, panels);
@@ -286,16 +305,22 @@ impl<S: Simd, A: Terms, Z: Sums<S>, const TWO: bool, const WHOLE: bool> Piece<S>
                 if TWO {
                     b = start::<S, WHOLE>(simd, sums, Place { panel: first + ACROSS, row, part }, panels);
                 }
-                for (&units, &word) in units.iter().zip(words) {
-                    let [even, odd] = A::units(units);
-                    let pair = [&of[0][even], &of[0][odd]];
-                    for i in 0..ACROSS {
-                        a[i] = A::term(simd, word, pair, i, part, a[i]);
-                    }
-                    if TWO {
-                        let pair = [&of[1][even], &of[1][odd]];
+                for ((&mask, words), (of0, of1)) in
+                    masks.iter().zip(words.chunks_exact(room)).zip(of[0].iter().zip(of[1]))
+                {
+                    let mut left = mask;
+                    let count = (mask.count_ones() as usize).div_ceil(A::INPUTS);
+                    for &word in words.iter().take(count) {
+                        let [even, odd] = A::units(&mut left);
+                        let pair = [&of0[even], &of0[odd]];
                         for i in 0..ACROSS {
-                            b[i] = A::term(simd, word, pair, i, part, b[i]);
+                            a[i] = A::term(simd, word, pair, i, part, a[i]);
+                        }
+                        if TWO {
+                            let pair = [&of1[even], &of1[odd]];
+                            for i in 0..ACROSS {
+                                b[i] = A::term(simd, word, pair, i, part, b[i]);
+                            }
                         }
                     }
                 }
