@@ -30,7 +30,9 @@ impl<const BF16: bool, const AMX: bool> Avx512<BF16, AMX> {
         fn plain<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt")]
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt"
+        )]
         fn bf16<T: Task, S: Simd>(token: S, task: T) -> T::Output {
             task.run(token)
         }
@@ -163,7 +165,9 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
         fn plain<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
             piece.run(token)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt")]
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt"
+        )]
         #[inline(never)]
         fn bf16<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
             piece.run(token)

@@ -106,43 +106,55 @@ impl Active {
         self.groups = units.div_ceil(GROUP);
         self.masks.resize(count * self.groups, 0);
         self.words.resize(count * self.groups * room, 0.0);
-        let groups = self.masks.iter_mut().zip(self.words.chunks_exact_mut(room));
-        for (i, (mask, words)) in groups.enumerate() {
-            let (row, first) = (i / self.groups, i % self.groups * GROUP);
-            let end = units.min(first + GROUP);
-            *mask = 0;
-            match precision {
-                Precision::F32 => {
-                    for unit in (first..end).step_by(LANES) {
-                        let from = rows.lane(row, unit / WIDTH)[unit % WIDTH..][..LANES].try_into();
-                        let values = (&mut words[mask.count_ones() as usize..][..LANES]).try_into();
-                        let kept = simd.nonzero(from.expect("half a lane"), values.expect("room"));
-                        *mask |= u64::from(kept) << (unit - first);
-                    }
-                }
-                Precision::Bf16 => {
-                    let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
-                    for unit in (first..end).step_by(WIDTH) {
-                        let mut lane = rows.lane(row, unit / WIDTH);
-                        let mut part = [0f32; WIDTH];
-                        if end - unit < WIDTH {
-                            // The padding's values are of no unit: zero, or NaN where all are.
-                            part[..end - unit].copy_from_slice(&lane[..end - unit]);
-                            lane = &part;
-                        }
-                        let values = (&mut halves[mask.count_ones() as usize..][..WIDTH]).try_into();
-                        let kept = simd.nonzero_bf16(lane, values.expect("room"));
-                        *mask |= u64::from(kept) << (unit - first);
-                    }
-                    // In pairs, an odd one out is with a zero.
-                    let active = mask.count_ones() as usize;
-                    if active % 2 == 1 {
-                        halves[active] = 0;
-                    }
-                }
+        let all =
+            self.masks.chunks_exact_mut(self.groups).zip(self.words.chunks_exact_mut(self.groups * room));
+        for (row, (masks, words)) in all.enumerate() {
+            for (group, (mask, words)) in masks.iter_mut().zip(words.chunks_exact_mut(room)).enumerate() {
+                let first = group * GROUP;
+                let units = first..units.min(first + GROUP);
+                *mask = match precision {
+                    Precision::F32 => singles(simd, rows, row, units, words),
+                    Precision::Bf16 => pairs(simd, rows, row, units, bytemuck::cast_slice_mut(words)),
+                };
             }
         }
     }
+}
+
+/// The units of a row and a group that are not zero, and their values.
+#[inline(always)]
+fn singles<S: Simd>(simd: S, rows: &Inputs, row: usize, units: Range<usize>, words: &mut [f32]) -> u64 {
+    let mut mask = 0u64;
+    for unit in units.clone().step_by(LANES) {
+        let from = rows.lane(row, unit / WIDTH)[unit % WIDTH..][..LANES].try_into();
+        let values = (&mut words[mask.count_ones() as usize..][..LANES]).try_into();
+        let kept = simd.nonzero(from.expect("half a lane"), values.expect("room"));
+        mask |= u64::from(kept) << (unit - units.start);
+    }
+    mask
+}
+
+/// The same with values of BF16, by twos: an odd one out is with a zero.
+#[inline(always)]
+fn pairs<S: Simd>(simd: S, rows: &Inputs, row: usize, units: Range<usize>, halves: &mut [u16]) -> u64 {
+    let mut mask = 0u64;
+    for unit in units.clone().step_by(WIDTH) {
+        let mut lane = rows.lane(row, unit / WIDTH);
+        let mut part = [0f32; WIDTH];
+        let left = units.end - unit;
+        if left < WIDTH {
+            // The padding's values are of no unit: zero, or NaN where all are.
+            part[..left].copy_from_slice(&lane[..left]);
+            lane = &part;
+        }
+        let values = (&mut halves[mask.count_ones() as usize..][..WIDTH]).try_into();
+        let kept = simd.nonzero_bf16(lane, values.expect("room"));
+        mask |= u64::from(kept) << (unit - units.start);
+    }
+    if let Some(odd) = halves.get_mut(mask.count_ones() as usize) {
+        *odd = 0;
+    }
+    mask
 }
 
 /// How words meet the weights of their units.
@@ -310,7 +322,7 @@ impl<S: Simd, A: Terms, Z: Sums<S>, const TWO: bool, const WHOLE: bool> Piece<S>
                 {
                     let mut left = mask;
                     let count = (mask.count_ones() as usize).div_ceil(A::INPUTS);
-                    for &word in words.iter().take(count) {
+                    for &word in &words[..count] {
                         let [even, odd] = A::units(&mut left);
                         let pair = [&of0[even], &of0[odd]];
                         for i in 0..ACROSS {
