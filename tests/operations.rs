@@ -147,8 +147,8 @@ fn nan_stays_in_its_row() {
     let [pairs, matrices] = cpus_in_bf16();
     for b in [cpu(2), pairs, matrices] {
         let precision = b.arithmetic();
-        // Hidden layers that do not fill their last lane.
-        for hidden in [16, 48, 64] {
+        // Hidden layers that do not fill their last lane, or are wider than a mask has bits.
+        for hidden in [16, 48, 64, 80] {
             let size = VaeSize::new(100, hidden, 16).expect("sizes");
             let (vae, model) =
                 (Vae::init(size, 3), RewardModel::init(RewardSize::new(100, 48).expect("sizes"), 4));

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{HalfLane, LANES, Lane, Simd, Task};
 
-/// Proof that AVX2, FMA and F16C are there.
+/// Proof that AVX2, FMA, F16C, BMI1 and POPCNT are there.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 

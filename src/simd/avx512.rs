@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Piece, Rows, Simd, TALL, Task, WIDTH, amx, pack_rounded, shuffle};
+use super::{HalfLane, LANES, Lane, Piece, Rows, Simd, TALL, Task, WIDTH, amx, pack, shuffle};
 
-/// Proof that AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C are there, where `BF16` AVX-512 BF16 and VBMI2, and where `AMX`
+/// Proof that AVX-512 F, BW, DQ and VL and what [`Avx2`] proves are there, where `BF16` AVX-512 BF16 and VBMI2, and where `AMX`
 /// tiles of BF16 and the system's leave to use them.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512<const BF16: bool, const AMX: bool>(());
@@ -75,6 +75,16 @@ fn dot<const BF16: bool, const AMX: bool>(
         }
         let ([a_even, a_odd], [b_even, b_odd]) = (halves(token, a), halves(token, b));
         _mm512_fmadd_ps(a_even, b_even, _mm512_fmadd_ps(a_odd, b_odd, acc))
+    }
+}
+
+/// Which of a lane's values are not zero; NaN is not.
+#[inline(always)]
+fn nonzero<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, [low, high]: [__m512; 2]) -> [u16; 2] {
+    // SAFETY: register arithmetic only; the token proves AVX-512 F.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        [_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(low, zero), _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero)]
     }
 }
 
@@ -325,27 +335,27 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
-    fn nonzero(self, from: &[f32; LANES], values: &mut [f32; LANES]) -> u16 {
-        // SAFETY: 16 values each, unaligned; the token proves AVX-512 F.
+    fn nonzero(self, from: &Lane, values: &mut Lane) -> u32 {
+        let lane = self.load(from, 0);
+        let [low, high] = nonzero(self, lane);
+        // SAFETY: 16 values each, unaligned, the second from value 16 on at most; the token proves AVX-512 F and BW.
         unsafe {
-            let all = _mm512_loadu_ps(from.as_ptr());
-            let kept = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(all, _mm512_setzero_ps());
             // Compressed in a register: to memory the instruction is slow on some machines.
-            _mm512_storeu_ps(values.as_mut_ptr(), _mm512_maskz_compress_ps(kept, all));
-            kept
+            let to = values.as_mut_ptr();
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(low, lane[0]));
+            _mm512_storeu_ps(to.add(low.count_ones() as usize), _mm512_maskz_compress_ps(high, lane[1]));
+            _mm512_kunpackw(high.into(), low.into())
         }
     }
 
     #[inline(always)]
     fn nonzero_bf16(self, from: &Lane, values: &mut HalfLane) -> u32 {
-        let [low, high] = self.load(from, 0);
-        let rounded = narrow_bf16(self, [low, high]);
+        let lane = self.load(from, 0);
+        let rounded = narrow_bf16(self, lane);
         // SAFETY: 32 halves each, unaligned; the token proves AVX-512 F and BW, and VBMI2 where it is used.
         unsafe {
             if BF16 {
-                let zero = _mm512_setzero_ps();
-                let low = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(low, zero);
-                let high = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero);
+                let [low, high] = nonzero(self, lane);
                 let kept = _mm512_kunpackw(high.into(), low.into());
                 // Compressed in a register: to memory the instruction is slow on some machines.
                 let rounded = _mm512_maskz_compress_epi16(kept, rounded);
@@ -354,7 +364,7 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
             }
             let mut halves: HalfLane = [0; WIDTH];
             _mm512_storeu_si512(halves.as_mut_ptr().cast(), rounded);
-            pack_rounded(from, &halves, values)
+            pack(from, &halves, values)
         }
     }
 

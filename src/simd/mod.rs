@@ -72,14 +72,15 @@ pub const fn apart(column: usize) -> usize {
     column / 4 * 8 + half * 4 + column % 4
 }
 
-/// [`Simd::nonzero_bf16`] of a lane that is rounded already, one value after the other.
+/// [`Simd::nonzero`] and [`Simd::nonzero_bf16`], one value after the other: of a lane, and of what it is rounded to.
 #[inline(always)]
-fn pack_rounded(from: &Lane, rounded: &HalfLane, values: &mut HalfLane) -> u32 {
+fn pack<T: Copy>(from: &Lane, rounded: &[T; WIDTH], values: &mut [T; WIDTH]) -> u32 {
     let (mut mask, mut count) = (0, 0);
     for (i, (value, &rounded)) in from.iter().zip(rounded).enumerate() {
+        let kept = *value != 0.0;
         values[count] = rounded;
-        count += usize::from(*value != 0.0);
-        mask |= u32::from(*value != 0.0) << i;
+        count += usize::from(kept);
+        mask |= u32::from(kept) << i;
     }
     mask
 }
@@ -191,26 +192,20 @@ pub trait Simd: Copy + Send + Sync {
             }
         }
     }
-    /// Packs the values that are not zero (NaN is not) to the front of `values`; gives which they are, value i as bit i.
-    /// What stands behind them is of no meaning.
+    /// Packs the values of a lane that are not zero (NaN is not) to the front of `values`; gives which they are, column i
+    /// as bit i. What stands behind them is of no meaning.
     #[inline(always)]
-    fn nonzero(self, from: &[f32; LANES], values: &mut [f32; LANES]) -> u16 {
-        let (mut mask, mut count) = (0, 0);
-        for (i, &value) in from.iter().enumerate() {
-            values[count] = value;
-            count += usize::from(value != 0.0);
-            mask |= u16::from(value != 0.0) << i;
-        }
-        mask
+    fn nonzero(self, from: &Lane, values: &mut Lane) -> u32 {
+        pack(from, from, values)
     }
-    /// [`Simd::nonzero`] of a lane, its values rounded to BF16. One that rounds to zero may be among them.
+    /// [`Simd::nonzero`] of values rounded to BF16. One that rounds to zero may be among them.
     #[inline(always)]
     fn nonzero_bf16(self, from: &Lane, values: &mut HalfLane) -> u32 {
         let mut rounded: HalfLane = [0; WIDTH];
         for part in 0..Self::PARTS {
             self.store_bf16(self.load(from, part), &mut rounded, part);
         }
-        pack_rounded(from, &rounded, values)
+        pack(from, &rounded, values)
     }
     /// Words of two lanes of values rounded to BF16, the first in the low halves. What is below the normal range may count
     /// as zero.

@@ -216,17 +216,10 @@ impl Task for Packed {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> Self::Output {
-        let (mut singles, mut pairs) = (Vec::new(), Vec::new());
-        for (i, from) in self.0.as_chunks().0.iter().enumerate() {
-            let mut values = [0f32; LANES];
-            let mask = simd.nonzero(from, &mut values);
-            let kept = (0..LANES).filter(|j| mask >> j & 1 == 1).map(|j| i * LANES + j);
-            singles.extend(kept.zip(values.map(f32::to_bits)));
-        }
-        let mut values = [0u16; WIDTH];
-        let mask = simd.nonzero_bf16(&self.0, &mut values);
-        pairs.extend((0..WIDTH).filter(|j| mask >> j & 1 == 1).zip(values));
-        (singles, pairs)
+        let (mut singles, mut pairs) = ([0f32; WIDTH], [0u16; WIDTH]);
+        let masks = [simd.nonzero(&self.0, &mut singles), simd.nonzero_bf16(&self.0, &mut pairs)];
+        let [of_singles, of_pairs] = masks.map(|mask| (0..WIDTH).filter(move |i| mask >> i & 1 == 1));
+        (of_singles.zip(singles.map(f32::to_bits)).collect(), of_pairs.zip(pairs).collect())
     }
 }
 

@@ -13,7 +13,7 @@ use super::lanes::Lanes;
 use super::panel::{ACROSS, Arithmetic, Inputs, Pairs, Place, Single, Sums, inputs_of_word};
 use crate::backend::Precision;
 use crate::model::Linear;
-use crate::simd::{HalfLane, LANES, Lane, Piece, Simd, WIDTH, apart};
+use crate::simd::{HalfLane, Lane, Piece, Simd, WIDTH, apart};
 
 /// Units of a group: as many as a mask has bits.
 const GROUP: usize = u64::BITS as usize;
@@ -92,7 +92,7 @@ pub struct Active {
 }
 
 impl Active {
-    /// Takes rows of `units` units, a multiple of [`LANES`], from hidden layers.
+    /// Takes rows of `units` units, a multiple of 16, from hidden layers.
     #[inline(always)]
     pub fn gather<S: Simd>(
         &mut self,
@@ -112,49 +112,53 @@ impl Active {
             for (group, (mask, words)) in masks.iter_mut().zip(words.chunks_exact_mut(room)).enumerate() {
                 let first = group * GROUP;
                 let units = first..units.min(first + GROUP);
-                *mask = match precision {
-                    Precision::F32 => singles(simd, rows, row, units, words),
-                    Precision::Bf16 => pairs(simd, rows, row, units, bytemuck::cast_slice_mut(words)),
-                };
+                *mask = pack(simd, rows, row, units, precision, words);
             }
         }
     }
 }
 
-/// The units of a row and a group that are not zero, and their values.
+/// Packs what is not zero of a row's units of one group; gives which they are.
 #[inline(always)]
-fn singles<S: Simd>(simd: S, rows: &Inputs, row: usize, units: Range<usize>, words: &mut [f32]) -> u64 {
+fn pack<S: Simd>(
+    simd: S,
+    rows: &Inputs,
+    row: usize,
+    units: Range<usize>,
+    precision: Precision,
+    words: &mut [f32],
+) -> u64 {
     let mut mask = 0u64;
-    for unit in units.clone().step_by(LANES) {
-        let from = rows.lane(row, unit / WIDTH)[unit % WIDTH..][..LANES].try_into();
-        let values = (&mut words[mask.count_ones() as usize..][..LANES]).try_into();
-        let kept = simd.nonzero(from.expect("half a lane"), values.expect("room"));
-        mask |= u64::from(kept) << (unit - units.start);
-    }
-    mask
-}
-
-/// The same with values of BF16, by twos: an odd one out is with a zero.
-#[inline(always)]
-fn pairs<S: Simd>(simd: S, rows: &Inputs, row: usize, units: Range<usize>, halves: &mut [u16]) -> u64 {
-    let mut mask = 0u64;
-    for unit in units.clone().step_by(WIDTH) {
-        let mut lane = rows.lane(row, unit / WIDTH);
+    for first in units.clone().step_by(WIDTH) {
+        let mut lane = rows.lane(row, first / WIDTH);
         let mut part = [0f32; WIDTH];
-        let left = units.end - unit;
+        let left = units.end - first;
         if left < WIDTH {
             // The padding's values are of no unit: zero, or NaN where all are.
             part[..left].copy_from_slice(&lane[..left]);
             lane = &part;
         }
-        let values = (&mut halves[mask.count_ones() as usize..][..WIDTH]).try_into();
-        let kept = simd.nonzero_bf16(lane, values.expect("room"));
-        mask |= u64::from(kept) << (unit - units.start);
+        let count = mask.count_ones() as usize;
+        let kept = match precision {
+            Precision::F32 => simd.nonzero(lane, room_behind(words, count)),
+            Precision::Bf16 => simd.nonzero_bf16(lane, room_behind(bytemuck::cast_slice_mut(words), count)),
+        };
+        mask |= u64::from(kept) << (first - units.start);
     }
-    if let Some(odd) = halves.get_mut(mask.count_ones() as usize) {
-        *odd = 0;
+    if precision == Precision::Bf16 {
+        // In pairs, an odd one out is with a zero.
+        let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
+        if let Some(odd) = halves.get_mut(mask.count_ones() as usize) {
+            *odd = 0;
+        }
     }
     mask
+}
+
+/// Room for a lane behind the values that are packed already.
+#[inline(always)]
+fn room_behind<T>(values: &mut [T], count: usize) -> &mut [T; WIDTH] {
+    values[count..].first_chunk_mut().expect("room for a lane")
 }
 
 /// How words meet the weights of their units.
@@ -218,8 +222,7 @@ impl Terms for Pairs {
 
     #[inline(always)]
     fn units(mask: &mut u64) -> [usize; 2] {
-        let even = lowest(mask);
-        [even, lowest(mask)]
+        [lowest(mask), lowest(mask)]
     }
 
     #[inline(always)]
