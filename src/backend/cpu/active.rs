@@ -130,18 +130,15 @@ fn pack<S: Simd>(
 ) -> u64 {
     let mut mask = 0u64;
     for first in units.clone().step_by(WIDTH) {
-        let mut lane = rows.lane(row, first / WIDTH);
-        let mut part = [0f32; WIDTH];
-        let left = units.end - first;
-        if left < WIDTH {
-            // The padding's values are of no unit: zero, or NaN where all are.
-            part[..left].copy_from_slice(&lane[..left]);
-            lane = &part;
-        }
-        let count = mask.count_ones() as usize;
-        let kept = match precision {
-            Precision::F32 => simd.nonzero(lane, room_behind(words, count)),
-            Precision::Bf16 => simd.nonzero_bf16(lane, room_behind(bytemuck::cast_slice_mut(words), count)),
+        let (lane, count) = (rows.lane(row, first / WIDTH), mask.count_ones() as usize);
+        let kept = match units.end - first {
+            left @ ..WIDTH => {
+                // The padding's values are of no unit: zero, or NaN where all are.
+                let mut part = [0f32; WIDTH];
+                part[..left].copy_from_slice(&lane[..left]);
+                pack_lane(simd, &part, precision, words, count)
+            }
+            _ => pack_lane(simd, lane, precision, words, count),
         };
         mask |= u64::from(kept) << (first - units.start);
     }
@@ -153,6 +150,15 @@ fn pack<S: Simd>(
         }
     }
     mask
+}
+
+/// Packs what is not zero of a lane behind the `count` values that are there; gives which they are.
+#[inline(always)]
+fn pack_lane<S: Simd>(simd: S, lane: &Lane, precision: Precision, words: &mut [f32], count: usize) -> u32 {
+    match precision {
+        Precision::F32 => simd.nonzero(lane, room_behind(words, count)),
+        Precision::Bf16 => simd.nonzero_bf16(lane, room_behind(bytemuck::cast_slice_mut(words), count)),
+    }
 }
 
 /// Room for a lane behind the values that are packed already.
@@ -244,14 +250,14 @@ impl Terms for Pairs {
     }
 }
 
-/// The products of rows with the slabs asked for.
+/// The products of rows with the slabs asked for. Meanwhile the default stands in the place of `sums`.
 #[inline(always)]
 pub fn products<S: Simd>(
     simd: S,
     rows: &Active,
     weights: &Slabs,
     slabs: Range<usize>,
-    sums: &mut impl Sums<S>,
+    sums: &mut (impl Sums<S> + Default),
 ) {
     // Slabs without padding.
     let whole = slabs.end.min(weights.panels() / ACROSS);
@@ -282,7 +288,7 @@ fn sweep<S: Simd, A: Terms, const TWO: bool, const WHOLE: bool>(
     rows: &Active,
     weights: &Slabs,
     slab: usize,
-    sums: &mut impl Sums<S>,
+    sums: &mut (impl Sums<S> + Default),
 ) -> usize {
     let slabs = 1 + usize::from(TWO);
     let of = [A::slab(weights, slab), A::slab(weights, slab + slabs - 1)];
@@ -302,14 +308,17 @@ struct Sweep<'a, A: Terms, Z, const TWO: bool, const WHOLE: bool> {
     sums: &'a mut Z,
 }
 
-impl<S: Simd, A: Terms, Z: Sums<S>, const TWO: bool, const WHOLE: bool> Piece<S>
+impl<S: Simd, A: Terms, Z: Sums<S> + Default, const TWO: bool, const WHOLE: bool> Piece<S>
     for Sweep<'_, A, Z, TWO, WHOLE>
 {
     type Output = ();
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "an iterator would move the sums to memory")]
     fn run(self, simd: S) {
-        let Sweep { rows, of, first, panels, sums } = self;
+        let Sweep { rows, of, first, panels, sums: shared } = self;
+        // Behind a reference, all that says where sums come from and go to would be read and checked for each row.
+        let mut own = std::mem::take(shared);
+        let sums = &mut own;
         let room = GROUP / A::INPUTS;
         let lists = rows.masks.chunks_exact(rows.groups).zip(rows.words.chunks_exact(rows.groups * room));
         for (row, (masks, words)) in lists.enumerate() {
@@ -345,6 +354,7 @@ impl<S: Simd, A: Terms, Z: Sums<S>, const TWO: bool, const WHOLE: bool> Piece<S>
                 }
             }
         }
+        *shared = own;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::matrix::Values;
 use crate::simd::{HalfLane, Lane, Simd, WIDTH};
 
 /// Sums that start from the layer's bias.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Bias<'a>(pub &'a [Lane]);
 
 impl<S: Simd> Start<S> for Bias<'_> {
@@ -36,6 +36,7 @@ fn load_all<S: Simd, const N: usize>(simd: S, lanes: &[Lane], part: usize) -> [S
 }
 
 /// Sums that start from lanes `[rows][panels]`.
+#[derive(Default)]
 pub struct FromLanes<'a> {
     /// The lanes.
     pub lanes: &'a [Lane],
@@ -56,6 +57,7 @@ impl<S: Simd> Start<S> for FromLanes<'_> {
 }
 
 /// Sums that start from lanes of seeds, `[seeds][panels]`.
+#[derive(Default)]
 pub struct FromSeeds<'a> {
     /// The lanes.
     pub lanes: &'a [Lane],
@@ -177,6 +179,12 @@ pub struct ToRows<'a, T> {
     pub stream: bool,
 }
 
+impl<T> Default for ToRows<'_, T> {
+    fn default() -> Self {
+        ToRows { out: &mut [], dim: 0, stream: false }
+    }
+}
+
 impl<S: Simd, T: Element> Finish<S> for ToRows<'_, T> {
     #[inline(always)]
     fn finish(&mut self, simd: S, at: Place, sums: S::Row) {
@@ -249,6 +257,7 @@ fn round_part(lanes: &[Lane], to: &mut [u16], part: usize, parts: usize) {
 }
 
 /// Takes the first layer of a reward model, before its ReLU, into the 32 chains of each row's reward.
+#[derive(Default)]
 pub struct ToChains<'a> {
     /// The weights of the second layer.
     pub second: &'a [Lane],

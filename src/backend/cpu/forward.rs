@@ -6,7 +6,7 @@ use super::active::{self, Active, Slabs};
 use super::direct::{self, Direct};
 use super::ends::{Bias, Fetching, Partial, ToHidden, ToWords, pairs, widen};
 use super::lanes::Lanes;
-use super::latent::{Codes, Drawing};
+use super::latent::{Codes, Drawing, put};
 use super::panel::{
     ACROSS, DEPTH, Ends, Finish, Inputs, Panels, Sums, inputs_of_word, pad_lanes, products, take,
 };
@@ -355,7 +355,13 @@ impl Tail {
 
     /// The products of a hidden layer with the groups asked for.
     #[inline(always)]
-    pub fn products<S: Simd>(&self, simd: S, hidden: &Hidden, groups: Range<usize>, sums: &mut impl Sums<S>) {
+    pub fn products<S: Simd>(
+        &self,
+        simd: S,
+        hidden: &Hidden,
+        groups: Range<usize>,
+        sums: &mut (impl Sums<S> + Default),
+    ) {
         match &self.weights {
             Behind::Active(slabs) => active::products(simd, &hidden.active, slabs, groups, sums),
             Behind::All(weights) => {
@@ -406,11 +412,8 @@ impl Hidden {
     ) -> usize {
         let latent = decoder.weights.words();
         let count = range.len();
-        let z = z.block(simd, range, &mut self.drawing);
         self.latents.resize(count.next_multiple_of(TILE), latent);
-        for (row, z) in z.chunks_exact(latent).enumerate() {
-            self.latents.set_row(row, z);
-        }
+        z.put(simd, range, &mut self.drawing, &mut self.latents);
         self.count = count;
         if let (Behind::All(weights), None) = (&next.weights, base) {
             self.words.resize(count.next_multiple_of(TALL), weights.words().next_multiple_of(WIDTH / 2));
@@ -423,7 +426,7 @@ impl Hidden {
             let mut distinct = 0;
             for (i, &seed) in seeds.iter().enumerate() {
                 if i == 0 || seed != seeds[i - 1] {
-                    self.latents.set_row(distinct, &mu[seed as usize * latent..][..latent]);
+                    put(simd, &mu[seed as usize * latent..][..latent], distinct, &mut self.latents);
                     distinct += 1;
                 }
             }

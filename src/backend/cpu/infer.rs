@@ -180,9 +180,12 @@ fn decode_into<T: Element>(
             let Block { vae, z, range, base, stream, scratch: Scratch { hidden, lanes }, out } = self;
             let (first, tail) = &vae.decoder;
             let count = hidden.make(simd, first, tail, (z, range), base.map(|b| (b.mu, b.rows)));
-            let mut to = ToRows { out, dim: vae.size.dim, stream };
+            let dim = vae.size.dim;
             match base {
-                None => tail.products(simd, hidden, 0..tail.groups(), &mut Ends(Bias(&tail.bias), &mut to)),
+                None => {
+                    let to = ToRows { out, dim, stream };
+                    tail.products(simd, hidden, 0..tail.groups(), &mut Ends(Bias(&tail.bias), to));
+                }
                 Some(Base { embeddings, rows, .. }) => {
                     let seeds: Vec<Values<'_>> =
                         rows.iter().map(|&row| embeddings.row(row as usize)).collect();
@@ -198,7 +201,8 @@ fn decode_into<T: Element>(
                         // The bias is in both decodings and falls out of their difference; as with it, -0 is taken as 0.
                         lanes.as_flattened_mut().iter_mut().for_each(|v| *v += 0.0);
                         let start = FromLanes { lanes, panels };
-                        tail.products(simd, hidden, groups, &mut Ends(start, &mut to));
+                        let to = ToRows { out: &mut *out, dim, stream };
+                        tail.products(simd, hidden, groups, &mut Ends(start, to));
                     }
                 }
             }

@@ -290,9 +290,25 @@ pub enum Codes<'a> {
 /// Scratch of a thread that draws.
 #[derive(Debug, Default)]
 pub struct Drawing {
-    z: Vec<f32>,
+    noise: Vec<f32>,
     start: Vec<f32>,
     distinct: Vec<Sample>,
+}
+
+/// Where latents are put.
+pub trait Target {
+    /// Columns `16 group` to `16 group + 15` of a latent.
+    fn columns(&mut self, latent: usize, group: usize) -> &mut [f32; LANES];
+}
+
+/// Latents one after the other, and the dimension of the latent space.
+struct Matrix<'a>(&'a mut [f32], usize);
+
+impl Target for Matrix<'_> {
+    #[inline(always)]
+    fn columns(&mut self, latent: usize, group: usize) -> &mut [f32; LANES] {
+        self.0[latent * self.1..][group * LANES..].first_chunk_mut().expect("whole groups")
+    }
 }
 
 impl Latents {
@@ -339,7 +355,8 @@ impl Latents {
             #[inline(always)]
             fn run<S: Simd>(self, simd: S) {
                 let All(drawn, range, scratch, out) = self;
-                drawn.draw(simd, range, scratch, out);
+                let latent = drawn.posteriors.latent;
+                drawn.draw(simd, range, scratch, &mut Matrix(out, latent));
             }
         }
         self.made.get_or_init(|| {
@@ -374,30 +391,38 @@ impl Codes<'_> {
         }
     }
 
-    /// Latents `range`, `[range, latent]`.
+    /// Puts latents `range` where they belong, the first as latent 0.
     #[inline(always)]
-    pub fn block<'a, S: Simd>(&'a self, simd: S, range: Range<usize>, scratch: &'a mut Drawing) -> &'a [f32] {
+    pub fn put<S: Simd>(&self, simd: S, range: Range<usize>, scratch: &mut Drawing, to: &mut impl Target) {
         match self {
-            Codes::Made(z, latent) => &z[range.start * latent..range.end * latent],
-            Codes::Drawn(drawn) => {
-                let mut z = std::mem::take(&mut scratch.z);
-                z.resize(range.len() * drawn.posteriors.latent, 0.0);
-                drawn.draw(simd, range, scratch, &mut z);
-                scratch.z = z;
-                &scratch.z
+            Codes::Made(z, latent) => {
+                let z = &z[range.start * latent..range.end * latent];
+                for (i, z) in z.chunks_exact(*latent).enumerate() {
+                    put(simd, z, i, to);
+                }
             }
+            Codes::Drawn(drawn) => drawn.draw(simd, range, scratch, to),
         }
     }
 }
 
+/// Puts latent `i`. Vectors at a time: a copy of any length would be a call.
+#[inline(always)]
+pub fn put<S: Simd>(simd: S, z: &[f32], i: usize, to: &mut impl Target) {
+    for (group, z) in z.as_chunks().0.iter().enumerate() {
+        simd.store_floats(simd.load_floats(z), to.columns(i, group));
+    }
+}
+
 impl Drawn {
-    /// The latents of samples `range`.
+    /// [`Codes::put`] of samples.
     #[inline(always)]
-    fn draw<S: Simd>(&self, simd: S, range: Range<usize>, scratch: &mut Drawing, out: &mut [f32]) {
+    fn draw<S: Simd>(&self, simd: S, range: Range<usize>, scratch: &mut Drawing, to: &mut impl Target) {
         let Drawn { posteriors: p, origin, how, samples } = self;
         let (samples, latent) = (&samples[range], p.latent);
-        let Drawing { start, distinct, .. } = scratch;
-        noise(simd, Purpose::Perturb, *origin, samples, latent, out);
+        let Drawing { noise: eta, start, distinct } = scratch;
+        eta.resize(samples.len() * latent, 0.0);
+        noise(simd, Purpose::Perturb, *origin, samples, latent, eta);
         // Samples of one seed stand together: it is drawn once.
         distinct.clear();
         for sample in samples {
@@ -409,12 +434,12 @@ impl Drawn {
         starts(simd, p, *origin, how.source, distinct, start);
         let sigma = simd.floats(how.sigma());
         let mut seed = 0;
-        for (sample, z) in samples.iter().zip(out.chunks_exact_mut(latent)) {
+        for (i, (sample, eta)) in samples.iter().zip(eta.chunks_exact(latent)).enumerate() {
             seed += usize::from(distinct[seed].row != sample.row);
-            let start = start[seed * latent..][..latent].as_chunks::<LANES>().0;
-            for (z, start) in z.as_chunks_mut::<LANES>().0.iter_mut().zip(start) {
-                let moved = simd.mul_add(sigma, simd.load_floats(z), simd.load_floats(start));
-                simd.store_floats(moved, z);
+            let start = start[seed * latent..][..latent].as_chunks().0;
+            for (group, (eta, start)) in eta.as_chunks().0.iter().zip(start).enumerate() {
+                let moved = simd.mul_add(sigma, simd.load_floats(eta), simd.load_floats(start));
+                simd.store_floats(moved, to.columns(i, group));
             }
         }
     }

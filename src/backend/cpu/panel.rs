@@ -8,8 +8,9 @@ use std::ops::Range;
 
 use super::halves::word;
 use super::lanes::Lanes;
+use super::latent;
 use crate::backend::Precision;
-use crate::simd::{HalfLane, Lane, Piece, Rows, Simd, TALL, WIDTH};
+use crate::simd::{HalfLane, LANES as VECTOR, Lane, Piece, Rows, Simd, TALL, WIDTH};
 
 /// Words of a row that stand side by side in [`Inputs`].
 pub const DEPTH: usize = 64;
@@ -158,18 +159,6 @@ impl Inputs {
         (&mut stretch[p % LANES * WIDTH..][..WIDTH]).try_into().expect("a lane")
     }
 
-    /// Sets all words of a row.
-    #[inline(always)]
-    pub fn set_row(&mut self, row: usize, values: &[f32]) {
-        for (i, values) in values.chunks(DEPTH).enumerate() {
-            // Sixteen at a time: a copy of any length is a call.
-            let (to, rest) = self.stretches[i * self.rows + row][..values.len()].as_chunks_mut::<16>();
-            let (values, last) = values.as_chunks();
-            to.copy_from_slice(values);
-            rest.copy_from_slice(last);
-        }
-    }
-
     /// Sets the words of a row from halves of them, zeros behind the last.
     #[inline(always)]
     pub fn set_halves(&mut self, row: usize, values: &[u16]) {
@@ -221,6 +210,15 @@ impl Inputs {
                 *a -= b;
             }
         }
+    }
+}
+
+impl latent::Target for Inputs {
+    #[inline(always)]
+    fn columns(&mut self, latent: usize, group: usize) -> &mut [f32; VECTOR] {
+        const GROUPS: usize = DEPTH / VECTOR;
+        let stretch = &mut self.stretches[group / GROUPS * self.rows + latent];
+        &mut stretch.as_chunks_mut().0[group % GROUPS]
     }
 }
 
@@ -276,6 +274,7 @@ pub trait Sums<S: Simd>: Start<S> + Finish<S> {}
 impl<S: Simd, T: Start<S> + Finish<S>> Sums<S> for T {}
 
 /// Two ends of sums that know nothing of each other.
+#[derive(Default)]
 pub struct Ends<A, Z>(pub A, pub Z);
 
 impl<S: Simd, A: Start<S>, Z> Start<S> for Ends<A, Z> {
