@@ -301,6 +301,14 @@ def epoch(options, name):
     return in_turns(options, name, variants, "pairs", pairs, None)
 
 
+def apart(found, reference, name):
+    """How far a loss is from the reference's, of the reference's mean: the mean over the seeds and its standard error."""
+    scale = abs(statistics.fmean(f[name] for f in reference))
+    each = [(f[name] - other[name]) / scale for f, other in zip(found, reference, strict=True)]
+    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
+    return {"mean": statistics.fmean(each), "standard_error": error}
+
+
 def whole_run(options):
     """The whole method on the same pairs, from the same initial weights; losses must agree."""
     import peer_torch
@@ -350,11 +358,15 @@ def whole_run(options):
     ours = {kind: figures([1 / s for s in ours[kind]]) for kind in KINDS}
     result = record(limited[KINDS[-1]], first, "runs", ours, peers) | {"others": disturbed}
     names = ["vae_loss", "first_reward_loss", "reward_loss"]
-    # Each seed draws other noise, batches and pairs: what is compared is the mean over the rounds.
-    result["losses"], result["vae_seconds"] = {}, {}
+    # Each seed draws other noise, batches and pairs: what is compared is the mean over the rounds, and it is as sure as
+    # its standard error says.
+    result["losses"], result["losses_apart"], result["vae_seconds"] = {}, {}, {}
     for variant, found in losses.items():
         result["losses"][variant] = {n: statistics.fmean(f[n] for f in found) for n in names}
+        result["losses_apart"][variant] = {n: apart(found, losses["PyTorch F32"], n) for n in names}
         result["vae_seconds"][variant] = statistics.median(f["vae_seconds"] for f in found)
+    for variant in (f"lensmith {kind}" for kind in KINDS):
+        print(f"  {variant}: losses apart by {result['losses_apart'][variant]}", flush=True)
     return result
 
 
