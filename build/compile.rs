@@ -108,7 +108,8 @@ fn one(
 }
 
 fn arguments(architectures: &[Architecture], ptx: Option<Architecture>) -> Vec<String> {
-    let fixed = "-fatbin -O3 -std=c++17 -lineinfo -Werror all-warnings -Xptxas -v";
+    // Contraction is written where it is wanted: what the emulator computes is then what a device computes.
+    let fixed = "-fatbin -O3 -std=c++17 -fmad=false -lineinfo -Werror all-warnings -Xptxas -v";
     let mut out: Vec<String> = fixed.split(' ').map(str::to_string).collect();
     let virtual_name = |a: &Architecture| a.to_string().replace("sm_", "compute_");
     for one in architectures {

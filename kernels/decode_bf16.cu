@@ -1,11 +1,11 @@
 // Decoder: e' = W2 relu(W1 z + b1) + b2 (plain), or e + W2 (h(z) - h(mu of the seed)) (residual)
-// latents [count, latent] stored or drawn here, W1 [hidden, latent], W2 [dim, hidden] BF16; out [count, dim]
-// A block keeps a slice of W2 (blockIdx.y) in shared memory; a warp takes 16 latents at a time, on its own
+// latents [count, latent] stored, W1 [hidden, latent], W2 [dim, hidden] BF16; out [count, dim]
+// A block keeps a slice of W2 (blockIdx.y) in shared memory; a warp takes 32 latents at a time, on its own
 // 2 (latent hidden + hidden dim) FLOP a latent; writes a row by 16 bytes, reads the seed's if residual
 // Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as counted below
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `decode`
-// Measured under emulation only; bound by memory (writes)
+// Never measured on a GPU; by count bound by memory (writes)
 #include "include/mlp_bf16.cuh"
 
 namespace decode_bf16 {
@@ -15,53 +15,120 @@ using gpu::u32;
 using gpu::u64;
 using namespace gpu::tensor;
 
-constexpr u32 STAGE_STRIDE = OUTPUTS + 4;
-
 struct layout {
   decoder_input input;
-  bf16* w2;
-  float* stage;  // 16 rows by 64 columns of each warp
+  bf16* w2;     // of the slice, its columns in the order of `column_of`
+  float* bias;  // in order; zeros behind the last column
 
   GPU_BOTH layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns) : input(carve, hidden, latent) {
     w2 = carve.take<bf16>(size_t(columns) * stride_of(hidden));
-    stage = carve.take<float>(ROWS * STAGE_STRIDE);
+    bias = carve.take<float>(columns);
   }
 };
 
-/// Writes the warp's 16 rows by `wide` columns out of its stage, with bias or base, 16 bytes a lane.
-template <class S>
-GPU_FN void write_out(const float* stage, const gpu::latents& source, u64 row, u64 count, u32 dim, u32 column,
-                      u32 wide, const float* b2, const gpu::seeds& seeds, S* out) {
-  constexpr u32 COUNT = gpu::vec16<S>::COUNT, PIECES = OUTPUTS / COUNT;
-  const bool vector = dim % COUNT == 0;
+/// Which column of a slice lies in row s of the shared W2. In the fragments of a product a lane holds two
+/// neighbouring outputs out of every eight; in this order those of COUNT / 2 fragments are COUNT neighbouring
+/// columns, 16 bytes of S, so that results are stored straight from registers. Within every
+/// 4 COUNT outputs, output 8 m + 2 t + i is column COUNT t + 2 m + i.
+template <u32 COUNT>
+struct column_of {
+  u32 slice;
+  GPU_FN u64 operator()(u32 s) const {
+    const u32 group = s / (4 * COUNT), m = s % (4 * COUNT) / 8, t = s % 8 / 2;
+    return slice + 4 * COUNT * group + COUNT * t + 2 * m + s % 2;
+  }
+};
+
+/// A warp's results: 16 R rows by 64 columns of type S, of which a lane holds COUNT neighbours at a time.
+template <class S, u32 R>
+struct results : tile<R, OUTPUTS / 16> {
+  static constexpr u32 COUNT = gpu::vec16<S>::COUNT, GROUPS = OUTPUTS / (4 * COUNT);
+
+  /// First column of the lane's part of a group.
+  GPU_FN static u32 column(u32 group) { return 4 * COUNT * group + threadIdx.x % 4 * COUNT; }
+  GPU_FN float& at(u32 r, u32 half, u32 group, u32 j) {
+    return this->sum[r][COUNT / 2 * group + j / 2][2 * half + j % 2];
+  }
+
+  /// Calls f(row within the tile, column, values of the lane there) for each 16 bytes, and takes them back.
+  template <class F>
+  GPU_FN void each(F f) {
+#pragma unroll
+    for (u32 r = 0; r < R; r++) {
+#pragma unroll
+      for (u32 half = 0; half < 2; half++) {
+#pragma unroll
+        for (u32 group = 0; group < GROUPS; group++) {
+          float v[COUNT];
+#pragma unroll
+          for (u32 j = 0; j < COUNT; j++) v[j] = at(r, half, group, j);
+          f(2 * r + half, column(group), v);
+#pragma unroll
+          for (u32 j = 0; j < COUNT; j++) at(r, half, group, j) = v[j];
+        }
+      }
+    }
+  }
+  /// Row within the tile of the number that `each` gives.
+  GPU_FN static u32 row_of(u32 number) { return 8 * number + threadIdx.x % gpu::WARP / 4; }
+};
+
+/// Decodes with sizes that the caller knows more or less of: constants make the loops straight. 16 R rows of a warp's
+/// latents go through the slice together; what is not known takes registers from them.
+/// `whole`: rows are whole 16 bytes of S, and the width of the slice whole tiles.
+template <u32 R, class S>
+GPU_FN void decode(const layout& shared, const gpu::latents& source, u64 count, u32 dim, u32 hidden,
+                   u32 latent, u32 slice, u32 width, const float* b1, const gpu::seeds& seeds, bool residual,
+                   bool whole, S* out) {
+  using tile = results<S, R>;
+  constexpr u32 COUNT = tile::COUNT;
+  const u32 stride = stride_of(hidden), own = shared.input.first_row();
+  for (u64 first = u64(blockIdx.x) * LATENTS; first + own < count; first += u64(gridDim.x) * LATENTS) {
+    shared.input.fill(source, first, count, latent, hidden, b1, residual ? seeds.mu : nullptr);
+    for (u32 part = own; part < own + LATENTS_OF_WARP; part += 16 * R) {
+      const bf16* const h = shared.input.hidden + part * stride;
+      const u64 row = first + part + tile::row_of(0);
+      S* const to = out + row * dim + slice;
+      u32 seed[2 * R], there = 0;  // `there`: a bit for each of the lane's rows
+#pragma unroll
+      for (u32 i = 0; i < 2 * R; i++) {
+        if (row + 8 * i < count) there |= 1u << i;
+        seed[i] = residual && row + 8 * i < count ? gpu::owner_of(source, row + 8 * i) : 0;
+      }
 #pragma unroll 1
-  for (u32 i = 0; i < ROWS_OF_WARP * PIECES / gpu::WARP; i++) {
-    const u32 at = threadIdx.x % gpu::WARP + i * gpu::WARP, r = at / PIECES, c = at % PIECES * COUNT;
-    if (row + r >= count || c >= wide) continue;
-    const u32 there = wide - c < COUNT ? wide - c : COUNT;
-    float v[COUNT];
+      for (u32 from = 0; from < width; from += OUTPUTS) {
+        tile t;
+        if (residual) {
+          // One branch for all loads, whose type is known at run time only.
+          auto start_from = [&](auto type) {
+            t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
+              const u32 left = whole ? COUNT : width > from + c ? width - from - c : 0;
+              const u64 at = u64(seed[i]) * dim + slice + from + c;
+              gpu::load_as<decltype(type)>(v, seeds.embeddings, at, left, whole);
+            });
+          };
+          if (seeds.dtype == 0)
+            start_from(float{});
+          else if (seeds.dtype == 1)
+            start_from(gpu::f16{});
+          else
+            start_from(bf16{});
+        } else {
+          t.each([&](u32, u32 c, float(&v)[COUNT]) { gpu::load_aligned(v, shared.bias + from + c); });
+        }
+        t.template add<true, true>(h, stride, shared.w2 + from * stride, stride, hidden);
+        t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
+          if (!(there >> i & 1)) return;
+          S* const at = to + u64(8 * i) * dim + from + c;
+          if (whole) {
+            gpu::store_16_streaming(at, gpu::pack_16(v, S{}));
+          } else {
 #pragma unroll
-    for (u32 j = 0; j < COUNT; j++) {
-      v[j] = stage[r * STAGE_STRIDE + c + j];
-      if (!seeds.mu && j < there) v[j] += b2[column + c + j];
-    }
-    if (seeds.mu) {
-      const u64 from = u64(gpu::owner_of(source, row + r)) * dim + column + c;
-      float base[COUNT];
-      gpu::load_typed(base, seeds.embeddings, seeds.dtype, from, there);
-#pragma unroll
-      for (u32 j = 0; j < COUNT; j++) v[j] += base[j];
-    }
-    S* to = out + (row + r) * dim + column + c;
-    if (vector && there == COUNT) {
-      gpu::vec16<S> piece;
-#pragma unroll
-      for (u32 j = 0; j < COUNT; j++) piece.value[j] = gpu::from_f32<S>(v[j]);
-      gpu::store_16_streaming(to, piece);
-    } else {
-#pragma unroll
-      for (u32 j = 0; j < COUNT; j++)
-        if (j < there) to[j] = gpu::from_f32<S>(v[j]);
+            for (u32 j = 0; j < COUNT; j++)
+              if (from + c + j < width) at[j] = gpu::from_f32<S>(v[j]);
+          }
+        });
+      }
     }
   }
 }
@@ -73,36 +140,21 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const layout shared(carve, hidden, latent, columns);
-  const u32 stride = stride_of(hidden), slice = blockIdx.y * columns;
-  const u32 width = dim - slice < columns ? dim - slice : columns;
+  const u32 slice = blockIdx.y * columns, width = dim - slice < columns ? dim - slice : columns;
   shared.input.load(w1, hidden, latent);
-  copy_rows(shared.w2, stride, w2, slice, dim, hidden, 0, hidden, columns);
+  copy_rows_of(shared.w2, stride_of(hidden), w2, column_of<gpu::vec16<S>::COUNT>{slice}, dim, hidden, 0,
+               hidden, columns);
+  for (u32 c = threadIdx.x; c < columns; c += THREADS) shared.bias[c] = c < width ? b2[slice + c] : 0.0f;
   gpu::copy_async_wait_all();
   __syncthreads();
 
-  const u32 own = shared.input.first_row();
-  float* const stage = shared.stage + own * STAGE_STRIDE;
-  for (u64 first = u64(blockIdx.x) * ROWS; first + own < count; first += u64(gridDim.x) * ROWS) {
-    shared.input.fill(source, first, count, latent, hidden, b1, seeds.mu);
-    for (u32 from = 0; from < width; from += OUTPUTS) {
-      tile<1, OUTPUTS / 16> t;
-      t.clear();
-      const bf16* h = shared.input.hidden + own * stride;
-      t.template add<true, true>(h, stride, shared.w2 + from * stride, stride, hidden);
-      __syncwarp();
-#pragma unroll
-      for (u32 n = 0; n < OUTPUTS / 8; n++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i += 2) {
-          float* to = stage + t.row(0, i) * STAGE_STRIDE + t.output(n, i);
-          *reinterpret_cast<float2*>(to) = make_float2(t.sum[0][n][i], t.sum[0][n][i + 1]);
-        }
-      }
-      __syncwarp();
-      const u32 wide = width - from < OUTPUTS ? width - from : OUTPUTS;
-      write_out(stage, source, first + own, count, dim, slice + from, wide, b2, seeds, out);
-    }
-  }
+  const bool whole = dim % gpu::vec16<S>::COUNT == 0 && width % OUTPUTS == 0, residual = seeds.mu;
+  if (whole && hidden == 64 && latent == 16 && residual)
+    decode<2>(shared, source, count, dim, 64, 16, slice, width, b1, seeds, true, true, out);
+  else if (whole && hidden == 64 && latent == 16)
+    decode<2>(shared, source, count, dim, 64, 16, slice, width, b1, seeds, false, true, out);
+  else
+    decode<1>(shared, source, count, dim, hidden, latent, slice, width, b1, seeds, residual, whole, out);
 }
 
 }  // namespace decode_bf16
@@ -114,7 +166,7 @@ inline size_t decode_bf16_shared(uint32_t hidden, uint32_t latent, uint32_t colu
   return count.bytes();
 }
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
     decode_bf16_f32(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
                     uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                     const gpu::bf16* __restrict__ w2, const float* __restrict__ b2,
@@ -126,7 +178,7 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
 GPU_EXPORT(decode_bf16_f32);
 GPU_EXPORT_SHARED(decode_bf16_f32, decode_bf16_shared);
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
     decode_bf16_f16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
                     uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                     const gpu::bf16* __restrict__ w2, const float* __restrict__ b2,
@@ -138,7 +190,7 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
 GPU_EXPORT(decode_bf16_f16);
 GPU_EXPORT_SHARED(decode_bf16_f16, decode_bf16_shared);
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
     decode_bf16_bf16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
                      uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                      const gpu::bf16* __restrict__ w2, const float* __restrict__ b2,

@@ -5,7 +5,7 @@
 // 2 (latent hidden + hidden dim) FLOP a latent; writes its row once, reads the seed's where residual
 // Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as counted below
 // Exact: the bits of src/backend/cpu/infer.rs, `decode`
-// Measured under emulation only; bound by FP32 issue
+// Never measured on a GPU; by count bound by FP32 issue
 #include "include/mlp_exact.cuh"
 
 namespace decode_f32 {

@@ -5,7 +5,7 @@
 // 2 (dim hidden + 2 hidden latent) FLOP a row; reads the row once per 64 hidden units, writes 8 latent bytes
 // Needs hidden and latent multiples of 16, and shared memory as encode_f32_shared counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `encode`, and of latent.rs, `start`, for z
-// Measured under emulation only; bound by FP32 issue
+// Never measured on a GPU; by count bound by FP32 issue
 #include "include/mlp_exact.cuh"
 
 namespace encode_f32 {

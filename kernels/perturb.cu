@@ -1,3 +1,4 @@
+// archs: sm_75+
 // Of `drawn` candidates z' = z + sigma * eta of a row, the `keep` likeliest under N(center, 1 / precision^2)
 // mu, logvar [rows, latent] F32, latent a multiple of 16; out [rows, keep] u32, best first, ties by number
 // A row belongs to 4 to 32 lanes of one warp, as many as it has candidates; a lane owns a candidate at a time
@@ -5,7 +6,7 @@
 // Needs 1 <= keep <= 256, keep <= drawn, shared memory as select_shared counts it, row numbers below 2^48
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
 // Reference: backend/cpu/latent.rs, `select` and `perturb`
-// Measured under emulation only; bound by integer and FP32 issue, not by memory
+// Never measured on a GPU; bound by integer and FP32 issue, not by memory
 #include "include/latent.cuh"
 
 namespace perturb {
@@ -81,11 +82,21 @@ GPU_FN u64 key_of(const noise& n, const layout& shared, u32 in_block, u32 latent
   return u64(bits) << 32 | candidate;
 }
 
+/// The largest of the lanes' numbers. One instruction since sm_80 (redux), five shuffles for all.
+GPU_FN u32 largest(u32 number) {
+#pragma unroll
+  for (u32 step = gpu::WARP / 2; step > 0; step /= 2) {
+    const u32 other = __shfl_xor_sync(gpu::ALL_LANES, number, step);
+    number = number < other ? other : number;
+  }
+  return number;
+}
+
 /// Sorts the lists of all rows of a warp, filling each from `held` to the longest one's next power of two,
 /// and cuts them to `keep`. Gives the key that a further candidate must be below. Bitonic; all lanes of the
 /// warp together. Orders what they wrote before: no __syncwarp is needed at the call.
 GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
-  const u32 size = power_of_two(__reduce_max_sync(gpu::ALL_LANES, held));
+  const u32 size = power_of_two(largest(held));
   for (u32 i = held + rank; i < size; i += lanes) keys[i] = NO_KEY;
   __syncwarp();
   for (u32 run = 2; run <= size; run *= 2) {
@@ -179,23 +190,36 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
 }
 GPU_EXPORT(select_f32);
 
-/// z' of samples (row in the block of rows, candidate): [count, latent]. A thread owns four elements of a
-/// sample.
+/// What the candidates of each row start from, one posterior sample: [rows, latent]. A thread owns four elements of a
+/// row. Made once for a block of rows, so that whoever draws its candidates needs one normal an element, not two.
 GPU_KERNEL __launch_bounds__(perturb::THREADS)
-    perturb_f32(const float* __restrict__ mu, const float* __restrict__ logvar,
-                const uint2* __restrict__ samples, float* __restrict__ out, uint64_t count, uint32_t latent,
-                float sigma, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
+    start_f32(const float* __restrict__ mu, const float* __restrict__ logvar, float* __restrict__ out,
+              uint64_t rows, uint32_t latent, uint64_t seed, uint32_t side, uint64_t first_row) {
+  using namespace perturb;
+  const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, 0.0f};
+  const u32 blocks = latent / 4;
+  const u64 stride = u64(gridDim.x) * THREADS;
+  for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < rows * blocks; i += stride)
+    store_4(out + 4 * i, start_of(n, first_row + i / blocks, u32(i % blocks), load_4(mu + 4 * i),
+                                  load_4(logvar + 4 * i), false));
+}
+GPU_EXPORT(start_f32);
+
+/// z' of samples (row in the block of rows, candidate) from their rows' starts: [count, latent]. A thread owns four
+/// elements of a sample.
+GPU_KERNEL __launch_bounds__(perturb::THREADS)
+    perturb_f32(const float* __restrict__ starts, const uint2* __restrict__ samples, float* __restrict__ out,
+                uint64_t count, uint32_t latent, float sigma, uint64_t seed, uint32_t side,
+                uint64_t first_row) {
   using namespace perturb;
   const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, sigma};
   const u32 blocks = latent / 4;
   const u64 stride = u64(gridDim.x) * THREADS;
   for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < count * blocks; i += stride) {
-    const u64 sample = i / blocks;
     const u32 block = u32(i % blocks);
-    const uint2 who = samples[sample];
-    const u64 from = u64(who.x) * latent + 4 * block, row = first_row + who.x;
-    const float4 start = start_of(n, row, block, load_4(mu + from), load_4(logvar + from), mean != 0);
-    store_4(out + sample * latent + 4 * block, candidate_of(n, row, who.y, block, start));
+    const uint2 who = samples[i / blocks];
+    const float4 start = load_4(starts + u64(who.x) * latent + 4 * block);
+    store_4(out + 4 * i, candidate_of(n, first_row + who.x, who.y, block, start));
   }
 }
 GPU_EXPORT(perturb_f32);

@@ -106,9 +106,9 @@ GPU_KERNEL probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float
   float sum[4];
   probe::load_fragment(sum, c);
   if (half)
-    gpu::mma_m16n8k16_f16(sum, fa, fb, sum);
+    gpu::mma_m16n8k16_f16(sum, fa, fb);
   else
-    gpu::mma_m16n8k16_bf16(sum, fa, fb, sum);
+    gpu::mma_m16n8k16_bf16(sum, fa, fb);
   probe::store_fragment(d, sum);
 }
 GPU_EXPORT(probe_mma);
@@ -121,7 +121,7 @@ GPU_KERNEL probe_mma_tf32(const float* a, const float* b, const float* c, float*
   for (u32 r = 0; r < 2; r++) fb[r] = gpu::to_tf32(b[(t + 4 * r) * 8 + g]);
   float sum[4];
   probe::load_fragment(sum, c);
-  gpu::mma_m16n8k8_tf32(sum, fa, fb, sum);
+  gpu::mma_m16n8k8_tf32(sum, fa, fb);
   probe::store_fragment(d, sum);
 }
 GPU_EXPORT(probe_mma_tf32);

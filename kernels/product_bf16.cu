@@ -89,19 +89,19 @@ inline size_t product_bf16_shared() {
   return count.bytes();
 }
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS) product_nt_bf16(gpu::product p) {
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 4) product_nt_bf16(gpu::product p) {
   product_bf16::run<true, true, false>(p);
 }
 GPU_EXPORT(product_nt_bf16);
 GPU_EXPORT_SHARED(product_nt_bf16, product_bf16_shared);
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS) product_tn_bf16(gpu::product p) {
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 4) product_tn_bf16(gpu::product p) {
   product_bf16::run<false, false, true>(p);
 }
 GPU_EXPORT(product_tn_bf16);
 GPU_EXPORT_SHARED(product_tn_bf16, product_bf16_shared);
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS) product_nn_bf16(gpu::product p) {
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 4) product_nn_bf16(gpu::product p) {
   product_bf16::run<true, false, false>(p);
 }
 GPU_EXPORT(product_nn_bf16);

@@ -1,18 +1,19 @@
 // Rewards: r = w2 . relu(W1 e + b1) + b2 of embeddings; r = w2 . relu(F h(z) + f) + b2 of latents, folded
 // embeddings [rows, dim], W1 [width, dim]; latents [count, latent], W [hidden, latent], F [width, hidden]
-// Embeddings: a block owns 64 rows by 256 of width at a time; latents: a warp owns 16, weights stay put
+// Embeddings: a block owns 64 rows by 256 of width at a time; latents: a warp owns 32, weights stay put
 // 2 dim width FLOP an embedding, read once per 256 of width; 2 (latent hidden + hidden width) a latent
 // Needs hidden, latent and width multiples of 16, and shared memory as counted below
 // Accuracy: operands and the decoder's hidden layer rounded to BF16, sums in F32: 2^-8 of summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `score`, `preactivations`, `score_latents`
-// Measured under emulation only; bound by the tensor cores (embeddings), by noise and shared memory (latents)
+// Never measured on a GPU; by count bound by tensor cores (embeddings), by instruction issue (latents)
 #include "include/mlp_bf16.cuh"
 #include "include/reduce.cuh"
 
 namespace reward_bf16 {
 
 using gpu::bf16;
-using gpu::relu;
+using gpu::load_2;
+using gpu::relu_nan;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::tensor;
@@ -36,32 +37,35 @@ GPU_FN float row_sum(float v) {
   return v + __shfl_xor_sync(gpu::ALL_LANES, v, 2);
 }
 
-template <class S>
-GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w1, const float* b1,
-                const float* w2, float b2, float* out, float* pre) {
+template <bool ALIGNED, class S>
+GPU_FN void score(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w1, const float* b1,
+                  const float* w2, float b2, float* out, float* pre) {
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const layout shared(carve);
-  const u32 warp = threadIdx.x / gpu::WARP, own = warp / SIDE_BY_SIDE * 32, half = warp % SIDE_BY_SIDE;
+  const u32 warp = threadIdx.x / gpu::WARP, half = warp % SIDE_BY_SIDE, own = warp / SIDE_BY_SIDE * 32;
   for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
     float part[2][2] = {};
     for (u32 from = 0; from < width; from += WIDE) {
+      const u32 ours = from + half * 16 * GROUPS;
       tile<2, GROUPS> t;
-      t.clear();
-      add_stored<STAGES, SIDE_BY_SIDE>(t, shared.stages, embeddings, first, rows, w1, from, width, dim);
+      t.start(b1 + ours, width > ours ? width - ours : 0);
+      add_stored<ALIGNED, STAGES, SIDE_BY_SIDE>(t, shared.stages, embeddings, first, rows, w1, from, width,
+                                                dim);
 #pragma unroll
       for (u32 n = 0; n < 2 * GROUPS; n++) {
-        const u32 o = from + half * 16 * GROUPS + t.output(n, 0);
+        const u32 o = ours + t.output(n, 0);
         if (o >= width) continue;
-        const float bias[2] = {b1[o], b1[o + 1]}, weight[2] = {w2[o], w2[o + 1]};
+        const float2 weight = load_2(w2 + o);
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
 #pragma unroll
           for (u32 h = 0; h < 2; h++) {
-            const float low = t.sum[r][n][2 * h] + bias[0], high = t.sum[r][n][2 * h + 1] + bias[1];
+            const float low = t.sum[r][n][2 * h], high = t.sum[r][n][2 * h + 1];
             const u64 row = first + own + t.row(r, 2 * h);
-            if (pre && row < rows) *reinterpret_cast<float2*>(pre + row * width + o) = make_float2(low, high);
-            part[r][h] += relu(low) * weight[0] + relu(high) * weight[1];
+            if (pre && row < rows) gpu::store_2(pre + row * width + o, make_float2(low, high));
+            part[r][h] = __fmaf_rn(relu_nan(low), weight.x, part[r][h]);
+            part[r][h] = __fmaf_rn(relu_nan(high), weight.y, part[r][h]);
           }
         }
       }
@@ -82,15 +86,85 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w
   }
 }
 
+template <class S>
+GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w1, const float* b1,
+                const float* w2, float b2, float* out, float* pre) {
+  if (dim % 8 == 0)
+    score<true>(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+  else
+    score<false>(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+}
+
 struct latent_layout {
   decoder_input input;
   bf16* folded;
+  float *bias, *weight;  // folded bias and second layer, [width]
 
   GPU_BOTH latent_layout(gpu::carver& carve, u32 hidden, u32 latent, u32 width)
       : input(carve, hidden, latent) {
     folded = carve.take<bf16>(size_t(width) * stride_of(hidden));
+    bias = carve.take<float>(width);
+    weight = carve.take<float>(width);
   }
 };
+
+/// Rewards of latents, with sizes that the caller knows more or less of: constants make the loops straight.
+/// `whole`: the width is a multiple of 64.
+GPU_FN void score_latents(const latent_layout& shared, const gpu::latents& source, u64 count, u32 latent,
+                          u32 hidden, u32 width, bool whole, const float* b1, float b2, const float* base_pre,
+                          const float* base_mu, float* out) {
+  constexpr u32 R = LATENTS_OF_WARP / 16;
+  using tile = gpu::tensor::tile<R, OUTPUTS / 16>;
+  const u32 stride = stride_of(hidden), own = shared.input.first_row();
+  for (u64 first = u64(blockIdx.x) * LATENTS; first + own < count; first += u64(gridDim.x) * LATENTS) {
+    shared.input.fill(source, first, count, latent, hidden, b1, base_mu);
+    u32 seed[2 * R];
+#pragma unroll
+    for (u32 i = 0; i < 2 * R; i++) {
+      const u64 row = first + own + tile::row(i / 2, i % 2 * 2);
+      seed[i] = base_pre && row < count ? gpu::owner_of(source, row) : 0;
+    }
+    float part[R][2] = {};
+#pragma unroll 1
+    for (u32 from = 0; from < width; from += OUTPUTS) {
+      const u32 left = whole || width - from > OUTPUTS ? OUTPUTS : width - from, wide = left / 16;
+      tile t;
+      if (base_pre) {
+#pragma unroll
+        for (u32 n = 0; n < OUTPUTS / 8; n++) {
+#pragma unroll
+          for (u32 i = 0; i < 2 * R; i++) {
+            const float* pre = base_pre + u64(seed[i]) * width + from + t.output(n, 0);
+            const float2 base = n < 2 * wide ? load_2(pre) : make_float2(0.0f, 0.0f);
+            t.sum[i / 2][n][i % 2 * 2] = base.x;
+            t.sum[i / 2][n][i % 2 * 2 + 1] = base.y;
+          }
+        }
+      } else {
+        t.start(shared.bias + from, left);
+      }
+      t.template add<true, true>(shared.input.hidden + own * stride, stride, shared.folded + from * stride,
+                                 stride, hidden, wide);
+#pragma unroll
+      for (u32 n = 0; n < OUTPUTS / 8; n++) {
+        if (n >= 2 * wide) break;
+        const float2 weight = load_2(shared.weight + from + t.output(n, 0));
+#pragma unroll
+        for (u32 i = 0; i < 2 * R; i++) {
+          float& sum = part[i / 2][i % 2];
+          sum = __fmaf_rn(relu_nan(t.sum[i / 2][n][i % 2 * 2]), weight.x, sum);
+          sum = __fmaf_rn(relu_nan(t.sum[i / 2][n][i % 2 * 2 + 1]), weight.y, sum);
+        }
+      }
+    }
+#pragma unroll
+    for (u32 i = 0; i < 2 * R; i++) {
+      const float sum = row_sum(part[i / 2][i % 2]);
+      const u64 row = first + own + tile::row(i / 2, i % 2 * 2);
+      if (threadIdx.x % 4 == 0 && row < count) out[row] = sum + b2;
+    }
+  }
+}
 
 }  // namespace reward_bf16
 
@@ -108,7 +182,7 @@ inline size_t score_latents_bf16_shared(uint32_t hidden, uint32_t latent, uint32
   return count.bytes();
 }
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 2)
     score_bf16_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
                    const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                    const float* __restrict__ w2, float b2, float* __restrict__ out,
@@ -118,7 +192,7 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
 GPU_EXPORT(score_bf16_f32);
 GPU_EXPORT_SHARED(score_bf16_f32, score_bf16_shared);
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 2)
     score_bf16_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
                    const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                    const float* __restrict__ w2, float b2, float* __restrict__ out,
@@ -128,7 +202,7 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
 GPU_EXPORT(score_bf16_f16);
 GPU_EXPORT_SHARED(score_bf16_f16, score_bf16_shared);
 
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 2)
     score_bf16_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
                     const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                     const float* __restrict__ w2, float b2, float* __restrict__ out,
@@ -139,7 +213,7 @@ GPU_EXPORT(score_bf16_bf16);
 GPU_EXPORT_SHARED(score_bf16_bf16, score_bf16_shared);
 
 /// base_pre [seeds, width] are the pre-activations of the seeds for residual scoring, null for plain.
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
+GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
     score_latents_bf16(gpu::latents source, uint64_t count, uint32_t latent, uint32_t hidden, uint32_t width,
                        const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                        const gpu::bf16* __restrict__ folded, const float* __restrict__ folded_bias,
@@ -149,48 +223,19 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS)
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   const latent_layout shared(carve, hidden, latent, width);
-  const u32 stride = stride_of(hidden);
   shared.input.load(w1, hidden, latent);
-  copy_rows(shared.folded, stride, folded, 0, width, hidden, 0, hidden, width);
+  copy_rows(shared.folded, stride_of(hidden), folded, 0, width, hidden, 0, hidden, width);
+  for (u32 i = threadIdx.x; i < width; i += THREADS) {
+    shared.bias[i] = folded_bias[i];
+    shared.weight[i] = w2[i];
+  }
   gpu::copy_async_wait_all();
   __syncthreads();
 
-  const u32 own = shared.input.first_row();
-  for (u64 first = u64(blockIdx.x) * ROWS; first + own < count; first += u64(gridDim.x) * ROWS) {
-    shared.input.fill(source, first, count, latent, hidden, b1, base_mu);
-    u64 start[2] = {0, 0};
-#pragma unroll
-    for (u32 h = 0; h < 2; h++) {
-      const u64 row = first + own + tile<1, 4>::row(0, 2 * h);
-      if (base_pre && row < count) start[h] = u64(gpu::owner_of(source, row)) * width;
-    }
-    float part[2] = {};
-    for (u32 from = 0; from < width; from += OUTPUTS) {
-      const u32 left = width - from, wide = left < OUTPUTS ? left / 16 : OUTPUTS / 16;
-      tile<1, OUTPUTS / 16> t;
-      t.clear();
-      t.add<true, true>(shared.input.hidden + own * stride, stride, shared.folded + from * stride, stride,
-                        hidden, wide);
-#pragma unroll
-      for (u32 n = 0; n < OUTPUTS / 8; n++) {
-        if (n >= 2 * wide) break;
-        const u32 o = from + t.output(n, 0);
-        const float weight[2] = {w2[o], w2[o + 1]};
-#pragma unroll
-        for (u32 h = 0; h < 2; h++) {
-          const float* bias = base_pre ? base_pre + start[h] + o : folded_bias + o;
-          part[h] += relu(t.sum[0][n][2 * h] + bias[0]) * weight[0];
-          part[h] += relu(t.sum[0][n][2 * h + 1] + bias[1]) * weight[1];
-        }
-      }
-    }
-#pragma unroll
-    for (u32 h = 0; h < 2; h++) {
-      const float sum = row_sum(part[h]);
-      const u64 row = first + own + tile<1, 4>::row(0, 2 * h);
-      if (threadIdx.x % 4 == 0 && row < count) out[row] = sum + b2;
-    }
-  }
+  if (hidden == 64 && latent == 16 && width % OUTPUTS == 0 && !base_pre)
+    score_latents(shared, source, count, 16, 64, width, true, b1, b2, nullptr, nullptr, out);
+  else
+    score_latents(shared, source, count, latent, hidden, width, false, b1, b2, base_pre, base_mu, out);
 }
 GPU_EXPORT(score_latents_bf16);
 GPU_EXPORT_SHARED(score_latents_bf16, score_latents_bf16_shared);

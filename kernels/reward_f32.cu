@@ -5,7 +5,7 @@
 // 2 dim width FLOP an embedding, which is read width / 64 times; 2 (latent hidden + hidden width) a latent
 // Needs hidden, latent and width multiples of 16, and shared memory as counted below
 // Exact: the bits of src/backend/cpu/infer.rs, `score`, `preactivations` and `score_latents`
-// Measured under emulation only; bound by FP32 issue
+// Never measured on a GPU; by count bound by FP32 issue
 #include "include/mlp_exact.cuh"
 
 namespace reward_f32 {

@@ -15,12 +15,13 @@ use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver, kernels, layout};
 use lensmith::backend::{
-    Adam, AnyBackend, Backend, Divergence, Origin, PairData, PairRows, Precision, Reduction, Residual,
-    RewardData, RewardObjective, RewardSide, Synthetic, SyntheticPath, VaeObjective,
+    Adam, AnyBackend, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows,
+    Perturbation, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
+    SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Side};
-use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
+use lensmith::model::{FoldedReward, RewardModel, RewardSize, Vae, VaeSize};
 use serde_json::Value;
 
 const HIDDEN: [usize; 5] = [16, 48, 64, 80, 256];
@@ -113,6 +114,26 @@ fn emulated_and_compiled_kernels_are_the_same() {
     let cases = |name: &&String| !name.starts_with("correct_") && !name.starts_with("fault_");
     let emulated: Vec<&str> = emulated.iter().filter(cases).map(String::as_str).collect();
     assert_eq!(compiled, emulated);
+}
+
+/// A Turing GPU runs everything in F32: what needs no tensor cores is compiled for it.
+#[test]
+fn every_kernel_of_f32_is_compiled_for_turing() {
+    let of_f32 = |name: &&str| {
+        !name.starts_with("probe_")
+            && !name.contains("_bf16_")
+            && !name.contains("latents_bf16")
+            && !(name.starts_with("product") && name.ends_with("bf16"))
+    };
+    for image in kernels::IMAGES {
+        // Another choice of architectures than the build's own is somebody's wish.
+        if image.ptx.is_none() || std::env::var_os("LENSMITH_CUDA_ARCHS").is_some() {
+            continue;
+        }
+        for symbol in image.symbols.iter().filter(|s| of_f32(s)) {
+            assert!(image.lowest <= 75, "{symbol} is not compiled for compute capability 7.5");
+        }
+    }
 }
 
 fn models(dim: usize) -> (Vae, RewardModel) {
@@ -221,6 +242,53 @@ fn models_too_wide_for_a_block_are_refused_with_words() {
     let driver = EmulatedDriver::new(Emulator::get(Build::Fast).library(), old);
     let said = Cuda::emulated(driver, Precision::Bf16).expect_err("no tensor cores").to_string();
     assert!(said.contains("--precision bf16 needs BF16 tensor cores"), "{said}");
+}
+
+/// A Turing GPU has less shared memory and no BF16 tensor cores: narrower slices, the same bits.
+#[test]
+fn a_turing_gpu_gives_the_cpus_bits() {
+    let turing = Emulated { shared: 64 << 10, tensor_cores: false, ..Emulated::default() };
+    let b = emulated(Build::Fast, turing, Precision::F32);
+    let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
+    let rows = data_buf(Dtype::F16, 3, 70, 264);
+    let (vae, reward) = models(264);
+    let set = || RowSet::from(rows.view());
+    for (got, want) in made(&b, set(), &vae, &reward).iter().zip(&made(&cpu, set(), &vae, &reward)) {
+        common::assert_same_bits("encode, decode, score", got, want);
+    }
+    let [got, want] =
+        [drawn_and_scored(&b, set(), &vae, &reward), drawn_and_scored(&cpu, set(), &vae, &reward)];
+    assert_eq!(got.0, want.0, "candidates");
+    common::assert_same_bits("latents", &got.1, &want.1);
+    common::assert_same_bits("scores of latents", &got.2, &want.2);
+}
+
+/// Candidates, latents and scores of latents of a few samples a row.
+fn drawn_and_scored(
+    b: &impl Backend,
+    rows: RowSet<'_>,
+    vae: &Vae,
+    reward: &RewardModel,
+) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
+    let folded = FoldedReward::new(vae, reward).expect("folds");
+    let (vae, folded) = (b.load_vae(vae).expect("loads"), b.load_folded(&folded).expect("loads"));
+    let n = rows.rows() as u32;
+    let posteriors = b.encode(&vae, &b.embeddings(rows).expect("uploads")).expect("encodes");
+    let origin = Origin { seed: 9, side: Side::Rejected, first_row: 5 };
+    let how = Perturbation {
+        sigma2: 0.01,
+        keep: 3,
+        oversample: 4,
+        likelihood: Likelihood::Posterior,
+        source: LatentSource::Sample,
+    };
+    let candidates = b.select(&posteriors, origin, &how).expect("selects").candidates;
+    let samples: Vec<Sample> =
+        (0..3 * n).map(|i| Sample { row: i / 3, candidate: candidates[i as usize] }).collect();
+    let latents = b.perturb(&posteriors, origin, &how, &samples).expect("perturbs");
+    let mut scores = vec![f32::NAN; samples.len()];
+    b.score_latents(&folded, &latents, None, &mut scores).expect("scores");
+    (candidates, b.latents(&latents).expect("downloads").values, scores)
 }
 
 /// Training under the check build: no race, no uninitialised read, no access past an array, in any launch of a step.

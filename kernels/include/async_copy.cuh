@@ -15,7 +15,7 @@ namespace gpu {
 GPU_FN u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
 /// Copies 16 bytes past L1; of these the first `bytes` come from `global`, the others become zero.
-/// Both pointers lie on multiples of 16. `global` is not read when `bytes` is 0, but must be a valid address.
+/// Both pointers lie on multiples of 16. Nothing is read when `bytes` is 0: `global` may then point anywhere.
 GPU_FN void copy_async_16(void* shared, const void* global, u32 bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(bytes)
@@ -34,6 +34,14 @@ GPU_FN void copy_async_4(void* shared, const void* global, u32 bytes = 4) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
                "r"(bytes)
                : "memory");
+}
+
+/// The address `bytes` behind `base`, in one instruction. Written out, since the compiler hoists a widened offset out of
+/// a loop, into two registers, and then needs two additions.
+GPU_FN const void* behind(const void* base, u32 bytes) {
+  const void* out;
+  asm("mad.wide.u32 %0, %1, 1, %2;" : "=l"(out) : "r"(bytes), "l"(base));
+  return out;
 }
 
 /// Closes the copies issued since the last commit into a group.
@@ -59,6 +67,7 @@ inline void copy_async_8(void* shared, const void* global, u32 bytes = 8 GPU_SIT
 inline void copy_async_4(void* shared, const void* global, u32 bytes = 4 GPU_SITE) {
   ::emulation::copy_async(shared, global, 4, bytes GPU_HERE);
 }
+inline const void* behind(const void* base, u32 bytes) { return static_cast<const char*>(base) + bytes; }
 inline void copy_async_commit() { ::emulation::copy_async_commit(); }
 template <int N>
 inline void copy_async_wait() {

@@ -13,12 +13,13 @@ struct noise {
   float sigma;
 };
 
-/// mu + exp(logvar / 2) eps: the reparameterisation, four elements at a time.
+/// mu + exp(logvar / 2) eps: the reparameterisation, of one element or of four.
+GPU_FN float reparameterise(float mu, float logvar, float eps) {
+  return __fmaf_rn(exp(__fmul_rn(0.5f, logvar)), eps, mu);
+}
 GPU_FN float4 reparameterise(float4 mu, float4 logvar, float4 eps) {
-  return make_float4(__fmaf_rn(exp(__fmul_rn(0.5f, logvar.x)), eps.x, mu.x),
-                     __fmaf_rn(exp(__fmul_rn(0.5f, logvar.y)), eps.y, mu.y),
-                     __fmaf_rn(exp(__fmul_rn(0.5f, logvar.z)), eps.z, mu.z),
-                     __fmaf_rn(exp(__fmul_rn(0.5f, logvar.w)), eps.w, mu.w));
+  return make_float4(reparameterise(mu.x, logvar.x, eps.x), reparameterise(mu.y, logvar.y, eps.y),
+                     reparameterise(mu.z, logvar.z, eps.z), reparameterise(mu.w, logvar.w, eps.w));
 }
 
 /// Elements 4 * block .. 4 * block + 3 of the latent a row's candidates start from: one posterior sample, or
@@ -38,30 +39,26 @@ GPU_FN float4 candidate_of(const noise& n, u64 row, u32 candidate, u32 block, fl
 /// `count` latents, `latent` wide, each with a row of a block of seeds that it belongs to. A parameter, the
 /// twin of `Latents` in src/backend/cuda/params.rs.
 struct latents {
-  const float* z;        // stored [count, latent]; null if they are drawn
-  const u32* owners;     // stored: [count], the row of each
+  const float* z;        // stored [count, latent]; null: they are drawn wherever they are read
+  const u32* owners;     // [count], the row of each; null: the samples name it
   const uint2* samples;  // drawn: [count], (row, candidate)
-  const float* mu;       // drawn: posteriors of the rows, [rows, latent]
-  const float* logvar;
+  const float* starts;   // drawn: what each row's candidates start from, [rows, latent]
   u64 seed;
   u64 first_row;  // data-set row of the block's first
   u32 side;
   float sigma;
-  u32 mean;  // 1: candidates start at mu, 0: at a posterior sample
-  u32 unused;
 };
 
 /// The row of the block that latent i belongs to.
-GPU_FN u32 owner_of(const latents& l, u64 i) { return l.z ? l.owners[i] : l.samples[i].x; }
+GPU_FN u32 owner_of(const latents& l, u64 i) { return l.owners ? l.owners[i] : l.samples[i].x; }
 
 /// Elements 4 * block .. 4 * block + 3 of latent i. The same bits whether stored or drawn.
 GPU_FN float4 latent_of(const latents& l, u64 i, u32 block, u32 latent) {
   if (l.z) return load_4(l.z + i * latent + 4 * block);
   const noise n = {make_uint2(u32(l.seed), u32(l.seed >> 32)), l.side, l.sigma};
   const uint2 who = l.samples[i];
-  const u64 from = u64(who.x) * latent + 4 * block, row = l.first_row + who.x;
-  const float4 start = start_of(n, row, block, load_4(l.mu + from), load_4(l.logvar + from), l.mean != 0);
-  return candidate_of(n, row, who.y, block, start);
+  const float4 start = load_4(l.starts + u64(who.x) * latent + 4 * block);
+  return candidate_of(n, l.first_row + who.x, who.y, block, start);
 }
 
 /// What residual decoding adds to: embeddings [seeds, dim] of a type as in load_typed, means [seeds, latent].
@@ -88,6 +85,19 @@ struct codes {
     if (!z) return;
     const address a = {purpose::posterior, side, first_row + row, 0};
     store_4(z + to, reparameterise(m, v, normals(a, block, make_uint2(u32(seed), u32(seed >> 32)))));
+  }
+
+  /// Elements `at` and `at` + 1, an even number, of a row, as the fragments of a product hold them.
+  GPU_FN void store_2(float2 m, float2 v, u64 row, u32 at, u32 latent) const {
+    const u64 to = row * latent + at;
+    gpu::store_2(mu + to, m);
+    gpu::store_2(logvar + to, v);
+    if (!z) return;
+    const address a = {purpose::posterior, side, first_row + row, 0};
+    const float4 eps = normals(a, at / 4, make_uint2(u32(seed), u32(seed >> 32)));
+    const bool upper = at & 2;
+    gpu::store_2(z + to, make_float2(reparameterise(m.x, v.x, upper ? eps.z : eps.x),
+                                     reparameterise(m.y, v.y, upper ? eps.w : eps.y)));
   }
 };
 

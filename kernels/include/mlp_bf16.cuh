@@ -9,10 +9,12 @@
 #include "mma.cuh"
 #include "types.cuh"
 
+#include <type_traits>
+
 namespace gpu {
 namespace tensor {
 
-constexpr u32 THREADS = 128, WARPS = THREADS / WARP, ROWS = 64, ROWS_OF_WARP = ROWS / WARPS, OUTPUTS = 64;
+constexpr u32 THREADS = 128, WARPS = THREADS / WARP, OUTPUTS = 64;
 
 /// Values between rows of an operand that is `k` long.
 constexpr GPU_BOTH u32 stride_of(u32 k) { return k + 8; }
@@ -36,6 +38,20 @@ struct tile {
   /// Row, within the tile, of element i of fragment r, and output of element i of fragment n.
   GPU_FN static u32 row(u32 r, u32 i) { return 16 * r + threadIdx.x % WARP / 4 + (i & 2 ? 8 : 0); }
   GPU_FN static u32 output(u32 n, u32 i) { return 8 * n + threadIdx.x % 4 * 2 + (i & 1); }
+
+  /// Starts every row from `bias`, which points at that of the tile's first output; those from `there` on are
+  /// missing. A bias that the sums start from costs no addition behind them.
+  GPU_FN void start(const float* bias, u32 there = 16 * G) {
+#pragma unroll
+    for (u32 n = 0; n < 2 * G; n++) {
+      const float2 b = 8 * n < there ? load_2(bias + output(n, 0)) : make_float2(0.0f, 0.0f);
+#pragma unroll
+      for (u32 r = 0; r < R; r++) {
+        sum[r][n][0] = sum[r][n][2] = b.x;
+        sum[r][n][1] = sum[r][n][3] = b.y;
+      }
+    }
+  }
 
   /// Adds the products over `depth`, a multiple of 16. a and b point at the tile's first row and output;
   /// `A_BY_ROWS`, `B_BY_ROWS` say how they lie. Of the G groups only the first `groups` are made.
@@ -64,31 +80,30 @@ struct tile {
         const u32 left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
 #pragma unroll
         for (u32 r = 0; r < R; r++) {
-          mma_m16n8k16_bf16(sum[r][2 * g], x[r], left, sum[r][2 * g]);
-          mma_m16n8k16_bf16(sum[r][2 * g + 1], x[r], right, sum[r][2 * g + 1]);
+          mma_m16n8k16_bf16(sum[r][2 * g], x[r], left);
+          mma_m16n8k16_bf16(sum[r][2 * g + 1], x[r], right);
         }
       }
     }
   }
 };
 
-/// Eight values from `at` on, of which `there` exist, rounded to BF16; the others are 0.
+/// Brings eight values from `at` on, of which `there` exist, to shared memory as BF16; the others are 0.
 template <class S>
-GPU_FN uint4 load_8(const S* at, u32 there, bool vector) {
-  float v[8];
+GPU_FN void put_8(bf16* to, const S* at, u32 there, bool vector) {
   if (there >= 8 && vector) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i += vec16<S>::COUNT) {
-      const vec16<S> part = load_16(at + i);
-#pragma unroll
-      for (u32 j = 0; j < vec16<S>::COUNT; j++) v[i + j] = to_f32(part.value[j]);
-    }
+    float v[8];
+    load_aligned(v, at);
+    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                                               pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
   } else {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) v[i] = i < there ? to_f32(at[i]) : 0.0f;
+    // Pair by pair: rare, and beside a product's sums there are few registers.
+#pragma unroll 1
+    for (u32 i = 0; i < 8; i += 2) {
+      const float low = i < there ? to_f32(at[i]) : 0.0f, high = i + 1 < there ? to_f32(at[i + 1]) : 0.0f;
+      *reinterpret_cast<u32*>(to + i) = pack_bf16(low, high);
+    }
   }
-  return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                    pack_bf16(v[6], v[7]));
 }
 
 template <class S>
@@ -100,72 +115,221 @@ struct is_bf16<bf16> {
   static constexpr bool VALUE = true;
 };
 
-/// Copies `count` rows by `columns` values, a multiple of 8, from rows `row` and columns `column` on of a
-/// matrix [rows, ld] to shared memory [count][stride], as BF16 with zeros outside. BF16 rows that lie on
-/// multiples of 16 bytes go asynchronously: the caller commits and waits. All threads of the block together.
-template <class S>
-GPU_FN void copy_rows(bf16* to, u32 stride, const S* from, u64 row, u64 rows, u32 ld, u32 column, u32 columns,
-                      u32 count) {
+/// The rows of a source from `first` on.
+struct rows_from {
+  u64 first;
+  GPU_FN u64 operator()(u32 r) const { return first + r; }
+};
+
+/// Copies `count` rows by `columns` values, a multiple of 8, of a matrix [rows, ld] to shared memory
+/// [count][stride], as BF16 with zeros outside: row r from the source's row `source_of(r)`, columns from
+/// `column` on. BF16 rows that lie on multiples of 16 bytes go asynchronously: the caller commits and waits.
+/// All threads of the block together. Addresses are found for each copy anew: not for inner loops.
+template <class S, class F>
+GPU_FN void copy_rows_of(bf16* to, u32 stride, const S* from, F source_of, u64 rows, u32 ld, u32 column,
+                         u32 columns, u32 count) {
   const u32 groups = columns / 8;
   const bool vector = ld % (16 / sizeof(S)) == 0;
   for (u32 at = threadIdx.x; at < count * groups; at += blockDim.x) {
     const u32 r = at / groups, c = column + at % groups * 8;
-    const u32 there = row + r < rows && c < ld ? (ld - c < 8 ? ld - c : 8) : 0;
-    const S* source = there ? from + (row + r) * ld + c : from;
+    const u64 row = source_of(r);
+    const u32 there = row < rows && c < ld ? (ld - c < 8 ? ld - c : 8) : 0;
+    const S* source = there ? from + row * ld + c : from;
     bf16* target = to + r * stride + at % groups * 8;
     if (is_bf16<S>::VALUE && vector)
       copy_async_16(target, source, 2 * there);
     else
-      *reinterpret_cast<uint4*>(target) = load_8(source, there, vector);
+      put_8(target, source, there, vector);
   }
+}
+
+/// The same of consecutive rows, from `row` on.
+template <class S>
+GPU_FN void copy_rows(bf16* to, u32 stride, const S* from, u64 row, u64 rows, u32 ld, u32 column, u32 columns,
+                      u32 count) {
+  copy_rows_of(to, stride, from, rows_from{row}, rows, ld, column, columns, count);
 }
 
 constexpr u32 DEPTH = 64, CHUNK_STRIDE = DEPTH + 8;
 
-/// Values that the stages of add_stored take.
-constexpr GPU_BOTH u32 stages_of(u32 stages, u32 wide) { return stages * (ROWS + wide) * CHUNK_STRIDE; }
+/// A thread's share of COUNT rows of a matrix [rows, ld] on their way into stages, DEPTH columns at a time:
+/// eight values of every 16th row. Their addresses are found once: a chunk costs an addition and a load a row.
+/// Rows past the last are the last again, whose results nobody keeps; columns past the last are zeros.
+///
+/// Three types do it for three ways of lying in memory. `start` begins the next chunk, of columns `k` and on;
+/// `finish` ends it: between them stands the work that hides the time of the loads.
+template <class S, u32 COUNT>
+struct share_of_rows {
+  static constexpr u32 STEP = THREADS / (DEPTH / 8), EACH = COUNT / STEP;
+  // Many rows are those of a weight, whose number is a multiple of 16: what is missing of them is missing for
+  // all threads, and offsets need no registers of a thread's own.
+  static constexpr bool WHOLE_STEPS = EACH > 4;
+  const S* from;                         // the thread's columns in its first row, of the chunk before
+  u32 own[WHOLE_STEPS ? 1 : EACH];       // bytes from there to its rows, or to the second
+  u32 column, ld, most;                  // `most`: bytes to its last row that exists, where steps are whole
 
-/// Adds rows `row` .. of x [rows, dim] times outputs `output` .. of w [outputs, dim], 64 of k at a time, by
-/// STAGES buffers of ROWS + 16 G N rows of shared memory each. The block's warps lie N side by side.
-template <u32 STAGES, u32 N, u32 R, u32 G, class S>
-GPU_FN void add_stored(tile<R, G>& t, bf16* stages, const S* x, u64 row, u64 rows, const bf16* w, u32 output,
-                       u32 outputs, u32 dim) {
-  constexpr u32 WIDE = 16 * G * N;
-  const u32 warp = threadIdx.x / WARP, chunks = (dim + DEPTH - 1) / DEPTH;
-  auto fill = [&](u32 chunk) {
+  GPU_FN share_of_rows(const S* first, u64 row, u64 rows, u32 ld)
+      : column(threadIdx.x % (DEPTH / 8) * 8), ld(ld) {
+    const u32 r = threadIdx.x / (DEPTH / 8), count = u32(rows - row < COUNT ? rows - row : COUNT);
+    const u32 bytes = ld * u32(sizeof(S));
+    most = (count / STEP - 1) * STEP * bytes;
+    if (WHOLE_STEPS) {
+      from = first + (row + r) * ld + column - DEPTH;
+      own[0] = STEP * bytes;
+    } else {
+      from = first + row * ld + column - DEPTH;
+#pragma unroll
+      for (u32 i = 0; i < EACH; i++) own[WHOLE_STEPS ? 0 : i] = min(r + i * STEP, count - 1) * bytes;
+    }
+  }
+
+  /// Bytes from `from` to the thread's row i.
+  GPU_FN u32 offset(u32 i) const { return WHOLE_STEPS ? min(i * own[0], most) : own[i]; }
+  GPU_FN bool inside(u32 k) const { return k + column < ld; }
+  GPU_FN bf16* target(bf16* stage, u32 i) const {
+    return stage + (threadIdx.x / (DEPTH / 8) + i * STEP) * CHUNK_STRIDE + column;
+  }
+};
+
+/// BF16 rows on multiples of 16 bytes, asynchronously.
+template <class S, u32 COUNT>
+struct aligned_rows;
+template <u32 COUNT>
+struct aligned_rows<bf16, COUNT> : share_of_rows<bf16, COUNT> {
+  using share_of_rows<bf16, COUNT>::share_of_rows;
+
+  GPU_FN void start(bf16* stage, u32 k) {
+    const u32 bytes = this->inside(k) ? 16 : 0;
+    this->from += DEPTH;
+#pragma unroll
+    for (u32 i = 0; i < this->EACH; i++)
+      copy_async_16(this->target(stage, i), behind(this->from, this->offset(i)), bytes);
+  }
+  GPU_FN void finish(bf16*, u32) {}
+};
+
+/// F32 and F16 rows on multiples of 16 bytes, rounded to BF16 on their way through registers.
+template <class S, u32 COUNT>
+struct aligned_rows : share_of_rows<S, COUNT> {
+  static constexpr u32 PARTS = 8 / vec16<S>::COUNT;
+  vec16<S> held[share_of_rows<S, COUNT>::EACH][PARTS];
+
+  using share_of_rows<S, COUNT>::share_of_rows;
+
+  GPU_FN void start(bf16*, u32 k) {
+    this->from += DEPTH;
+    if (!this->inside(k)) return;
+#pragma unroll
+    for (u32 i = 0; i < this->EACH; i++) {
+#pragma unroll
+      for (u32 p = 0; p < PARTS; p++)
+        held[i][p] = load_16(static_cast<const S*>(behind(this->from, this->offset(i))) + p * vec16<S>::COUNT);
+    }
+  }
+  GPU_FN void finish(bf16* stage, u32 k) {
+    const bool inside = this->inside(k);
+#pragma unroll
+    for (u32 i = 0; i < this->EACH; i++) {
+      u32 pair[4];
+#pragma unroll
+      for (u32 j = 0; j < 4; j++) {
+        const vec16<S>& part = held[i][2 * j / vec16<S>::COUNT];
+        const u32 at = 2 * j % vec16<S>::COUNT;
+        pair[j] = inside ? pack_bf16(to_f32(part.value[at]), to_f32(part.value[at + 1])) : 0;
+      }
+      *reinterpret_cast<uint4*>(this->target(stage, i)) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+    }
+  }
+};
+
+/// Rows of any width and type, one value after the other where they must.
+template <class S, u32 COUNT>
+struct any_rows {
+  const S* from;
+  u64 row, rows;
+  u32 ld;
+
+  GPU_FN any_rows(const S* from, u64 row, u64 rows, u32 ld) : from(from), row(row), rows(rows), ld(ld) {}
+  GPU_FN void start(bf16* stage, u32 k) {
+    copy_rows(stage, CHUNK_STRIDE, from, row, rows, ld, k, DEPTH, COUNT);
+  }
+  GPU_FN void finish(bf16*, u32) {}
+};
+
+/// Rows that a block of encode and score owns at a time.
+constexpr u32 ROWS = 64;
+
+/// Values of a stage for `wide` outputs, and of the stages that add_stored takes.
+constexpr GPU_BOTH u32 stage_of(u32 wide) { return (ROWS + wide) * CHUNK_STRIDE; }
+constexpr GPU_BOTH u32 stages_of(u32 stages, u32 wide) { return stages * stage_of(wide); }
+
+/// The chunks of add_stored, from sources that know their rows.
+template <u32 STAGES, u32 N, u32 R, u32 G, class X, class W>
+GPU_FN void add_chunks(tile<R, G>& t, bf16* stages, X x, W w, u32 chunks) {
+  constexpr u32 SIZE = stage_of(16 * G * N);
+  const u32 warp = threadIdx.x / WARP;
+  auto start = [&](u32 stage, u32 chunk) {
     if (chunk < chunks) {
-      bf16* stage = stages + chunk % STAGES * (ROWS + WIDE) * CHUNK_STRIDE;
-      copy_rows(stage, CHUNK_STRIDE, x, row, rows, dim, chunk * DEPTH, DEPTH, ROWS);
-      copy_rows(stage + ROWS * CHUNK_STRIDE, CHUNK_STRIDE, w, output, outputs, dim, chunk * DEPTH, DEPTH,
-                WIDE);
+      x.start(stages + stage, chunk * DEPTH);
+      w.start(stages + stage + ROWS * CHUNK_STRIDE, chunk * DEPTH);
     }
     copy_async_commit();
+  };
+  auto finish = [&](u32 stage, u32 chunk) {
+    if (chunk < chunks) x.finish(stages + stage, chunk * DEPTH);
   };
   // The stages may still be read for what came before.
   __syncthreads();
 #pragma unroll
-  for (u32 s = 0; s < STAGES - 1; s++) fill(s);
+  for (u32 s = 0; s < STAGES - 1; s++) {
+    start(s * SIZE, s);
+    finish(s * SIZE, s);
+  }
+  // Where stages start: the one that is read and the one that is filled.
+  u32 read = 0, write = (STAGES - 1) * SIZE;
+#pragma unroll 1
   for (u32 chunk = 0; chunk < chunks; chunk++) {
     copy_async_wait<STAGES - 2>();
     __syncthreads();
     // Into the stage that all have left since the barrier.
-    fill(chunk + STAGES - 1);
-    const bf16* stage = stages + chunk % STAGES * (ROWS + WIDE) * CHUNK_STRIDE;
-    const bf16* a = stage + warp / N * 16 * R * CHUNK_STRIDE;
-    const bf16* b = stage + (ROWS + warp % N * 16 * G) * CHUNK_STRIDE;
+    start(write, chunk + STAGES - 1);
+    const bf16* a = stages + read + warp / N * 16 * R * CHUNK_STRIDE;
+    const bf16* b = stages + read + (ROWS + warp % N * 16 * G) * CHUNK_STRIDE;
     t.template add<true, true>(a, CHUNK_STRIDE, b, CHUNK_STRIDE, DEPTH);
+    finish(write, chunk + STAGES - 1);
+    read = read == (STAGES - 1) * SIZE ? 0 : read + SIZE;
+    write = write == (STAGES - 1) * SIZE ? 0 : write + SIZE;
   }
 }
 
-/// The decoder's first layer of 64 latents, 16 of them a warp's own: nothing here waits for other warps.
+/// Adds rows `row` .. of x [rows, dim] times outputs `output` .. of w [outputs, dim], 64 of k at a time, by
+/// STAGES buffers of ROWS + 16 G N rows of shared memory each. The block's warps lie N side by side. Sums of
+/// rows and outputs past the last are of no use. `ALIGNED`: dim is a multiple of 8. A kernel branches on that
+/// once, around all of its work: sums that two ways of loading share are moved between registers in the loop.
+template <bool ALIGNED, u32 STAGES, u32 N, u32 R, u32 G, class S>
+GPU_FN void add_stored(tile<R, G>& t, bf16* stages, const S* x, u64 row, u64 rows, const bf16* w, u32 output,
+                       u32 outputs, u32 dim) {
+  constexpr u32 WIDE = 16 * G * N;
+  const u32 chunks = (dim + DEPTH - 1) / DEPTH;
+  // Beside sums that take most registers there are none for values on their way: those are not held.
+  constexpr bool HELD = is_bf16<S>::VALUE || R * G <= 8;
+  using rows_of_x = std::conditional_t<ALIGNED && HELD, aligned_rows<S, ROWS>, any_rows<S, ROWS>>;
+  using rows_of_w = std::conditional_t<ALIGNED, aligned_rows<bf16, WIDE>, any_rows<bf16, WIDE>>;
+  add_chunks<STAGES, N>(t, stages, rows_of_x(x, row, rows, dim), rows_of_w(w, output, outputs, dim), chunks);
+}
+
+/// Latents that a warp of a decoder owns at a time, and a block.
+constexpr u32 LATENTS_OF_WARP = 32, LATENTS = WARPS * LATENTS_OF_WARP;
+
+/// The decoder's first layer of a block's latents, 32 of them a warp's own: nothing here waits for other warps.
 struct decoder_input {
   bf16 *w1, *z, *mean, *hidden;
 
   GPU_BOTH decoder_input(carver& carve, u32 size, u32 latent) {
     w1 = carve.take<bf16>(size_t(size) * stride_of(latent));
-    z = carve.take<bf16>(size_t(ROWS) * stride_of(latent));
-    mean = carve.take<bf16>(size_t(ROWS) * stride_of(latent));
-    hidden = carve.take<bf16>(size_t(ROWS) * stride_of(size));
+    z = carve.take<bf16>(size_t(LATENTS) * stride_of(latent));
+    mean = carve.take<bf16>(size_t(LATENTS) * stride_of(latent));
+    hidden = carve.take<bf16>(size_t(LATENTS) * stride_of(size));
   }
 
   /// Brings W1 [size, latent] in; the caller waits for all copies and puts a barrier behind it.
@@ -173,53 +337,61 @@ struct decoder_input {
     copy_rows(w1, stride_of(latent), from, 0, size, latent, 0, latent, size);
   }
 
-  GPU_FN u32 first_row() const { return threadIdx.x / WARP * ROWS_OF_WARP; }
+  GPU_FN u32 first_row() const { return threadIdx.x / WARP * LATENTS_OF_WARP; }
 
   /// hidden = relu(W1 z + b1) of the warp's rows of latents `first` and on, or, given the seeds' means, its
   /// difference from that of the latent's seed.
   GPU_FN void fill(const latents& source, u64 first, u64 count, u32 latent, u32 size, const float* b1,
                    const float* base_mu) const {
-    const u32 lane = threadIdx.x % WARP, stride = stride_of(latent), groups = latent / 4, from = first_row();
-    // What the lanes read of the former latents is behind them.
+    const u32 own = first_row() + threadIdx.x % WARP, stride = stride_of(latent);
+    const u64 row = first + own;
+    const bool there = row < count;
+    const u64 seed = base_mu && there ? owner_of(source, row) : 0;
+    // What the lanes read of the former latents is behind them. A lane brings one latent in.
     __syncwarp();
-    for (u32 at = lane; at < ROWS_OF_WARP * groups; at += WARP) {
-      const u32 row = from + at / groups, block = at % groups;
-      float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f), m = v;
-      if (first + row < count) {
-        v = latent_of(source, first + row, block, latent);
-        if (base_mu) m = load_4(base_mu + u64(owner_of(source, first + row)) * latent + 4 * block);
-      }
-      *reinterpret_cast<uint2*>(z + row * stride + 4 * block) =
-          make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
+#pragma unroll 1
+    for (u32 block = 0; block < latent / 4; block++) {
+      const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      const float4 v = there ? latent_of(source, row, block, latent) : none;
+      store_4_as_bf16(z + own * stride + 4 * block, v);
       if (base_mu)
-        *reinterpret_cast<uint2*>(mean + row * stride + 4 * block) =
-            make_uint2(pack_bf16(m.x, m.y), pack_bf16(m.z, m.w));
+        store_4_as_bf16(mean + own * stride + 4 * block,
+                        there ? load_4(base_mu + seed * latent + 4 * block) : none);
     }
     __syncwarp();
-    for (u32 output = 0; output < size; output += OUTPUTS) {
-      const u32 left = size - output, wide = left < OUTPUTS ? left / 16 : OUTPUTS / 16;
-      tile<1, OUTPUTS / 16> h, h_mean;
-      h.clear();
-      h.add<true, true>(z + from * stride, stride, w1 + output * stride, stride, latent, wide);
-      h_mean.clear();
-      if (base_mu)
-        h_mean.add<true, true>(mean + from * stride, stride, w1 + output * stride, stride, latent, wide);
+#pragma unroll 1
+    for (u32 from = first_row(); from < first_row() + LATENTS_OF_WARP; from += 16) {
+      for (u32 output = 0; output < size; output += OUTPUTS) {
+        const u32 left = size - output, wide = left < OUTPUTS ? left / 16 : OUTPUTS / 16;
+        tile<1, OUTPUTS / 16> h, of_mean;
+        h.start(b1 + output, left);
+        h.add<true, true>(z + from * stride, stride, w1 + output * stride, stride, latent, wide);
+        if (base_mu) {
+          of_mean.start(b1 + output, left);
+          of_mean.add<true, true>(mean + from * stride, stride, w1 + output * stride, stride, latent, wide);
+        }
 #pragma unroll
-      for (u32 n = 0; n < 2 * OUTPUTS / 16; n++) {
-        if (n >= 2 * wide) break;
+        for (u32 n = 0; n < 2 * OUTPUTS / 16; n++) {
+          if (n >= 2 * wide) break;
 #pragma unroll
-        for (u32 i = 0; i < 4; i += 2) {
-          const u32 o = output + h.output(n, i), row = from + h.row(0, i);
-          float low = relu(h.sum[0][n][i] + b1[o]), high = relu(h.sum[0][n][i + 1] + b1[o + 1]);
-          if (base_mu) {
-            low -= relu(h_mean.sum[0][n][i] + b1[o]);
-            high -= relu(h_mean.sum[0][n][i + 1] + b1[o + 1]);
+          for (u32 i = 0; i < 4; i += 2) {
+            float low = relu_nan(h.sum[0][n][i]), high = relu_nan(h.sum[0][n][i + 1]);
+            if (base_mu) {
+              low -= relu_nan(of_mean.sum[0][n][i]);
+              high -= relu_nan(of_mean.sum[0][n][i + 1]);
+            }
+            bf16* const to = hidden + (from + h.row(0, i)) * stride_of(size) + output + h.output(n, i);
+            *reinterpret_cast<u32*>(to) = pack_bf16(low, high);
           }
-          *reinterpret_cast<u32*>(hidden + row * stride_of(size) + o) = pack_bf16(low, high);
         }
       }
     }
     __syncwarp();
+  }
+
+ private:
+  GPU_FN static void store_4_as_bf16(bf16* to, float4 v) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(pack_bf16(v.x, v.y), pack_bf16(v.z, v.w));
   }
 };
 

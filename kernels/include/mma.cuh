@@ -29,34 +29,31 @@ namespace gpu {
 
 #if defined(__CUDACC__)
 
-/// D = A B + C over k = 16 in BF16, sums in F32; all 32 lanes together. D may be C.
-GPU_FN void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
+/// D += A B over k = 16 in BF16, sums in F32; all 32 lanes together. In place: a C of its own costs moves.
+GPU_FN void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
-        "f"(c[3]));
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /// The same with IEEE half inputs.
-GPU_FN void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
+GPU_FN void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
-        "f"(c[3]));
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// D = A B + C over k = 8 in TF32: inputs are F32 bits whose lower 13 the instruction does not read.
-GPU_FN void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) {
+/// D += A B over k = 8 in TF32: inputs are F32 bits whose lower 13 the instruction does not read.
+GPU_FN void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%12,%13};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
-        "f"(c[3]));
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 /// F32 to the nearest TF32, ties away from zero, in F32 bits.
@@ -64,6 +61,13 @@ GPU_FN u32 to_tf32(float x) {
   u32 bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
   return bits;
+}
+
+/// ReLU in one instruction (max.NaN); NaN stays NaN, though not with its bits, and -0 becomes 0.
+GPU_FN float relu_nan(float x) {
+  float y;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+  return y;
 }
 
 /// Loads 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 m + i gives the address of row i of
@@ -111,18 +115,16 @@ GPU_FN void ldmatrix_x4_trans(u32 (&r)[4], const void* row) {
 #else
 
 // The emulator's twins; the fragments are taken apart in kernels/emulation/tensor.cpp.
-inline void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
-                              const float (&c)[4] GPU_SITE) {
-  ::emulation::mma(::emulation::mma_bf16, d, a, b, c GPU_HERE);
+inline void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2] GPU_SITE) {
+  ::emulation::mma(::emulation::mma_bf16, d, a, b, d GPU_HERE);
 }
-inline void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
-                             const float (&c)[4] GPU_SITE) {
-  ::emulation::mma(::emulation::mma_f16, d, a, b, c GPU_HERE);
+inline void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2] GPU_SITE) {
+  ::emulation::mma(::emulation::mma_f16, d, a, b, d GPU_HERE);
 }
-inline void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2],
-                             const float (&c)[4] GPU_SITE) {
-  ::emulation::mma(::emulation::mma_tf32, d, a, b, c GPU_HERE);
+inline void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2] GPU_SITE) {
+  ::emulation::mma(::emulation::mma_tf32, d, a, b, d GPU_HERE);
 }
+inline float relu_nan(float x) { return x != x || x > 0.0f ? x : 0.0f; }
 inline u32 to_tf32(float x) { return ::emulation::tf32_from_float(x); }
 inline void ldmatrix_x1(u32 (&r)[1], const void* row GPU_SITE) {
   ::emulation::ldmatrix(r, row, 1, false GPU_HERE);

@@ -64,29 +64,24 @@ GPU_FN u32 pack_bf16(float low, float high) {
 #endif
 }
 
+/// The same in IEEE halves (cvt.rn.f16x2.f32).
+GPU_FN u32 pack_f16(float low, float high) {
+#if defined(__CUDACC__)
+  const __half2 pair = __floats2half2_rn(low, high);
+  return u32(__half_as_ushort(pair.x)) | u32(__half_as_ushort(pair.y)) << 16;
+#else
+  return u32(::emulation::f16_from_float(low)) | u32(::emulation::f16_from_float(high)) << 16;
+#endif
+}
+
 /// Written so that NaN stays NaN.
 GPU_FN float relu(float x) { return x < 0.0f ? 0.0f : x; }
 
-/// Four values on a multiple of 16 bytes.
+/// Two values on a multiple of 8 bytes, four on a multiple of 16.
+GPU_FN float2 load_2(const float* from) { return *reinterpret_cast<const float2*>(from); }
+GPU_FN void store_2(float* to, float2 v) { *reinterpret_cast<float2*>(to) = v; }
 GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
-
-/// Values `at` and on, of which `there` exist, of a matrix of a type that is known at run time: 0 F32, 1 F16,
-/// 2 BF16. The others are 0. One branch for all.
-template <class T, u32 COUNT>
-GPU_FN void load_as(float (&v)[COUNT], const void* from, u64 at, u32 there) {
-#pragma unroll
-  for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? to_f32(static_cast<const T*>(from)[at + i]) : 0.0f;
-}
-template <u32 COUNT>
-GPU_FN void load_typed(float (&v)[COUNT], const void* from, u32 dtype, u64 at, u32 there = COUNT) {
-  if (dtype == 0)
-    load_as<float>(v, from, at, there);
-  else if (dtype == 1)
-    load_as<f16>(v, from, at, there);
-  else
-    load_as<bf16>(v, from, at, there);
-}
 
 /// Sixteen bytes of T, for loads and stores of full width.
 template <class T>
@@ -102,6 +97,43 @@ GPU_FN vec16<T> load_16(const T* from GPU_SITE) {
   return *reinterpret_cast<const vec16<T>*>(from);
 }
 
+/// COUNT values from an address that a load of all of them, or of 16 bytes, may have.
+template <class T, u32 COUNT>
+GPU_FN void load_aligned(float (&v)[COUNT], const T* from) {
+  constexpr u32 PART = COUNT * sizeof(T) < 16 ? COUNT : 16 / sizeof(T);
+  struct __align__(PART * sizeof(T)) part {
+    T value[PART];
+  };
+#pragma unroll
+  for (u32 i = 0; i < COUNT; i += PART) {
+    const part p = *reinterpret_cast<const part*>(from + i);
+#pragma unroll
+    for (u32 j = 0; j < PART; j++) v[i + j] = to_f32(p.value[j]);
+  }
+}
+
+/// Values `at` and on, of which `there` exist, of a matrix of a type that is known at run time: 0 F32, 1 F16,
+/// 2 BF16. The others are 0. `aligned`: all exist, and lie as load_aligned wants them. One branch for all.
+template <class T, u32 COUNT>
+GPU_FN void load_as(float (&v)[COUNT], const void* from, u64 at, u32 there, bool aligned) {
+  if (aligned) {
+    load_aligned(v, static_cast<const T*>(from) + at);
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? to_f32(static_cast<const T*>(from)[at + i]) : 0.0f;
+  }
+}
+template <u32 COUNT>
+GPU_FN void load_typed(float (&v)[COUNT], const void* from, u32 dtype, u64 at, u32 there = COUNT,
+                       bool aligned = false) {
+  if (dtype == 0)
+    load_as<float>(v, from, at, there, aligned);
+  else if (dtype == 1)
+    load_as<f16>(v, from, at, there, aligned);
+  else
+    load_as<bf16>(v, from, at, there, aligned);
+}
+
 /// Stores 16 bytes; `to` must lie on a multiple of 16.
 template <class T>
 GPU_FN void store_16(T* to, const vec16<T>& from GPU_SITE) {
@@ -114,6 +146,21 @@ template <class T>
 GPU_FN void store_16_streaming(T* to, const vec16<T>& from GPU_SITE) {
   GPU_ACCESS(write, to, 16);
   __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&from));
+}
+
+/// Sixteen bytes of T out of F32 values, rounded in pairs where there is an instruction for that.
+GPU_FN vec16<float> pack_16(const float (&v)[4], float) { return {{v[0], v[1], v[2], v[3]}}; }
+GPU_FN vec16<bf16> pack_16(const float (&v)[8], bf16) {
+  vec16<bf16> out;
+#pragma unroll
+  for (u32 i = 0; i < 8; i += 2) reinterpret_cast<u32*>(&out)[i / 2] = pack_bf16(v[i], v[i + 1]);
+  return out;
+}
+GPU_FN vec16<f16> pack_16(const float (&v)[8], f16) {
+  vec16<f16> out;
+#pragma unroll
+  for (u32 i = 0; i < 8; i += 2) reinterpret_cast<u32*>(&out)[i / 2] = pack_f16(v[i], v[i + 1]);
+  return out;
 }
 
 }  // namespace gpu

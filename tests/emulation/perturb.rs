@@ -58,6 +58,11 @@ fn select(
     Ok(out.download())
 }
 
+/// Whose noise it is, as the last parameters of the kernels that draw some.
+fn of_origin(args: Args<'_>, origin: Origin) -> Args<'_> {
+    args.value(origin.seed).value(origin.side as u32).value(origin.first_row)
+}
+
 fn perturb(
     build: Build,
     schedule: Schedule,
@@ -71,11 +76,21 @@ fn perturb(
     let places: Vec<[u32; 2]> = samples.iter().map(|s| [s.row, s.candidate]).collect();
     let places = emulator.upload(&places, "samples");
     let out = emulator.empty::<f32>(samples.len() * p.latent, "z");
-    let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&places).buffer(&out);
-    let args = args.value(samples.len() as u64).value(p.latent as u32).value(how.sigma());
-    let args = args.value(u32::from(how.source == LatentSource::Mean)).value(origin.seed);
-    let args = args.value(origin.side as u32).value(origin.first_row);
     let launch = Launch { grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule };
+    let sampled = emulator.empty::<f32>(p.mu.len(), "starts");
+    let starts = match how.source {
+        LatentSource::Mean => &mu,
+        LatentSource::Sample => {
+            let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&sampled);
+            let args = of_origin(args.value(p.rows() as u64).value(p.latent as u32), origin);
+            emulator.launch("start_f32", launch, &args)?;
+            assert_eq!(sampled.unwritten(), 0);
+            &sampled
+        }
+    };
+    let args = Args::new().buffer(starts).buffer(&places).buffer(&out);
+    let args = args.value(samples.len() as u64).value(p.latent as u32).value(how.sigma());
+    let args = of_origin(args, origin);
     emulator.launch("perturb_f32", launch, &args)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())

@@ -71,6 +71,14 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
   /* 8: dynamic shared memory that a launch may ask for. */
   return attribute == 8 && value == 232448 ? setting("FAKE_ATTRIBUTE", 0) : INVALID;
 }
+/* Multiprocessors have 228 KiB of shared memory, of which a block takes one more than it asks for. */
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int threads, size_t shared) {
+  (void)function;
+  if (threads < 1 || threads > 1024 || shared > 232448) return INVALID;
+  *blocks = (int)((228u << 10) / (shared + 1024));
+  if (*blocks > 2048 / threads) *blocks = 2048 / threads;
+  return 0;
+}
 
 /* ---- streams, events and graphs: what they are */
 

@@ -80,7 +80,7 @@ GPU_EXPORT(fault_lanes_left_the_warp);
 GPU_KERNEL fault_mma_in_half_the_warp(const float*, float* out, uint32_t) {
   const u32 a[4] = {0, 0, 0, 0}, b[2] = {0, 0};
   float c[4] = {0, 0, 0, 0};
-  if (THREAD & 16) gpu::mma_m16n8k16_bf16(c, a, b, c);  //! mma
+  if (THREAD & 16) gpu::mma_m16n8k16_bf16(c, a, b);  //! mma
   out[ELEMENT] = c[0];
 }
 GPU_EXPORT(fault_mma_in_half_the_warp);
@@ -89,7 +89,7 @@ GPU_EXPORT(fault_mma_in_half_the_warp);
 GPU_KERNEL fault_fragment_row(const float*, float* out, uint32_t) {
   const u32 a[4] = {0, 0, 0, 0}, b[2] = {0, 0};
   float c[4] = {1, 2, 3, 4};
-  gpu::mma_m16n8k16_bf16(c, a, b, c);
+  gpu::mma_m16n8k16_bf16(c, a, b);
   const u32 g = THREAD / 4, t = THREAD % 4;
   if (THREAD >= 32 || blockIdx.x > 0) return;
   for (u32 r = 0; r < 4; r++) out[(g + r / 2) * 8 + 2 * t + r % 2] = c[r];  //! race

@@ -7,7 +7,7 @@ use half::bf16;
 use super::driver::{Driver, Fault, Outcome};
 use super::memory::Buffer;
 use super::params;
-use crate::backend::{LatentSource, Origin, Precision};
+use crate::backend::{Origin, Precision};
 use crate::dtype::Dtype;
 use crate::matrix::RowSet;
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
@@ -227,18 +227,16 @@ pub enum Source {
         /// The row of each.
         owners: Buffer<u32>,
     },
-    /// Posteriors and noise counters.
+    /// Noise counters: whoever reads a latent draws it.
     Drawn {
-        /// What they are drawn around.
-        posteriors: Posteriors,
+        /// What each row's candidates start from, `[rows, latent]`: a posterior sample or the mean.
+        starts: Arc<Buffer<f32>>,
         /// (row, candidate) of each.
         samples: Buffer<[u32; 2]>,
         /// Whose noise.
         origin: Origin,
         /// How much.
         sigma: f32,
-        /// What they start from.
-        start: LatentSource,
     },
 }
 
@@ -255,11 +253,10 @@ impl Latents {
             Source::Stored { z, owners } => {
                 (out.z, out.owners) = (z.at(first * self.latent), owners.at(first));
             }
-            Source::Drawn { posteriors, samples, origin, sigma, start } => {
-                out.samples = samples.at(first);
-                (out.mu, out.logvar) = (posteriors.mu.address(), posteriors.logvar.address());
+            Source::Drawn { starts, samples, origin, sigma } => {
+                (out.samples, out.starts) = (samples.at(first), starts.address());
                 (out.seed, out.first_row, out.side) = (origin.seed, origin.first_row, origin.side as u32);
-                (out.sigma, out.mean) = (*sigma, u32::from(*start == LatentSource::Mean));
+                out.sigma = *sigma;
             }
         }
         out

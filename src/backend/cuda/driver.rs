@@ -69,6 +69,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn detail(&self) -> String;
     /// What it allows.
     fn limits(&self) -> Limits;
+    /// How many blocks of a kernel a multiprocessor runs side by side, of `threads` threads and `shared` bytes each; at
+    /// least one.
+    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> Outcome<u32>;
     /// Device memory, aligned to 256 bytes (the emulator: 16), never empty. `label` names it in reports.
     fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64>;
     /// Gives memory back, once what was launched before no longer uses it.

@@ -316,6 +316,11 @@ impl Driver for EmulatedDriver {
         Limits { shared: self.how.shared, processors: 2, tensor_cores: self.how.tensor_cores }
     }
 
+    fn resident(&self, _: &'static str, _: u32, _: usize) -> Outcome<u32> {
+        // Few, so that blocks take several tiles in tests of few rows.
+        Ok(1)
+    }
+
     fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64> {
         let used = self.used.load(Ordering::Relaxed);
         if bytes > self.how.memory.saturating_sub(used) {

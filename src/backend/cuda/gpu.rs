@@ -40,6 +40,8 @@ struct Inner {
     order: Mutex<()>,
     up: Mutex<Stage>,
     down: Mutex<Stage>,
+    /// Blocks that a multiprocessor runs of a kernel with so much shared memory, as far as they were asked for.
+    resident: Mutex<HashMap<(&'static str, usize), u32>>,
     /// Freed memory by its size.
     free: Mutex<BTreeMap<usize, Vec<u64>>>,
     context: Arc<CudaContext>,
@@ -125,6 +127,7 @@ impl Gpu {
             order: Mutex::default(),
             up: Mutex::new(new_stage()?),
             down: Mutex::new(new_stage()?),
+            resident: Mutex::default(),
             free: Mutex::default(),
             context,
             device,
@@ -150,10 +153,13 @@ impl Inner {
         Ok(())
     }
 
+    fn function(&self, kernel: &str) -> Outcome<sys::CUfunction> {
+        let found = self.functions.get(kernel).copied();
+        found.ok_or_else(|| Fault::Other(format!("{kernel} is not among the GPU's kernels")))
+    }
+
     fn launch(&self, launch: &Launch) -> Outcome<()> {
-        let function = self.functions.get(launch.kernel);
-        let &function = function
-            .ok_or_else(|| Fault::Other(format!("{} is not among the GPU's kernels", launch.kernel)))?;
+        let function = self.function(launch.kernel)?;
         let mut pointers: Vec<*mut c_void> =
             launch.args.words().iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = launch.grid;
@@ -274,6 +280,31 @@ impl Driver for Gpu {
 
     fn limits(&self) -> Limits {
         self.inner.limits
+    }
+
+    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> Outcome<u32> {
+        let inner = &self.inner;
+        let key = (kernel, shared);
+        if let Some(&known) = lock(&inner.resident).get(&key) {
+            return Ok(known);
+        }
+        inner.bind()?;
+        let mut blocks = 0;
+        // SAFETY: writes one integer to a valid place; the function belongs to a module that the device keeps loaded.
+        unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &mut blocks,
+                inner.function(kernel)?,
+                i32::try_from(threads).unwrap_or(i32::MAX),
+                shared,
+            )
+        }
+        .result()
+        .map_err(fault("asking for a kernel's occupancy"))?;
+        // A block that does not fit at all is for the launch to refuse, which says why.
+        let blocks = u32::try_from(blocks).unwrap_or(0).max(1);
+        lock(&inner.resident).insert(key, blocks);
+        Ok(blocks)
     }
 
     fn allocate(&self, bytes: usize, _: &'static str) -> Outcome<u64> {

@@ -89,6 +89,8 @@ impl Carver {
 
 /// Rows and threads of a block of the tensor-core kernels (`kernels/include/mlp_bf16.cuh`), and its chunk of k.
 const TENSOR: (usize, u32) = (64, 128);
+/// Latents of a block of the tensor-core kernels that decode.
+const LATENTS: usize = 128;
 const CHUNK: usize = 64;
 
 fn tensor_stride(k: usize) -> usize {
@@ -98,10 +100,9 @@ fn tensor_stride(k: usize) -> usize {
 impl Carver {
     /// `tensor::decoder_input`.
     fn tensor_decoder_input(&mut self, hidden: usize, latent: usize) -> &mut Carver {
-        let rows = TENSOR.0;
         self.take::<bf16>(hidden * tensor_stride(latent));
-        self.take::<bf16>(rows * tensor_stride(latent)).take::<bf16>(rows * tensor_stride(latent));
-        self.take::<bf16>(rows * tensor_stride(hidden))
+        self.take::<bf16>(LATENTS * tensor_stride(latent)).take::<bf16>(LATENTS * tensor_stride(latent));
+        self.take::<bf16>(LATENTS * tensor_stride(hidden))
     }
 
     /// Stages of `tensor::add_stored` for `wide` outputs.
@@ -109,8 +110,8 @@ impl Carver {
         self.take::<bf16>(stages * (TENSOR.0 + wide) * tensor_stride(CHUNK))
     }
 
-    fn tensor(&self) -> Block {
-        Block { threads: TENSOR.1, tile: TENSOR.0, shared: self.bytes }
+    fn tensor(&self, tile: usize) -> Block {
+        Block { threads: TENSOR.1, tile, shared: self.bytes }
     }
 }
 
@@ -125,8 +126,7 @@ pub fn encode(precision: Precision, size: VaeSize) -> Block {
         }
         Precision::Bf16 => {
             carver.tensor_stages(3, 64).take::<bf16>(TENSOR.0 * tensor_stride(hidden));
-            carver.take::<bf16>(2 * latent * tensor_stride(hidden));
-            carver.take::<f32>(TENSOR.0 * (2 * latent + 4)).tensor()
+            carver.take::<bf16>(2 * latent * tensor_stride(hidden)).tensor(TENSOR.0)
         }
     }
 }
@@ -141,7 +141,7 @@ pub fn decode(precision: Precision, size: VaeSize, columns: usize) -> Block {
         }
         Precision::Bf16 => {
             carver.tensor_decoder_input(hidden, latent).take::<bf16>(columns * tensor_stride(hidden));
-            carver.take::<f32>(TENSOR.0 * 68).tensor()
+            carver.take::<f32>(columns).tensor(LATENTS)
         }
     }
 }
@@ -151,7 +151,7 @@ pub fn score(precision: Precision) -> Block {
     let mut carver = Carver::default();
     match precision {
         Precision::F32 => carver.exact_chunks().take::<f32>(EXACT.0 * exact_stride(64)).exact(),
-        Precision::Bf16 => carver.tensor_stages(2, 256).take::<f32>(2 * TENSOR.0).tensor(),
+        Precision::Bf16 => carver.tensor_stages(2, 256).take::<f32>(2 * TENSOR.0).tensor(TENSOR.0),
     }
 }
 
@@ -165,7 +165,8 @@ pub fn score_latents(precision: Precision, size: VaeSize, width: usize) -> Block
             carver.take::<f32>(EXACT.0 * exact_stride(64)).exact()
         }
         Precision::Bf16 => {
-            carver.tensor_decoder_input(hidden, latent).take::<bf16>(width * tensor_stride(hidden)).tensor()
+            carver.tensor_decoder_input(hidden, latent).take::<bf16>(width * tensor_stride(hidden));
+            carver.take::<f32>(width).take::<f32>(width).tensor(LATENTS)
         }
     }
 }

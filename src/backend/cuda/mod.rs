@@ -36,8 +36,8 @@ use self::data::Source;
 use self::memory::Buffer;
 use self::ops::{Codes, RowsAt};
 use super::{
-    Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision, Residual,
-    RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, check,
+    Backend, DeviceInfo, LatentSource, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
+    Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, check,
 };
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, ValuesMut};
@@ -142,14 +142,27 @@ impl Cuda {
         match &latents.source {
             Source::Stored { .. } => Ok(None),
             Source::Drawn { .. } => {
-                let z = self.buffer(latents.count() * latents.latent, "latents")?;
-                if latents.count() > 0 {
-                    let drawn = latents.params(0);
-                    self.launch_perturb(&drawn, latents.count(), latents.latent, z.address())?;
-                }
-                Ok(Some(z))
+                Ok(Some(self.drawn(&latents.params(0), latents.count(), latents.latent)?))
             }
         }
+    }
+
+    /// What the candidates of each row start from: one posterior sample of it, `[rows, latent]`.
+    fn starts(&self, p: &Posteriors, origin: Origin) -> driver::Outcome<Buffer<f32>> {
+        let starts = self.buffer(p.rows * p.latent, "starts")?;
+        if p.rows > 0 {
+            self.launch_starts(p, origin, &starts)?;
+        }
+        Ok(starts)
+    }
+
+    /// `count` drawn latents, written out.
+    fn drawn(&self, latents: &params::Latents, count: usize, latent: usize) -> driver::Outcome<Buffer<f32>> {
+        let z = self.buffer(count * latent, "latents")?;
+        if count > 0 {
+            self.launch_perturb(latents, count, latent, z.address())?;
+        }
+        Ok(z)
     }
 
     fn encode_into(
@@ -308,12 +321,15 @@ impl Backend for Cuda {
         check::samples(samples, p.rows)?;
         let pairs: Vec<[u32; 2]> = samples.iter().map(|s| [s.row, s.candidate]).collect();
         self.run(|| {
+            let starts = match how.source {
+                LatentSource::Mean => p.mu.clone(),
+                LatentSource::Sample => Arc::new(self.starts(p, origin)?),
+            };
             let source = Source::Drawn {
-                posteriors: p.clone(),
+                starts,
                 samples: Buffer::upload(&self.driver, &pairs, "samples")?,
                 origin,
                 sigma: how.sigma(),
-                start: how.source,
             };
             Ok(Latents { source, rows: samples.iter().map(|s| s.row).collect(), latent: p.latent })
         })

@@ -9,9 +9,6 @@ use super::{Cuda, params};
 use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Precision};
 use crate::dtype::Dtype;
 
-/// Blocks per multiprocessor that a grid-stride loop is given at most: enough to even out their ends.
-const WAVES: u32 = 8;
-
 /// The kernel of an operation for a precision and a storage type.
 macro_rules! kernel {
     ($operation:literal, $precision:expr, $dtype:expr) => {
@@ -67,17 +64,21 @@ pub struct Codes {
 }
 
 impl Cuda {
-    /// A launch over `items` in tiles of `block.tile`, each block taking its share of them.
-    fn tiled(&self, kernel: &'static str, items: usize, block: Block, slices: u32, args: Args) -> Launch {
+    /// A launch over `items` in tiles of `block.tile`, for `slices` slices of the results: as many blocks as run side by
+    /// side, each of which takes its share of the tiles, so that the last ones do not run alone.
+    fn tiled(
+        &self,
+        kernel: &'static str,
+        items: usize,
+        block: Block,
+        slices: u32,
+        args: Args,
+    ) -> Outcome<Launch> {
         let tiles = u32::try_from(items.div_ceil(block.tile)).unwrap_or(u32::MAX);
-        let most = (self.driver.limits().processors * WAVES).div_ceil(slices);
-        Launch {
-            kernel,
-            grid: [tiles.clamp(1, most), slices, 1],
-            threads: block.threads,
-            shared: block.shared,
-            args,
-        }
+        let resident = self.driver.resident(kernel, block.threads, block.shared)?;
+        let most = (self.driver.limits().processors * resident / slices).max(1);
+        let grid = [tiles.clamp(1, most), slices, 1];
+        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, args })
     }
 
     /// The first of `blocks` whose shared memory the device has.
@@ -121,7 +122,7 @@ impl Cuda {
             .value(side)
             .value(first_row);
         let kernel = kernel!("encode", self.precision, rows.dtype);
-        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args))
+        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args)?)
     }
 
     /// The candidates of every row that stay, `[rows, keep]`.
@@ -159,7 +160,21 @@ impl Cuda {
             .value(origin.seed)
             .value(origin.side as u32)
             .value(origin.first_row);
-        self.driver.launch(&self.tiled("select_f32", p.rows, block, 1, args))
+        self.driver.launch(&self.tiled("select_f32", p.rows, block, 1, args)?)
+    }
+
+    /// What the candidates of each row start from, `[rows, latent]`.
+    pub(super) fn launch_starts(&self, p: &Posteriors, origin: Origin, out: &Buffer<f32>) -> Outcome<()> {
+        let args = Args::new()
+            .buffer(&*p.mu)
+            .buffer(&*p.logvar)
+            .buffer(out)
+            .value(p.rows as u64)
+            .value(u32_of(p.latent))
+            .value(origin.seed)
+            .value(origin.side as u32)
+            .value(origin.first_row);
+        self.driver.launch(&self.tiled("start_f32", p.rows, layout::perturb(p.latent), 1, args)?)
     }
 
     /// Drawn latents written out, `[count, latent]`.
@@ -172,21 +187,20 @@ impl Cuda {
     ) -> Outcome<()> {
         let block = layout::perturb(latent);
         let args = Args::new()
-            .address(drawn.mu)
-            .address(drawn.logvar)
+            .address(drawn.starts)
             .address(drawn.samples)
             .address(out)
             .value(count as u64)
             .value(u32_of(latent))
             .value(drawn.sigma)
-            .value(drawn.mean)
             .value(drawn.seed)
             .value(drawn.side)
             .value(drawn.first_row);
-        self.driver.launch(&self.tiled("perturb_f32", count, block, 1, args))
+        self.driver.launch(&self.tiled("perturb_f32", count, block, 1, args)?)
     }
 
-    /// Latents `first` and on as embeddings of `dtype` at `out`.
+    /// Latents `first` and on as embeddings of `dtype` at `out`. Latents that are drawn are drawn once before, not by
+    /// every slice of columns: 4 bytes a value of a latent beside the `dim` values of a row.
     pub(super) fn launch_decode(
         &self,
         vae: &DeviceVae,
@@ -197,8 +211,15 @@ impl Cuda {
         let size = vae.host.size();
         let (columns, block) = self
             .fitting_columns("decoding", size.dim, |columns| layout::decode(self.precision, size, columns))?;
+        let mut source = latents.params(first);
+        // Lives until the launch is made: the stream's order keeps what comes next from using its memory earlier.
+        let drawn = match source.z {
+            0 => Some(self.drawn(&source, count, size.latent)?),
+            _ => None,
+        };
+        source.z = drawn.as_ref().map_or(source.z, Buffer::address);
         let args = Args::new()
-            .value(latents.params(first))
+            .value(source)
             .value(count as u64)
             .value(u32_of(size.dim))
             .value(u32_of(size.hidden))
@@ -211,7 +232,7 @@ impl Cuda {
             .address(out);
         let slices = u32_of(size.dim).div_ceil(columns);
         let kernel = kernel!("decode", self.precision, dtype);
-        self.driver.launch(&self.tiled(kernel, count, block, slices, args))
+        self.driver.launch(&self.tiled(kernel, count, block, slices, args)?)
     }
 
     /// The widest slice of output columns whose block fits.
@@ -255,7 +276,7 @@ impl Cuda {
             .address(out)
             .address(pre);
         let kernel = kernel!("score", self.precision, rows.dtype);
-        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args))
+        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args)?)
     }
 }
 
@@ -293,7 +314,7 @@ impl Cuda {
             Precision::F32 => "score_latents_f32",
             Precision::Bf16 => "score_latents_bf16",
         };
-        self.driver.launch(&self.tiled(kernel, latents.count(), block, 1, args))
+        self.driver.launch(&self.tiled(kernel, latents.count(), block, 1, args)?)
     }
 }
 

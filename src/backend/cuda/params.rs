@@ -6,16 +6,14 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Latents {
-    /// Stored latents `[count, latent]`, or null.
+    /// Stored latents `[count, latent]`; null: they are drawn wherever they are read.
     pub z: u64,
-    /// The row of each stored latent.
+    /// The row of each, `[count]`; null: the samples name it.
     pub owners: u64,
-    /// (row, candidate) of each drawn latent.
+    /// (row, candidate) of each drawn latent, `[count]`.
     pub samples: u64,
-    /// Posteriors of the rows of drawn latents, `[rows, latent]`.
-    pub mu: u64,
-    /// Logarithms of their variances.
-    pub logvar: u64,
+    /// What each row's candidates start from, `[rows, latent]`.
+    pub starts: u64,
     /// The run's seed.
     pub seed: u64,
     /// Data-set row of the block's first.
@@ -24,10 +22,6 @@ pub struct Latents {
     pub side: u32,
     /// Standard deviation of the noise.
     pub sigma: f32,
-    /// 1: candidates start at mu.
-    pub mean: u32,
-    /// Nothing.
-    pub unused: u32,
 }
 
 /// `gpu::step` of `kernels/include/train.cuh`.

@@ -167,11 +167,10 @@ impl Cuda {
             let pairs: Vec<[u32; 2]> = (0..load.latents).map(|i| [i as u32, 3]).collect();
             let drawn = Latents {
                 source: Source::Drawn {
-                    posteriors,
+                    starts: Arc::new(self.starts(&posteriors, origin)?),
                     samples: Buffer::upload(&self.driver, &pairs, "samples")?,
                     origin,
                     sigma: how.sigma(),
-                    start: how.source,
                 },
                 rows: pairs.iter().map(|p| p[0]).collect(),
                 latent,
