@@ -14,6 +14,10 @@ use super::failed;
 use super::sources::{Architecture, EXPECTATIONS, Kernels, Sources};
 use super::toolkit::Toolkit;
 
+/// What every file is compiled with, beside its architectures. Contraction is written where it is wanted: what the
+/// emulator computes is then what a device computes.
+pub const FLAGS: &str = "-fatbin -O3 -std=c++17 -fmad=false -lineinfo -Werror all-warnings -Xptxas -v";
+
 /// What one `.cu` file became.
 #[derive(Debug)]
 pub struct Image {
@@ -108,9 +112,7 @@ fn one(
 }
 
 fn arguments(architectures: &[Architecture], ptx: Option<Architecture>) -> Vec<String> {
-    // Contraction is written where it is wanted: what the emulator computes is then what a device computes.
-    let fixed = "-fatbin -O3 -std=c++17 -fmad=false -lineinfo -Werror all-warnings -Xptxas -v";
-    let mut out: Vec<String> = fixed.split(' ').map(str::to_string).collect();
+    let mut out: Vec<String> = FLAGS.split(' ').map(str::to_string).collect();
     let virtual_name = |a: &Architecture| a.to_string().replace("sm_", "compute_");
     for one in architectures {
         out.extend(["-gencode".into(), format!("arch={},code={one}", virtual_name(one))]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::compile::Image;
+use super::compile::{FLAGS, Image};
 use super::sources::Sources;
 
 /// The file that `src/backend/cuda/kernels.rs` includes.
@@ -11,6 +11,9 @@ pub fn text(sources: &Sources, images: &[Option<Image>], release: Option<(u32, u
     let mut put = |line: String| writeln!(out, "{line}").expect("a string takes any text");
     put("/// The CUDA release that compiled the images, if they were compiled.".into());
     put(format!("pub const TOOLKIT: Option<(u32, u32)> = {release:?};"));
+    put("/// What nvcc compiles a file with, beside its architectures.".into());
+    let flags: Vec<&str> = FLAGS.split(' ').collect();
+    put(format!("pub const FLAGS: &[&str] = &{flags:?};"));
     put("/// Hash of the sources in `kernels/`.".into());
     put(format!("pub const SOURCES: u64 = {:#018x};", sources.hash));
     for kernels in &sources.kernels {

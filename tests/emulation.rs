@@ -9,6 +9,8 @@ use common::emulation;
 mod adam;
 #[path = "emulation/checker.rs"]
 mod checker;
+#[path = "emulation/floor.rs"]
+mod floor;
 #[path = "emulation/perturb.rs"]
 mod perturb;
 #[path = "emulation/probes.rs"]

@@ -5,7 +5,8 @@
     tools/bench_peers.py                       every operation; writes benches/results/<device>.json
     tools/bench_peers.py --only decode         one operation; the rest of the file stays
     tools/bench_peers.py --candle              candle too (builds benches/candle.rs)
-    tools/bench_peers.py --device cuda         the same on a GPU
+    tools/bench_peers.py --device cuda         the same on a GPU, in parts of a minute or so, 9 minutes in all;
+                                               --out FOLDER keeps a copy, --dry-run prints the plan
     tools/bench_peers.py --table               prints README's table from the files; --readme puts it there
 
 Each operation is done by every variant and by lensmith in turns, several rounds long; medians count, and the best
@@ -15,14 +16,15 @@ What rounds to BF16 before products is held against what does so too, lensmith's
 BF16, and exact F32 against F32. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would
 write it there. lensmith's own part is `lensmith bench --only ...`, so limits and shares come from the same run.
 
+On a GPU the kernels are held against PyTorch on data that lies there (benches/gpu.rs), variants include
+`torch.compile(mode="reduce-overhead")`, and the product of the score alone is measured by cuBLAS, as a floor. Each part
+runs in a process of its own under its own limit and is recorded when it is done. Without cargo, the programs are those
+that `tools/gpu_check --build` packed.
+
 Exit codes: 0 done, 1 something failed, 2 wrong usage or something is missing.
 """
 import argparse
-import datetime
-import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -31,36 +33,31 @@ import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-from programs import built  # noqa: E402, beside this file
+import peer_record  # noqa: E402, beside this file
+from peer_lensmith import RESIDENT, Lensmith, program  # noqa: E402
+from peer_record import KINDS, OPERATIONS, RESULTS, figure, figures, record  # noqa: E402
+from processes import run  # noqa: E402
+from programs import built  # noqa: E402
+from results import Copies, read, write  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-LENSMITH = ROOT / "target" / "release" / "lensmith"
-RESULTS = ROOT / "benches" / "results"
 VENV = ROOT / "target" / "peers"
 PACKAGES = ["torch", "numpy", "safetensors"]
-MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
-# Name here, name in words, lensmith's operation and the entry of its report (on a GPU the one "on the device").
-OPERATIONS = {
-    "decode": ("decode to BF16", "decode", "decode to BF16"),
-    "encode": ("encode from BF16", "encode", "encode from BF16"),
-    "score": ("score BF16 embeddings", "score", "score BF16 embeddings"),
-    "decode-score": ("synthesise + score, against decode + score", "folded", "perturb and score, folded"),
-    "folded": ("synthesise + score, folded by both", "folded", "perturb and score, folded"),
-    "normals": ("normals, one core", "normals", "normals, one core"),
-    "vae-epoch": ("VAE epoch", "vae-epoch", "VAE epoch, batch 128"),
-    "reward-epoch": ("reward epoch", "reward-epoch", "reward epoch on originals, batch 128"),
-    "run": ("whole run", "run", "whole run"),
+# What a GPU has a part in, in order of worth, and the seconds that it may take, compilers included.
+ON_GPU = {
+    "score": 80,
+    "decode": 80,
+    "encode": 70,
+    "run": 90,
+    "folded": 60,
+    "synth": 50,
+    "vae-epoch": 50,
+    "reward-epoch": 50,
+    "decode-score": 60,
+    "synth-disk": 60,
 }
-# What a kernel of `lensmith bench` on a GPU is called, where it has a rate on resident data.
-RESIDENT = {
-    "decode": "decode to BF16",
-    "encode": "encode from BF16",
-    "score": "score BF16",
-    "decode-score": "score latents",
-    "folded": "score latents",
-}
-# Operands of products, of peers and of lensmith.
-KINDS = ["F32", "BF16"]
+# The CPU's operations: synthesis ends in its memory anyway.
+ON_CPU = [name for name in OPERATIONS if name not in ("synth", "synth-disk")]
 TRIAL = 0.2
 SEEDS = 1000
 
@@ -147,92 +144,34 @@ class Others:
         return max(busy - own, 0.0) / (elapsed * os.cpu_count())
 
 
-class Lensmith:
-    def __init__(self, options):
-        self.options = options
-
-    def command(self, operation, kind, *more):
-        o = self.options
-        return [
-            str(LENSMITH), "bench", "--only", operation, "--json", "--device", o.device, "--threads", str(o.threads),
-            "--precision", kind.lower(), "--dim", str(o.dim), "--rows", str(o.rows), *map(str, more),
-        ]  # fmt: skip
-
-    def report(self, operation, kind, *more):
-        done = subprocess.run(self.command(operation, kind, *more), capture_output=True, text=True)
-        if done.returncode != 0:
-            print(done.stderr, file=sys.stderr)
-            sys.exit(1)
-        return json.loads(done.stdout)
-
-    def entry(self, report, name):
-        """The entry of an operation: on a GPU of the kernel on resident data, where there is one."""
-        _, operation, what = OPERATIONS[name]
-        entries = [e for e in report["entries"] if e["operation"] == operation]
-        if self.options.device != "cpu" and name in RESIDENT:
-            found = [e for e in entries if RESIDENT[name] in e["what"] and e["what"].endswith("on the device")]
-        else:
-            found = [e for e in entries if e["what"].startswith(what)]
-        if not found:
-            fail(f"lensmith bench has no entry for {name}: {[e['what'] for e in entries]}")
-        return found[0]
-
-
-def figures(rates, **more):
-    low, high = min(rates), max(rates)
-    return {"per_second": statistics.median(rates), "low": low, "high": high, "trials": len(rates), **more}
-
-
-def in_turns(options, name, variants, unit, count, candle):
-    """Rounds of every variant and lensmith; gives the record of the operation."""
+def in_turns(options, name, variants, unit, count, candle, floors=()):
+    """Rounds of every variant and lensmith; gives the record of the operation. `floors` take part, but not as peers."""
     lensmith = Lensmith(options)
-    operation = OPERATIONS[name][1]
     # Noise has no operands.
     kinds = KINDS[:1] if name == "normals" else KINDS
-    limited = {kind: lensmith.report(operation, kind) for kind in kinds}
-    quick = ["--repeat", 3] if options.device != "cpu" else ["--repeat", 3, "--no-limits"]
-    rates = {variant: [] for variant, _, _ in variants}
+    first = {kind: lensmith.measured(name, kind) for kind in kinds}
+    rates = {variant: [] for variant, _, _ in [*variants, *floors]}
     ours, theirs = {kind: [] for kind in kinds}, []
     others = Others()
     for _ in range(options.rounds):
-        for variant, _, work in variants:
+        for variant, _, work in [*variants, *floors]:
             # Whatever ran before has displaced the data and sent the threads to sleep.
             work()
             rates[variant].append(count / seconds_of(work, 2 * TRIAL))
         if candle is not None and name in ("decode", "encode", "score"):
             theirs.append(candle_rates(candle, options, name))
         for kind in kinds:
-            ours[kind].append(lensmith.entry(lensmith.report(operation, kind, *quick), name)["per_second"])
+            again = lensmith.measured(name, kind, "--repeat", 3, limits=False)
+            ours[kind].append(again["per_second"])
     disturbed = others.share()
     peers = {v: figures(rates[v], batch=batch) for v, batch, _ in variants}
     for variant in theirs[0] if theirs else ():
         peers[variant] = figures([t[variant] for t in theirs])
-    entries = {kind: lensmith.entry(limited[kind], name) for kind in kinds}
     ours = {kind: figures(ours[kind]) for kind in kinds}
-    return record(limited[kinds[-1]], entries, unit, ours, peers) | {"others": disturbed}
-
-
-def record(report, entries, unit, ours, peers):
-    """The record of an operation; shares are of the limits that lensmith measured at the start of this run."""
-    for kind, entry in entries.items():
-        if entry["share"] is not None:
-            ours[kind]["share"] = ours[kind]["per_second"] * entry["share"] / entry["per_second"]
-            ours[kind]["bound_by"] = entry["bound_by"]
-    best, ratios = {}, {}
-    for kind in ours:
-        of_kind = [p for p in peers if ("BF16" in p) == (kind == "BF16")]
-        if of_kind:
-            best[kind] = max(of_kind, key=lambda p: peers[p]["per_second"])
-            ratios[kind] = ours[kind]["per_second"] / peers[best[kind]]["per_second"]
-    return {
-        "unit": unit,
-        "date": datetime.date.today().isoformat(),
-        "lensmith": ours,
-        "peers": peers,
-        "best": best,
-        "ratios": ratios,
-        "limits": report["limits"],
-    }
+    result = record(first[kinds[-1]]["limits"], first, unit, ours, peers) | {"others": disturbed}
+    if floors:
+        result["floors"] = {v: figures(rates[v], batch=batch) for v, batch, _ in floors}
+    return result
 
 
 def candle_rates(program, options, name):
@@ -250,7 +189,8 @@ def inference(options, name, candle):
 
     work = peer_torch.Inference(options.device, options.rows, options.dim)
     unit, count = work.unit(name)
-    return in_turns(options, name, tuned(work.variants(name)), unit, count, candle)
+    floors = tuned(work.floors(name))
+    return in_turns(options, name, tuned(work.variants(name)), unit, count, candle, floors)
 
 
 def normals(options):
@@ -271,11 +211,10 @@ def trainings(options):
     import torch
 
     torch._inductor.config.freezing = False
-    ways = [("PyTorch F32", False, False), ("PyTorch F32, compiled", True, False)]
-    ways += [("PyTorch BF16 autocast", False, True), ("PyTorch BF16 autocast, compiled", True, True)]
-    for name, compiled, bf16 in ways:
-        torch._dynamo.reset()
-        yield name, peer_torch.Training(options.device, compiled, bf16)
+    for kind, bf16 in (("F32", False), ("BF16 autocast", True)):
+        for words, mode in peer_torch.modes(options.device):
+            torch._dynamo.reset()
+            yield f"PyTorch {kind}{words}", peer_torch.Training(options.device, mode, bf16)
 
 
 def epoch(options, name):
@@ -334,8 +273,7 @@ def whole_run(options):
         # F32 is what losses are compared with, so it takes part in any case.
         best += [way for way in ways if way[0] == "PyTorch F32" and way not in best]
         more = ["--pairs", pairs, "--repeat", 1]
-        limited = {kind: lensmith.report("run", kind, *more) for kind in KINDS}
-        first = {kind: lensmith.entry(limited[kind], "run") for kind in KINDS}
+        first = {kind: lensmith.measured("run", kind, *more) for kind in KINDS}
         ours = {kind: [1 / first[kind]["per_second"]] for kind in KINDS}
         theirs, losses = {way[0]: [] for way in best}, {f"lensmith {kind}": [] for kind in KINDS}
         others = Others()
@@ -348,15 +286,14 @@ def whole_run(options):
                 losses.setdefault(variant, []).append(found)
                 print(f"  {variant}: {found}", flush=True)
             for kind in KINDS:
-                report = lensmith.report("run", kind, *more, "--no-limits", "--seed", r)
-                entry = lensmith.entry(report, "run")
+                entry = lensmith.measured("run", kind, *more, "--seed", r, limits=False)
                 ours[kind].append(1 / entry["per_second"])
                 losses[f"lensmith {kind}"].append(entry["details"])
                 print(f"  lensmith {kind}: {ours[kind][-1]:.2f} s {entry['details']}", flush=True)
         disturbed = others.share()
     peers = {v: figures([1 / s for s in theirs[v]]) for v in theirs}
     ours = {kind: figures([1 / s for s in ours[kind]]) for kind in KINDS}
-    result = record(limited[KINDS[-1]], first, "runs", ours, peers) | {"others": disturbed}
+    result = record(first[KINDS[-1]]["limits"], first, "runs", ours, peers) | {"others": disturbed}
     names = ["vae_loss", "first_reward_loss", "reward_loss"]
     # Each seed draws other noise, batches and pairs: what is compared is the mean over the rounds, and it is as sure as
     # its standard error says.
@@ -370,182 +307,178 @@ def whole_run(options):
     return result
 
 
-# Recording -------------------------------------------------------------------------------------------------------
+def synthesis(options, name):
+    """Synthetic pairs that end in the host's memory or on its disk."""
+    import peer_torch
+
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        to_disk = name == "synth-disk"
+        path = Path(folder) / "pairs" if to_disk else None
+        how = peer_torch.Synthesis(options.device, 4096, options.dim, path)
+        variants = [("PyTorch F32", None, how.work(False)), ("PyTorch BF16", None, how.work(True))]
+        lensmith = Lensmith(options)
+        # As many bytes for both; `lensmith bench` writes four pairs for each of --rows.
+        more = ["--seeds", 4096, "--repeat", 2]
+        more += ["--rows", 8192, "--folder", folder] if to_disk else []
+        first = {kind: lensmith.measured(name, kind, *more) for kind in KINDS}
+        theirs, ours = {variant: [] for variant, _, _ in variants}, {kind: [] for kind in KINDS}
+        others = Others()
+        for _ in range(options.rounds):
+            for variant, _, work in variants:
+                theirs[variant].append(how.pairs / seconds_of(work, 0))
+            for kind in KINDS:
+                ours[kind].append(lensmith.measured(name, kind, *more, limits=False)["per_second"])
+        disturbed = others.share()
+    peers = {variant: figures(rates) for variant, rates in theirs.items()}
+    ours = {kind: figures(rates) for kind, rates in ours.items()}
+    return record(first[KINDS[-1]]["limits"], first, "pairs", ours, peers) | {"others": disturbed}
 
 
-def device_name(device):
-    if device == "cpu":
-        text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        found = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.*?)\s*$", text, re.MULTILINE))
-        name = found.get("model name") or platform.processor() or platform.machine()
-        if not re.search(r"\d", name) and {"cpu family", "model"} <= set(found):
-            # Clouds name no model: different machines would share a file.
-            name = f"{name} (family {found['cpu family']}, model {found['model']})"
-        return name
+# Parts -----------------------------------------------------------------------------------------------------------
+
+
+class Destination:
+    """Where results go: benches/results and --out, or a file that --out names."""
+
+    def __init__(self, options):
+        out = options.out
+        self.file = out if out and out.suffix == ".json" else None
+        self.copies = Copies("tools/bench_peers.py", [RESULTS, out])
+
+    def update(self, options, change):
+        if self.file:
+            write(self.file, change(read(self.file)))
+        else:
+            self.copies.update(peer_record.device_file(options.device), change)
+
+
+def measure(options, name, candle):
+    if name == "normals":
+        return normals(options)
+    if name == "run":
+        return whole_run(options)
+    if name in ("vae-epoch", "reward-epoch"):
+        return epoch(options, name)
+    if name in ("synth", "synth-disk"):
+        return synthesis(options, name)
+    return inference(options, name, candle)
+
+
+def in_this_process(options, names):
+    """Measures operations one after the other and records each; gives those that others disturbed."""
     import torch
 
-    return torch.cuda.get_device_name()
-
-
-def slug(text):
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def save(path, options, operation, result, versions, report):
-    """Puts one operation into the file; what others recorded there stays."""
-    whole = json.loads(path.read_text()) if path.exists() else {}
-    peers = whole.setdefault("peers", {})
-    peers["device"] = device_name(options.device)
-    peers["detail"] = report["device"]["detail"]
-    peers["threads"] = options.threads
-    peers["kernels"] = report["kernels"]
-    # What took part in another operation stays.
-    peers["versions"] = peers.get("versions", {}) | versions
-    peers["command"] = "tools/bench_peers.py" + (f" --device {options.device}" if options.device != "cpu" else "")
-    peers["sizes"] = {"dim": options.dim, "rows": options.rows, "hidden": 64, "latent": 16, "reward_hidden": 256}
-    operations = peers.setdefault("operations", {})
-    operations[operation] = result
-    peers["operations"] = {name: operations[name] for name in OPERATIONS if name in operations}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1) + "\n")
-
-
-# README's table: tests/readme.rs makes the same text from the same files ------------------------------------------
-
-
-def short(value):
-    """Three digits and a unit of thousands, as `lensmith bench` prints rates."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
-            value /= size
-            break
-    else:
-        unit = ""
-    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{decimals}f}{unit}"
-
-
-def figure(unit, per_second):
-    return f"{1 / per_second:.2f} s" if unit == "runs" else f"{short(per_second)} {unit}/s"
-
-
-BOUND = {"flop": "arithmetic", "write": "memory writes", "copy": "memory", "normals": "normals", "disk": "disk"}
-
-
-def table(peers):
-    dates = sorted({o["date"] for o in peers["operations"].values()})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(peers["versions"].items()))
-    lines = [
-        f"{peers['device']} ({peers['detail']}, {peers['threads']} threads), d = {peers['sizes']['dim']}, {when}, "
-        f"`{peers['command']}` ({versions}):",
-        "",
-        "| what | lensmith F32 | best peer in F32 | ratio | lensmith BF16 | best peer in BF16 | ratio | shares of the limit |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, o in peers["operations"].items():
-        cells = [OPERATIONS[name][0]]
-        shares = []
-        for kind in KINDS:
-            ours = o["lensmith"].get(kind)
-            cells.append(figure(o["unit"], ours["per_second"]) if ours else "")
-            if kind in o["best"]:
-                theirs = o["peers"][o["best"][kind]]["per_second"]
-                cells.append(f"{figure(o['unit'], theirs)} ({o['best'][kind]})")
-                cells.append(f"{ours['per_second'] / theirs:.1f}")
-            else:
-                cells += ["", ""]
-            if ours and "share" in ours:
-                shares.append(f"{100 * ours['share']:.0f} % of {BOUND[ours['bound_by']]}")
-        cells.append(", ".join(shares))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def tables():
-    """The tables of all files that hold peers, by file name."""
-    found = []
-    for path in sorted(RESULTS.glob("*.json")):
-        peers = json.loads(path.read_text()).get("peers")
-        if peers:
-            found.append(table(peers))
-    return "\n\n".join(found)
-
-
-def write_readme():
-    path = ROOT / "README.md"
-    text = path.read_text()
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    path.write_text(f"{before}{MARKS[0]}\n{tables()}\n{MARKS[1]}{after}")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setup", action="store_true", help="make a virtual environment with what is needed")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--only", action="append", choices=list(OPERATIONS), help="operations; all by default")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds over which medians are taken")
-    parser.add_argument("--rounds-of-run", type=int, default=3, help="rounds of the whole run")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of everything")
-    parser.add_argument("--dim", type=int, default=4096, help="dimension of the embeddings")
-    parser.add_argument("--rows", type=int, default=None, help="embeddings of one call")
-    parser.add_argument("--candle", action="store_true", help="measure candle too")
-    parser.add_argument("--busy", action="store_true", help="record although others use the machine")
-    parser.add_argument("--out", type=Path, help="file of the results; benches/results/<device>.json by default")
-    parser.add_argument("--table", action="store_true", help="print README's table")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
-    options = parser.parse_args()
-    if options.setup:
-        return setup()
-    if options.table or options.readme:
-        print(tables()) if options.table else write_readme()
-        return None
-    # Compilers are children that are waited for, so that their time is not taken for that of others.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    require_packages()
-    import torch
-
-    if options.device not in ("cpu", "cuda"):
-        fail("--device is cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        fail("PyTorch finds no GPU here")
-    if not LENSMITH.exists():
-        fail("target/release/lensmith is not there: cargo build --release")
-    options.rows = options.rows or (16384 if options.device == "cpu" else 1 << 18)
     torch.set_num_threads(options.threads)
     candle = built(ROOT, "bench", "--bench", "candle", "--features", "candle")["candle"] if options.candle else None
     versions = {"PyTorch": torch.__version__.split("+")[0], "numpy": __import__("numpy").__version__}
     if candle:
         versions["candle"] = candle_rates(candle, options, "version")["version"]
-    disturbed = []
-    path = options.out or RESULTS / f"{slug(device_name(options.device))}.json"
-    for name in options.only or list(OPERATIONS):
+    disturbed, destination = [], Destination(options)
+    for name in names:
         print(OPERATIONS[name][0], flush=True)
         report = Lensmith(options).report("normals", "F32", "--no-limits", "--repeat", 1)
-        if name == "normals":
-            result = normals(options)
-        elif name == "run":
-            result = whole_run(options)
-        elif name in ("vae-epoch", "reward-epoch"):
-            result = epoch(options, name)
-        else:
-            result = inference(options, name, candle)
+        result = measure(options, name, candle)
         versions["lensmith"] = report["lensmith"]
         if result["others"] > Others.MOST and not options.busy:
             percent = f"{100 * result['others']:.0f} %"
             print(f"  not recorded: others took {percent} of the processors; --busy records it all the same")
             disturbed.append(name)
             continue
-        save(path, options, name, result, versions, report)
-        for peer, found in result["peers"].items():
+        put = lambda old: peer_record.with_operation(old, options, name, result, versions, report)  # noqa: E731
+        destination.update(options, put)
+        for peer, found in (result["peers"] | result.get("floors", {})).items():
             print(f"  {peer}: {figure(result['unit'], found['per_second'])}")
         for kind, ours in result["lensmith"].items():
-            limit = f", {100 * ours['share']:.0f} % of {BOUND[ours['bound_by']]}" if ours.get("share") else ""
+            limit = f", {100 * ours['share']:.0f} % of {peer_record.BOUND[ours['bound_by']]}" if ours.get("share") else ""
             ratio = f": {result['ratios'][kind]:.2f} x {result['best'][kind]}" if kind in result["ratios"] else ""
             print(f"  lensmith {kind}: {figure(result['unit'], ours['per_second'])}{ratio}{limit}", flush=True)
-    if disturbed:
-        print(f"tools/bench_peers.py: disturbed, and not recorded: {', '.join(disturbed)}", file=sys.stderr)
+    return disturbed
+
+
+def in_parts(options, names):
+    """A process and a limit for each operation, so that what hangs or fails costs itself only."""
+    start, failed, destination = time.monotonic(), [], Destination(options)
+    words = [word for word in sys.argv[1:] if word != "--dry-run"]
+    for name in names:
+        left = options.limit - (time.monotonic() - start)
+        seconds = min(options.budget or ON_GPU[name], left)
+        if options.dry_run:
+            print(f"{name:14} {ON_GPU[name]:4} s  {OPERATIONS[name][0]}")
+            continue
+        done = run([sys.executable, __file__, *words, "--part", name], seconds) if left > 0 else None
+        status = done.status if done else "not run: the time was used up before"
+        print(done.out if done else OPERATIONS[name][0], end="" if done else "\n")
+        print(f"  {status} after {done.seconds if done else 0:.0f} s", flush=True)
+        said = done.last_lines() if done and status != "passed" else []
+        print("".join(f"    {line}\n" for line in said), end="")
+        failed += [name] if status != "passed" else []
+        part = {"status": status, "seconds": round(done.seconds, 1) if done else 0, "said": said}
+
+        def put(old, name=name, part=part):
+            # Beside the figures, which README's table is made from.
+            old.setdefault("peer_parts", {})[name] = part
+            return old
+
+        destination.update(options, put)
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setup", action="store_true", help="make a virtual environment with what is needed")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where everything runs")
+    parser.add_argument("--only", action="append", choices=list(OPERATIONS), help="operations; all by default")
+    parser.add_argument("--rounds", type=int, default=None, help="rounds over which medians are taken: 5, on a GPU 3")
+    parser.add_argument("--rounds-of-run", type=int, default=3, help="rounds of the whole run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of everything")
+    parser.add_argument("--dim", type=int, default=4096, help="dimension of the embeddings")
+    parser.add_argument("--rows", type=int, default=None, help="embeddings of one call")
+    parser.add_argument("--candle", action="store_true", help="measure candle too")
+    parser.add_argument("--busy", action="store_true", help="record although others use the machine")
+    parser.add_argument("--out", type=Path, help="a folder for a copy; FILE.json in place of benches/results/<device>.json")
+    parser.add_argument("--limit", type=float, default=540, help="on a GPU: seconds of all parts together")
+    parser.add_argument("--budget", type=float, help="on a GPU: seconds of each part, instead of its own")
+    parser.add_argument("--scratch", type=Path, help="folder that pairs are written to and removed from")
+    parser.add_argument("--dry-run", action="store_true", help="on a GPU: print the parts and their limits")
+    parser.add_argument("--part", choices=list(ON_GPU), help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="print README's table")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
+    if options.setup:
+        return setup()
+    if options.table or options.readme:
+        print(peer_record.tables()) if options.table else peer_record.write_readme()
+        return None
+    gpu = options.device == "cuda"
+    names = options.only or (list(ON_GPU) if gpu else ON_CPU)
+    if gpu and "normals" in names:
+        fail("normals are measured on one core: --device cpu")
+    options.rows = options.rows or (RESIDENT[1] if gpu else 16384)
+    options.rounds = options.rounds or (3 if gpu else 5)
+    if gpu and (options.dim, options.rows) != RESIDENT:
+        fail("--device cuda measures kernels at --dim {} and --rows {}".format(*RESIDENT))
+    if gpu and options.dry_run:
+        in_parts(options, names)
+        return None
+    if not gpu:
+        # Compilers are children that are waited for, so that their time is not taken for that of others.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    require_packages()
+    import torch
+
+    if gpu and not torch.cuda.is_available():
+        fail("PyTorch finds no GPU here")
+    missing = [name for name in ["lensmith", *(["gpu"] if gpu else [])] if program(name) is None]
+    if missing:
+        fail(f"{', '.join(missing)} not built: cargo build --release, or tools/gpu_check --build for another machine")
+    if options.part or not gpu:
+        bad = in_this_process(options, [options.part] if options.part else names)
+        words = "disturbed, and not recorded"
+    else:
+        bad = in_parts(options, names)
+        words = "did not come through"
+    if bad:
+        print(f"tools/bench_peers.py: {words}: {', '.join(bad)}", file=sys.stderr)
         return 1
     return None
 

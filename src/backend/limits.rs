@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cpu::{Cpu, floors};
 use super::cuda::Cuda;
-use super::cuda::rates::Load;
+use super::cuda::rates::{Floor, Load};
 use super::reference::Reference;
 use super::{Backend, Precision};
 use crate::error::Result;
@@ -122,14 +122,13 @@ impl Measurable for Cuda {
         let load = Load { rows, latents: 16 * rows, bytes: 4 * rows * vae.size().dim };
         let (mut limits, mut resident) = (Vec::new(), Vec::new());
         for rate in self.rates(vae, reward, load)? {
-            let resource = if rate.what.contains("write") || rate.what.contains("decode") {
-                Resource::Write
-            } else {
-                Resource::Copy
+            let resource = match rate.floor {
+                Floor::Write => Resource::Write,
+                Floor::Flop => Resource::Flop,
+                Floor::Read | Floor::Copy => Resource::Copy,
             };
             // The first two are the device's own, of bytes.
             if rate.unit == "bytes" {
-                let resource = if rate.what.contains("copy") { Resource::Copy } else { resource };
                 limits.push(Limit { what: rate.what, resource, per_second: rate.per_second });
             } else {
                 resident.push(Resident {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { FAILED = 999, OUT_OF_MEMORY = 2, INVALID = 1, NOT_READY = 600, MOST_PARAMETERS = 32 };
 
@@ -16,9 +17,29 @@ static int setting(const char* name, int otherwise) {
   return text ? atoi(text) : otherwise;
 }
 
+/* Whether the list of words in the environment variable `name`, divided by commas, holds `word`. */
+static int listed(const char* name, const char* word) {
+  const char* at = getenv(name);
+  const size_t length = word ? strlen(word) : 0;
+  while (at && length) {
+    if (!strncmp(at, word, length) && (at[length] == ',' || !at[length])) return 1;
+    at = strchr(at, ',');
+    if (at) at++;
+  }
+  return 0;
+}
+
 /* ---- the device */
 
-int cuDriverGetVersion(int* version) { *version = setting("FAKE_RELEASE", 13000); return 0; }
+/* The first call of every program: it crashes or hangs where tools/gpu_check is in a stage that FAKE_CRASH_STAGE or
+   FAKE_HANG_STAGE names. */
+int cuDriverGetVersion(int* version) {
+  const char* stage = getenv("LENSMITH_CHECK_STAGE");
+  if (listed("FAKE_CRASH_STAGE", stage)) abort();
+  while (listed("FAKE_HANG_STAGE", stage)) pause();
+  *version = setting("FAKE_RELEASE", 13000);
+  return 0;
+}
 int cuInit(unsigned flags) { (void)flags; return setting("FAKE_INIT", 0); }
 int cuDeviceGetCount(int* count) { *count = setting("FAKE_COUNT", 1); return 0; }
 int cuDeviceGet(int* device, int ordinal) { *device = ordinal; return 0; }
@@ -243,6 +264,7 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   struct launch l = {function, {gx, gy, gz}, {bx, by, bz}, shared, {0}, 0, NULL};
   unsigned i;
   size_t word;
+  if (listed("FAKE_CRASH_KERNEL", function)) abort();
   if (!parameters || !usable(stream) || extra) return INVALID;
   l.count = parameters(function, sizes, MOST_PARAMETERS);
   if (!l.count || l.count > MOST_PARAMETERS) return INVALID;

@@ -4,6 +4,7 @@
 
 use std::ffi::CString;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use cudarc::driver::CudaContext;
@@ -11,6 +12,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
 use super::kernels::{IMAGES, Image, TOOLKIT};
+use super::replaced::Replaced;
 use crate::error::{Error, Result};
 
 /// The lowest compute capability that any kernel is written for, times ten.
@@ -54,7 +56,29 @@ impl Device {
     /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a GPU of
     /// compute capability 7.5, or kernels for it in this build.
     pub fn open(index: usize) -> Result<Device> {
-        open(index).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
+        Device::with(index, &Replaced::default())
+    }
+
+    /// Opens GPU `index` with kernels from a folder: `images` holds `STEM.fatbin` or `STEM.cubin` for files
+    /// `kernels/STEM.cu` that were compiled anew, and the build's own are taken of the other files. The new kernels
+    /// are launched as the build's own are: parameters, block size and shared memory must be the same.
+    ///
+    /// # Errors
+    /// As [`Device::open`]; and where the folder cannot be read, holds no image, or one of no kernel file.
+    pub fn open_with_images(index: usize, images: &Path) -> Result<Device> {
+        let device = || format!("cuda:{index}");
+        let replaced = Replaced::read(images).map_err(|reason| Error::Device { device: device(), reason })?;
+        Device::with(index, &replaced)
+    }
+
+    fn with(index: usize, replaced: &Replaced) -> Result<Device> {
+        open(index, replaced).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
+    }
+
+    /// Whether this machine offers no GPU at all: there is no driver library, or the driver lists no GPU. A GPU that
+    /// is there and does not open is another matter, for [`Device::open`] to explain.
+    pub fn is_absent() -> bool {
+        matches!(start(), Err(Unready::NoGpu(_)))
     }
 
     /// How many GPUs the driver lists; at least one.
@@ -62,7 +86,8 @@ impl Device {
     /// # Errors
     /// [`Error::Device`] as [`Device::open`] for what any GPU lacks: the driver, a new enough one, a GPU at all.
     pub fn count() -> Result<usize> {
-        start().map(|(_, count)| count).map_err(|reason| Error::Device { device: "cuda:all".into(), reason })
+        let device = || "cuda:all".to_string();
+        start().map(|(_, count)| count).map_err(|e| Error::Device { device: device(), reason: e.reason() })
     }
 
     /// What the GPU is.
@@ -101,10 +126,16 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    fn load(context: &Arc<CudaContext>, image: &'static Image) -> Result<Module, DriverError> {
+    fn load(
+        context: &Arc<CudaContext>,
+        image: &'static Image,
+        replaced: &Replaced,
+    ) -> Result<Module, DriverError> {
         context.bind_to_thread()?;
-        // SAFETY: the image is a whole fatbin as nvcc wrote it, with its size in its header, and lives forever.
-        let raw = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) }?;
+        let bytes = replaced.bytes(image);
+        // SAFETY: the image is a whole fatbin or cubin as nvcc wrote it, with its size in its header; the driver has
+        // copied what it needs when the call returns.
+        let raw = unsafe { result::module::load_data(bytes.as_ptr().cast()) }?;
         let mut module = Module { raw, functions: Vec::new(), context: context.clone() };
         for &symbol in image.symbols {
             let name = CString::new(symbol).expect("a kernel's name has no zero byte");
@@ -125,20 +156,35 @@ impl Drop for Module {
     }
 }
 
+/// Why the driver offers no GPU.
+enum Unready {
+    /// There is no driver, or no GPU.
+    NoGpu(String),
+    /// The driver does not work.
+    Driver(String),
+}
+
+impl Unready {
+    fn reason(self) -> String {
+        let (Unready::NoGpu(reason) | Unready::Driver(reason)) = self;
+        reason
+    }
+}
+
 /// Starts the driver: the CUDA release that it knows, and the number of GPUs, at least one.
-fn start() -> Result<((u32, u32), usize), String> {
+fn start() -> Result<((u32, u32), usize), Unready> {
     // SAFETY: loads a library of the system; what it runs on loading is the driver's own.
     if !unsafe { sys::is_culib_present() } {
         let driver = TOOLKIT.map_or("the NVIDIA driver", |release| needed_driver(release.0));
-        return Err(format!(
+        return Err(Unready::NoGpu(format!(
             "no NVIDIA driver library (libcuda) found: install {driver}, give the container access to the GPU, \
              or use --device cpu"
-        ));
+        )));
     }
-    let driver =
-        driver_release().map_err(|e| format!("the driver does not tell its version ({})", code(&e)))?;
+    let driver = driver_release()
+        .map_err(|e| Unready::Driver(format!("the driver does not tell its version ({})", code(&e))))?;
     if let Some(compiled_by) = TOOLKIT.filter(|release| release.0 > driver.0) {
-        return Err(format!(
+        return Err(Unready::Driver(format!(
             "the NVIDIA driver is for CUDA {}.{}, the kernels were compiled by CUDA {}.{}: install {}, or set \
              CUDA_HOME to a CUDA {} toolkit and build again",
             driver.0,
@@ -147,18 +193,18 @@ fn start() -> Result<((u32, u32), usize), String> {
             compiled_by.1,
             needed_driver(compiled_by.0),
             driver.0,
-        ));
+        )));
     }
     result::init().map_err(|e| refused_to_start(&e))?;
     let count = result::device::get_count().map_err(|e| refused_to_start(&e))?;
     match usize::try_from(count) {
         Ok(count) if count > 0 => Ok((driver, count)),
-        _ => Err(NO_GPU.into()),
+        _ => Err(Unready::NoGpu(NO_GPU.into())),
     }
 }
 
-fn open(index: usize) -> Result<Device, String> {
-    let (driver, count) = start()?;
+fn open(index: usize, replaced: &Replaced) -> Result<Device, String> {
+    let (driver, count) = start().map_err(Unready::reason)?;
     match count {
         1 if index > 0 => return Err("there is only one GPU, cuda:0".into()),
         _ if index >= count => {
@@ -193,7 +239,8 @@ fn open(index: usize) -> Result<Device, String> {
     })?;
     let mut modules = Vec::new();
     for image in IMAGES.iter().filter(|image| image.lowest <= capability) {
-        modules.push(Module::load(&context, image).map_err(|e| refused_image(&summary, image, &e))?);
+        let module = Module::load(&context, image, replaced);
+        modules.push(module.map_err(|e| refused_image(&summary, image, &e))?);
     }
     if modules.is_empty() {
         return Err(format!("{summary}: this build has no kernels for it: {}", build_for(&summary)));
@@ -240,19 +287,21 @@ fn summary(index: usize, driver: (u32, u32)) -> Result<Summary, DriverError> {
     })
 }
 
-fn refused_to_start(error: &DriverError) -> String {
-    match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => NO_GPU.into(),
+fn refused_to_start(error: &DriverError) -> Unready {
+    Unready::Driver(match error.0 {
+        CUresult::CUDA_ERROR_NO_DEVICE => return Unready::NoGpu(NO_GPU.into()),
         CUresult::CUDA_ERROR_STUB_LIBRARY => {
-            "the libcuda found is a toolkit's stub, not the driver: take its folder out of LD_LIBRARY_PATH"
-                .into()
+            return Unready::NoGpu(
+                "the libcuda found is a toolkit's stub, not the driver: take its folder out of LD_LIBRARY_PATH"
+                    .into(),
+            );
         }
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
             "the driver library and the driver in the kernel are of different versions: restart the machine"
                 .into()
         }
         _ => format!("the NVIDIA driver does not start ({}): nvidia-smi may say more", code(error)),
-    }
+    })
 }
 
 fn refused_image(summary: &Summary, image: &Image, error: &DriverError) -> String {

@@ -15,6 +15,8 @@ mod memory;
 mod ops;
 mod params;
 pub mod rates;
+mod replaced;
+mod resident;
 mod stream;
 mod tape;
 mod train_reward;
@@ -29,6 +31,7 @@ use driver::{Driver, Fault};
 pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
 pub use gpu::Gpu;
 pub use launch::{Args, Launch};
+pub use resident::Decoded;
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 
@@ -75,9 +78,17 @@ impl Cuda {
                 }
             };
         }
-        let gpu = gpu::Gpu::new(Device::open(index)?);
-        let gpu = gpu
-            .map_err(|fault| Error::Device { device: format!("cuda:{index}"), reason: fault.to_string() })?;
+        Cuda::on(Device::open(index)?, precision)
+    }
+
+    /// The backend on an opened GPU, for products in `precision`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the GPU has no memory for staging, or no tensor cores for BF16.
+    pub fn on(device: Device, precision: Precision) -> Result<Cuda> {
+        let name = format!("cuda:{}", device.index());
+        let gpu = gpu::Gpu::new(device);
+        let gpu = gpu.map_err(|fault| Error::Device { device: name, reason: fault.to_string() })?;
         Cuda::over(Arc::new(gpu), precision)
     }
 

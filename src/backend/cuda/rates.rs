@@ -1,6 +1,7 @@
-//! Rates of the kernels on resident data, beside the device's own memory rates: what `benches/gpu.rs` prints and
-//! `tools/gpu_check` records. Data is random and not zero, results stay on the device.
+//! Rates of single kernels on resident data, and the floors of the device that they are held against: what
+//! `lensmith bench` prints and `tools/gpu_check` records. Data is random and not zero, results stay on the device.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,32 +11,156 @@ use serde::Serialize;
 use super::Cuda;
 use super::data::{Latents, Posteriors, Source};
 use super::driver::Outcome;
+use super::launch::{Args, Launch};
 use super::memory::Buffer;
-use super::ops::{Codes, RowsAt};
-use crate::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation};
+use super::ops::{Base, Codes, RowsAt};
+use crate::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Precision};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::model::{FoldedReward, RewardModel, Vae};
 use crate::noise::{Address, Purpose, Side, fill_normals};
 
-/// Seconds that a measurement takes at least.
-const LONG_ENOUGH: f64 = 0.2;
+/// Seconds that the trials of a measurement take together at least, and one of them.
+const LONG_ENOUGH: f64 = 0.25;
+const TRIAL: f64 = 0.04;
+/// Bytes of an output that two images of a kernel are compared by.
+const COMPARED: usize = 1 << 20;
+/// Threads of a block of `kernels/floor.cu`, and rounds of its products.
+const FLOOR_THREADS: u32 = 256;
+const ROUNDS: u32 = 4096;
+
+/// What a rate is held against: the device's own rate of the same kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Floor {
+    /// Bytes read.
+    Read,
+    /// Bytes written.
+    Write,
+    /// Bytes read and as many written.
+    Copy,
+    /// Floating-point operations on BF16 tensor cores.
+    Flop,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    FloorRead,
+    FloorWrite,
+    FloorCopy,
+    FloorProducts,
+    Memset,
+    Memcpy,
+    Encode,
+    Score,
+    Select,
+    ScoreLatents,
+    DecodeBf16,
+    DecodeF32,
+    DecodeResidual,
+}
+
+/// A kernel, or a floor of the device, whose rate can be measured; its name by [`fmt::Display`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    work: Work,
+    precision: Precision,
+}
+
+impl Measurement {
+    /// The device's floors: kernels that do nothing else, and the driver's own ways to set and copy memory.
+    const FLOORS: [Work; 6] =
+        [Work::FloorRead, Work::FloorWrite, Work::FloorCopy, Work::FloorProducts, Work::Memset, Work::Memcpy];
+    /// Inference, kernel by kernel.
+    const KERNELS: [Work; 7] = [
+        Work::Encode,
+        Work::Score,
+        Work::Select,
+        Work::ScoreLatents,
+        Work::DecodeBf16,
+        Work::DecodeF32,
+        Work::DecodeResidual,
+    ];
+
+    /// Everything that can be measured, floors first.
+    pub fn all() -> Vec<Measurement> {
+        let floors = Self::FLOORS.map(|work| Measurement { work, precision: Precision::Bf16 });
+        let of = |precision| Self::KERNELS.map(|work| Measurement { work, precision });
+        let mut all = [&floors[..], &of(Precision::Bf16), &of(Precision::F32)].concat();
+        // Ranking knows no precision.
+        all.retain(|m| m.work != Work::Select || m.precision == Precision::F32);
+        all
+    }
+
+    /// The one of a name.
+    pub fn named(name: &str) -> Option<Measurement> {
+        Self::all().into_iter().find(|m| m.to_string() == name)
+    }
+
+    /// The precision of the backend that it is measured on.
+    pub fn precision(self) -> Precision {
+        self.precision
+    }
+
+    /// The kernel that runs, by the name of its symbol; `None` where the driver does the work.
+    pub fn symbol(self) -> Option<String> {
+        let name = self.to_string();
+        match self.work {
+            Work::Memset | Work::Memcpy => None,
+            _ => Some(name.strip_suffix("_residual").map_or(name.clone(), str::to_string)),
+        }
+    }
+
+    fn is_floor(self) -> bool {
+        Self::FLOORS.contains(&self.work)
+    }
+}
+
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let p = self.precision;
+        match self.work {
+            Work::FloorRead => f.write_str("floor_read"),
+            Work::FloorWrite => f.write_str("floor_write"),
+            Work::FloorCopy => f.write_str("floor_copy"),
+            Work::FloorProducts => f.write_str("floor_mma_bf16"),
+            Work::Memset => f.write_str("memset"),
+            Work::Memcpy => f.write_str("memcpy"),
+            Work::Encode => write!(f, "encode_{p}_bf16"),
+            Work::Score => write!(f, "score_{p}_bf16"),
+            Work::Select => f.write_str("select_f32"),
+            Work::ScoreLatents => write!(f, "score_latents_{p}"),
+            Work::DecodeBf16 => write!(f, "decode_{p}_bf16"),
+            Work::DecodeF32 => write!(f, "decode_{p}_f32"),
+            Work::DecodeResidual => write!(f, "decode_{p}_bf16_residual"),
+        }
+    }
+}
 
 /// One rate.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rate {
-    /// What ran.
+    /// Name of what was measured.
+    pub name: String,
+    /// The same in words.
     pub what: String,
-    /// Rows, latents or bytes a second.
+    /// Units a second, the median of the trials.
     pub per_second: f64,
-    /// Their name.
+    /// The slowest trial.
+    pub low: f64,
+    /// The fastest trial.
+    pub high: f64,
+    /// What is counted: rows, or for floors bytes and FLOP.
     pub unit: &'static str,
     /// Bytes that a row must move through device memory; 0 for none.
     pub bytes: usize,
     /// Floating-point operations of a row.
     pub flop: usize,
-    /// Share of the memory rate that was measured in the same run, of writes for what mostly writes.
-    pub of_memory: Option<f64>,
+    /// The floor of memory that a kernel is held against, or the floor that was measured.
+    pub floor: Floor,
+    /// Whether its products are on BF16 tensor cores, so that [`Floor::Flop`] bounds it too.
+    pub tensor_cores: bool,
 }
 
 /// Sizes of a measurement.
@@ -43,10 +168,109 @@ pub struct Rate {
 pub struct Load {
     /// Embeddings that are encoded, decoded and scored.
     pub rows: usize,
-    /// Latents that are scored by folding.
+    /// Latents that are ranked, and scored by folding.
     pub latents: usize,
     /// Bytes of the memory floors.
     pub bytes: usize,
+}
+
+/// A kernel with its inputs and outputs on the device, ready to run any number of times.
+pub struct Workload<'c> {
+    cuda: &'c Cuda,
+    rate: Rate,
+    /// Units of a run.
+    count: usize,
+    /// Address and bytes of what it writes.
+    out: (u64, usize),
+    run: Box<dyn Fn() -> Outcome<()> + 'c>,
+}
+
+impl Workload<'_> {
+    fn seconds_of(&self, calls: u32) -> Outcome<f64> {
+        let start = Instant::now();
+        for _ in 0..calls {
+            (self.run)()?;
+        }
+        self.cuda.finish()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Runs as many times as fill a trial, after one run that is not counted; gives that number and the seconds.
+    fn calibrated(&self) -> Outcome<(u32, f64)> {
+        self.seconds_of(1)?;
+        let mut calls = 1;
+        loop {
+            let seconds = self.seconds_of(calls)?;
+            if seconds >= TRIAL {
+                return Ok((calls, seconds));
+            }
+            calls *= 2;
+        }
+    }
+
+    fn per_second(&self, calls: u32, seconds: f64) -> f64 {
+        self.count as f64 * f64::from(calls) / seconds
+    }
+
+    /// Runs once and waits.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn once(&self) -> Result<()> {
+        self.cuda.run(|| self.seconds_of(1).map(drop))
+    }
+
+    /// The median rate of several trials.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn measure(&self) -> Result<Rate> {
+        let mut rates = self.cuda.run(|| {
+            let (calls, mut seconds) = self.calibrated()?;
+            let mut rates = vec![self.per_second(calls, seconds)];
+            let mut total = seconds;
+            while total < LONG_ENOUGH {
+                seconds = self.seconds_of(calls)?;
+                total += seconds;
+                rates.push(self.per_second(calls, seconds));
+            }
+            Ok(rates)
+        })?;
+        rates.sort_by(f64::total_cmp);
+        let (per_second, low, high) = (rates[rates.len() / 2], rates[0], rates[rates.len() - 1]);
+        Ok(Rate { per_second, low, high, ..self.rate.clone() })
+    }
+
+    /// Rates of this and another workload, a trial of each in turns.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn in_turns(&self, other: &Workload<'_>, turns: usize) -> Result<[Vec<f64>; 2]> {
+        self.cuda.run(|| {
+            let calls = [self.calibrated()?.0, other.calibrated()?.0];
+            let mut rates = [Vec::new(), Vec::new()];
+            for _ in 0..turns {
+                for (i, workload) in [self, other].into_iter().enumerate() {
+                    rates[i].push(workload.per_second(calls[i], workload.seconds_of(calls[i])?));
+                }
+            }
+            Ok(rates)
+        })
+    }
+
+    /// The first bytes of what the last run wrote, at most 1 MiB.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn output(&self) -> Result<Vec<u8>> {
+        let (address, bytes) = self.out;
+        let mut out = vec![0; bytes.min(COMPARED)];
+        self.cuda.run(|| {
+            let mark = self.cuda.driver.mark()?;
+            self.cuda.driver.download(&*mark, &mut out, address)
+        })?;
+        Ok(out)
+    }
 }
 
 fn normals(n: usize, row: u64) -> Vec<f32> {
@@ -71,125 +295,247 @@ impl Cuda {
         self.run(|| self.finish())
     }
 
-    /// Seconds of one call of `work`, over as many as fill the time.
-    fn seconds(&self, work: &mut dyn FnMut() -> Outcome<()>) -> Outcome<f64> {
-        work()?;
-        self.finish()?;
-        let mut calls = 1;
-        loop {
-            let start = Instant::now();
-            for _ in 0..calls {
-                work()?;
-            }
-            self.finish()?;
-            let seconds = start.elapsed().as_secs_f64();
-            if seconds >= LONG_ENOUGH {
-                return Ok(seconds / f64::from(calls));
-            }
-            calls *= 2;
-        }
-    }
-
-    /// Measures every inference kernel on models of `vae` and `reward`, with embeddings stored as BF16.
+    /// Measures the driver's setting and copying of memory, and every inference kernel in the backend's precision, on
+    /// models of `vae` and `reward`.
     ///
     /// # Errors
     /// What the device fails with.
     pub fn rates(&self, vae: &Vae, reward: &RewardModel, load: Load) -> Result<Vec<Rate>> {
-        let folded = FoldedReward::new(vae, reward)?;
-        let (size, width) = (vae.size(), reward.size().hidden);
-        let folded = self.load_folded(&folded)?;
-        let vae = self.load_vae(vae)?;
-        let reward = self.load_reward(reward)?;
-        self.run(|| {
-            let mut rates = Vec::new();
-            // Floors: bytes written, and bytes read and written.
-            let from = Buffer::<u8>::zeros(&self.driver, load.bytes, "floor")?;
-            let to = Buffer::<u8>::zeros(&self.driver, load.bytes, "floor")?;
-            let write =
-                load.bytes as f64 / self.seconds(&mut || self.driver.clear(to.address(), load.bytes))?;
-            let copy = 2.0 * load.bytes as f64
-                / self.seconds(&mut || self.driver.copy(to.address(), from.address(), load.bytes))?;
-            drop((from, to));
-            for (what, per_second) in [("memory, write", write), ("memory, copy (read + write)", copy)] {
-                let what = what.to_string();
-                rates.push(Rate { what, per_second, unit: "bytes", bytes: 1, flop: 0, of_memory: None });
-            }
-            let mut add =
-                |what: &str, rows: usize, (bytes, flop): (usize, usize), floor: f64, seconds: f64| {
-                    let per_second = rows as f64 / seconds;
-                    let of_memory = (bytes > 0).then(|| per_second * bytes as f64 / floor);
-                    let what = format!("{what} {}", self.precision);
-                    rates.push(Rate { what, per_second, unit: "rows", bytes, flop, of_memory });
-                };
-
-            let (dim, hidden, latent) = (size.dim, size.hidden, size.latent);
-            let stored: Vec<bf16> = normals(dim * 64, 1).iter().map(|&v| bf16::from_f32(v)).collect();
-            let embeddings = Buffer::<bf16>::empty(&self.driver, load.rows * dim, "embeddings")?;
-            for first in (0..load.rows).step_by(64) {
-                embeddings.write(first * dim, &stored[..(load.rows - first).min(64) * dim])?;
-            }
-            let rows = RowsAt { address: embeddings.address(), rows: load.rows, dtype: Dtype::Bf16 };
-            let codes = [(); 2]
-                .map(|()| Buffer::<f32>::empty(&self.driver, load.latents.max(load.rows) * latent, "codes"));
-            let [mu, logvar] = codes;
-            let (mu, logvar) = (mu?, logvar?);
-            let to = Codes { mu: mu.address(), logvar: logvar.address(), z: 0 };
-            let work = (2 * dim + 8 * latent, 2 * (dim * hidden + 2 * hidden * latent));
-            let seconds = self.seconds(&mut || self.launch_encode(&vae, rows, to, None))?;
-            add("encode from BF16", load.rows, work, copy, seconds);
-
-            let rewards = Buffer::<f32>::empty(&self.driver, load.latents.max(load.rows), "rewards")?;
-            let work = (2 * dim, 2 * dim * width);
-            let seconds = self.seconds(&mut || self.launch_score(&reward, rows, (rewards.address(), 0)))?;
-            add("score BF16 embeddings", load.rows, work, copy, seconds);
-
-            for (address, values) in [(&mu, 2), (&logvar, 3)] {
-                let block = normals(latent * 1024, values);
-                for first in (0..load.latents).step_by(1024) {
-                    address.write(first * latent, &block[..(load.latents - first).min(1024) * latent])?;
-                }
-            }
-            let posteriors =
-                Posteriors { mu: Arc::new(mu), logvar: Arc::new(logvar), rows: load.latents, latent };
-            let origin = Origin { seed: 1, side: Side::Chosen, first_row: 0 };
-            let how = Perturbation {
-                sigma2: 0.01,
-                keep: 3,
-                oversample: 4,
-                likelihood: Likelihood::Posterior,
-                source: LatentSource::Sample,
-            };
-            let kept = Buffer::<u32>::empty(&self.driver, load.latents * 3, "candidates")?;
-            let work = (8 * latent + 12, 65 * latent * 12);
-            let seconds = self.seconds(&mut || self.launch_select(&posteriors, origin, &how, &kept))?;
-            add("select 3 of 12 candidates", load.latents, work, copy, seconds);
-
-            let pairs: Vec<[u32; 2]> = (0..load.latents).map(|i| [i as u32, 3]).collect();
-            let drawn = Latents {
-                source: Source::Drawn {
-                    starts: Arc::new(self.starts(&posteriors, origin)?),
-                    samples: Buffer::upload(&self.driver, &pairs, "samples")?,
-                    origin,
-                    sigma: how.sigma(),
-                },
-                rows: pairs.iter().map(|p| p[0]).collect(),
-                latent,
-            };
-            let work = (8 * latent + 12, 2 * (latent * hidden + hidden * width + width) + 130 * latent);
-            let seconds = self.seconds(&mut || self.launch_score_latents(&folded, &drawn, None, &rewards))?;
-            add("draw and score latents, folded", load.latents, work, copy, seconds);
-
-            for (dtype, name) in [(Dtype::Bf16, "BF16"), (Dtype::F32, "F32")] {
-                let bytes = load.rows * dim * dtype.size();
-                let out = Buffer::<u8>::empty(&self.driver, bytes, "decoded")?;
-                let count = load.rows.min(load.latents);
-                let work = (dim * dtype.size(), 2 * (latent * hidden + hidden * dim));
-                let seconds = self.seconds(&mut || {
-                    self.launch_decode(&vae, (&drawn, 0, count), None, (out.address(), dtype))
-                })?;
-                add(&format!("draw and decode to {name}"), count, work, write, seconds);
-            }
-            Ok(rates)
-        })
+        let floors = [Work::Memset, Work::Memcpy];
+        let work = [&floors[..], &Measurement::KERNELS].concat();
+        let all = work.into_iter().map(|work| Measurement { work, precision: self.precision });
+        all.map(|m| self.workload(m, (vae, reward), load)?.measure()).collect()
     }
+
+    /// Brings what a measurement needs to the device. Embeddings are stored as BF16.
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn workload<'c>(
+        &'c self,
+        what: Measurement,
+        (vae, reward): (&Vae, &RewardModel),
+        load: Load,
+    ) -> Result<Workload<'c>> {
+        if what.is_floor() {
+            return self.run(|| self.floor_workload(what, load.bytes));
+        }
+        let (size, width) = (vae.size(), reward.size().hidden);
+        let (dim, hidden, latent) = (size.dim, size.hidden, size.latent);
+        let decoded = 2 * (latent * hidden + hidden * dim);
+        let how = Perturbation {
+            sigma2: 0.01,
+            keep: 3,
+            oversample: 4,
+            likelihood: Likelihood::Posterior,
+            source: LatentSource::Sample,
+        };
+        let origin = Origin { seed: 1, side: Side::Chosen, first_row: 0 };
+        let rate = |words: &str, bytes, flop, floor| {
+            let what_in_words = format!("{words} {}", self.precision);
+            let tensor_cores = self.precision == Precision::Bf16 && what.work != Work::Select;
+            let (name, unit) = (what.to_string(), "rows");
+            let (per_second, low, high) = (0.0, 0.0, 0.0);
+            Rate { name, what: what_in_words, per_second, low, high, unit, bytes, flop, floor, tensor_cores }
+        };
+        let (rate, count, out, run): (Rate, usize, _, Box<dyn Fn() -> Outcome<()> + 'c>) = match what.work {
+            Work::Encode => {
+                let vae = self.load_vae(vae)?;
+                let (embeddings, mu, logvar) = self.run(|| {
+                    let codes = || Buffer::<f32>::empty(&self.driver, load.rows * latent, "codes");
+                    Ok((self.embeddings_of(load.rows, dim)?, codes()?, codes()?))
+                })?;
+                let out = (mu.address(), 4 * mu.len());
+                let codes = Codes { mu: mu.address(), logvar: logvar.address(), z: 0 };
+                let run = move || {
+                    let rows = rows_at(&embeddings, load.rows);
+                    // Held for as long as launches write them.
+                    let _ = (&mu, &logvar);
+                    self.launch_encode(&vae, rows, codes, None)
+                };
+                let flop = 2 * (dim * hidden + 2 * hidden * latent);
+                (
+                    rate("encode from BF16", 2 * dim + 8 * latent, flop, Floor::Read),
+                    load.rows,
+                    out,
+                    Box::new(run),
+                )
+            }
+            Work::Score => {
+                let reward = self.load_reward(reward)?;
+                let embeddings = self.run(|| self.embeddings_of(load.rows, dim))?;
+                let rewards = self.run(|| Buffer::<f32>::empty(&self.driver, load.rows, "rewards"))?;
+                let out = (rewards.address(), 4 * rewards.len());
+                let run = move || {
+                    self.launch_score(&reward, rows_at(&embeddings, load.rows), (rewards.address(), 0))
+                };
+                let rate = rate("score BF16 embeddings", 2 * dim, 2 * dim * width, Floor::Read);
+                (rate, load.rows, out, Box::new(run))
+            }
+            Work::Select => {
+                let posteriors = self.run(|| self.posteriors_of(load.latents, latent))?;
+                let kept = self.run(|| Buffer::<u32>::empty(&self.driver, load.latents * 3, "candidates"))?;
+                let out = (kept.address(), 4 * kept.len());
+                let run = move || self.launch_select(&posteriors, origin, &how, &kept);
+                let rate = rate("select 3 of 12 candidates", 8 * latent + 12, 65 * latent * 12, Floor::Read);
+                (rate, load.latents, out, Box::new(run))
+            }
+            Work::ScoreLatents => {
+                let folded = self.load_folded(&FoldedReward::new(vae, reward)?)?;
+                let drawn = self.run(|| self.latents_of(load.latents, latent, origin, &how))?;
+                let rewards = self.run(|| Buffer::<f32>::empty(&self.driver, load.latents, "rewards"))?;
+                let out = (rewards.address(), 4 * rewards.len());
+                let run = move || self.launch_score_latents(&folded, &drawn, None, &rewards);
+                let flop = 2 * (latent * hidden + hidden * width + width) + 130 * latent;
+                let rate = rate("draw and score latents, folded", 8 * latent + 12, flop, Floor::Read);
+                (rate, load.latents, out, Box::new(run))
+            }
+            Work::DecodeBf16 | Work::DecodeF32 => {
+                let dtype = if what.work == Work::DecodeF32 { Dtype::F32 } else { Dtype::Bf16 };
+                let vae = self.load_vae(vae)?;
+                let drawn = self.run(|| self.latents_of(load.rows, latent, origin, &how))?;
+                let bytes = dim * dtype.size();
+                let made = self.run(|| Buffer::<u8>::empty(&self.driver, load.rows * bytes, "decoded"))?;
+                let out = (made.address(), made.len());
+                let run =
+                    move || self.launch_decode(&vae, (&drawn, 0, load.rows), None, (made.address(), dtype));
+                let rate = rate(&format!("draw and decode to {dtype}"), bytes, decoded, Floor::Write);
+                (rate, load.rows, out, Box::new(run))
+            }
+            _ => {
+                let vae = self.load_vae(vae)?;
+                let drawn = self.run(|| self.latents_of(load.rows, latent, origin, &how))?;
+                let embeddings = self.run(|| self.embeddings_of(load.rows, dim))?;
+                let made = self.run(|| Buffer::<bf16>::empty(&self.driver, load.rows * dim, "decoded"))?;
+                let out = (made.address(), 2 * made.len());
+                let posteriors = self.run(|| self.posteriors_of(load.rows, latent))?;
+                let run = move || {
+                    let mu = posteriors.mu.address();
+                    let base = Base { embeddings: embeddings.address(), dtype: Dtype::Bf16, mu };
+                    let to = (made.address(), Dtype::Bf16);
+                    self.launch_decode(&vae, (&drawn, 0, load.rows), Some(base), to)
+                };
+                let rate = rate("draw, decode and add, BF16", 4 * dim, 2 * decoded, Floor::Copy);
+                (rate, load.rows, out, Box::new(run))
+            }
+        };
+        Ok(Workload { cuda: self, rate, count, out, run })
+    }
+
+    fn floor_workload(&self, what: Measurement, bytes: usize) -> Outcome<Workload<'_>> {
+        let bytes = bytes / 16 * 16;
+        let driver = &self.driver;
+        let from = self.embeddings_of(1, bytes / 2)?;
+        let blocks = driver.limits().processors * if what.work == Work::FloorProducts { 2 } else { 8 };
+        let threads = (blocks * FLOOR_THREADS) as usize;
+        // A fragment of four sums for each thread, where products are made.
+        let to = Buffer::<u8>::empty(driver, bytes.max(16 * threads), "floor")?;
+        let out = (to.address(), if what.work == Work::FloorRead { 4 * threads } else { bytes });
+        let launch =
+            |kernel, args| Launch { kernel, grid: [blocks, 1, 1], threads: FLOOR_THREADS, shared: 0, args };
+        let words = (bytes / 16) as u64;
+        let read = Args::new().address(from.address());
+        type Run<'a> = Box<dyn Fn() -> Outcome<()> + 'a>;
+        let launched = |launch: Launch| -> Run<'_> { Box::new(move || driver.launch(&launch)) };
+        let (words_for_it, count, floor, run): (_, _, _, Run<'_>) = match what.work {
+            Work::FloorRead => {
+                let args = read.buffer(&to).value(words);
+                ("memory, read", bytes, Floor::Read, launched(launch("floor_read", args)))
+            }
+            Work::FloorWrite => {
+                let args = Args::new().buffer(&to).value(words);
+                ("memory, written by a kernel", bytes, Floor::Write, launched(launch("floor_write", args)))
+            }
+            Work::FloorCopy => {
+                let args = read.buffer(&to).value(words);
+                let what = "memory, copied by a kernel (read + write)";
+                (what, 2 * bytes, Floor::Copy, launched(launch("floor_copy", args)))
+            }
+            Work::FloorProducts => {
+                let operands: Vec<[bf16; 2]> = normals(2 * 16 * 32, 4)
+                    .chunks_exact(2)
+                    .map(|v| [bf16::from_f32(v[0]), bf16::from_f32(v[1])])
+                    .collect();
+                from.write(0, operands.as_flattened())?;
+                let args = read.buffer(&to).value(ROUNDS);
+                let flop = threads / 32 * ROUNDS as usize * 32_768;
+                let what = "products on BF16 tensor cores (mma.sync)";
+                (what, flop, Floor::Flop, launched(launch("floor_mma_bf16", args)))
+            }
+            Work::Memset => {
+                let at = to.address();
+                ("memory, write", bytes, Floor::Write, Box::new(move || driver.clear(at, bytes)))
+            }
+            _ => {
+                let (to, from) = (to.address(), from.address());
+                let run = move || driver.copy(to, from, bytes);
+                ("memory, copy (read + write)", 2 * bytes, Floor::Copy, Box::new(run))
+            }
+        };
+        let (bytes, unit) = if floor == Floor::Flop { (0, "FLOP") } else { (1, "bytes") };
+        let rate = Rate {
+            name: what.to_string(),
+            what: words_for_it.into(),
+            per_second: 0.0,
+            low: 0.0,
+            high: 0.0,
+            unit,
+            bytes,
+            flop: 1 - bytes,
+            floor,
+            tensor_cores: floor == Floor::Flop,
+        };
+        // The buffers live as long as the closure that owns them.
+        let run = Box::new(move || {
+            let _ = (&from, &to);
+            run()
+        });
+        Ok(Workload { cuda: self, rate, count, out, run })
+    }
+
+    /// Random embeddings `[rows, dim]`: a block of values that is copied behind itself until all are there.
+    fn embeddings_of(&self, rows: usize, dim: usize) -> Outcome<Buffer<bf16>> {
+        let all = rows * dim;
+        let block: Vec<bf16> = normals(all.min(1 << 18), 1).into_iter().map(bf16::from_f32).collect();
+        let buffer = Buffer::empty(&self.driver, all, "embeddings")?;
+        self.repeated(&buffer, &block)?;
+        Ok(buffer)
+    }
+
+    /// Fills a buffer with `block` again and again.
+    fn repeated<T: bytemuck::Pod>(&self, buffer: &Buffer<T>, block: &[T]) -> Outcome<()> {
+        let mut there = block.len().min(buffer.len());
+        buffer.write(0, &block[..there])?;
+        while there < buffer.len() {
+            let more = there.min(buffer.len() - there);
+            self.driver.copy(buffer.at(there), buffer.address(), more * size_of::<T>())?;
+            there += more;
+        }
+        Ok(())
+    }
+
+    fn posteriors_of(&self, rows: usize, latent: usize) -> Outcome<Posteriors> {
+        let filled = |row| -> Outcome<_> {
+            let buffer = Buffer::<f32>::empty(&self.driver, rows * latent, "codes")?;
+            self.repeated(&buffer, &normals((latent * 1024).min(rows * latent), row))?;
+            Ok(Arc::new(buffer))
+        };
+        Ok(Posteriors { mu: filled(2)?, logvar: filled(3)?, rows, latent })
+    }
+
+    /// A sample of each of `rows` posteriors.
+    fn latents_of(&self, rows: usize, latent: usize, origin: Origin, how: &Perturbation) -> Outcome<Latents> {
+        let pairs: Vec<[u32; 2]> = (0..rows).map(|i| [i as u32, 3]).collect();
+        let source = Source::Drawn {
+            starts: Arc::new(self.starts(&self.posteriors_of(rows, latent)?, origin)?),
+            samples: Buffer::upload(&self.driver, &pairs, "samples")?,
+            origin,
+            sigma: how.sigma(),
+        };
+        Ok(Latents { source, rows: pairs.iter().map(|p| p[0]).collect(), latent })
+    }
+}
+
+fn rows_at(embeddings: &Buffer<bf16>, rows: usize) -> RowsAt {
+    RowsAt { address: embeddings.address(), rows, dtype: Dtype::Bf16 }
 }

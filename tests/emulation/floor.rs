@@ -1,0 +1,117 @@
+//! `kernels/floor.cu`: a floor that leaves out some of its work would be no floor. Reads, writes and copies reach every
+//! word once, and products are all made.
+
+use half::bf16;
+
+use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+
+/// Blocks and threads: with few words some threads have none, with many each goes round several times.
+const BLOCKS: u32 = 3;
+const THREADS: u32 = 64;
+const WORDS: [usize; 5] = [1, 5, 191, 193, 3001];
+
+fn all_schedules() -> impl Iterator<Item = (Build, Schedule)> {
+    [(Build::Check, Schedule::PLAIN)].into_iter().chain(Schedule::ALL.map(|s| (Build::Fast, s)))
+}
+
+fn launch(schedule: Schedule) -> Launch {
+    Launch { grid: [BLOCKS, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule }
+}
+
+fn words(n: usize) -> Vec<u32> {
+    (0..4 * n as u32).map(|i| i.wrapping_mul(0x9E37_79B9) ^ 0x5bd1_e995).collect()
+}
+
+#[test]
+fn reads_reach_every_word() {
+    for (build, schedule) in all_schedules() {
+        let emulator = Emulator::get(build);
+        for n in WORDS {
+            let values = words(n);
+            let input = emulator.upload(&values, "in");
+            let sums = emulator.empty::<u32>((BLOCKS * THREADS) as usize, "sums");
+            let args = Args::new().buffer(&input).buffer(&sums).value(n as u64);
+            emulator.launch("floor_read", launch(schedule), &args).expect("a clean run");
+            assert_eq!(sums.unwritten(), 0);
+            let got = sums.download().into_iter().fold(0, |a, b| a ^ b);
+            assert_eq!(got, values.iter().fold(0, |a, b| a ^ b), "{n} words, {build:?}, {schedule:?}");
+        }
+    }
+}
+
+#[test]
+fn writes_and_copies_reach_every_word() {
+    for (build, schedule) in all_schedules() {
+        let emulator = Emulator::get(build);
+        for n in WORDS {
+            let what = format!("{n} words, {build:?}, {schedule:?}");
+            let out = emulator.empty::<u32>(4 * n, "out");
+            let args = Args::new().buffer(&out).value(n as u64);
+            emulator.launch("floor_write", launch(schedule), &args).expect("a clean run");
+            assert_eq!(out.unwritten(), 0, "{what}");
+            for (i, word) in out.download().chunks_exact(4).enumerate() {
+                let low = (i as u32).wrapping_mul(0x9e37_79b9);
+                assert_eq!(word, [low, !low, low, low.wrapping_add(0x85eb_ca6b)], "word {i}, {what}");
+            }
+
+            let values = words(n);
+            let input = emulator.upload(&values, "in");
+            let out = emulator.empty::<u32>(4 * n, "out");
+            let args = Args::new().buffer(&input).buffer(&out).value(n as u64);
+            emulator.launch("floor_copy", launch(schedule), &args).expect("a clean run");
+            assert_eq!(out.download(), values, "{what}");
+        }
+    }
+}
+
+/// Small integers, whose products and sums are exact: each round of every product counts.
+#[test]
+fn products_are_all_made() {
+    let integer = |i: usize| ((i * 7 + i / 11) % 9) as f32 - 4.0;
+    let [a, b] = [2 * 16 * 16, 4 * 16 * 8].map(|n| (0..n).map(integer).collect::<Vec<f32>>());
+    // Element (row, k) of matrix l of A and (k, column) of matrix r of B, laid out as fragments.
+    let pair = |low: f32, high: f32| {
+        u32::from(bf16::from_f32(low).to_bits()) | u32::from(bf16::from_f32(high).to_bits()) << 16
+    };
+    let mut operands = Vec::new();
+    for l in 0..2 {
+        for register in 0..4 {
+            operands.extend((0..32).map(|lane| {
+                let row = lane / 4 + 8 * (register % 2);
+                let k = 2 * (lane % 4) + 8 * (register / 2);
+                let at = l * 256 + row * 16 + k;
+                pair(a[at], a[at + 1])
+            }));
+        }
+    }
+    for r in 0..4 {
+        for register in 0..2 {
+            operands.extend((0..32).map(|lane| {
+                let (k, column) = (2 * (lane % 4) + 8 * register, lane / 4);
+                let at = r * 128 + k * 8 + column;
+                pair(b[at], b[at + 8])
+            }));
+        }
+    }
+    let rounds = 3u32;
+    let mut want = [0f32; 16 * 8];
+    for (i, want) in want.iter_mut().enumerate() {
+        let (row, column) = (i / 8, i % 8);
+        for (l, r, k) in (0..2 * 4 * 16).map(|n| (n / 64, n / 16 % 4, n % 16)) {
+            *want += rounds as f32 * a[l * 256 + row * 16 + k] * b[r * 128 + k * 8 + column];
+        }
+    }
+    assert!(want.iter().filter(|v| **v != 0.0).count() > 100, "mostly zeros test nothing");
+    for (build, schedule) in all_schedules() {
+        let emulator = Emulator::get(build);
+        let operands = emulator.upload(&operands, "operands");
+        let products = emulator.empty::<f32>((4 * BLOCKS * THREADS) as usize, "products");
+        let args = Args::new().buffer(&operands).buffer(&products).value(rounds);
+        emulator.launch("floor_mma_bf16", launch(schedule), &args).expect("a clean run");
+        for (i, got) in products.download().into_iter().enumerate() {
+            let (lane, register) = (i / 4 % 32, i % 4);
+            let (row, column) = (lane / 4 + 8 * (register / 2), 2 * (lane % 4) + register % 2);
+            assert_eq!(got, want[row * 8 + column], "value {i}, {build:?}, {schedule:?}");
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! tools/gpu_check through the stand-in for libcuda, on the test programs of this build: whatever crashes, hangs, is
+//! missing or cannot be written, there is a record of everything else, and the exit code says what happened.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use common::cli::{Lab, Said, bare};
+use common::emulation::{Build, library, tested_gpu};
+use lensmith::backend::cuda::kernels;
+use serde_json::{Value, json};
+
+const STAGES: [&str; 7] = ["device", "probes", "kernels", "rates", "memcheck", "racecheck", "ncu"];
+/// What runs with --small.
+const PROGRAMS: [&str; 4] = ["emulation", "parity", "large", "gpu"];
+/// All take options with one value each, then the command that they run.
+const SANITIZER: &str = "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do shift 2; done\nexec \"$@\"\n";
+const NCU: &str = r#"#!/bin/sh
+if [ "$1" = --import ]; then
+    [ -s "$2" ] || exit 1
+    printf '"ID","Section Name","Metric Name","Metric Unit","Metric Value"\n'
+    printf '"0","GPU Speed Of Light Throughput","Duration","us","12.5"\n'
+    exit 0
+fi
+while [ "${1#--}" != "$1" ]; do
+    case "$1" in
+    --export) echo profile >"$2"; shift 2 ;;
+    --force-overwrite) shift ;;
+    *) shift 2 ;;
+    esac
+done
+exec "$@"
+"#;
+/// Writes what the stand-in takes for a fatbin, or fails where the source says so.
+const NVCC: &str = r#"#!/bin/sh
+while [ $# -gt 1 ]; do
+    if [ "$1" = -o ]; then out=$2; fi
+    shift
+done
+if grep -q 'syntax error' "$1"; then echo "$1(1): error: syntax error" >&2; exit 2; fi
+printf '\120\355\125\272 and more' >"$out"
+"#;
+
+/// Programs of this build, a stand-in for the driver and stand-ins for the tools of the CUDA toolkit.
+struct Machine {
+    lab: Lab,
+    emulator: PathBuf,
+}
+
+impl Machine {
+    /// None where the build has no kernels, or where a GPU is tested: the stand-in plays one.
+    fn new() -> Option<Machine> {
+        if tested_gpu().is_some() || kernels::TOOLKIT.is_none() {
+            return None;
+        }
+        let lab = Lab::new();
+        let folder = |name: &str| fs::create_dir(lab.at(name)).expect("a folder");
+        ["programs", "driver", "bin", "none"].into_iter().for_each(folder);
+        for name in PROGRAMS {
+            symlink(program(name), lab.at("programs").join(name)).expect("a link");
+        }
+        for (name, text) in [("compute-sanitizer", SANITIZER), ("ncu", NCU), ("nvcc", NVCC)] {
+            let path = lab.put(&format!("bin/{name}"), text.as_bytes());
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
+        }
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/driver.c");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
+        compiler.arg(lab.at("driver/libcuda.so")).arg(source).arg("-ldl");
+        assert!(compiler.status().expect("cc, which links Rust too").success());
+        Some(Machine { lab, emulator: library(Build::Fast) })
+    }
+
+    /// Runs the script on the words of `line`, in which `@` stands for the machine's folder.
+    fn run(&self, line: &str, environment: &[(&str, &str)]) -> Said {
+        self.run_with_tools(line, environment, true)
+    }
+
+    fn run_with_tools(&self, line: &str, environment: &[(&str, &str)], tools: bool) -> Said {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        // Where none are wanted, none of this machine either.
+        let has_tools = |p: &PathBuf| ["compute-sanitizer", "ncu"].iter().any(|t| p.join(t).exists());
+        let mut path: Vec<PathBuf> = std::env::split_paths(&path).filter(|p| !has_tools(p)).collect();
+        if tools {
+            path.insert(0, self.lab.at("bin"));
+        }
+        let mut command = bare(Command::new(script));
+        command.args(self.lab.words(line)).args(["--small", "--jobs", "2", "--programs"]);
+        command.arg(self.lab.at("programs"));
+        command.env("PATH", std::env::join_paths(path).expect("a path"));
+        command.env("CUDA_HOME", self.lab.at("none"));
+        command.env("LD_LIBRARY_PATH", self.lab.at("driver")).env("FAKE_EMULATOR", &self.emulator);
+        command.envs(environment.iter().copied());
+        command.output().expect("tools/gpu_check runs").into()
+    }
+
+    fn record(&self, name: &str) -> Value {
+        self.lab.value(name)
+    }
+}
+
+/// The newest executable of a target that stands beside this one.
+fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a path");
+    let newest =
+        |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let entries = fs::read_dir(own.parent().expect("a folder")).expect("a folder");
+    let of_name = entries.map(|e| e.expect("an entry").path()).filter(|path| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let hash = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+        hash.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+    });
+    let found = of_name.max_by_key(newest);
+    found.unwrap_or_else(|| panic!("{name} is not built: cargo test --no-run builds all test programs"))
+}
+
+/// Stages and their status.
+fn statuses(record: &Value) -> Vec<(&str, &str)> {
+    let stages = record["stages"].as_array().expect("stages").iter();
+    let text = |value: &Value| value.as_str().map(str::to_string).expect("text");
+    stages
+        .map(|s| {
+            (
+                s["stage"].as_str().expect("text"),
+                s["status"].as_str().unwrap_or_else(|| panic!("{}", text(s))),
+            )
+        })
+        .collect()
+}
+
+fn stage<'r>(record: &'r Value, name: &str) -> &'r Value {
+    let stages = record["stages"].as_array().expect("stages");
+    stages.iter().find(|s| s["stage"] == name).unwrap_or_else(|| panic!("no {name} in {record}"))
+}
+
+#[test]
+fn all_stages_pass_and_leave_a_record() {
+    let Some(machine) = Machine::new() else { return };
+    let peers = json!({ "peers": { "device": "kept" }, "rates": "old" });
+    machine.lab.put("out/imaginary-gpu.json", peers.to_string().as_bytes());
+    let said = machine.run("--out @out", &[]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let record = machine.record("out/imaginary-gpu.json");
+    assert_eq!(statuses(&record), STAGES.map(|stage| (stage, "passed")), "{said:?}");
+    assert_eq!(record["peers"], peers["peers"], "figures beside peers stay");
+    assert_eq!(record["kernels"], format!("{:016x}", kernels::SOURCES));
+    assert!(
+        record["device"].as_str().is_some_and(|d| d.starts_with("Imaginary GPU, compute capability 9.0"))
+    );
+    let rates = record["rates"].as_array().expect("rates");
+    let rate = |name: &str| rates.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no {name}"));
+    for name in
+        ["floor_read", "floor_write", "floor_copy", "floor_mma_bf16", "memset", "memcpy", "select_f32"]
+    {
+        assert!(rate(name)["per_second"].as_f64().is_some_and(|r| r > 0.0), "{name}");
+    }
+    let score = rate("score_bf16_bf16");
+    for share in ["of_memory", "of_tensor_cores"] {
+        assert!(score[share].as_f64().is_some_and(|s| s > 0.0), "{share} of {score}");
+    }
+    assert!(rate("score_f32_bf16")["of_tensor_cores"].is_null());
+    assert_eq!(record["ncu"]["encode_bf16_bf16"]["GPU Speed Of Light Throughput: Duration"], "12.5 us");
+    assert!(machine.lab.at("out/encode_bf16_bf16.ncu-rep").exists());
+    // Every test ran by itself, and was seen to run.
+    let steps = stage(&record, "kernels")["steps"].as_array().expect("steps").len();
+    assert!(steps >= 4, "{record}");
+}
+
+/// Half of the stages crash or hang at their first call of the driver, the others come through; then the other half.
+fn half_of_the_stages(variable: &str, status: &str) {
+    let Some(machine) = Machine::new() else { return };
+    for first in [0, 1] {
+        let broken: Vec<&str> = STAGES.into_iter().skip(first).step_by(2).collect();
+        let limits: Vec<String> = broken.iter().map(|stage| format!("{stage}=2")).collect();
+        // A crash needs no limit.
+        let limits =
+            if status == "timed out" { format!("--limits {}", limits.join(",")) } else { String::new() };
+        let said = machine.run(&format!("--out @{first} {limits}"), &[(variable, &broken.join(","))]);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        let name = if first == 0 { "gpu-unknown" } else { "imaginary-gpu" };
+        let record = machine.record(&format!("{first}/{name}.json"));
+        let want = STAGES.map(|stage| (stage, if broken.contains(&stage) { status } else { "passed" }));
+        assert_eq!(statuses(&record), want, "{said:?}");
+        for broken in broken {
+            let steps = stage(&record, broken)["steps"].as_array().expect("steps");
+            let how = if status == "crashed" { "SIGABRT" } else { "killed after" };
+            let lines = steps.iter().flat_map(|s| s["said"].as_array().into_iter().flatten());
+            assert!(
+                lines.clone().any(|l| l.as_str().is_some_and(|l| l.contains(how))),
+                "{broken}: {steps:?}"
+            );
+        }
+        let rates = record["rates"].as_array().expect("rates").len();
+        assert_eq!(rates > 10, first == 0, "rates are there where their stage passed");
+    }
+}
+
+#[test]
+fn a_crash_costs_its_stage_alone() {
+    half_of_the_stages("FAKE_CRASH_STAGE", "crashed");
+}
+
+#[test]
+fn a_hang_costs_its_stage_alone() {
+    half_of_the_stages("FAKE_HANG_STAGE", "timed out");
+}
+
+#[test]
+fn a_kernel_that_crashes_costs_its_rate_alone() {
+    let Some(machine) = Machine::new() else { return };
+    let said = machine.run("--out @out --stages device,rates", &[("FAKE_CRASH_KERNEL", "encode_bf16_bf16")]);
+    assert_eq!(said.code, Some(1), "an error of a later program is no missing GPU: {said:?}");
+    let record = machine.record("out/imaginary-gpu.json");
+    assert_eq!(stage(&record, "rates")["status"], "crashed");
+    let names: Vec<&str> =
+        record["rates"].as_array().expect("rates").iter().filter_map(|r| r["name"].as_str()).collect();
+    assert!(!names.contains(&"encode_bf16_bf16") && names.contains(&"decode_bf16_bf16"), "{names:?}");
+}
+
+#[test]
+fn missing_tools_are_seen_and_may_be_left_out_by_name() {
+    let Some(machine) = Machine::new() else { return };
+    let said = machine.run_with_tools("--out @out --stages device,memcheck,racecheck,ncu", &[], false);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let record = machine.record("out/imaginary-gpu.json");
+    for (name, tool) in
+        [("memcheck", "compute-sanitizer"), ("racecheck", "compute-sanitizer"), ("ncu", "ncu")]
+    {
+        let found = stage(&record, name);
+        assert_eq!(
+            (&found["status"], &found["reason"]),
+            (&"not run".into(), &format!("no {tool} here").into())
+        );
+        assert!(said.out.contains(&format!("no {tool} here")), "{said:?}");
+    }
+    let line = "--out @out --stages device,memcheck,racecheck,ncu --without sanitizer,ncu";
+    let said = machine.run_with_tools(line, &[], false);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let record = machine.record("out/imaginary-gpu.json");
+    assert_eq!(stage(&record, "ncu")["status"], "skipped", "{said:?}");
+}
+
+#[test]
+fn a_folder_that_takes_nothing_costs_its_copy_alone() {
+    let Some(machine) = Machine::new() else { return };
+    // The part of a file that is being written goes to a device that is always full.
+    fs::create_dir(machine.lab.at("full")).expect("a folder");
+    symlink("/dev/full", machine.lab.at("full/.imaginary-gpu.json.part")).expect("a link");
+    for (out, results, words) in [
+        ("@full", "@kept-1", "No space left on device"),
+        ("@kept-2", "/proc/none/of/it", "cannot write /proc/none"),
+    ] {
+        let said = machine.run(&format!("--out {out} --results {results} --stages device,probes"), &[]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.err.contains(words), "{said:?}");
+        let kept = if out == "@full" { "kept-1" } else { "kept-2" };
+        let record = machine.record(&format!("{kept}/imaginary-gpu.json"));
+        assert_eq!(statuses(&record)[..2], [("device", "passed"), ("probes", "passed")]);
+    }
+    assert!(!machine.lab.at("full/imaginary-gpu.json").exists(), "half a record is none");
+    // Where nothing takes the record, it is printed.
+    let said = machine.run("--out @full --stages device,probes", &[]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let line = said.out.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{said:?}"));
+    let record: Value = serde_json::from_str(line).expect("JSON");
+    assert_eq!(stage(&record, "probes")["status"], "passed");
+}
+
+#[test]
+fn only_a_missing_gpu_is_called_that() {
+    let Some(machine) = Machine::new() else { return };
+    for (what, value) in [("FAKE_COUNT", "0"), ("FAKE_INIT", "100"), ("FAKE_INIT", "34")] {
+        let said = machine.run("--out @out", &[(what, value)]);
+        assert_eq!(said.code, Some(3), "{said:?}");
+        assert!(said.err.contains("no GPU to check: gpu: device cuda:0: "), "{said:?}");
+        let record = machine.record("out/gpu-unknown.json");
+        assert_eq!(statuses(&record), STAGES.map(|stage| (stage, "not run")));
+    }
+    // A driver that does not start, and one that is too old, stand before a GPU that may be there.
+    for (what, value, words) in
+        [("FAKE_INIT", "999", "does not start"), ("FAKE_RELEASE", "11040", "CUDA 11.4")]
+    {
+        let said = machine.run("--out @failed --stages device", &[(what, value)]);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        let record = machine.record("failed/gpu-unknown.json");
+        assert_eq!(stage(&record, "device")["status"], "failed");
+        assert!(record.to_string().contains(words), "{record}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart() {
+    let Some(machine) = Machine::new() else { return };
+    for (line, words) in [
+        ("--stages everything", "expected sanitizer or one of device"),
+        ("--without rates,speed", "found speed"),
+        ("--limits rates=soon", "expected STAGE=SECONDS"),
+        ("--jobs 0", "expected 1 or more"),
+    ] {
+        let mut command = bare(Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check")));
+        let said: Said = command.args(machine.lab.words(line)).output().expect("it runs").into();
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.err.contains(words), "{said:?}");
+    }
+    let mut command = bare(Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check")));
+    let said: Said = command.arg("--programs").arg(machine.lab.at("none")).output().expect("it runs").into();
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.err.contains("nothing built: run tools/gpu_check --build"), "{said:?}");
+}
+
+#[test]
+fn edited_kernels_are_timed_beside_those_built() {
+    let Some(machine) = Machine::new() else { return };
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for file in ["encode_bf16.cu", "perturb.cu"] {
+        machine.lab.put(&format!("edited/{file}"), &fs::read(kernels.join(file)).expect("a kernel"));
+    }
+    let said = machine.run("--compare @edited --turns 3 --out @out", &[]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    for name in ["encode_bf16_bf16", "select_f32"] {
+        let line = said.out.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{said:?}"));
+        assert!(line.contains("rows/s  x ") && line.ends_with("same output"), "{line}");
+    }
+    assert!(!said.out.contains("decode"), "files that are not there are not compared: {said:?}");
+    let record = machine.record("out/imaginary-gpu-compared.json");
+    let compared = record["compared"].as_array().expect("kernels");
+    for one in compared {
+        assert_eq!(
+            (one["old"].as_array().map(Vec::len), one["new"].as_array().map(Vec::len)),
+            (Some(3), Some(3))
+        );
+        assert!(one["ratio"].as_f64().is_some_and(|r| r > 0.0), "{one}");
+    }
+    assert_eq!(compared.len(), 2);
+
+    let said = machine.run("--compare @edited --kernels decode_f32_bf16", &[]);
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.err.contains("which are") && said.err.contains("encode_bf16_bf16"), "{said:?}");
+    machine.lab.put("edited/encode_bf16.cu", b"syntax error");
+    let said = machine.run("--compare @edited", &[]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(
+        said.err.contains("encode_bf16.cu: nvcc failed") && said.err.contains("syntax error"),
+        "{said:?}"
+    );
+    assert_eq!(machine.run("--compare @edited", &[("FAKE_COUNT", "0")]).code, Some(3));
+}
