@@ -88,7 +88,7 @@ GPU_KERNEL __launch_bounds__(floors::THREADS)
 #pragma unroll
     for (u32 l = 0; l < LEFT; l++)
 #pragma unroll
-      for (u32 r = 0; r < RIGHT; r++) gpu::mma_m16n8k16_bf16(sum[l][r], a[l], b[r], sum[l][r]);
+      for (u32 r = 0; r < RIGHT; r++) gpu::mma_m16n8k16_bf16(sum[l][r], a[l], b[r]);
   }
   float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll

@@ -10,7 +10,7 @@ use serde_json::Value;
 const MARKS: [&str; 2] = ["<!-- bench:begin -->\n", "\n<!-- bench:end -->"];
 
 /// Names of the operations in words, in the order of the table.
-const OPERATIONS: [(&str, &str); 9] = [
+const OPERATIONS: [(&str, &str); 11] = [
     ("decode", "decode to BF16"),
     ("encode", "encode from BF16"),
     ("score", "score BF16 embeddings"),
@@ -20,6 +20,8 @@ const OPERATIONS: [(&str, &str); 9] = [
     ("vae-epoch", "VAE epoch"),
     ("reward-epoch", "reward epoch"),
     ("run", "whole run"),
+    ("synth", "synthesise pairs to host memory"),
+    ("synth-disk", "synthesise pairs to disk"),
 ];
 
 /// Operands of products.
@@ -43,6 +45,7 @@ fn rate(unit: &str, per_second: f64) -> String {
 fn bound(resource: &str) -> &str {
     match resource {
         "flop" => "arithmetic",
+        "read" => "memory reads",
         "write" => "memory writes",
         "copy" => "memory",
         other => other,

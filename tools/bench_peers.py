@@ -241,7 +241,7 @@ def epoch(options, name):
 
 
 def apart(found, reference, name):
-    """How far a loss is from the reference's, of the reference's mean: the mean over the seeds and its standard error."""
+    """How far a loss is from the reference's, of its mean: the mean over the seeds and its standard error."""
     scale = abs(statistics.fmean(f[name] for f in reference))
     each = [(f[name] - other[name]) / scale for f, other in zip(found, reference, strict=True)]
     error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
@@ -389,7 +389,8 @@ def in_this_process(options, names):
         for peer, found in (result["peers"] | result.get("floors", {})).items():
             print(f"  {peer}: {figure(result['unit'], found['per_second'])}")
         for kind, ours in result["lensmith"].items():
-            limit = f", {100 * ours['share']:.0f} % of {peer_record.BOUND[ours['bound_by']]}" if ours.get("share") else ""
+            bound = peer_record.BOUND[ours["bound_by"]] if ours.get("share") else None
+            limit = f", {100 * ours['share']:.0f} % of {bound}" if bound else ""
             ratio = f": {result['ratios'][kind]:.2f} x {result['best'][kind]}" if kind in result["ratios"] else ""
             print(f"  lensmith {kind}: {figure(result['unit'], ours['per_second'])}{ratio}{limit}", flush=True)
     return disturbed
@@ -435,7 +436,7 @@ def main():
     parser.add_argument("--rows", type=int, default=None, help="embeddings of one call")
     parser.add_argument("--candle", action="store_true", help="measure candle too")
     parser.add_argument("--busy", action="store_true", help="record although others use the machine")
-    parser.add_argument("--out", type=Path, help="a folder for a copy; FILE.json in place of benches/results/<device>.json")
+    parser.add_argument("--out", type=Path, help="a folder for a copy, or FILE.json instead of the usual file")
     parser.add_argument("--limit", type=float, default=540, help="on a GPU: seconds of all parts together")
     parser.add_argument("--budget", type=float, help="on a GPU: seconds of each part, instead of its own")
     parser.add_argument("--scratch", type=Path, help="folder that pairs are written to and removed from")

@@ -84,7 +84,8 @@ def compare(options, programs):
             old, new = (statistics.median(measured[0][which]) for which in ("old", "new"))
             same = "same output" if measured[0]["same_output"] else "OTHER OUTPUT"
             bad += not measured[0]["same_output"]
-            print(f"{one['name']:28} {old:12.4g} -> {new:12.4g} rows/s  x {ratio:.3f} ({low:.3f} to {high:.3f})  {same}", flush=True)
+            spread = f"x {ratio:.3f} ({low:.3f} to {high:.3f})"
+            print(f"{one['name']:28} {old:12.4g} -> {new:12.4g} a second  {spread}  {same}", flush=True)
     record = {"device": stages.found["device"], "kernels": stages.found["kernels"], "compared": results}
     copies = Copies("tools/gpu_check", [options.out])
     copies.update(f"{slug(stages.found['name'])}-compared.json", lambda _: record)

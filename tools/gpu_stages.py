@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,11 @@ def tool(name):
     return next((place for place in places if place.is_file()), None)
 
 
+def absent(name):
+    """The step of a tool that this machine lacks."""
+    return {"what": name, "status": "not run", "seconds": 0, "reason": f"no {name} here"}
+
+
 class Stages:
     """Runs stages on the programs of a folder; each gives a record for the report."""
 
@@ -71,12 +77,17 @@ class Stages:
         """Runs a stage. No GPU is a `not run` of the stage `device` with the exit code 3 in its only step."""
         self.stage, start = stage, time.monotonic()
         self.deadline = start + self.limits[stage]
-        work = self.sanitize if stage in SANITIZER else getattr(self, stage)
-        steps = work()
+        try:
+            steps = self.sanitize() if stage in SANITIZER else getattr(self, stage)()
+        except Exception:
+            # A fault of this script costs its stage, as one of a program does.
+            said = traceback.format_exc().splitlines()[-12:]
+            steps = [{"what": "tools/gpu_stages.py", "status": "failed", "seconds": 0, "said": said}]
         statuses = {step["status"] for step in steps} or {"failed"}
-        record = {"stage": stage, "status": min(statuses, key=WORST.index), "seconds": round(time.monotonic() - start, 1)}
-        reason = next((step["reason"] for step in steps if step["status"] == record["status"] and "reason" in step), None)
-        return record | ({"reason": reason} if reason else {}) | {"steps": steps}
+        status = min(statuses, key=WORST.index)
+        record = {"stage": stage, "status": status, "seconds": round(time.monotonic() - start, 1)}
+        reasons = [step["reason"] for step in steps if step["status"] == status and "reason" in step]
+        return record | ({"reason": reasons[0]} if reasons else {}) | {"steps": steps}
 
     # Steps -------------------------------------------------------------------------------------------------------
 
@@ -94,9 +105,9 @@ class Stages:
         command = [*wrapper, self.programs / program, *arguments] if program else [*wrapper, *arguments]
         return run(command, min(left, share * self.limits[self.stage]), self.environment(), ROOT)
 
-    def step(self, what, done, **more):
+    def step(self, what, done):
         """The record of a process."""
-        record = {"what": what, "status": done.status, "seconds": round(done.seconds, 1)} | more
+        record = {"what": what, "status": done.status, "seconds": round(done.seconds, 1)}
         if done.status == "not run":
             record["reason"] = done.err
         elif done.status != "passed":
@@ -104,7 +115,7 @@ class Stages:
         return record
 
     def tests(self, programs, wrapper=()):
-        """Every test of some programs in a process of its own: one that faults takes the context of its process with it."""
+        """Every test of some programs in a process of its own: a fault takes the context of its process with it."""
         named, steps = [], []
         for program, filters in programs:
             # `--list` opens no device.
@@ -159,7 +170,7 @@ class Stages:
 
     def settings(self):
         """Clocks, power and the like, where nvidia-smi tells them."""
-        names = ["driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu", "mig.mode.current"]
+        names = ["driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit", "temperature.gpu"]
         query = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
         done = run(query, 5) if shutil.which("nvidia-smi") else None
         if done is None or done.status != "passed":
@@ -191,7 +202,7 @@ class Stages:
     def sanitize(self):
         program = tool("compute-sanitizer")
         if program is None:
-            return [{"what": "compute-sanitizer", "status": "not run", "seconds": 0, "reason": "no compute-sanitizer here"}]
+            return [absent("compute-sanitizer")]
         wrapper = [program, "--tool", self.stage, "--error-exitcode", "9", "--launch-timeout", "60"]
         done, named = self.named()
         if not named:
@@ -209,7 +220,7 @@ class Stages:
     def ncu(self):
         program = tool("ncu")
         if program is None:
-            return [{"what": "ncu", "status": "not run", "seconds": 0, "reason": "no ncu here"}]
+            return [absent("ncu")]
         steps = []
         for kernel in HOT[:2] if self.small else HOT:
             report = Path(self.keep) / f"{kernel}.ncu-rep"
@@ -232,5 +243,6 @@ def metrics_of(text):
     out = {}
     for row in csv.DictReader(lines[first:]):
         if row.get("Metric Name"):
-            out[f"{row.get('Section Name')}: {row['Metric Name']}"] = f"{row.get('Metric Value')} {row.get('Metric Unit') or ''}".strip()
+            value = f"{row.get('Metric Value')} {row.get('Metric Unit') or ''}".strip()
+            out[f"{row.get('Section Name')}: {row['Metric Name']}"] = value
     return out

@@ -24,7 +24,7 @@ FLOORS = ["floor_read", "floor_write", "floor_copy", "floor_mma_bf16", "memset",
 
 
 def program(name):
-    """A program of this checkout, or of those that were packed for a machine without cargo; None if there is neither."""
+    """A program of this checkout, or of those packed for a machine without cargo; None if there is neither."""
     if name == "lensmith" and RELEASE.exists():
         return RELEASE
     folder = gpu_package.unpacked()

@@ -1,8 +1,10 @@
 """LENS in PyTorch, fully and plainly, and its single operations: what tools/bench_peers.py holds lensmith against.
 
 Nothing of lensmith is used here but, where the same initial weights are wanted, the plain definition of its noise in
-make_golden.py. Every operation comes in several variants (eager, torch.compile; F32, BF16), and the best one counts.
+make_golden.py. Every operation comes in several variants (eager, torch.compile and, on a GPU, its CUDA graphs; F32,
+BF16), and the best one counts.
 """
+import os
 import time
 
 import numpy as np
@@ -14,6 +16,29 @@ BATCH = 128
 KEEP, OVERSAMPLE = 4, 4
 SIGMA = 0.1
 W2_EPS = 1e-8
+
+
+def modes(device):
+    """Ways to run a function: words for a variant's name, and `mode` of torch.compile, or None for eager."""
+    ways = [("", None), (", compiled", "default")]
+    # CUDA graphs: what is launched from them costs the host nothing.
+    return ways + ([(", reduce-overhead", "reduce-overhead")] if torch.device(device).type == "cuda" else [])
+
+
+def compiled(function, mode):
+    """The function as `mode` of torch.compile makes it; None leaves it as it is."""
+    if mode is None:
+        return function
+    made = torch.compile(function, dynamic=False, mode=mode)
+    if mode != "reduce-overhead":
+        return made
+
+    def step(*arguments):
+        # What the last call gave was copied, and may be overwritten by this one.
+        torch.compiler.cudagraph_mark_step_begin()
+        return made(*arguments)
+
+    return step
 
 
 class Vae(nn.Module):
@@ -47,12 +72,11 @@ def reward_loss(reward, x):
 
 
 class Training:
-    """How epochs are trained: whether the loss is compiled, and whether products are in BF16."""
+    """How epochs are trained: how the loss is compiled, and whether products are in BF16."""
 
-    def __init__(self, device, compiled=False, bf16=False):
+    def __init__(self, device, mode=None, bf16=False):
         self.device, self.bf16 = device, bf16
-        self.vae_loss = torch.compile(vae_loss, dynamic=False) if compiled else vae_loss
-        self.reward_loss = torch.compile(reward_loss, dynamic=False) if compiled else reward_loss
+        self.vae_loss, self.reward_loss = compiled(vae_loss, mode), compiled(reward_loss, mode)
 
     def step(self, loss, optimiser):
         with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.bf16):
@@ -201,15 +225,32 @@ class Inference:
         return torch.randn(self.rows, self.dim, device=self.device).to(torch.bfloat16)
 
     def variants(self, operation):
-        batches = [256, 1024, 4096] if self.device == "cpu" else [4096, 16384, 65536]
-        batches = [b for b in batches if b <= self.rows] or [self.rows]
+        batches = self.batches()
         # Each batch size is compiled anew.
-        few = batches[1:] or batches
+        few = batches[1:] if self.device == "cpu" else batches[-1:]
         make = getattr(self, operation.replace("-", "_"))
         for bf16 in (False, True):
             name = "BF16" if bf16 else "F32"
-            yield f"PyTorch {name}", batches, lambda batch, bf16=bf16: make(batch, bf16, False)
-            yield f"PyTorch {name}, compiled", few, lambda batch, bf16=bf16: make(batch, bf16, True)
+            for words, mode in modes(self.device):
+                sizes = batches if mode is None else few or batches
+                yield f"PyTorch {name}{words}", sizes, lambda batch, bf16=bf16, mode=mode: make(batch, bf16, mode)
+
+    def batches(self):
+        batches = [256, 1024, 4096] if self.device == "cpu" else [16384, 65536]
+        return [b for b in batches if b <= self.rows] or [self.rows]
+
+    def floors(self, operation):
+        """Variants that do a part of the operation, which bounds it: on a GPU, cuBLAS for the score."""
+        if operation == "score" and self.device != "cpu":
+            for bf16 in (False, True):
+                name = f"cuBLAS {'BF16' if bf16 else 'F32'}, product of the first layer alone"
+                yield name, self.batches(), lambda batch, bf16=bf16: self.first_product(batch, bf16)
+
+    def first_product(self, batch, bf16):
+        stored = self.stored() if bf16 else self.stored().float()
+        weight = self.models(bf16)[1][0].weight.t()
+        out = torch.zeros(batch, weight.shape[1], device=self.device, dtype=stored.dtype)
+        return self.chunks(lambda i, j: torch.matmul(stored[i:j], weight, out=out[: j - i]), batch, self.rows)
 
     def chunks(self, work, batch, count):
         """A function over all chunks; `work` gets the bounds of one."""
@@ -222,47 +263,51 @@ class Inference:
 
         return all_of_it
 
-    def ready(self, function, compiled):
-        """The function compiled, with constant weights folded and packed as inference allows."""
-        if not compiled:
-            return function
-        torch._dynamo.reset()
-        torch._inductor.config.freezing = True
-        return torch.compile(function, dynamic=False)
+    def ready(self, function, mode):
+        """The function compiled, on a CPU with constant weights folded and packed as inference allows."""
+        if mode is not None:
+            torch._dynamo.reset()
+            torch._inductor.config.freezing = self.device == "cpu"
+        return compiled(function, mode)
 
-    def decode(self, batch, bf16, compiled):
+    def decode(self, batch, bf16, mode):
         decoder = self.models(bf16)[0].decoder
         z = torch.randn(self.rows, self.latent, device=self.device).to(torch.bfloat16 if bf16 else torch.float32)
         out = torch.zeros(self.rows, self.dim, device=self.device, dtype=torch.bfloat16)
         first, last = decoder[0], decoder[2]
         turned = last.weight.t()
 
+        if mode == "reduce-overhead":
+            # A graph that writes to its inputs would not be made.
+            made = self.ready(lambda z: decoder(z), mode)
+            return self.chunks(lambda i, j: out[i:j].copy_(made(z[i:j])), batch, self.rows)
+
         def decoded(z, out):
-            if bf16 and not compiled:
+            if bf16 and mode is None:
                 # The one spelling that writes where the result is wanted.
                 torch.addmm(last.bias, F.relu(first(z)), turned, out=out)
             else:
                 out.copy_(decoder(z))
 
-        decoded = self.ready(decoded, compiled)
+        decoded = self.ready(decoded, mode)
         return self.chunks(lambda i, j: decoded(z[i:j], out[i:j]), batch, self.rows)
 
-    def encode(self, batch, bf16, compiled):
+    def encode(self, batch, bf16, mode):
         encoder = self.models(bf16)[0].encoder
         stored = self.stored()
         out = torch.zeros(self.rows, 2 * self.latent, device=self.device)
-        encoded = self.ready((lambda e: encoder(e)) if bf16 else (lambda e: encoder(e.float())), compiled)
+        encoded = self.ready((lambda e: encoder(e)) if bf16 else (lambda e: encoder(e.float())), mode)
 
         def work(i, j):
             out[i:j] = encoded(stored[i:j])
 
         return self.chunks(work, batch, self.rows)
 
-    def score(self, batch, bf16, compiled):
+    def score(self, batch, bf16, mode):
         reward = self.models(bf16)[1]
         stored = self.stored()
         out = torch.zeros(self.rows, 1, device=self.device)
-        scored = self.ready((lambda e: reward(e)) if bf16 else (lambda e: reward(e.float())), compiled)
+        scored = self.ready((lambda e: reward(e)) if bf16 else (lambda e: reward(e.float())), mode)
 
         def work(i, j):
             out[i:j] = scored(stored[i:j])
@@ -285,11 +330,11 @@ class Inference:
 
         return draw
 
-    def decode_score(self, batch, bf16, compiled):
+    def decode_score(self, batch, bf16, mode):
         vae, reward = self.models(bf16)
         draw = self.perturbed(torch.bfloat16 if bf16 else torch.float32)
         out = torch.zeros(KEEP * self.rows, 1, device=self.device)
-        scored = self.ready(lambda z: reward(vae.decoder(z)), compiled)
+        scored = self.ready(lambda z: reward(vae.decoder(z)), mode)
         rows = max(batch // KEEP, 1)
 
         def work(i, j):
@@ -297,7 +342,7 @@ class Inference:
 
         return self.chunks(work, rows, self.rows)
 
-    def folded(self, batch, bf16, compiled):
+    def folded(self, batch, bf16, mode):
         vae, reward = self.models(False)
         dtype = torch.bfloat16 if bf16 else torch.float32
         first, last = vae.decoder[0], vae.decoder[2]
@@ -310,13 +355,67 @@ class Inference:
         def fold(z):
             return F.linear(F.relu(F.linear(F.relu(F.linear(z, w0, b0)), weight, bias)), w2, b2)
 
-        scored = self.ready(fold, compiled)
+        scored = self.ready(fold, mode)
         rows = max(batch // KEEP, 1)
 
         def work(i, j):
             out[KEEP * i : KEEP * j] = scored(draw(i, j))
 
         return self.chunks(work, rows, self.rows)
+
+
+class Synthesis:
+    """Synthetic pairs of `seeds` rows that end in the host's memory as BF16, or in a file that is synced."""
+
+    FOLD, CHUNK = 8, 512
+
+    def __init__(self, device, seeds, dim, path=None):
+        self.device, self.seeds, self.path = device, seeds, path
+        self.pairs = seeds * self.FOLD
+        torch.manual_seed(1)
+        self.vae = Vae(dim, 64, 16).to(device).eval().requires_grad_(False)
+        self.vae_bf16 = Vae(dim, 64, 16).to(device, torch.bfloat16).eval().requires_grad_(False)
+        self.vae_bf16.load_state_dict(self.vae.state_dict())
+        self.sides = [torch.randn(seeds, dim, device=device).to(torch.bfloat16) for _ in range(2)]
+        # Copies from a GPU to pages that cannot move go at the link's rate.
+        pinned = torch.device(device).type == "cuda"
+        shape = (2, self.CHUNK * self.FOLD, dim)
+        self.host = torch.zeros(shape, dtype=torch.bfloat16, pin_memory=pinned)
+
+    @torch.no_grad()
+    def chunk(self, first, bf16):
+        """Makes the pairs of CHUNK seeds, [pairs, d] a side: the original, and combinations of its samples."""
+        vae = self.vae_bf16 if bf16 else self.vae
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        per_side = int(np.ceil(np.sqrt(self.FOLD))) - 1
+        rows = self.sides[0][first : first + self.CHUNK]
+        n = len(rows)
+        drawn = torch.rand(n, (per_side + 1) ** 2 - 1, device=self.device).argsort(dim=1)[:, : self.FOLD - 1] + 1
+        seed = torch.arange(n, device=self.device)[:, None]
+        for side, rank in enumerate((drawn // (per_side + 1), drawn % (per_side + 1))):
+            x = self.sides[side][first : first + self.CHUNK]
+            made = synthesise(vae, x.to(dtype), per_side).to(torch.bfloat16)
+            picked = torch.where(rank == 0, seed, n + seed * per_side + rank - 1)
+            index = torch.cat([seed, picked], dim=1).reshape(-1)
+            self.host[side, : n * self.FOLD].copy_(torch.cat([x, made])[index], non_blocking=True)
+        sync(self.device)
+        return n * self.FOLD
+
+    def work(self, bf16):
+        """A function that makes all pairs once."""
+
+        def all_of_it():
+            file = open(self.path, "wb") if self.path else None
+            for first in range(0, self.seeds, self.CHUNK):
+                pairs = self.chunk(first, bf16)
+                for side in self.host if file else ():
+                    file.write(memoryview(side[:pairs].view(torch.int16).numpy()))
+            if file:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+
+        return all_of_it
 
 
 def normals(count=1 << 18):

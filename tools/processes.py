@@ -11,8 +11,8 @@ GRACE = 10
 
 @dataclass
 class Done:
-    """How a program ended: `status` is passed, failed (an exit code that is not 0), crashed (by a signal), timed out, or
-    not run (it could not be started)."""
+    """How a program ended: `status` is passed, failed (by an exit code that is not 0), crashed (by a signal), timed
+    out, or not run (it could not be started)."""
 
     status: str
     code: int | None

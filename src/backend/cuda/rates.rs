@@ -25,9 +25,10 @@ const LONG_ENOUGH: f64 = 0.25;
 const TRIAL: f64 = 0.04;
 /// Bytes of an output that two images of a kernel are compared by.
 const COMPARED: usize = 1 << 20;
-/// Threads of a block of `kernels/floor.cu`, and rounds of its products.
+/// Threads of a block of `kernels/floor.cu`.
 const FLOOR_THREADS: u32 = 256;
-const ROUNDS: u32 = 4096;
+/// Bytes of the memory floors for which its products go round once more.
+const ROUND: usize = 1 << 20;
 
 /// What a rate is held against: the device's own rate of the same kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -457,8 +458,9 @@ impl Cuda {
                     .map(|v| [bf16::from_f32(v[0]), bf16::from_f32(v[1])])
                     .collect();
                 from.write(0, operands.as_flattened())?;
-                let args = read.buffer(&to).value(ROUNDS);
-                let flop = threads / 32 * ROUNDS as usize * 32_768;
+                let rounds = (bytes / ROUND).clamp(1, 4096);
+                let args = read.buffer(&to).value(rounds as u32);
+                let flop = threads / 32 * rounds * 32_768;
                 let what = "products on BF16 tensor cores (mma.sync)";
                 (what, flop, Floor::Flop, launched(launch("floor_mma_bf16", args)))
             }
