@@ -1,5 +1,6 @@
 //! tools/gpu_check through the stand-in for libcuda, on the test programs of this build: whatever crashes, hangs, is
-//! missing or cannot be written, there is a record of everything else, and the exit code says what happened.
+//! missing or cannot be written, there is a record of everything else, and the exit code says what happened. The same of
+//! the parts of tools/bench_peers.py on a GPU, with a stand-in for PyTorch.
 
 #![cfg(target_os = "linux")]
 
@@ -403,4 +404,78 @@ shutil.rmtree(elsewhere)
     python.arg("-c").arg(script).arg(tools).arg(lab.at(""));
     let said: Said = python.output().expect("python3 runs").into();
     assert_eq!(said.code, Some(0), "{said:?}");
+}
+
+/// Plays PyTorch as far as the process of a part starts: one part fails, one hangs, the others crash.
+const TORCH: &str = r#"
+import os, sys, time
+
+__version__ = "0+stand-in"
+
+class cuda:
+    is_available = staticmethod(lambda: True)
+    get_device_name = staticmethod(lambda: "Imaginary GPU")
+
+def set_num_threads(_):
+    part = sys.argv[sys.argv.index("--part") + 1]
+    if part == "score":
+        sys.exit("no memory left")
+    if part == "decode":
+        time.sleep(600)
+    os.abort()
+"#;
+
+#[test]
+fn parts_of_the_peers_fail_one_by_one() {
+    let lab = Lab::new();
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
+    for entry in fs::read_dir(tools).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_file() {
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            lab.put(&format!("root/tools/{name}"), &fs::read(&path).expect("a script"));
+        }
+    }
+    for name in ["emulation", "operations", "parity", "cuda", "large", "gpu", "lensmith"] {
+        lab.put(&format!("root/target/gpu_check/{name}"), b"");
+    }
+    for (name, text) in [("torch", TORCH), ("numpy", ""), ("safetensors", "")] {
+        lab.put(&format!("modules/{name}.py"), text.as_bytes());
+    }
+    let before = json!({ "peers": { "device": "kept" } });
+    lab.put("root/benches/results/imaginary-gpu.json", before.to_string().as_bytes());
+    let run = |line: &str| -> Said {
+        let mut command = bare(Command::new("python3"));
+        command.arg(lab.at("root/tools/bench_peers.py")).args(lab.words(line));
+        command.env("PYTHONPATH", lab.at("modules")).env("PYTHONDONTWRITEBYTECODE", "1");
+        command.output().expect("python3 runs").into()
+    };
+    let parts = "--device cuda --only score --only decode --only encode";
+    let said = run(&format!("{parts} --budget 2 --out @out"));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("did not come through: score, decode, encode"), "{said:?}");
+    for file in ["root/benches/results/imaginary-gpu.json", "out/imaginary-gpu.json"] {
+        let record = lab.value(file);
+        let parts = &record["peer_parts"];
+        for (name, status, words) in [
+            ("score", "failed", "no memory left"),
+            ("decode", "timed out", "killed"),
+            ("encode", "crashed", "SIGABRT"),
+        ] {
+            assert_eq!(parts[name]["status"], status, "{record}");
+            assert!(parts[name]["said"].to_string().contains(words), "{record}");
+        }
+        assert_eq!(record["peers"].is_null(), file.starts_with("out"), "{record}");
+    }
+    // What is left of the whole limit is all that a part gets.
+    let said = run(&format!("{parts} --limit 0.001 --out @late"));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let record = lab.value("late/imaginary-gpu.json");
+    assert!(
+        record["peer_parts"]["encode"]["status"].as_str().is_some_and(|s| s.starts_with("not run")),
+        "{record}"
+    );
+    let said = run("--device cuda --dry-run");
+    assert_eq!((said.code, said.out.lines().count()), (Some(0), 10), "{said:?}");
+    assert_eq!(run("--device cuda --dim 64").code, Some(2));
 }

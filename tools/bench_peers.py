@@ -36,7 +36,7 @@ sys.dont_write_bytecode = True
 import peer_record  # noqa: E402, beside this file
 from peer_lensmith import RESIDENT, Lensmith, program  # noqa: E402
 from peer_record import KINDS, OPERATIONS, RESULTS, figure, figures, record  # noqa: E402
-from processes import run  # noqa: E402
+from processes import Done, run  # noqa: E402
 from programs import built  # noqa: E402
 from results import Copies, read, write  # noqa: E402
 
@@ -406,14 +406,15 @@ def in_parts(options, names):
         if options.dry_run:
             print(f"{name:14} {ON_GPU[name]:4} s  {OPERATIONS[name][0]}")
             continue
-        done = run([sys.executable, __file__, *words, "--part", name], seconds) if left > 0 else None
-        status = done.status if done else "not run: the time was used up before"
-        print(done.out if done else OPERATIONS[name][0], end="" if done else "\n")
-        print(f"  {status} after {done.seconds if done else 0:.0f} s", flush=True)
-        said = done.last_lines() if done and status != "passed" else []
-        print("".join(f"    {line}\n" for line in said), end="")
-        failed += [name] if status != "passed" else []
-        part = {"status": status, "seconds": round(done.seconds, 1) if done else 0, "said": said}
+        if left > 0:
+            done = run([sys.executable, __file__, *words, "--part", name], seconds)
+        else:
+            done = Done("not run", None, "", "the time of all parts was used up before", 0.0)
+        said = done.last_lines() if done.status != "passed" else []
+        print(f"{done.out}  {name}: {done.status} after {done.seconds:.0f} s")
+        print("".join(f"    {line}\n" for line in said), end="", flush=True)
+        failed += [name] if said else []
+        part = {"status": done.status, "seconds": round(done.seconds, 1), "said": said}
 
         def put(old, name=name, part=part):
             # Beside the figures, which README's table is made from.
