@@ -91,6 +91,10 @@ impl Machine {
     }
 
     fn run_with_tools(&self, line: &str, environment: &[(&str, &str)], tools: bool) -> Said {
+        self.command(line, environment, tools).output().expect("tools/gpu_check runs").into()
+    }
+
+    fn command(&self, line: &str, environment: &[(&str, &str)], tools: bool) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check");
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Where none are wanted, none of this machine either.
@@ -106,7 +110,7 @@ impl Machine {
         command.env("CUDA_HOME", self.lab.at("none"));
         command.env("LD_LIBRARY_PATH", self.lab.at("driver")).env("FAKE_EMULATOR", &self.emulator);
         command.envs(environment.iter().copied());
-        command.output().expect("tools/gpu_check runs").into()
+        command
     }
 
     fn record(&self, name: &str) -> Value {
@@ -279,6 +283,12 @@ fn a_folder_that_takes_nothing_costs_its_copy_alone() {
     let line = said.out.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{said:?}"));
     let record: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(stage(&record, "probes")["status"], "passed");
+    // Nor does it matter whether anybody hears what is said.
+    let mut command = machine.command("--out @unheard --stages device,probes", &[], true);
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+    let status = command.stdout(full()).stderr(full()).status().expect("tools/gpu_check runs");
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(stage(&machine.record("unheard/imaginary-gpu.json"), "probes")["status"], "passed");
 }
 
 #[test]
@@ -359,6 +369,41 @@ fn edited_kernels_are_timed_beside_those_built() {
         "{said:?}"
     );
     assert_eq!(machine.run("--compare @edited", &[("FAKE_COUNT", "0")]).code, Some(3));
+}
+
+/// What `benches/gpu` says where its options or images are wrong.
+#[test]
+fn images_are_looked_at_before_they_are_loaded() {
+    let Some(machine) = Machine::new() else { return };
+    let gpu = |line: &str| -> Said {
+        let mut command = bare(Command::new(program("gpu")));
+        command.args(machine.lab.words(line)).arg("--small").env_remove("CARGO");
+        command.env("LD_LIBRARY_PATH", machine.lab.at("driver")).env("FAKE_EMULATOR", &machine.emulator);
+        command.output().expect("gpu runs").into()
+    };
+    machine.lab.put("other/other.fatbin", b"");
+    machine.lab.put("twice/perturb.fatbin", b"");
+    machine.lab.put("twice/perturb.cubin", b"");
+    machine.lab.put("broken/perturb.fatbin", b"no image of any kind");
+    for (folder, words) in [
+        ("none", "expected STEM.fatbin or STEM.cubin, found neither"),
+        ("nowhere", "cannot read"),
+        ("other", "no kernels/other.cu to replace"),
+        ("twice", "a second image of perturb.cu"),
+        ("broken", "refuses the kernels of perturb.cu"),
+    ] {
+        let said = gpu(&format!("--kernel select_f32 --images @{folder}"));
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.err.contains("select_f32: device cuda:0: ") && said.err.contains(words), "{said:?}");
+    }
+    // An image of another file leaves this kernel's own.
+    fs::write(machine.lab.at("other/adam.fatbin"), [0x50, 0xed, 0x55, 0xba]).expect("a file");
+    fs::remove_file(machine.lab.at("other/other.fatbin")).expect("a file");
+    let said = gpu("--kernel select_f32 --images @other --once");
+    assert_eq!((said.code, said.out.as_str()), (Some(0), ""), "{said:?}");
+    for line in ["--kernel nothing", "--turns 3", "--images @other --turns 0", "--fast", "--kernel"] {
+        assert_eq!(gpu(line).code, Some(2), "{line}");
+    }
 }
 
 /// The packed programs are unpacked where they are missing or others, and beside a repository that may not be written.

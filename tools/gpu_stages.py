@@ -221,6 +221,8 @@ class Stages:
         program = tool("ncu")
         if program is None:
             return [absent("ncu")]
+        if self.keep is None:
+            return [absent("room for ncu's reports")]
         steps = []
         for kernel in HOT[:2] if self.small else HOT:
             report = Path(self.keep) / f"{kernel}.ncu-rep"

@@ -58,3 +58,24 @@ class Copies:
                 if (folder, str(reason)) not in self.said:
                     self.said.add((folder, str(reason)))
                     print(f"{self.script}: cannot write {path}: {reason}; going on without it", file=sys.stderr)
+
+
+class Steady:
+    """An output that may be full or closed: what is written is lost then, and the script goes on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def attempt(self, work, *arguments):
+        try:
+            return work(*arguments)
+        except OSError:
+            # What is still held back goes nowhere too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            return None
+
+    def write(self, text):
+        return self.attempt(self.stream.write, text)
+
+    def flush(self):
+        return self.attempt(self.stream.flush)

@@ -46,7 +46,7 @@ impl Cuda {
         let found = out.dtype();
         let bytes = out.into_bytes();
         let last = first + bytes.len() / row;
-        if found != dtype || bytes.len() % row != 0 || last > decoded.rows {
+        if found != dtype || !bytes.len().is_multiple_of(row) || last > decoded.rows {
             let (device, rows) = (self.info().name, decoded.rows);
             let reason =
                 format!("expected whole rows of {dtype} below {rows}, found {found} up to row {last}");
