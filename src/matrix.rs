@@ -376,6 +376,11 @@ impl RowsBuf {
         self.rows = rows;
     }
 
+    /// Keeps a note about the memory as long as it is there: see [`Pages::note`].
+    pub fn note(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
+        self.pages.note(take);
+    }
+
     /// Borrows the matrix.
     pub fn view(&self) -> Rows<'_> {
         let values = Values::from_bytes(self.dtype, self.pages.bytes()).expect("pages suit every type");

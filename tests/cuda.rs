@@ -5,12 +5,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 
 use common::cli::{Lab, Said, bare};
-use common::emulation::{Build, Emulator, Schedule, emulated, library, tested_gpu};
+use common::emulation::{Build, Emulator, Schedule, emulated, library, stand_in, tested_gpu};
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver, kernels, layout};
@@ -369,16 +369,6 @@ fn every_launch_of_reward_training_passes_the_check_build() {
     }
 }
 
-/// A stand-in for libcuda that runs launches in the emulator.
-fn stand_in(lab: &Lab) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/driver.c");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(lab.at("libcuda.so")).arg(source);
-    compiler.arg("-ldl");
-    assert!(compiler.status().expect("cc, which links Rust too").success());
-    library(Build::Fast)
-}
-
 /// Runs `line` on `device` with the emulator behind it: as the driver, or through the stand-in for libcuda.
 fn run(lab: &Lab, line: &str, device: &str, environment: &[(&str, &Path)]) -> Said {
     let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
@@ -403,8 +393,7 @@ type Way<'a> = (&'a str, &'a str, Vec<(&'a str, &'a Path)>);
 fn a_run_on_the_device_is_the_cpus() {
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::F32, 70, 24, 5);
-    let emulator = stand_in(&lab);
-    let folder = lab.at("");
+    let (folder, emulator) = (stand_in(&lab.at("")), library(Build::Fast));
     let ways: [Way<'_>; 3] = [
         ("cpu", "cpu", Vec::new()),
         ("emulator", "cuda", vec![("LENSMITH_CUDA_EMULATOR", &emulator)]),
@@ -507,8 +496,7 @@ fn emulated_devices_stand_side_by_side() {
 fn all_devices_write_what_one_writes() {
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::F32, 40, 24, 5);
-    let emulator = stand_in(&lab);
-    let folder = lab.at("");
+    let (folder, emulator) = (stand_in(&lab.at("")), library(Build::Fast));
     let train = "train-vae @pairs.safetensors --hidden 16 --vae-epochs 2 --out @vae.safetensors";
     run(&lab, train, "cpu", &[]);
     let line = "synth @pairs.safetensors --vae @vae.safetensors --fold 8 --shard-rows 20 --out @";

@@ -17,6 +17,8 @@ struct Page([u8; PAGE]);
 /// A stretch of bytes that starts at a page boundary.
 #[derive(Default)]
 pub struct Pages {
+    /// In front of the memory, which must outlast it.
+    note: Option<Box<dyn Send + Sync>>,
     memory: Memory,
     len: usize,
 }
@@ -62,7 +64,7 @@ impl Memory {
 impl Pages {
     /// `len` zero bytes.
     pub fn zeros(len: usize) -> Pages {
-        Pages { memory: Memory::zeros(len), len }
+        Pages { note: None, memory: Memory::zeros(len), len }
     }
 
     /// Changes the length, in place where there is room. Bytes that come to the end are what was there before: zeros,
@@ -71,9 +73,19 @@ impl Pages {
         if len > self.memory.bytes().len() {
             let mut memory = Memory::zeros(len);
             memory.bytes_mut()[..self.len].copy_from_slice(self.bytes());
+            self.note = None;
             self.memory = memory;
         }
         self.len = len;
+    }
+
+    /// Keeps what `take` answers for the whole memory (the length and the room behind it) until just before that memory
+    /// goes: when these pages are dropped, or resized past their room. Asks only where nothing is kept yet.
+    pub fn note(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
+        let bytes = self.memory.bytes_mut();
+        if self.note.is_none() && !bytes.is_empty() {
+            self.note = take(bytes);
+        }
     }
 
     /// The bytes.
@@ -103,6 +115,8 @@ impl std::fmt::Debug for Pages {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -120,5 +134,33 @@ mod tests {
         assert!(pages.bytes().as_ptr().addr().is_multiple_of(PAGE));
         assert_eq!((pages.bytes()[19_999], pages.bytes()[3 * MAPPED - 6]), (9, 0));
         assert_eq!(pages.clone().bytes(), pages.bytes());
+    }
+
+    #[test]
+    fn a_note_is_kept_as_long_as_its_memory() {
+        let kept = Arc::new(());
+        let notes = || Arc::strong_count(&kept) - 1;
+        let take = |bytes: &mut [u8]| {
+            assert_eq!(bytes.len() % PAGE, 0, "whole pages");
+            Some(Box::new(kept.clone()) as Box<dyn Send + Sync>)
+        };
+        let mut pages = Pages::default();
+        pages.note(take);
+        assert_eq!(notes(), 0, "no memory, no note");
+        pages.resize(3 * PAGE);
+        pages.note(|_| None);
+        pages.note(take);
+        pages.note(|_| panic!("there is one"));
+        let copy = pages.clone();
+        pages.resize(PAGE);
+        pages.resize(3 * PAGE - 5);
+        assert_eq!(notes(), 1, "the same memory; the copy has other memory");
+        pages.resize(3 * PAGE + 1);
+        assert_eq!(notes(), 0, "moved");
+        pages.note(take);
+        drop(copy);
+        assert_eq!(notes(), 1);
+        drop(pages);
+        assert_eq!(notes(), 0);
     }
 }

@@ -1,13 +1,15 @@
 /* Plays libcuda: FAKE_COUNT GPUs alike, described by environment variables; CUresult codes where something is to fail.
    Streams, events and memory belong to the context that was current when they were made, and are refused in another. With
    FAKE_EMULATOR, the path of the emulated kernels, it has memory and runs launches; everything is done when a call
-   returns, but for launches that a stream records. */
+   returns, but for launches that a stream records; host memory of asynchronous copies is held to be in use until somebody
+   waits. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 enum { FAILED = 999, OUT_OF_MEMORY = 2, INVALID = 1, NOT_READY = 600, MOST_PARAMETERS = 32 };
@@ -188,18 +190,140 @@ int cuMemFree_v2(void* at) {
   return status;
 }
 int cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { *free_bytes = 1 << 20; *total = 1 << 30; return 0; }
-int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) { (void)flags; *at = malloc(bytes); return *at ? 0 : OUT_OF_MEMORY; }
-int cuMemFreeHost(void* at) { free(at); return 0; }
+
+/* ---- pinned host memory: allocated here, or registered */
+
+struct pinned {
+  char *at, *owner;
+  size_t bytes;
+  int registered;
+  struct pinned* next;
+};
+static struct pinned* pins;
+
+/* A copy from pinned memory that nobody has waited for yet, and the event behind it once there is one. */
+struct pending {
+  const char* from;
+  size_t bytes;
+  const void *stream, *event;
+  struct pending* next;
+};
+static struct pending* copies;
+
+static int refuse(const char* why) {
+  fprintf(stderr, "stand-in for libcuda: %s\n", why);
+  return INVALID;
+}
+static int pin(void* at, size_t bytes, int registered) {
+  struct pinned* p = malloc(sizeof *p);
+  *p = (struct pinned){at, current, bytes, registered, NULL};
+  pthread_mutex_lock(&held);
+  p->next = pins;
+  pins = p;
+  pthread_mutex_unlock(&held);
+  return 0;
+}
+static int unpin(void* at, int registered) {
+  struct pinned **p, *gone;
+  pthread_mutex_lock(&held);
+  for (p = &pins; *p && ((*p)->at != (char*)at || (*p)->registered != registered); p = &(*p)->next) {}
+  gone = *p;
+  if (gone) *p = gone->next;
+  pthread_mutex_unlock(&held);
+  if (!gone) return refuse("memory is unpinned that was not pinned");
+  if (registered && msync(at, gone->bytes, MS_ASYNC)) return refuse("memory is gone and still registered");
+  if (gone->owner != current) return refuse("memory is unpinned in another context");
+  free(gone);
+  return 0;
+}
+int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) {
+  (void)flags;
+  *at = malloc(bytes);
+  return *at ? pin(*at, bytes, 0) : OUT_OF_MEMORY;
+}
+int cuMemFreeHost(void* at) {
+  int status = unpin(at, 0);
+  if (!status) free(at);
+  return status;
+}
+/* FAKE_REGISTER: what it answers. */
+int cuMemHostRegister_v2(void* at, size_t bytes, unsigned flags) {
+  const struct pinned* p;
+  int status = setting("FAKE_REGISTER", 0);
+  (void)flags;
+  if (status) return status;
+  if (!current) return INVALID;
+  pthread_mutex_lock(&held);
+  for (p = pins; p; p = p->next)
+    if ((char*)at < p->at + p->bytes && p->at < (char*)at + bytes) status = INVALID;
+  pthread_mutex_unlock(&held);
+  return status ? refuse("memory is registered twice") : pin(at, bytes, 1);
+}
+int cuMemHostUnregister(void* at) { return unpin(at, 1); }
+
+/* Whether an asynchronous copy may use host memory: all of it pinned, in this context. Others are copied late on some
+   systems. More than `most_staged` bytes must lie in registered memory. */
+static int copyable(const void* at, size_t bytes, int most_staged) {
+  const struct pinned* p;
+  int found = 0;
+  pthread_mutex_lock(&held);
+  for (p = pins; p; p = p->next)
+    if ((const char*)at >= p->at && (const char*)at + bytes <= p->at + p->bytes && p->owner == current)
+      found = p->registered || bytes <= (size_t)most_staged ? 1 : 2;
+  pthread_mutex_unlock(&held);
+  if (found == 2) refuse("a copy is staged that should go to registered memory");
+  if (found == 0) refuse("an asynchronous copy uses host memory that is not pinned");
+  return found == 1;
+}
+/* Notes a copy from pinned memory; 0 if an earlier one from there may still be under way. */
+static int begin(const void* from, size_t bytes, const void* stream) {
+  struct pending *p, *made = malloc(sizeof *made);
+  int free_of_others = 1;
+  *made = (struct pending){from, bytes, stream, NULL, NULL};
+  pthread_mutex_lock(&held);
+  for (p = copies; p; p = p->next)
+    if (made->from < p->from + p->bytes && p->from < made->from + bytes) free_of_others = 0;
+  made->next = copies;
+  copies = made;
+  pthread_mutex_unlock(&held);
+  if (!free_of_others) refuse("a pinned buffer is used again before its last copy is known to be done");
+  return free_of_others;
+}
+/* What is done: all of a stream, or what an event stands behind. */
+static void done(const void* stream, const void* event) {
+  struct pending** p = &copies;
+  pthread_mutex_lock(&held);
+  while (*p) {
+    struct pending* gone = *p;
+    if (stream ? gone->stream == stream : gone->event == event) {
+      *p = gone->next;
+      free(gone);
+    } else {
+      p = &gone->next;
+    }
+  }
+  pthread_mutex_unlock(&held);
+}
+static void stand_behind(const void* event, const void* stream) {
+  struct pending* p;
+  pthread_mutex_lock(&held);
+  for (p = copies; p; p = p->next)
+    if (p->stream == stream && !p->event) p->event = event;
+  pthread_mutex_unlock(&held);
+}
 
 static int copy(const char* how, void* to, const void* from, size_t bytes) {
   int (*run)(void*, const void*, size_t) = (int (*)(void*, const void*, size_t))symbol(how);
   return run && !run(to, from, bytes) ? 0 : INVALID;
 }
 int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
-  return usable(stream) && ours(to) ? copy("emulation_copy_in", to, from, bytes) : INVALID;
+  if (!usable(stream) || !ours(to) || !copyable(from, bytes, 1 << 30) || !begin(from, bytes, stream)) return INVALID;
+  return copy("emulation_copy_in", to, from, bytes);
 }
 int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
-  return usable(stream) && ours(from) ? copy("emulation_copy_out", to, from, bytes) : INVALID;
+  /* FAKE_MOST_STAGED: what may come by way of the driver's own pinned memory. */
+  if (!usable(stream) || !ours(from) || !copyable(to, bytes, setting("FAKE_MOST_STAGED", 1 << 30))) return INVALID;
+  return copy("emulation_copy_out", to, from, bytes);
 }
 int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void* stream) {
   void* between = malloc(bytes);
@@ -233,14 +357,26 @@ static int destroy(void* made) {
 }
 int cuStreamCreate(void** stream, unsigned flags) { (void)flags; return create(stream); }
 int cuStreamDestroy_v2(void* stream) { return destroy(stream); }
-int cuStreamSynchronize(void* stream) { return usable(stream) ? 0 : INVALID; }
+int cuStreamSynchronize(void* stream) {
+  if (!usable(stream) || ((struct stream*)stream)->recording) return refuse("a stream that records is waited for");
+  done(stream, NULL);
+  return 0;
+}
 int cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
   (void)flags;
   return usable(stream) && usable(event) ? 0 : INVALID;
 }
 int cuEventCreate(void** event, unsigned flags) { (void)flags; return create(event); }
-int cuEventRecord(void* event, void* stream) { return usable(stream) && usable(event) ? 0 : INVALID; }
-int cuEventSynchronize(void* event) { return event ? 0 : INVALID; }
+int cuEventRecord(void* event, void* stream) {
+  if (!usable(stream) || !usable(event)) return INVALID;
+  stand_behind(event, stream);
+  return 0;
+}
+int cuEventSynchronize(void* event) {
+  if (!event) return INVALID;
+  done(NULL, event);
+  return 0;
+}
 int cuEventDestroy_v2(void* event) { return destroy(event); }
 
 static int run(const struct launch* l) {

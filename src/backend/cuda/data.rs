@@ -12,8 +12,8 @@ use crate::dtype::Dtype;
 use crate::matrix::RowSet;
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
 
-/// Bytes of small parts that are joined on the host before a copy.
-const JOINED: usize = 8 << 20;
+/// Bytes that are joined on the host before a copy; parts of as many go up from where they are.
+const JOINED: usize = 1 << 20;
 
 /// Embeddings `[n, d]`: on the device, or, where they do not fit, on the host, from where they go piece by piece.
 #[derive(Debug)]
@@ -60,9 +60,12 @@ pub fn write_rows(driver: &Arc<dyn Driver>, to: u64, rows: &RowSet<'_>, dtype: D
     for part in rows.parts() {
         let same = part.dtype() == dtype;
         let bytes = part.values().bytes();
-        if same && bytes.len() >= JOINED && joined.is_empty() {
-            driver.upload(at, bytes)?;
-            at += bytes.len() as u64;
+        if same && bytes.len() >= JOINED {
+            for bytes in [&joined, bytes] {
+                driver.upload(at, bytes)?;
+                at += bytes.len() as u64;
+            }
+            joined.clear();
             continue;
         }
         for row in 0..part.rows() {

@@ -328,7 +328,7 @@ fn refused_image(summary: &Summary, image: &Image, error: &DriverError) -> Strin
 /// The command that makes kernels for a GPU.
 fn build_for(summary: &Summary) -> String {
     let (major, minor) = summary.capability;
-    // 9.0 has instructions of its own, which its kernels use.
+    // As the build compiles for 9.0: with its own instructions allowed, of which no kernel uses any yet.
     let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
     format!("build again with LENSMITH_CUDA_ARCHS={major}{minor}{suffix}, or install a newer driver")
 }

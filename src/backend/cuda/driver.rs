@@ -5,6 +5,7 @@ use std::ffi::c_void;
 use std::{fmt, ptr};
 
 use super::launch::Launch;
+use crate::matrix::RowsBuf;
 
 /// What a device allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Copies to the host what was there at the mark, and waits for it. What was launched since goes on meanwhile and
     /// must leave the bytes alone.
     fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()>;
+    /// Makes host memory known to the device, if that gains anything: downloads into it need no copy by the host. Where
+    /// it cannot be done, they work as ever.
+    fn register(&self, _memory: &mut RowsBuf) {}
     /// Copies within the device.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()>;
     /// Sets bytes to zero.

@@ -1,13 +1,13 @@
-//! A GPU as a driver: one stream for kernels and uploads, one for downloads, pinned staging for both, and an arena that
-//! keeps freed memory for the next who asks.
+//! A GPU as a driver: one stream for kernels and uploads, one for downloads, and an arena that keeps freed memory for the
+//! next who asks. Copies go through pinned buffers (`pinned.rs`), downloads into registered memory straight there.
 
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_void;
 use std::fmt;
-use std::slice;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError, event, stream};
@@ -16,11 +16,9 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use super::device::{Device, code};
 use super::driver::{Driver, Fault, Graph, Limits, Mark, Outcome};
 use super::launch::Launch;
+use super::pinned::{Staging, lock};
+use crate::matrix::RowsBuf;
 
-/// Bytes of one of the pinned buffers that copies go through: enough to hide the start of a copy.
-const STAGE: usize = 8 << 20;
-/// Copies up to this size go without staging: the driver takes the bytes before it returns.
-const SMALL: usize = 64 << 10;
 /// Allocations above this are multiples of it, smaller ones powers of two.
 const LARGE: usize = 2 << 20;
 const SMALLEST: usize = 512;
@@ -38,8 +36,12 @@ struct Inner {
     copies: sys::CUstream,
     /// Held while launches are made, so that a recording holds its own alone.
     order: Mutex<()>,
-    up: Mutex<Stage>,
-    down: Mutex<Stage>,
+    up: Staging,
+    down: Staging,
+    /// Host memory that copies may use as it is: first address and bytes of each stretch.
+    registered: Mutex<BTreeMap<usize, usize>>,
+    /// Whether the driver refused to register memory.
+    unregistrable: AtomicBool,
     /// Blocks that a multiprocessor runs of a kernel with so much shared memory, as far as they were asked for.
     resident: Mutex<HashMap<(&'static str, usize), u32>>,
     /// Freed memory by its size.
@@ -55,35 +57,8 @@ unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
-/// Two pinned buffers, each with the event of its last copy.
-struct Stage {
-    buffers: [*mut c_void; 2],
-    events: [sys::CUevent; 2],
-}
-
 fn fault(what: &str) -> impl Fn(DriverError) -> Fault {
     move |e| Fault::Other(format!("{what} failed ({})", code(&e)))
-}
-
-impl Stage {
-    fn new() -> Result<Stage, DriverError> {
-        let pinned = || {
-            // SAFETY: any bytes are fine, as a copy writes them before they are read.
-            unsafe { result::malloc_host(STAGE, 0) }
-        };
-        let timeless = || event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        Ok(Stage { buffers: [pinned()?, pinned()?], events: [timeless()?, timeless()?] })
-    }
-
-    /// The first `len` bytes of buffer `i`, whose last copy must be done.
-    ///
-    /// # Safety
-    /// No copy may be using the buffer.
-    unsafe fn bytes(&mut self, i: usize, len: usize) -> &mut [u8] {
-        assert!(len <= STAGE, "a piece of at most one buffer");
-        // SAFETY: the buffer has STAGE bytes, is this object's own, and no copy uses it.
-        unsafe { slice::from_raw_parts_mut(self.buffers[i].cast(), len) }
-    }
 }
 
 impl Gpu {
@@ -117,7 +92,6 @@ impl Gpu {
             functions.insert(name, function);
         }
         let new_stream = || stream::create(stream::StreamKind::NonBlocking).map_err(fault("making a stream"));
-        let new_stage = || Stage::new().map_err(fault("pinning host memory"));
         let inner = Inner {
             name: format!("cuda:{}", device.index()),
             limits,
@@ -125,8 +99,10 @@ impl Gpu {
             compute: new_stream()?,
             copies: new_stream()?,
             order: Mutex::default(),
-            up: Mutex::new(new_stage()?),
-            down: Mutex::new(new_stage()?),
+            up: Staging::new(),
+            down: Staging::new(),
+            registered: Mutex::default(),
+            unregistrable: AtomicBool::new(false),
             resident: Mutex::default(),
             free: Mutex::default(),
             context,
@@ -144,6 +120,8 @@ impl Inner {
     /// Gives all freed memory back to the driver.
     fn release(&self) -> Outcome<()> {
         let cached = std::mem::take(&mut *lock(&self.free));
+        // A stream that another thread records on must not be waited for: it would end the recording.
+        let _order = lock(&self.order);
         // SAFETY: the stream is live.
         unsafe { stream::synchronize(self.compute) }.map_err(fault("waiting for the GPU"))?;
         for address in cached.into_values().flatten() {
@@ -156,6 +134,23 @@ impl Inner {
     fn function(&self, kernel: &str) -> Outcome<sys::CUfunction> {
         let found = self.functions.get(kernel).copied();
         found.ok_or_else(|| Fault::Other(format!("{kernel} is not among the GPU's kernels")))
+    }
+
+    /// Makes memory known to the GPU, which reads and writes it directly while the answer is kept.
+    fn register(owner: &Arc<Inner>, bytes: &mut [u8]) -> Result<Registered, DriverError> {
+        owner.context.bind_to_thread()?;
+        let start = bytes.as_mut_ptr();
+        // SAFETY: the bytes are there for as long as the answer is kept (`RowsBuf::note`), which undoes this.
+        unsafe { sys::cuMemHostRegister_v2(start.cast(), bytes.len(), 0) }.result()?;
+        lock(&owner.registered).insert(start.addr(), bytes.len());
+        Ok(Registered { start: start.cast(), owner: owner.clone() })
+    }
+
+    /// Whether all of `bytes` lies in one registered stretch.
+    fn is_registered(&self, bytes: &[u8]) -> bool {
+        let (at, registered) = (bytes.as_ptr().addr(), lock(&self.registered));
+        let stretch = registered.range(..=at).next_back();
+        stretch.is_some_and(|(&start, &len)| at + bytes.len() <= start + len)
     }
 
     fn launch(&self, launch: &Launch) -> Outcome<()> {
@@ -184,23 +179,14 @@ impl Drop for Inner {
         if self.context.bind_to_thread().is_err() || self.release().is_err() {
             return;
         }
-        // SAFETY: all made by this object, used by nobody else, and nothing runs any more.
+        // SAFETY: made by this object, used by nobody else, and nothing runs on them any more. The pinned buffers go after
+        // this, with the context bound.
         unsafe {
-            for stage in [&self.up, &self.down] {
-                let stage = lock(stage);
-                for i in 0..2 {
-                    let _ = result::free_host(stage.buffers[i]);
-                    let _ = event::destroy(stage.events[i]);
-                }
-            }
+            let _ = stream::synchronize(self.copies);
             let _ = stream::destroy(self.compute);
             let _ = stream::destroy(self.copies);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the arena keeps memory by.
@@ -236,6 +222,27 @@ impl Drop for Event {
         if self.owner.context.bind_to_thread().is_ok() {
             // SAFETY: made by this object and destroyed once.
             let _ = unsafe { event::destroy(self.raw) };
+        }
+    }
+}
+
+/// Host memory that the GPU knows.
+struct Registered {
+    start: *mut c_void,
+    owner: Arc<Inner>,
+}
+
+// SAFETY: an address that only the driver is asked about.
+unsafe impl Send for Registered {}
+// SAFETY: as above.
+unsafe impl Sync for Registered {}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        lock(&self.owner.registered).remove(&self.start.addr());
+        if self.owner.context.bind_to_thread().is_ok() {
+            // SAFETY: registered by this object; every copy into it was waited for.
+            let _ = unsafe { sys::cuMemHostUnregister(self.start) };
         }
     }
 }
@@ -337,26 +344,8 @@ impl Driver for Gpu {
     fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
         let inner = &self.inner;
         inner.bind()?;
-        let failed = fault("copying to the GPU");
-        let _order = lock(&inner.order);
-        if from.len() <= SMALL {
-            // SAFETY: the destination has room; from pageable memory the driver has taken the bytes when it returns.
-            return unsafe { result::memcpy_htod_async(to, from, inner.compute) }.map_err(failed);
-        }
-        let mut stage = lock(&inner.up);
-        for (piece, bytes) in from.chunks(STAGE).enumerate() {
-            let i = piece % 2;
-            let at = to + (piece * STAGE) as u64;
-            // SAFETY: the event says when the buffer's last copy is done; the destination has room for all pieces.
-            unsafe {
-                event::synchronize(stage.events[i]).map_err(&failed)?;
-                let pinned = stage.bytes(i, bytes.len());
-                pinned.copy_from_slice(bytes);
-                result::memcpy_htod_async(at, pinned, inner.compute).map_err(&failed)?;
-                event::record(stage.events[i], inner.compute).map_err(&failed)?;
-            }
-        }
-        Ok(())
+        // SAFETY: the context is bound, the stream live, and the destination has room.
+        unsafe { inner.up.send(to, from, inner.compute, &inner.order) }.map_err(fault("copying to the GPU"))
     }
 
     fn mark(&self) -> Outcome<Box<dyn Mark>> {
@@ -372,38 +361,37 @@ impl Driver for Gpu {
     fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
         let inner = &self.inner;
         inner.bind()?;
-        let failed = fault("copying from the GPU");
         let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
-        let mut stage = lock(&inner.down);
-        // SAFETY: marks of this driver are its events.
-        unsafe { stream::wait_event(inner.copies, mark.raw().cast(), wait) }.map_err(&failed)?;
-        let pieces: Vec<&mut [u8]> = to.chunks_mut(STAGE).collect();
-        let lengths: Vec<usize> = pieces.iter().map(|p| p.len()).collect();
-        let start = |stage: &mut Stage, piece: usize| -> Outcome<()> {
-            let i = piece % 2;
-            // SAFETY: the buffer's last piece was taken out before; the source has bytes for all pieces.
-            unsafe {
-                let pinned = stage.bytes(i, lengths[piece]);
-                result::memcpy_dtoh_async(pinned, from + (piece * STAGE) as u64, inner.copies)
-                    .map_err(&failed)?;
-                event::record(stage.events[i], inner.copies).map_err(&failed)
-            }
-        };
-        for piece in 0..pieces.len().min(2) {
-            start(&mut stage, piece)?;
+        let direct = inner.is_registered(to);
+        // SAFETY: marks of this driver are its events, the source has bytes for all of `to`, and `to` is borrowed until
+        // the copy is done.
+        unsafe {
+            stream::wait_event(inner.copies, mark.raw().cast(), wait).and_then(|()| match direct {
+                true => result::memcpy_dtoh_async(to, from, inner.copies)
+                    .and_then(|()| stream::synchronize(inner.copies)),
+                false => inner.down.receive(to, from, inner.copies),
+            })
         }
-        for (piece, to) in pieces.into_iter().enumerate() {
-            let i = piece % 2;
-            // SAFETY: the event says when the piece is there.
-            unsafe {
-                event::synchronize(stage.events[i]).map_err(&failed)?;
-                to.copy_from_slice(stage.bytes(i, to.len()));
-            }
-            if piece + 2 < lengths.len() {
-                start(&mut stage, piece + 2)?;
-            }
+        .map_err(fault("copying from the GPU"))
+    }
+
+    fn register(&self, memory: &mut RowsBuf) {
+        if self.inner.unregistrable.load(Ordering::Relaxed) {
+            return;
         }
-        Ok(())
+        memory.note(|bytes| match Inner::register(&self.inner, bytes) {
+            Ok(registered) => Some(Box::new(registered)),
+            Err(refused) => {
+                if !self.inner.unregistrable.swap(true, Ordering::Relaxed) {
+                    let (name, code) = (self.name(), code(&refused));
+                    log::warn!(
+                        "{name}: the driver does not register host memory ({code}): downloads take a copy more \
+                         (the limit of `ulimit -l` may be in the way)"
+                    );
+                }
+                None
+            }
+        });
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {

@@ -14,6 +14,7 @@ pub mod layout;
 mod memory;
 mod ops;
 mod params;
+mod pinned;
 pub mod rates;
 mod replaced;
 mod resident;

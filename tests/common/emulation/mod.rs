@@ -10,6 +10,9 @@
 mod build;
 mod driver;
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 use lensmith::backend::Precision;
 use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver};
 
@@ -20,6 +23,16 @@ pub use driver::{Args, Emulator, Launch, Order, Schedule};
 pub fn tested_gpu() -> Option<usize> {
     let index = std::env::var("LENSMITH_TEST_GPU").ok()?;
     Some(index.parse().unwrap_or_else(|_| panic!("LENSMITH_TEST_GPU: `{index}` is no number of a GPU")))
+}
+
+/// Compiles a stand-in for libcuda that runs launches in the emulator, and gives the folder that it is in.
+pub fn stand_in(folder: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/driver.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(folder.join("libcuda.so")).arg(source);
+    compiler.arg("-ldl");
+    assert!(compiler.status().expect("cc, which links Rust too").success());
+    folder.to_path_buf()
 }
 
 /// The CUDA backend over the fast build, or on the tested GPU.
