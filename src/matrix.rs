@@ -121,6 +121,8 @@ impl<'a> Values<'a> {
     }
 }
 
+/// Rows that one thread copies at a time.
+const COPIED: usize = 64;
 /// Values that one thread looks at, at a time.
 const CHECKED: usize = 1 << 16;
 
@@ -273,6 +275,23 @@ impl<'a> RowSet<'a> {
         let parts: Vec<Rows<'a>> =
             rows.iter().map(|&r| Rows { values: self.row(r), rows: 1, cols: self.cols }).collect();
         RowSet { starts: (0..=parts.len()).collect(), parts, cols: self.cols }
+    }
+
+    /// Fills `to` with rows, rounded to its type by several threads: its row i is row `which(i)` of the set.
+    pub fn copy_rows(&self, which: &(dyn Fn(usize) -> usize + Sync), to: &mut RowsBuf) {
+        let (dtype, row) = (to.dtype(), self.cols * to.dtype().size());
+        to.bytes_mut().par_chunks_mut(COPIED * row).enumerate().for_each(|(chunk, out)| {
+            let mut wide = vec![0f32; self.cols];
+            for (i, out) in out.chunks_exact_mut(row).enumerate() {
+                let from = self.row(which(chunk * COPIED + i));
+                if from.dtype() == dtype {
+                    out.copy_from_slice(from.bytes());
+                } else {
+                    from.widen(&mut wide);
+                    dtype.narrow_bytes(&wide, out);
+                }
+            }
+        });
     }
 
     /// Widens the rows in `range` into `out`, row-major.

@@ -15,5 +15,7 @@ mod floor;
 mod perturb;
 #[path = "emulation/probes.rs"]
 mod probes;
+#[path = "emulation/rows.rs"]
+mod rows;
 #[path = "emulation/sources.rs"]
 mod sources;

@@ -1,8 +1,9 @@
 //! The preconditions of [`super::Backend`] operations, checked alike by every backend.
 
 use super::{Backend, PairRows, Perturbation, Residual, RewardData, Sample};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet};
+use crate::matrix::{Matrix, RowSet, RowsBuf};
 use crate::model::{Standardizer, VaeSize};
 
 /// Embeddings must have the model's dimension.
@@ -19,6 +20,21 @@ pub fn length(what: &str, expected: usize, found: usize) -> Result<()> {
         return Err(Error::shape(format!("length of {what}"), expected, found));
     }
     Ok(())
+}
+
+/// Rows that are picked must be there (their storage type, number and width), and fit the output in number and shape.
+pub fn picked(index: &[u32], (dtype, rows, cols): (Dtype, usize, usize), out: &RowsBuf) -> Result<()> {
+    length("the rows to be picked", out.rows(), index.len())?;
+    if (dtype, cols) != (out.dtype(), out.cols()) {
+        let text = |dtype: Dtype, cols: usize| format!("{cols} values of {dtype}");
+        return Err(Error::shape("rows to be picked", text(dtype, cols), text(out.dtype(), out.cols())));
+    }
+    match index.iter().max() {
+        Some(&row) if row as usize >= rows => {
+            Err(Error::shape("rows to be picked", format!("below {rows}"), row))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Every latent needs the row it belongs to.

@@ -10,17 +10,20 @@ pub mod cuda;
 pub(crate) mod device;
 mod limits;
 pub mod reference;
+mod rows;
 
 pub use device::{AnyBackend, DeviceChoice};
 pub use limits::{KERNELS, Limit, Measurable, Resident, Resource};
+pub use rows::HostRows;
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::noise::Side;
 
@@ -353,6 +356,8 @@ pub trait Backend: Send + Sync {
     type Posteriors: Send + Sync;
     /// Latents `[m, latent]`, each with the row of the block it belongs to.
     type Latents: Send + Sync;
+    /// Rows that pairs are made of, where they are put in order.
+    type Rows: Send;
     /// Parameters, moments and scratch of VAE training.
     type VaeTrainer: Send;
     /// Parameters, moments and scratch of reward training.
@@ -415,6 +420,22 @@ pub trait Backend: Send + Sync {
     ) -> Result<()>
     where
         Self: Sized + 'e;
+    /// Room for rows of `dtype` and width `dim`, to be filled again and again.
+    fn rows(&self, dtype: Dtype, dim: usize) -> Self::Rows;
+    /// Fills `to`: row r < n is original r, row n + j is latent j decoded, as [`Backend::decode`] does it.
+    fn store_rows<'e>(
+        &self,
+        originals: &Self::Embeddings<'e>,
+        samples: &Synthetic<'_, 'e, Self>,
+        to: &mut Self::Rows,
+    ) -> Result<()>
+    where
+        Self: Sized + 'e;
+    /// Row and column of the first value that is NaN or infinite, in the order of the rows.
+    fn first_non_finite(&self, rows: &Self::Rows) -> Result<Option<(usize, usize)>>;
+    /// Copies the rows that `index` names, in its order, into `out`, whose rows are as many and of the same kind. A device
+    /// may keep the memory of `out` registered for further copies.
+    fn pick_rows(&self, rows: &Self::Rows, index: &[u32], out: &mut RowsBuf) -> Result<()>;
     /// Rewards of embeddings, one per row.
     fn score(&self, model: &Self::Reward, embeddings: &Self::Embeddings<'_>, out: &mut [f32]) -> Result<()>;
 

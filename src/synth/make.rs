@@ -2,21 +2,17 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::blocks::{self, Block, Loaded, Needed, Sources};
 use super::{PairId, Plan, Seeds};
-use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Residual, Sample};
+use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Residual, Sample, Synthetic};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, PAGE, RowSet, RowsBuf, Side};
+use crate::matrix::{Matrix, PAGE, RowsBuf, Side};
 use crate::model::Vae;
 use crate::shard::{LatentRows, LatentSet};
 
 /// Bytes of pairs handed out at a time, per side.
 pub(super) const HANDED: usize = 8 << 20;
-/// Rows that one thread copies at a time.
-const COPIED: usize = 64;
 
 /// A stretch of pairs as embeddings, `[count, d]` per side.
 #[derive(Debug)]
@@ -91,12 +87,6 @@ pub struct Synthesizer<'a, B: Backend> {
 
 /// Hears the number of a first pair and the rewards of both sides from there on.
 pub type EachRewards<'a> = &'a mut dyn FnMut(u64, [&[f32]; 2]) -> Result<()>;
-
-/// One side of a block of seeds as embeddings. The buffers are filled block after block.
-struct SideRows {
-    originals: RowsBuf,
-    decoded: RowsBuf,
-}
 
 /// One side of a block of seeds as latents.
 struct SideLatents {
@@ -190,20 +180,26 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         // Whole pages: they are written without a copy.
         let rows_of_pages = PAGE >> row.trailing_zeros().min(PAGE.trailing_zeros());
         let most = (HANDED / row / rows_of_pages).max(1) * rows_of_pages;
-        let none = || RowsBuf::zeros(dtype, 0, self.dim);
-        let side = || SideRows { originals: none(), decoded: none() };
-        let mut sides = [side(), side()];
+        // Both sides' rows of a block, filled block after block.
+        let mut sides = Side::BOTH.map(|_| self.backend.rows(dtype, self.dim));
         blocks::for_each(self.plan, self.from, pairs, row, &mut |loaded| {
             let needed = self.needed(&loaded.block);
             for (side, to) in Side::BOTH.into_iter().zip(&mut sides) {
-                self.side_rows(side, &loaded, &needed[side as usize], to)?;
+                if !needed[side as usize].ranks.is_empty() {
+                    self.side_rows(side, &loaded, &needed[side as usize], dtype, to)?;
+                }
             }
             for (first, ids) in loaded.block.chunks(most) {
                 let mut batch = sink.spare()?;
                 batch.first = first;
-                for ((side, to), from) in Side::BOTH.into_iter().zip(batch.sides()).zip(&sides) {
+                for ((side, to), rows) in Side::BOTH.into_iter().zip(batch.sides()).zip(&sides) {
                     to.resize_rows(ids.len());
-                    from.gather(side, ids, &loaded.block, &needed[side as usize], to);
+                    let needed = &needed[side as usize];
+                    if needed.ranks.is_empty() {
+                        originals(side, &loaded, ids, to)?;
+                    } else {
+                        self.backend.pick_rows(rows, &places(side, &loaded.block, ids, needed), to)?;
+                    }
                 }
                 sink.put(batch)?;
             }
@@ -353,16 +349,18 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         self.batch(j..j.saturating_add(1), dtype)
     }
 
-    /// Encodes, selects, perturbs and decodes one side of a block.
-    fn side_rows(&self, side: Side, loaded: &Loaded<'_>, needed: &Needed, to: &mut SideRows) -> Result<()> {
+    /// Encodes, selects, perturbs and decodes one side of a block: its originals, and behind them its samples.
+    fn side_rows(
+        &self,
+        side: Side,
+        loaded: &Loaded<'_>,
+        needed: &Needed,
+        dtype: Dtype,
+        to: &mut B::Rows,
+    ) -> Result<()> {
         let b = self.backend;
-        let rows = loaded.rows[side as usize].view();
-        let first = loaded.block.seeds.start;
-        store_originals(&rows, side, first, &mut to.originals)?;
-        if needed.ranks.is_empty() {
-            return Ok(());
-        }
-        let embeddings = b.embeddings(rows)?;
+        let (seeds, first) = (loaded.block.seeds.len(), loaded.block.seeds.start);
+        let embeddings = b.embeddings(loaded.rows[side as usize].view())?;
         let encode = loaded.stored.is_none() || self.mode == DecodeMode::Residual;
         let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
         let (samples, latents) = match (&loaded.stored, &posteriors) {
@@ -385,18 +383,17 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             }
             _ => None,
         };
-        to.decoded.resize_rows(samples.len());
-        b.decode(&self.vae, &latents, residual, to.decoded.values_mut())?;
-        if let Some((at, _)) = to.decoded.view().values().first_non_finite() {
-            let Sample { row, candidate } = samples[at / self.dim];
-            let what = format!(
-                "decoded embedding of seed {} ({}, candidate {candidate})",
-                first + row as usize,
-                side.name()
-            );
-            return Err(unstorable(what, at % self.dim, to.decoded.dtype()));
+        b.store_rows(&embeddings, &Synthetic { vae: &self.vae, latents: &latents, residual }, to)?;
+        match b.first_non_finite(to)? {
+            None => Ok(()),
+            Some((row, column)) if row < seeds => Err(unstorable_original(first + row, side, column, dtype)),
+            Some((row, column)) => {
+                let Sample { row, candidate } = samples[row - seeds];
+                let (seed, side) = (first + row as usize, side.name());
+                let what = format!("decoded embedding of seed {seed} ({side}, candidate {candidate})");
+                Err(unstorable(what, column, dtype))
+            }
         }
-        Ok(())
     }
 
     /// Encodes, selects and perturbs one side of a block.
@@ -448,29 +445,29 @@ fn stored_samples(
     Ok((samples, z))
 }
 
-/// The originals of a block in the type of `to`.
-fn store_originals(rows: &RowSet<'_>, side: Side, first: usize, to: &mut RowsBuf) -> Result<()> {
-    let (dtype, dim) = (to.dtype(), rows.cols());
-    to.resize_rows(rows.rows());
-    let bytes = COPIED * dim * dtype.size();
-    to.bytes_mut().par_chunks_mut(bytes).enumerate().for_each(|(chunk, out)| {
-        let mut wide = vec![0f32; dim];
-        for (i, out) in out.chunks_exact_mut(dim * dtype.size()).enumerate() {
-            let row = rows.row(chunk * COPIED + i);
-            if row.dtype() == dtype {
-                out.copy_from_slice(row.bytes());
-            } else {
-                row.widen(&mut wide);
-                dtype.narrow_bytes(&wide, out);
-            }
-        }
-    });
+/// Pairs of originals alone: copies from where the seeds are into their places.
+fn originals(side: Side, loaded: &Loaded<'_>, ids: &[PairId], to: &mut RowsBuf) -> Result<()> {
+    loaded.rows[side as usize].view().copy_rows(&|i| loaded.block.row(&ids[i]), to);
     match to.view().values().first_non_finite() {
         None => Ok(()),
         Some((at, _)) => {
-            Err(unstorable(format!("seed {} ({})", first + at / dim, side.name()), at % dim, dtype))
+            let seed = ids[at / to.cols()].seed as usize;
+            Err(unstorable_original(seed, side, at % to.cols(), to.dtype()))
         }
     }
+}
+
+/// Where the rows of pairs stand among the originals of a block and the samples behind them.
+fn places(side: Side, block: &Block, ids: &[PairId], needed: &Needed) -> Vec<u32> {
+    let place = |id: &PairId| match id.sample(side) {
+        0 => block.row(id),
+        rank => block.seeds.len() + needed.at(block.row(id), rank),
+    };
+    ids.iter().map(|id| place(id) as u32).collect()
+}
+
+fn unstorable_original(seed: usize, side: Side, column: usize, dtype: Dtype) -> Error {
+    unstorable(format!("seed {seed} ({})", side.name()), column, dtype)
 }
 
 fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
@@ -479,21 +476,4 @@ fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
         format!("a finite value that {dtype} can hold"),
         "infinity or NaN; try another --dtype",
     )
-}
-
-impl SideRows {
-    /// Copies the stored values of pairs into `to`, `[pairs, d]`.
-    fn gather(&self, side: Side, ids: &[PairId], block: &Block, needed: &Needed, to: &mut RowsBuf) {
-        let row = to.cols() * to.dtype().size();
-        let (originals, decoded) = (self.originals.bytes(), self.decoded.bytes());
-        to.bytes_mut().par_chunks_mut(COPIED * row).zip(ids.par_chunks(COPIED)).for_each(|(to, ids)| {
-            for (to, id) in to.chunks_exact_mut(row).zip(ids) {
-                let from = match id.sample(side) {
-                    0 => &originals[block.row(id) * row..],
-                    rank => &decoded[needed.at(block.row(id), rank) * row..],
-                };
-                to.copy_from_slice(&from[..row]);
-            }
-        });
-    }
 }

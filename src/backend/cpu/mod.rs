@@ -35,11 +35,13 @@ pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 
 use super::{
-    Backend, DeviceInfo, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision, Residual,
-    RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, check,
+    Backend, DeviceInfo, HostRows, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
+    Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, Synthetic, VaeLoss, VaeObjective,
+    check,
 };
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::simd::Level;
 
@@ -118,6 +120,7 @@ impl Backend for Cpu {
     type Folded = PackedFolded;
     type Posteriors = Posteriors;
     type Latents = Latents;
+    type Rows = HostRows;
     type VaeTrainer = VaeTrainer;
     type RewardTrainer = RewardTrainer;
 
@@ -220,6 +223,30 @@ impl Backend for Cpu {
         });
         self.pool.install(|| infer::decode(self.level, vae, latents.codes(), base, out));
         Ok(())
+    }
+
+    fn rows(&self, dtype: Dtype, dim: usize) -> HostRows {
+        HostRows::new(dtype, dim)
+    }
+
+    fn store_rows<'e>(
+        &self,
+        originals: &RowSet<'e>,
+        samples: &Synthetic<'_, 'e, Self>,
+        to: &mut HostRows,
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        to.store(self, originals, samples)
+    }
+
+    fn first_non_finite(&self, rows: &HostRows) -> Result<Option<(usize, usize)>> {
+        Ok(rows.first_non_finite())
+    }
+
+    fn pick_rows(&self, rows: &HostRows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
+        rows.pick(index, out)
     }
 
     fn score(&self, model: &PackedReward, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {

@@ -18,6 +18,7 @@ mod pinned;
 pub mod rates;
 mod replaced;
 mod resident;
+mod rows;
 mod stream;
 mod tape;
 mod train_reward;
@@ -33,6 +34,7 @@ pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
 pub use gpu::Gpu;
 pub use launch::{Args, Launch};
 pub use resident::Decoded;
+pub use rows::Rows;
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 
@@ -41,10 +43,12 @@ use self::memory::Buffer;
 use self::ops::{Codes, RowsAt};
 use super::{
     Backend, DeviceInfo, LatentSource, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, check,
+    Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, SyntheticPath, VaeLoss, VaeObjective,
+    check,
 };
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 
 /// Names a library of emulated kernels that stands in for the GPU; for tests.
@@ -237,6 +241,7 @@ impl Backend for Cuda {
     type Folded = DeviceFolded;
     type Posteriors = Posteriors;
     type Latents = Latents;
+    type Rows = Rows;
     type VaeTrainer = VaeTrainer;
     type RewardTrainer = RewardTrainer;
 
@@ -376,6 +381,33 @@ impl Backend for Cuda {
                 self.launch_decode(vae, (latents, first, count), base, (to, dtype))
             })
         })
+    }
+
+    fn rows(&self, dtype: Dtype, dim: usize) -> Rows {
+        Rows::new(dtype, dim)
+    }
+
+    fn store_rows<'e>(
+        &self,
+        originals: &Embeddings<'e>,
+        samples: &Synthetic<'_, 'e, Self>,
+        to: &mut Rows,
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        check::latents::<Self>(samples.vae.host.size(), samples.latents, samples.residual)?;
+        check::width("VAE", samples.vae.host.size().dim, originals.rows.cols())?;
+        check::width("rows of pairs", to.dim(), originals.rows.cols())?;
+        self.store_rows_in(originals, samples, to)
+    }
+
+    fn first_non_finite(&self, rows: &Rows) -> Result<Option<(usize, usize)>> {
+        self.run(|| self.first_non_finite_in(rows))
+    }
+
+    fn pick_rows(&self, rows: &Rows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
+        self.pick_rows_into(rows, index, out)
     }
 
     fn score(&self, model: &DeviceReward, embeddings: &Embeddings<'_>, out: &mut [f32]) -> Result<()> {

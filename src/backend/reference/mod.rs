@@ -8,11 +8,13 @@ use layers::{Layer, Optimizer, narrow, relu, widen};
 pub use train::{RewardTrainer, VaeTrainer};
 
 use super::{
-    Backend, DeviceInfo, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, PosteriorsHost,
-    Residual, RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, check,
+    Backend, DeviceInfo, HostRows, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation,
+    PosteriorsHost, Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, VaeLoss,
+    VaeObjective, check,
 };
+use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::noise::{Address, Purpose, fill_normals};
 
@@ -145,6 +147,7 @@ impl Backend for Reference {
     type Folded = FoldedReward;
     type Posteriors = Posteriors;
     type Latents = Latents;
+    type Rows = HostRows;
     type VaeTrainer = VaeTrainer;
     type RewardTrainer = RewardTrainer;
 
@@ -243,6 +246,30 @@ impl Backend for Reference {
             out.narrow_at(j * vae.size().dim, &narrow(&decode_latent(vae, latents, j, residual)));
         }
         Ok(())
+    }
+
+    fn rows(&self, dtype: Dtype, dim: usize) -> HostRows {
+        HostRows::new(dtype, dim)
+    }
+
+    fn store_rows<'e>(
+        &self,
+        originals: &RowSet<'e>,
+        samples: &Synthetic<'_, 'e, Self>,
+        to: &mut HostRows,
+    ) -> Result<()>
+    where
+        Self: 'e,
+    {
+        to.store(self, originals, samples)
+    }
+
+    fn first_non_finite(&self, rows: &HostRows) -> Result<Option<(usize, usize)>> {
+        Ok(rows.first_non_finite())
+    }
+
+    fn pick_rows(&self, rows: &HostRows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
+        rows.pick(index, out)
     }
 
     fn score(&self, model: &RewardModel, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {

@@ -1,0 +1,65 @@
+//! `kernels/rows.cu` against plain loops: the same bytes and places.
+
+use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+
+fn launches() -> impl Iterator<Item = (Build, Launch)> {
+    let all = Schedule::ALL.map(|s| (Build::Fast, s));
+    [(Build::Check, Schedule::PLAIN)].into_iter().chain(all).map(|(build, schedule)| {
+        // Two blocks: more rows than their warps.
+        (build, Launch { grid: [2, 1, 1], block: [256, 1, 1], shared: 0, schedule })
+    })
+}
+
+#[test]
+fn rows_are_picked() {
+    for row_bytes in [2usize, 16, 30, 48, 1024 + 16] {
+        let rows: Vec<u8> = (0..37 * row_bytes).map(|i| (i * 37 / 11) as u8).collect();
+        let index: Vec<u32> = (0..41u32).map(|i| (i * 29 + 3) % 37).collect();
+        let want: Vec<u8> =
+            index.iter().flat_map(|&i| rows[i as usize * row_bytes..][..row_bytes].to_vec()).collect();
+        for (build, launch) in launches() {
+            let emulator = Emulator::get(build);
+            let (from, places) = (emulator.upload(&rows, "rows"), emulator.upload(&index, "index"));
+            let out = emulator.empty::<u8>(want.len(), "out");
+            let args =
+                Args::new().buffer(&from).buffer(&places).value(41u64).value(row_bytes as u32).buffer(&out);
+            emulator.launch("pick_rows", launch, &args).unwrap_or_else(|e| panic!("{row_bytes} bytes: {e}"));
+            assert_eq!(out.unwritten(), 0);
+            assert!(out.download() == want, "{row_bytes} bytes, {build:?}, {:?}", launch.schedule);
+        }
+    }
+}
+
+#[test]
+fn the_first_value_that_is_not_finite_is_found() {
+    // The storage type, its number of bytes, and bits of a finite value of the largest exponent, infinity and NaN.
+    let types = [
+        ("f32", 4, 0x7f7f_ffffu32, 0xff80_0000u32, 0x7f80_0001u32),
+        ("f16", 2, 0x7bff, 0xfc00, 0x7c01),
+        ("bf16", 2, 0xff7f, 0x7f80, 0xff81),
+    ];
+    for (name, size, finite, infinity, nan) in types {
+        for count in [1usize, 7, 8, 1023, 9000] {
+            let last = count - 1;
+            for bad in [vec![], vec![last], vec![0, last], vec![last / 2, last], vec![last / 3, last / 2]] {
+                let mut bits = vec![finite; count];
+                for (i, &at) in bad.iter().enumerate() {
+                    bits[at] = [infinity, nan][(i + count) % 2];
+                }
+                let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()[..size].to_vec()).collect();
+                let want = bad.first().map_or(u64::MAX, |&at| at as u64);
+                for (build, launch) in launches() {
+                    let emulator = Emulator::get(build);
+                    let (values, first) =
+                        (emulator.upload(&bytes, "values"), emulator.upload(&[u64::MAX], "first"));
+                    let args = Args::new().buffer(&values).value(count as u64).buffer(&first);
+                    let kernel = format!("find_non_finite_{name}");
+                    emulator
+                        .launch(&kernel, launch, &args)
+                        .unwrap_or_else(|e| panic!("{count} of {name}: {e}"));
+                    assert_eq!(first.download(), [want], "{count} of {name}, {bad:?}, {build:?}");
+                }
+            }
+        }
+    }
+}
