@@ -1,6 +1,6 @@
 // Products of training on tensor cores: x W^T (nt), dy^T x (tn), dy W (nn), as product_f32.cu in BF16
 // nt: a [m, k], b [n, k]; tn: a [k, m], b [k, n]; nn: a [m, k], b [k, n]; out [m, n]; all F32 in memory
-// A block owns 64 x 64 of out over one slice of k (blockIdx.z), a warp 32 x 32; slices are joined by join_f32
+// A block owns 64 x 64 of out over one slice of k (blockIdx.z), a warp 32 x 32; the last block adds slices
 // 2 m n k FLOP; reads a n / 64 times and b m / 64 times, from L2 at the sizes of training
 // Needs rows that are k or n values long; multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: operands rounded to BF16 on their way, sums in F32: 2^-8 of the summed magnitudes
@@ -18,6 +18,7 @@ using gpu::u64;
 using namespace gpu::tensor;
 
 constexpr u32 TILE = 64, DEEP = 32;
+static_assert(TILE * stride_of(DEEP) * sizeof(bf16) >= 512 * sizeof(double), "room for column sums");
 
 struct layout {
   bf16 *a, *b;  // 64 rows of 32 of k, or 32 of k by 64 rows
@@ -47,7 +48,11 @@ GPU_FN void run(const product& p) {
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE, warp = threadIdx.x / gpu::WARP;
-  const auto [m, from, end] = gpu::share::of<LIMITS_K>(p, DEEP);
+  if (LIMITS_K && p.sums && column >= p.n) {
+    if (blockIdx.z == 0) gpu::column_sums(p, row, reinterpret_cast<double*>(shared.a));
+    return;
+  }
+  const auto [pa, pb, lda, ldb, m, from, end] = gpu::share::of<LIMITS_K>(p, DEEP);
   const u32 own = warp / 2 * 32, aside = warp % 2 * 32;
 
   tile<2, 2> t;
@@ -56,15 +61,16 @@ GPU_FN void run(const product& p) {
   // with k, so that along its rows an operand needs no bound but its own.
   for (u32 k = from; row < m && k < end; k += DEEP) {
     __syncthreads();
-    copy_operand<A_BY_ROWS>(shared.a, p.a, p.lda, row, m, k, end);
-    copy_operand<B_BY_ROWS>(shared.b, p.b, p.ldb, column, p.n, k, end);
+    copy_operand<A_BY_ROWS>(shared.a, pa, lda, row, m, k, end);
+    copy_operand<B_BY_ROWS>(shared.b, pb, ldb, column, p.n, k, end);
     __syncthreads();
     const bf16* a = shared.a + (A_BY_ROWS ? own * stride_in(true) : own);
     const bf16* b = shared.b + (B_BY_ROWS ? aside * stride_in(true) : aside);
     t.add<A_BY_ROWS, B_BY_ROWS>(a, stride_in(A_BY_ROWS), b, stride_in(B_BY_ROWS), DEEP);
   }
 
-  float* out = p.out + u64(blockIdx.z) * p.m * p.ldo;
+  const bool whole = gridDim.z == 1;
+  float* out = whole ? p.out : p.partial + u64(blockIdx.z) * p.m * p.ldo;
 #pragma unroll
   for (u32 r = 0; r < 2; r++) {
 #pragma unroll
@@ -74,10 +80,11 @@ GPU_FN void run(const product& p) {
         const u32 to = row + own + t.row(r, i), o = column + aside + t.output(n, i);
         const u64 at = u64(to) * p.ldo + o;
         if (to < p.m && o < p.n)
-          out[at] = gridDim.z > 1 ? t.sum[r][n][i] : gpu::finished(p, t.sum[r][n][i], at, o);
+          out[at] = whole ? gpu::finished(p, t.sum[r][n][i], at, o) : t.sum[r][n][i];
       }
     }
   }
+  if (!whole) gpu::join_slices<TILE, gpu::tensor::THREADS>(p, row, column);
 }
 
 }  // namespace product_bf16

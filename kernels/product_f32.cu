@@ -1,12 +1,11 @@
 // archs: sm_75+
 // Products of training: x W^T (nt), dy^T x (tn), dy W (nn), in F32, with bias, ReLU, mask or sum behind them
 // nt: a [m, k], b [n, k]; tn: a [k, m], b [k, n]; nn: a [m, k], b [k, n]; out [m, n]; leading dimensions free
-// A block owns 64 x 64 of out over one slice of k (blockIdx.z); slices are joined in their order: same bits
+// A block owns 64 x 64 of out over one slice of k (blockIdx.z); a tile's last block adds the slices in order
 // 2 m n k FLOP; reads a n / 64 times and b m / 64 times, from L2 at the sizes of training
 // Needs leading dimensions that are multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: F32 sums in k order within a slice, relative error about sqrt(k) u
 // Reference: src/backend/cpu/gemm.rs, `product`; measured on nothing yet
-#include "include/reduce.cuh"
 #include "include/train.cuh"
 
 namespace product_f32 {
@@ -18,6 +17,7 @@ using gpu::u64;
 
 constexpr u32 THREADS = 128, TILE = 64, DEPTH = 16, STRIDE = TILE + 4;
 constexpr u32 GROUPS = TILE * DEPTH / 4 / THREADS;
+static_assert(DEPTH * STRIDE * sizeof(float) >= 512 * sizeof(double), "room for column sums");
 
 struct layout {
   float *a, *b;  // [k][STRIDE]: the 16-byte loads of a quarter warp lie side by side
@@ -27,14 +27,6 @@ struct layout {
     b = carve.take<float>(DEPTH * STRIDE);
   }
 };
-
-GPU_FN float4 load(const float* at, u32 there, bool vector) {
-  if (there >= 4 && vector) return load_4(at);
-  return make_float4(there > 0 ? at[0] : 0.0f, there > 1 ? at[1] : 0.0f, there > 2 ? at[2] : 0.0f,
-                     there > 3 ? at[3] : 0.0f);
-}
-
-GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 
 /// A thread's part of 64 rows by 16 of k, on its way from global to shared memory. By rows: k runs along a
 /// row of the source; else k counts its rows.
@@ -49,10 +41,10 @@ struct part {
       const u32 at = threadIdx.x + i * THREADS;
       if (BY_ROWS) {
         const u32 r = row + at % TILE, c = k + at / TILE * 4;
-        group[i] = load(from + u64(r) * ld + c, r < rows ? below(end, c) : 0, vector);
+        group[i] = gpu::load_up_to_4(from + u64(r) * ld + c, r < rows ? gpu::below(end, c) : 0, vector);
       } else {
         const u32 c = k + at / 16, r = row + at % 16 * 4;
-        group[i] = load(from + u64(c) * ld + r, c < end ? below(rows, r) : 0, vector);
+        group[i] = gpu::load_up_to_4(from + u64(c) * ld + r, c < end ? gpu::below(rows, r) : 0, vector);
       }
     }
   }
@@ -81,7 +73,11 @@ GPU_FN void run(const product& p) {
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE;
-  const auto [m, from, end] = gpu::share::of<LIMITS_K>(p, DEPTH);
+  if (LIMITS_K && p.sums && column >= p.n) {
+    if (blockIdx.z == 0) gpu::column_sums(p, row, reinterpret_cast<double*>(shared.a));
+    return;
+  }
+  const auto [pa, pb, lda, ldb, m, from, end] = gpu::share::of<LIMITS_K>(p, DEPTH);
 
   float sum[8][4] = {};
   const u32 ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -89,16 +85,16 @@ GPU_FN void run(const product& p) {
   if (row < m && from < end) {
     part<A_BY_ROWS> a;
     part<B_BY_ROWS> b;
-    a.fetch(p.a, p.lda, row, m, from, end);
-    b.fetch(p.b, p.ldb, column, p.n, from, end);
+    a.fetch(pa, lda, row, m, from, end);
+    b.fetch(pb, ldb, column, p.n, from, end);
     for (u32 k = from; k < end; k += DEPTH) {
       __syncthreads();
       a.put(shared.a);
       b.put(shared.b);
       __syncthreads();
       if (k + DEPTH < end) {
-        a.fetch(p.a, p.lda, row, m, k + DEPTH, end);
-        b.fetch(p.b, p.ldb, column, p.n, k + DEPTH, end);
+        a.fetch(pa, lda, row, m, k + DEPTH, end);
+        b.fetch(pb, ldb, column, p.n, k + DEPTH, end);
       }
 #pragma unroll
       for (u32 i = 0; i < DEPTH; i++) {
@@ -117,7 +113,8 @@ GPU_FN void run(const product& p) {
     }
   }
 
-  float* out = p.out + u64(blockIdx.z) * p.m * p.ldo;
+  const bool whole = gridDim.z == 1;
+  float* out = whole ? p.out : p.partial + u64(blockIdx.z) * p.m * p.ldo;
 #pragma unroll
   for (u32 r = 0; r < 8; r++) {
     const u32 to = row + (r < 4 ? 4 * ty + r : 28 + 4 * ty + r);
@@ -126,9 +123,10 @@ GPU_FN void run(const product& p) {
     for (u32 c = 0; c < 4; c++) {
       const u32 n = column + 4 * tx + c;
       const u64 at = u64(to) * p.ldo + n;
-      if (n < p.n) out[at] = gridDim.z > 1 ? sum[r][c] : gpu::finished(p, sum[r][c], at, n);
+      if (n < p.n) out[at] = whole ? gpu::finished(p, sum[r][c], at, n) : sum[r][c];
     }
   }
+  if (!whole) gpu::join_slices<TILE, THREADS>(p, row, column);
 }
 
 }  // namespace product_f32
@@ -157,39 +155,3 @@ GPU_KERNEL __launch_bounds__(product_f32::THREADS) product_nn_f32(gpu::product p
 }
 GPU_EXPORT(product_nn_f32);
 GPU_EXPORT_SHARED(product_nn_f32, product_f32_shared);
-
-/// Joins `slices` slices of a product at `partial`, each [m, ldo], in their order.
-GPU_KERNEL __launch_bounds__(256)
-    join_f32(gpu::product p, const float* __restrict__ partial, uint32_t slices) {
-  using namespace product_f32;
-  const u64 count = u64(p.m) * p.n, slice = u64(p.m) * p.ldo;
-  for (u64 i = u64(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += u64(gridDim.x) * blockDim.x) {
-    const u32 column = u32(i % p.n);
-    const u64 at = i / p.n * p.ldo + column;
-    float sum = partial[at];
-    for (u32 s = 1; s < slices; s++) sum += partial[s * slice + at];
-    p.out[at] = gpu::finished(p, sum, at, column);
-  }
-}
-GPU_EXPORT(join_f32);
-
-/// Sums of the columns of x [rows, n] in F64, where a pair's opposite terms cancel exactly; rounded once.
-GPU_KERNEL __launch_bounds__(256)
-    column_sums_f32(const float* __restrict__ x, float* __restrict__ out, uint32_t rows, uint32_t n) {
-  using namespace product_f32;
-  GPU_DYN_SHARED(memory);
-  gpu::carver carve(memory);
-  double* sums = carve.take<double>(256);
-  // A warp takes 32 columns of every eighth row; the eight sums are added in their order.
-  const u32 lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-  double sum = 0.0;
-  if (column < n)
-    for (u32 row = group; row < rows; row += 8) sum += double(x[u64(row) * n + column]);
-  sums[threadIdx.x] = sum;
-  __syncthreads();
-  if (group == 0 && column < n) {
-    for (u32 g = 1; g < 8; g++) sum += sums[32 * g + lane];
-    out[column] = float(sum);
-  }
-}
-GPU_EXPORT(column_sums_f32);

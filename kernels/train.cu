@@ -1,6 +1,6 @@
 // archs: sm_75+
-// Training, what both models need: the turn of the next step, standardised rows of the batch, summed losses
-// table [steps], state; embeddings [n, dim] F32, F16 or BF16; batch x [2 batch, dim] F32, chosen half first
+// Training, what both models need: standardised rows of the batch, summed losses, the turn of the next step
+// embeddings [n, dim] F32, F16 or BF16; batch x [2 batch, dim] F32; table [steps + 1]
 // A row of the batch belongs to one block; rows past the batch's end become zeros
 // 2 FLOP a value; reads the storage type, writes 4 bytes
 // Needs nothing of alignment
@@ -17,114 +17,85 @@ using gpu::u64;
 
 constexpr u32 THREADS = 256, NONE = 0xffffffffu;
 
-/// Row r of the batch from its source, or zeros.
+/// Where rows of a batch come from. A kernel parameter, twin of `Sources` in src/backend/cuda/params.rs.
+struct sources {
+  const void* rows[4];  // embeddings [n, dim] of each part, or null
+  u32 dtype[4];         // their storage types, as load_typed has them
+};
+
 template <class S>
-GPU_FN void gather_row(const S* embeddings, u32 source, u32 dim, const float* mean, const float* std,
-                       float* to) {
-  if (source == NONE) {
-    for (u32 i = threadIdx.x; i < dim; i += THREADS) to[i] = 0.0f;
-    return;
-  }
-  const S* from = embeddings + u64(source) * dim;
+GPU_FN void standardise(const void* rows, u32 source, u32 dim, const float* mean, const float* std,
+                        float* to) {
+  const S* from = static_cast<const S*>(rows) + u64(source) * dim;
   for (u32 i = threadIdx.x; i < dim; i += THREADS)
     to[i] = __fdiv_rn(__fsub_rn(gpu::to_f32(from[i]), mean[i]), std[i]);
 }
 
-/// One side of a batch of pairs: row r of the side is the data's row `order[first + r]`.
-template <class S>
-GPU_FN void gather_pairs(const S* embeddings, const u32* order, const step* now, u32 dim, u32 batch,
-                         u32 side, const float* mean, const float* std, float* x) {
-  for (u32 r = blockIdx.x; r < batch; r += gridDim.x) {
-    const u32 source = r < now->pairs ? order[now->first + r] : NONE;
-    gather_row(embeddings, source, dim, mean, std, x + u64(side * batch + r) * dim);
-  }
-}
-
-/// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent). Those of
-/// another part are left alone, those without a source are zeros.
-template <class S>
-GPU_FN void gather_rows(const S* embeddings, const uint3* rows, const step* now, u32 dim, u32 batch, u32 part,
-                        const float* mean, const float* std, float* x) {
-  for (u32 r = blockIdx.x; r < 2 * batch; r += gridDim.x) {
-    const uint3 row = rows[u64(2) * now->first + r];
-    if (row.x == part) gather_row(embeddings, row.y, dim, mean, std, x + u64(r) * dim);
+/// Row `source` of a part, standardised, or zeros.
+GPU_FN void gather_row(const sources& from, u32 part, u32 source, u32 dim, const float* mean,
+                       const float* std, float* to) {
+  const void* rows = gpu::pick(from.rows, part);
+  const u32 dtype = gpu::pick(from.dtype, part);
+  if (source == NONE) {
+    for (u32 i = threadIdx.x; i < dim; i += THREADS) to[i] = 0.0f;
+  } else if (dtype == 0) {
+    standardise<float>(rows, source, dim, mean, std, to);
+  } else if (dtype == 1) {
+    standardise<gpu::f16>(rows, source, dim, mean, std, to);
+  } else {
+    standardise<gpu::bf16>(rows, source, dim, mean, std, to);
   }
 }
 
 }  // namespace train
 
-/// Copies the entry whose turn it is to `now`, and passes the turn on.
-GPU_KERNEL __launch_bounds__(32)
-    begin_step(const gpu::step* __restrict__ table, uint32_t* __restrict__ turn,
-               gpu::step* __restrict__ now) {
-  if (threadIdx.x == 0) {
-    *now = table[*turn];
-    *turn += 1;
+/// A batch of pairs, the chosen side (part 0) first: pair p is row `order[first + p]` of both parts.
+GPU_KERNEL __launch_bounds__(train::THREADS)
+    gather_pairs(train::sources from, const uint32_t* __restrict__ order, const gpu::step* __restrict__ now,
+                 uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
+                 float* __restrict__ x) {
+  using namespace train;
+  for (u32 r = blockIdx.x; r < 2 * batch; r += gridDim.x) {
+    const u32 side = r / batch, pair = r % batch;
+    const u32 source = pair < now->pairs ? order[now->first + pair] : NONE;
+    gather_row(from, side, source, dim, mean, std, x + u64(r) * dim);
   }
 }
-GPU_EXPORT(begin_step);
+GPU_EXPORT(gather_pairs);
 
+/// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent). Those
+/// without a source are zeros.
 GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_pairs_f32(const float* __restrict__ embeddings, const uint32_t* __restrict__ order,
-                     const gpu::step* __restrict__ now, uint32_t dim, uint32_t batch, uint32_t side,
-                     const float* __restrict__ mean, const float* __restrict__ std, float* __restrict__ x) {
-  train::gather_pairs(embeddings, order, now, dim, batch, side, mean, std, x);
+    gather_rows(train::sources from, const uint3* __restrict__ rows, const gpu::step* __restrict__ now,
+                uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
+                float* __restrict__ x) {
+  using namespace train;
+  for (u32 r = blockIdx.x; r < 2 * batch; r += gridDim.x) {
+    const uint3 row = rows[u64(2) * now->first + r];
+    gather_row(from, row.x, row.y, dim, mean, std, x + u64(r) * dim);
+  }
 }
-GPU_EXPORT(gather_pairs_f32);
+GPU_EXPORT(gather_rows);
 
+/// Ends a step: adds the sum of a row of losses [terms, count] to totals [terms], each in one fixed order, a
+/// block a term; puts entry `turn` of the table in `now`, and passes the turn on.
 GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_pairs_f16(const gpu::f16* __restrict__ embeddings, const uint32_t* __restrict__ order,
-                     const gpu::step* __restrict__ now, uint32_t dim, uint32_t batch, uint32_t side,
-                     const float* __restrict__ mean, const float* __restrict__ std, float* __restrict__ x) {
-  train::gather_pairs(embeddings, order, now, dim, batch, side, mean, std, x);
-}
-GPU_EXPORT(gather_pairs_f16);
-
-GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_pairs_bf16(const gpu::bf16* __restrict__ embeddings, const uint32_t* __restrict__ order,
-                      const gpu::step* __restrict__ now, uint32_t dim, uint32_t batch, uint32_t side,
-                      const float* __restrict__ mean, const float* __restrict__ std, float* __restrict__ x) {
-  train::gather_pairs(embeddings, order, now, dim, batch, side, mean, std, x);
-}
-GPU_EXPORT(gather_pairs_bf16);
-
-GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_rows_f32(const float* __restrict__ embeddings, const uint3* __restrict__ rows,
-                    const gpu::step* __restrict__ now, uint32_t dim, uint32_t batch, uint32_t part,
-                    const float* __restrict__ mean, const float* __restrict__ std, float* __restrict__ x) {
-  train::gather_rows(embeddings, rows, now, dim, batch, part, mean, std, x);
-}
-GPU_EXPORT(gather_rows_f32);
-
-GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_rows_f16(const gpu::f16* __restrict__ embeddings, const uint3* __restrict__ rows,
-                    const gpu::step* __restrict__ now, uint32_t dim, uint32_t batch, uint32_t part,
-                    const float* __restrict__ mean, const float* __restrict__ std, float* __restrict__ x) {
-  train::gather_rows(embeddings, rows, now, dim, batch, part, mean, std, x);
-}
-GPU_EXPORT(gather_rows_f16);
-
-GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_rows_bf16(const gpu::bf16* __restrict__ embeddings, const uint3* __restrict__ rows,
-                     const gpu::step* __restrict__ now, uint32_t dim, uint32_t batch, uint32_t part,
-                     const float* __restrict__ mean, const float* __restrict__ std, float* __restrict__ x) {
-  train::gather_rows(embeddings, rows, now, dim, batch, part, mean, std, x);
-}
-GPU_EXPORT(gather_rows_bf16);
-
-/// Adds the sums of `terms` rows of losses [terms, count] to totals [terms], each in one fixed order.
-GPU_KERNEL __launch_bounds__(train::THREADS)
-    add_losses(const double* __restrict__ losses, double* __restrict__ totals, uint32_t terms,
-               uint32_t count) {
+    end_step(const double* __restrict__ losses, double* __restrict__ totals, uint32_t count,
+             const gpu::step* __restrict__ table, uint32_t* __restrict__ turn, gpu::step* __restrict__ now) {
   using namespace train;
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
   double* scratch = carve.take<double>(THREADS / gpu::WARP);
-  for (u32 term = 0; term < terms; term++) {
-    double sum = 0.0;
-    for (u32 i = threadIdx.x; i < count; i += THREADS) sum += losses[u64(term) * count + i];
-    sum = gpu::block_sum(sum, scratch);
-    if (threadIdx.x == 0) totals[term] += sum;
+  const u32 term = blockIdx.x;
+  double sum = 0.0;
+  for (u32 i = threadIdx.x; i < count; i += THREADS) sum += losses[u64(term) * count + i];
+  sum = gpu::block_sum(sum, scratch);
+  if (threadIdx.x == 0) {
+    totals[term] += sum;
+    if (term == 0) {
+      *now = table[*turn];
+      *turn += 1;
+    }
   }
 }
-GPU_EXPORT(add_losses);
+GPU_EXPORT(end_step);

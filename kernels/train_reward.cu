@@ -25,24 +25,31 @@ GPU_FN float hidden_of(const float* z, const float* w, float bias, u32 latent) {
   return gpu::relu(sum);
 }
 
+/// The samples of both sides. A kernel parameter, twin of `Samples` in src/backend/cuda/params.rs.
+struct samples {
+  const float* z[2];     // latents [count, latent], or null
+  const u32* owners[2];  // the seed of each
+  const float* mu[2];    // means of the seeds, where residual, or null
+};
+
 }  // namespace train_reward
 
-/// The decoder's hidden layer of one side's latents, h(z) or h(z) - h(mu of the seed); in the column behind
-/// it 1 where the decoder's bias takes part (plain), so that one product gives (W D) h + W c. Zeros without a
+/// The decoder's hidden layer of each row's latent, h(z) or h(z) - h(mu of the seed); in the column behind it
+/// 1 where the decoder's bias takes part (plain), so that one product gives (W D) h + W c. Zeros without a
 /// latent. out [2 batch, hidden + 16]
 GPU_KERNEL __launch_bounds__(train_reward::THREADS)
     reward_hidden(const uint3* __restrict__ rows, const gpu::step* __restrict__ now, uint32_t batch,
-                  uint32_t side, const float* __restrict__ z, const uint32_t* __restrict__ owners,
-                  const float* __restrict__ mu, const float* __restrict__ w1, const float* __restrict__ b1,
+                  train_reward::samples of, const float* __restrict__ w1, const float* __restrict__ b1,
                   uint32_t hidden, uint32_t latent, float* __restrict__ out) {
   using namespace train_reward;
   const u32 lane = threadIdx.x % gpu::WARP, depth = hidden + 16;
   for (u32 r = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; r < 2 * batch; r += gridDim.x * WARPS) {
     const uint3 row = rows[u64(2) * now->first + r];
-    if ((row.x & 1u) != side) continue;
+    const u32 side = row.x & 1u;
     const bool there = row.z != NONE;
-    const float* own = there ? z + u64(row.z) * latent : nullptr;
-    const float* seed = there && mu ? mu + u64(owners[row.z]) * latent : nullptr;
+    const float* mu = gpu::pick(of.mu, side);
+    const float* own = there ? gpu::pick(of.z, side) + u64(row.z) * latent : nullptr;
+    const float* seed = there && mu ? mu + u64(gpu::pick(of.owners, side)[row.z]) * latent : nullptr;
     for (u32 j = lane; j < depth; j += gpu::WARP) {
       float value = 0.0f;
       if (there && j < hidden) {
@@ -120,7 +127,7 @@ GPU_KERNEL __launch_bounds__(256)
       const float a = act[at], s = slope[row], d = a > 0.0f ? s * w : 0.0f;
       dpre[at] = d;
       bias += double(d);
-      weight += double(s) * double(a);
+      weight = __fma_rn(double(s), double(a), weight);
     }
   }
   bias_sums[threadIdx.x] = bias;

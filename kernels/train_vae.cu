@@ -1,7 +1,7 @@
 // archs: sm_75+
 // VAE training between the products: reparameterisation, KL, W2, reconstruction, and their gradients
 // code [2 batch, 2 latent] = (mu, logvar), z and eps [2 batch, latent], out and x [2 batch, dim]
-// A warp owns a pair of codes; a block owns a row of out; rows past the batch's end get zeros
+// A warp owns a pair of codes, a thread four values of z, a block a row of out; rows past the batch are zeros
 // A few F64 operations and two exponentials a latent; reads and writes out once
 // Needs latent a multiple of 16; row numbers below 2^32
 // Accuracy: losses and gradients of the codes in F64, rounded once; sums of squares in F64
@@ -21,16 +21,11 @@ constexpr u32 THREADS = 128, WARPS = THREADS / gpu::WARP;
 /// sigma = exp(logvar / 2).
 GPU_FN double sigma_of(const float* code, u32 latent, u32 j) { return ::exp(0.5 * double(code[latent + j])); }
 
-}  // namespace train_vae
-
 /// z = mu + exp(logvar / 2) eps with the noise of training, beside eps itself. A thread makes four elements.
-GPU_KERNEL __launch_bounds__(train_vae::THREADS)
-    vae_sample(const float* __restrict__ code, const uint32_t* __restrict__ order,
-               const gpu::step* __restrict__ now, uint32_t batch, uint32_t latent, uint64_t seed,
-               float* __restrict__ eps, float* __restrict__ z) {
-  using namespace train_vae;
+GPU_FN void sample(const float* code, const u32* order, const step* now, u32 batch, u32 latent, u64 seed,
+                   float* eps, float* z, u32 worker, u32 workers) {
   const u32 blocks = latent / 4, count = 2 * batch * blocks;
-  for (u32 i = blockIdx.x * THREADS + threadIdx.x; i < count; i += gridDim.x * THREADS) {
+  for (u32 i = worker * THREADS + threadIdx.x; i < count; i += workers * THREADS) {
     const u32 row = i / blocks, block = i % blocks, side = row / batch, pair = row % batch;
     float4 e = make_float4(0.0f, 0.0f, 0.0f, 0.0f), s = e;
     if (pair < now->pairs) {
@@ -43,17 +38,14 @@ GPU_KERNEL __launch_bounds__(train_vae::THREADS)
     gpu::store_4(z + u64(row) * latent + 4 * block, s);
   }
 }
-GPU_EXPORT(vae_sample);
 
 /// KL and divergence of each pair, losses [2, batch], and their gradients by the codes. `squared`: W2 squared
 /// instead of its root.
-GPU_KERNEL __launch_bounds__(train_vae::THREADS)
-    vae_divergences(const float* __restrict__ code, const gpu::step* __restrict__ now, uint32_t batch,
-                    uint32_t latent, double beta, double gamma, double w2_eps, uint32_t squared,
-                    float* __restrict__ dcode, double* __restrict__ losses) {
-  using namespace train_vae;
+GPU_FN void divergences(const float* code, const step* now, u32 batch, u32 latent, double beta, double gamma,
+                        double w2_eps, u32 squared, float* dcode, double* losses, u32 worker,
+                        u32 workers) {
   const u32 lane = threadIdx.x % gpu::WARP;
-  for (u32 pair = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; pair < batch; pair += gridDim.x * WARPS) {
+  for (u32 pair = worker * WARPS + threadIdx.x / gpu::WARP; pair < batch; pair += workers * WARPS) {
     const float *plus = code + u64(pair) * 2 * latent, *minus = code + u64(batch + pair) * 2 * latent;
     const bool there = pair < now->pairs;
     double square = 0.0;
@@ -92,7 +84,24 @@ GPU_KERNEL __launch_bounds__(train_vae::THREADS)
     }
   }
 }
-GPU_EXPORT(vae_divergences);
+
+}  // namespace train_vae
+
+/// What follows the codes: samples, and KL and divergence with their gradients. The first blocks, a
+/// warp a pair, do the latter, which takes longer.
+GPU_KERNEL __launch_bounds__(train_vae::THREADS)
+    vae_codes(const float* __restrict__ code, const uint32_t* __restrict__ order,
+              const gpu::step* __restrict__ now, uint32_t batch, uint32_t latent, uint64_t seed,
+              float* __restrict__ eps, float* __restrict__ z, double beta, double gamma, double w2_eps,
+              uint32_t squared, float* __restrict__ dcode, double* __restrict__ losses) {
+  using namespace train_vae;
+  const u32 first = min((batch + WARPS - 1) / WARPS, gridDim.x / 2);
+  if (blockIdx.x < first)
+    divergences(code, now, batch, latent, beta, gamma, w2_eps, squared, dcode, losses, blockIdx.x, first);
+  else
+    sample(code, order, now, batch, latent, seed, eps, z, blockIdx.x - first, gridDim.x - first);
+}
+GPU_EXPORT(vae_codes);
 
 /// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
 GPU_KERNEL __launch_bounds__(256)
@@ -112,7 +121,7 @@ GPU_KERNEL __launch_bounds__(256)
     for (u32 i = threadIdx.x; i < dim; i += 256) {
       const float difference = to[i] + bias[i] - from[i];
       to[i] = there ? slope * difference : 0.0f;
-      sum += double(difference) * double(difference);
+      sum = __fma_rn(double(difference), double(difference), sum);
     }
     sum = gpu::block_sum(sum, scratch);
     if (threadIdx.x == 0) losses[row] = there ? scale * sum : 0.0;

@@ -4,6 +4,8 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "cuda/steps.rs"]
+mod steps;
 
 use std::path::Path;
 use std::process::Command;

@@ -15,6 +15,8 @@ mod floor;
 mod perturb;
 #[path = "emulation/probes.rs"]
 mod probes;
+#[path = "emulation/products.rs"]
+mod products;
 #[path = "emulation/rows.rs"]
 mod rows;
 #[path = "emulation/sources.rs"]

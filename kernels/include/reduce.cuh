@@ -1,5 +1,6 @@
 // Sums and maxima over a warp and a block, in one fixed order: the result depends on the values and the block
-// size alone, never on timing. Warp results reach every lane, block results every thread.
+// size alone, never on timing. Warp results reach every lane, block results every thread. And who of several
+// blocks comes last.
 #pragma once
 #include "gpu.cuh"
 
@@ -48,6 +49,26 @@ GPU_FN float block_max(float value, float* scratch GPU_SITE) {
   float largest = scratch[0];
   for (u32 w = 1; w < warps; w++) largest = fmaxf(largest, scratch[w]);
   return largest;
+}
+
+/// Whether this block is the last of `blocks` that call it with `ticket`; the last may read what the others
+/// wrote before. `ticket` is zero before the first call and after the last.
+///
+/// All threads of the block must call it, and get the same answer.
+GPU_FN bool last_block(u32* ticket, u32 blocks GPU_SITE) {
+  // The barrier puts the writes of all threads before the fence of the first.
+  __syncthreads(GPU_ONLY_HERE);
+  bool last = false;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(ticket, 1u GPU_HERE) + 1 == blocks;
+    if (last) {
+      *ticket = 0;
+      // Keeps the reads of all threads behind the ticket.
+      __threadfence();
+    }
+  }
+  return __syncthreads_or(last GPU_HERE) != 0;
 }
 
 }  // namespace gpu

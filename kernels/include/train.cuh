@@ -1,9 +1,10 @@
 // What kernels of training share: the state of the step that runs, and the parameters of a matrix product.
 //
 // A step is a fixed list of launches with constant arguments, so that it can be recorded once and replayed.
-// What changes from step to step stands in a table on the device; begin_step copies the entry whose turn it
-// is to where all other kernels read it.
+// What changes from step to step stands in a table on the device. All kernels read the entry in `now`: the
+// host writes the first, end_step each next one.
 #pragma once
+#include "reduce.cuh"
 #include "types.cuh"
 
 namespace gpu {
@@ -18,18 +19,33 @@ struct step {
   float inverse_root;  // Adam: one over the root of the second
 };
 
+/// Element i of an array in a kernel's parameters. A run-time index would first copy it to local memory.
+template <class T, u32 COUNT>
+GPU_FN T pick(const T (&of)[COUNT], u32 i) {
+  T found = of[0];
+#pragma unroll
+  for (u32 j = 1; j < COUNT; j++) found = i == j ? of[j] : found;
+  return found;
+}
+
 /// out [m, n] = op(a) op(b), each dense, row-major with rows `lda`, `ldb`, `ldo` values apart.
 /// A kernel parameter, twin of `Product` in src/backend/cuda/params.rs.
 struct product {
   const float* a;
   const float* b;
-  float* out;         // with several slices (gridDim.z) [slices, m, ldo], to be joined
+  float* out;
   const float* bias;  // [n], or null
   const float* mask;  // as out: where not positive, the result is 0; or null
   const u32* limit;   // rows of the batch that count, or null: m in nt and nn, k in tn; beyond, results are 0
-  u32 m, n, k, lda, ldb, ldo;
+  const float* c;     // nt: c [m, l] d [n, l] is the last slice, or null
+  const float* d;
+  float* sums;     // tn: [m], sums of a's columns by blocks behind the last column of tiles, or null
+  float* partial;  // with several slices (gridDim.z): room for them, [slices, m, ldo]
+  u32* tickets;    // and a zero for each tile
+  u32 m, n, k, l, lda, ldb, ldo;
   u32 relu;  // 1: the result goes through it
   u32 add;   // 1: added to what out holds
+  u32 unused;
 };
 
 /// Bias, ReLU, mask and sum of one element.
@@ -40,18 +56,86 @@ GPU_FN float finished(const product& p, float value, u64 at, u32 column) {
   return p.add ? p.out[at] + value : value;
 }
 
-/// What a block has to do of a product: rows below m, and its slice of k, which ends with a multiple of
-/// `granule` or with k. `LIMITS_K`: the limit is on k, else on m.
+/// What a block has to do of a product: its operands, rows below m, and its slice of k, which ends with a
+/// multiple of `granule` or with k. `LIMITS_K`: the limit is on k, else on m.
 struct share {
-  u32 m, from, end;
+  const float *a, *b;
+  u32 lda, ldb, m, from, end;
 
   template <bool LIMITS_K>
   GPU_FN static share of(const product& p, u32 granule) {
+    const u32 slices = gridDim.z - (p.c ? 1 : 0);
+    if (p.c && blockIdx.z == slices) return {p.c, p.d, p.l, p.l, p.m, 0, p.l};
     const u32 limit = p.limit ? *p.limit : 0xffffffffu;
     const u32 m = LIMITS_K ? p.m : min(limit, p.m), k = LIMITS_K ? min(limit, p.k) : p.k;
-    const u32 deep = u32(round_up((k + gridDim.z - 1) / gridDim.z, granule));
-    return {m, blockIdx.z * deep, min(blockIdx.z * deep + deep, k)};
+    const u32 deep = u32(round_up((k + slices - 1) / slices, granule));
+    return {p.a, p.b, p.lda, p.ldb, m, blockIdx.z * deep, min(blockIdx.z * deep + deep, k)};
   }
 };
+
+/// Four values, of which `there` exist; the others are 0.
+GPU_FN float4 load_up_to_4(const float* at, u32 there, bool vector) {
+  if (there >= 4 && vector) return load_4(at);
+  return make_float4(there > 0 ? at[0] : 0.0f, there > 1 ? at[1] : 0.0f, there > 2 ? at[2] : 0.0f,
+                     there > 3 ? at[3] : 0.0f);
+}
+
+GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
+
+/// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
+/// slices in their order, so that the bits do not depend on which block that is.
+template <u32 TILE, u32 THREADS>
+GPU_FN void join_slices(const product& p, u32 row, u32 column GPU_SITE) {
+  if (!last_block(p.tickets + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z GPU_HERE)) return;
+  const u64 slice = u64(p.m) * p.ldo;
+  const bool vector = p.ldo % 4 == 0;
+  for (u32 i = threadIdx.x; i < TILE * TILE / 4; i += THREADS) {
+    const u32 r = row + i / (TILE / 4), first = column + i % (TILE / 4) * 4, there = below(p.n, first);
+    if (r >= p.m || there == 0) continue;
+    const u64 at = u64(r) * p.ldo + first;
+    float4 sum = load_up_to_4(p.partial + at, there, vector);
+#pragma unroll 8
+    for (u32 s = 1; s < gridDim.z; s++) {
+      const float4 next = load_up_to_4(p.partial + s * slice + at, there, vector);
+      sum.x += next.x;
+      sum.y += next.y;
+      sum.z += next.z;
+      sum.w += next.w;
+    }
+    const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+    for (u32 c = 0; c < 4; c++)
+      if (c < there) p.out[at + c] = finished(p, v[c], at + c, first + c);
+  }
+}
+
+/// Sums over k of 64 columns of a [k, lda] from `first` on, in F64, where a pair's opposite terms cancel
+/// exactly; rounded once. For 128 threads, `scratch` [512].
+GPU_FN void column_sums(const product& p, u32 first, double* scratch GPU_SITE) {
+  // Eight sums a column, each of every eighth row. A warp makes two of them for two stretches of 32 columns.
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  double sum[2][2] = {};
+  for (u32 row = warp; row < p.k; row += 8) {
+#pragma unroll
+    for (u32 half = 0; half < 2; half++) {
+#pragma unroll
+      for (u32 late = 0; late < 2; late++) {
+        const u32 r = row + 4 * late, column = first + 32 * half + lane;
+        if (r < p.k && column < p.m) sum[half][late] += double(p.a[u64(r) * p.lda + column]);
+      }
+    }
+  }
+#pragma unroll
+  for (u32 half = 0; half < 2; half++) {
+#pragma unroll
+    for (u32 late = 0; late < 2; late++) scratch[(warp + 4 * late) * 64 + 32 * half + lane] = sum[half][late];
+  }
+  __syncthreads(GPU_ONLY_HERE);
+  if (threadIdx.x < 64 && first + threadIdx.x < p.m) {
+    double total = scratch[threadIdx.x];
+    for (u32 g = 1; g < 8; g++) total += scratch[64 * g + threadIdx.x];
+    p.sums[first + threadIdx.x] = float(total);
+  }
+}
 
 }  // namespace gpu

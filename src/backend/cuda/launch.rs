@@ -6,7 +6,7 @@ use super::memory::Buffer;
 
 /// The arguments of a launch, in the order of the kernel's parameters. A buffer that is named here must outlive the
 /// launch; the order of the stream sees to that where it is freed later.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
     // Each at the start of 8-byte words of its own.
     values: Vec<Vec<u64>>,
@@ -49,7 +49,7 @@ pub(super) fn u32_of(size: usize) -> u32 {
 }
 
 /// A kernel to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Its name.
     pub kernel: &'static str,

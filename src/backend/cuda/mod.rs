@@ -17,6 +17,7 @@ mod params;
 mod pinned;
 pub mod rates;
 mod replaced;
+mod replay;
 mod resident;
 mod rows;
 mod stream;
@@ -124,7 +125,11 @@ impl Cuda {
         Cuda::over(Arc::new(driver), precision)
     }
 
-    fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
+    /// The backend over any driver.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for BF16 where the driver has no tensor cores.
+    pub fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
         let cuda = Cuda { driver, precision };
         if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
             return Err(cuda.error(Fault::Other(format!(

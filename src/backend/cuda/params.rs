@@ -55,7 +55,7 @@ pub struct Product {
     pub a: u64,
     /// Second operand.
     pub b: u64,
-    /// Result, or its slices.
+    /// Result.
     pub out: u64,
     /// Bias `[n]`, or null.
     pub bias: u64,
@@ -63,12 +63,24 @@ pub struct Product {
     pub mask: u64,
     /// Number of rows of the batch that count, or null.
     pub limit: u64,
+    /// First operand of the last slice, a product of its own, or null.
+    pub c: u64,
+    /// Second operand of the last slice.
+    pub d: u64,
+    /// Sums of the columns of `a`, `[m]`, or null.
+    pub sums: u64,
+    /// Room for slices.
+    pub partial: u64,
+    /// A zero for every tile.
+    pub tickets: u64,
     /// Rows of the result.
     pub m: u32,
     /// Columns of the result.
     pub n: u32,
     /// Length of the sums.
     pub k: u32,
+    /// Length of the sums of the last slice's product.
+    pub l: u32,
     /// Values between rows of `a`.
     pub lda: u32,
     /// Values between rows of `b`.
@@ -79,4 +91,28 @@ pub struct Product {
     pub relu: u32,
     /// 1: added to what is there.
     pub add: u32,
+    /// Nothing.
+    pub unused: u32,
+}
+
+/// `train::sources` of `kernels/train.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Sources {
+    /// Embeddings of each part, or null.
+    pub rows: [u64; 4],
+    /// Their storage types, as numbers of [`crate::dtype::Dtype`].
+    pub dtypes: [u32; 4],
+}
+
+/// `train_reward::samples` of `kernels/train_reward.cu`, each of the chosen and the rejected side.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+pub struct Samples {
+    /// Latents, or null.
+    pub z: [u64; 2],
+    /// The seed of each.
+    pub owners: [u64; 2],
+    /// Means of the seeds, where residual, or null.
+    pub mu: [u64; 2],
 }

@@ -6,6 +6,7 @@ use super::launch::{Args, Launch, u32_of};
 use super::layout;
 use super::memory::Buffer;
 use super::params::{Product, Step};
+use super::replay::Progress;
 use crate::backend::{Adam, Precision};
 use crate::model::Linear;
 
@@ -166,14 +167,12 @@ pub struct After {
     pub limit: u64,
 }
 
-/// The launches of a step in the making.
+/// Room that the products of a step take turns to use.
 #[derive(Debug)]
-pub struct Tape {
-    precision: Precision,
-    /// What was put on it.
-    pub launches: Vec<Launch>,
-    /// Room for slices of products, shared by all of a step as they follow each other.
-    slices: Buffer<f32>,
+pub struct Slices {
+    partial: Buffer<f32>,
+    /// Zeros, which every product leaves as they were.
+    tickets: Buffer<u32>,
 }
 
 /// How many slices a product is cut into.
@@ -182,14 +181,35 @@ fn slices_of((m, n, k): Sizes) -> usize {
     (BLOCKS / tiles.max(1)).clamp(1, (k / SHALLOW).max(1))
 }
 
-impl Tape {
-    /// An empty tape with room for the slices of the largest of `products`, each with the number of products that are
-    /// summed in one.
-    pub fn new(cuda: &Cuda, products: &[(Sizes, usize)]) -> Outcome<Tape> {
-        let room = products.iter().map(|&(p, more)| (slices_of(p) + more - 1) * p.0 * p.1).max();
-        let room = room.unwrap_or(1);
-        let slices = Buffer::empty(&cuda.driver, room, "slices of products")?;
-        Ok(Tape { precision: cuda.precision, launches: Vec::new(), slices })
+impl Slices {
+    /// Room for any of `products`, each with the number of products that are summed in one.
+    pub fn new(cuda: &Cuda, products: &[(Sizes, usize)]) -> Outcome<Slices> {
+        let most = |of: &dyn Fn(usize, usize, usize) -> usize| {
+            let each = products.iter().map(|&(p, more)| of(slices_of(p) + more - 1, p.0, p.1));
+            each.max().unwrap_or(1)
+        };
+        // Behind the last column of tiles a product may have a column of blocks with other work.
+        let tiles = most(&|_, m, n| m.div_ceil(TILE) * (n.div_ceil(TILE) + 1));
+        Ok(Slices {
+            partial: Buffer::empty(&cuda.driver, most(&|s, m, n| s * m * n), "slices of products")?,
+            tickets: Buffer::zeros(&cuda.driver, tiles, "tickets of products")?,
+        })
+    }
+}
+
+/// The launches of a step in the making.
+#[derive(Debug)]
+pub struct Tape<'a> {
+    precision: Precision,
+    /// What was put on it.
+    pub launches: Vec<Launch>,
+    slices: &'a Slices,
+}
+
+impl<'a> Tape<'a> {
+    /// An empty tape.
+    pub fn new(cuda: &Cuda, slices: &'a Slices) -> Tape<'a> {
+        Tape { precision: cuda.precision, launches: Vec::new(), slices }
     }
 
     /// Puts any launch on the tape: `items` over blocks that take `tile` each.
@@ -211,51 +231,31 @@ impl Tape {
 
     /// out = a b, and what follows; rows of the operands and of out lie as close as they can.
     pub fn product(&mut self, form: Form, (a, b, out): (u64, u64, u64), sizes: Sizes, after: After) {
-        let slices = slices_of(sizes);
-        let mut p = self.cut(form, (a, b), (out, slices), sizes, after.limit);
-        if slices > 1 {
-            self.join(&mut p, out, sizes, (slices, after));
-        } else {
-            finish(&mut p, after);
-            self.launch_product(form, p, 1);
-        }
+        self.launch_product(form, Product { a, b, out, ..with(after, form, sizes) }, slices_of(sizes));
     }
 
-    /// out = a b + c d in one sum, both of the same m and n; `after.limit` holds for the first.
+    /// out = a b^T + c d^T in one sum, both of the same m and n; `after.limit` holds for the first.
     pub fn product_of_two(
         &mut self,
-        form: Form,
         [(a, b, k), (c, d, l)]: [(u64, u64, usize); 2],
         out: u64,
         (m, n): (usize, usize),
         after: After,
     ) {
-        let first = slices_of((m, n, k));
-        let mut p = self.cut(form, (a, b), (0, first), (m, n, k), after.limit);
-        let second =
-            Product { a: c, b: d, out: self.slices.at(first * m * n), limit: 0, ..leading(form, (m, n, l)) };
-        self.launch_product(form, second, 1);
-        self.join(&mut p, out, (m, n, k), (first + 1, after));
+        let sizes = (m, n, k);
+        let p = Product { a, b, out, c, d, l: u32_of(l), ..with(after, Form::Nt, sizes) };
+        self.launch_product(Form::Nt, p, slices_of(sizes) + 1);
     }
 
-    /// A product into slices, if it has several.
-    fn cut(
-        &mut self,
-        form: Form,
-        (a, b): (u64, u64),
-        (out, slices): (u64, usize),
-        sizes: Sizes,
-        limit: u64,
-    ) -> Product {
-        let mut p = Product { a, b, out, limit, ..leading(form, sizes) };
-        if slices > 1 || out == 0 {
-            p.out = self.slices.address();
-            self.launch_product(form, p, slices);
-        }
-        p
+    /// The gradients of a layer from its input and the gradient `dy` of its output, over `rows` rows.
+    pub fn gradients(&mut self, layer: LayerAt, dy: u64, input: u64, rows: usize) {
+        let sizes = (layer.outputs, layer.inputs, rows);
+        let p =
+            Product { a: dy, b: input, out: layer.dweight, sums: layer.dbias, ..leading(Form::Tn, sizes) };
+        self.launch_product(Form::Tn, p, slices_of(sizes));
     }
 
-    fn launch_product(&mut self, form: Form, p: Product, slices: usize) {
+    fn launch_product(&mut self, form: Form, mut p: Product, slices: usize) {
         let kernel = match (form, self.precision) {
             (Form::Nt, Precision::F32) => "product_nt_f32",
             (Form::Tn, Precision::F32) => "product_tn_f32",
@@ -264,22 +264,16 @@ impl Tape {
             (Form::Tn, Precision::Bf16) => "product_tn_bf16",
             (Form::Nn, Precision::Bf16) => "product_nn_bf16",
         };
+        let tiles = p.n.div_ceil(TILE as u32) + u32::from(p.sums != 0);
+        let grid = [tiles, p.m.div_ceil(TILE as u32), u32_of(slices)];
+        if slices > 1 {
+            let Slices { partial, tickets } = self.slices;
+            assert!(slices * p.m as usize * p.n as usize <= partial.len(), "room for all slices");
+            assert!((grid[0] * grid[1]) as usize <= tickets.len(), "a ticket for every tile");
+            (p.partial, p.tickets) = (partial.address(), tickets.address());
+        }
         let shared = layout::product(self.precision);
-        let grid = [p.n.div_ceil(TILE as u32), p.m.div_ceil(TILE as u32), u32_of(slices)];
         self.launches.push(Launch { kernel, grid, threads: 128, shared, args: Args::new().value(p) });
-    }
-
-    fn join(&mut self, p: &mut Product, out: u64, (m, n, _): Sizes, (slices, after): (usize, After)) {
-        p.out = out;
-        finish(p, after);
-        let args = Args::new().value(*p).buffer(&self.slices).value(u32_of(slices));
-        self.put("join_f32", (m * n, 256, 256), args);
-    }
-
-    /// Sums of the columns of x `[rows, n]`.
-    pub fn column_sums(&mut self, x: u64, out: u64, (rows, n): (usize, usize)) {
-        let args = Args::new().address(x).address(out).value(u32_of(rows)).value(u32_of(n));
-        self.put_shared("column_sums_f32", (n, 32, 256), 256 * 8, args);
     }
 
     /// One step of Adam on all parameters.
@@ -300,16 +294,16 @@ impl Tape {
         self.put("adam_f32", (p.len, 4 * 256, 256), args);
     }
 
-    /// The next step's entry of `table` goes to `now`.
-    pub fn begin(&mut self, table: &Buffer<Step>, turn: &Buffer<u32>, now: &Buffer<Step>) {
-        let args = Args::new().buffer(table).buffer(turn).buffer(now);
-        self.put("begin_step", (1, 1, 32), args);
-    }
-
-    /// Adds losses `[terms, count]` to `totals`.
-    pub fn add_losses(&mut self, losses: u64, totals: u64, terms: usize, count: usize) {
-        let args = Args::new().address(losses).address(totals).value(u32_of(terms)).value(u32_of(count));
-        self.put_shared("add_losses", (1, 1, 256), 8 * 8, args);
+    /// Adds losses `[terms, count]` to the totals, and passes the turn on.
+    pub fn end_step(&mut self, losses: &Buffer<f64>, progress: &Progress, count: usize) {
+        let args = Args::new()
+            .buffer(losses)
+            .buffer(&progress.totals)
+            .value(u32_of(count))
+            .address(progress.table.address())
+            .buffer(&progress.turn)
+            .buffer(&progress.now);
+        self.put_shared("end_step", (progress.totals.len(), 1, 256), 8 * 8, args);
     }
 }
 
@@ -326,7 +320,14 @@ fn leading(form: Form, (m, n, k): Sizes) -> Product {
     p
 }
 
-fn finish(p: &mut Product, after: After) {
-    (p.bias, p.mask) = (after.bias, after.mask);
-    (p.relu, p.add) = (u32::from(after.relu), u32::from(after.add));
+/// The same with what follows.
+fn with(after: After, form: Form, sizes: Sizes) -> Product {
+    Product {
+        bias: after.bias,
+        mask: after.mask,
+        limit: after.limit,
+        relu: u32::from(after.relu),
+        add: u32::from(after.add),
+        ..leading(form, sizes)
+    }
 }

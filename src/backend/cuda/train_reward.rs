@@ -1,17 +1,17 @@
 //! Reward training. Synthetic samples are never decoded: the decoder's last layer is folded into the reward model's first,
 //! exactly (W x' = W x + (W D) h, with D the standardised decoder), so that only originals pass through d dimensions.
 
-use super::data::{Latents, Source};
+use super::data::Source;
 use super::driver::Outcome;
-use super::launch::{Args, u32_of};
+use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
 use super::ops::RowsAt;
-use super::params::Step;
-use super::tape::{After, Form, Parameters, Tape};
+use super::params::{Samples, Sources, Step};
+use super::replay::{Progress, Recording, Refilled};
+use super::tape::{After, Form, Parameters, Slices, Tape};
 use super::{Cuda, DeviceVae};
 use crate::backend::{PairRows, RewardData, RewardObjective, RewardSide};
-use crate::dtype::Dtype;
-use crate::model::{Linear, RewardModel, RewardSize, Standardizer, VaeSize};
+use crate::model::{Linear, RewardModel, RewardSize, Standardizer};
 
 /// No source, or no latent.
 const NONE: u32 = u32::MAX;
@@ -25,12 +25,38 @@ pub struct RewardTrainer {
     standardizer: Standardizer,
     mean: Buffer<f32>,
     std: Buffer<f32>,
+    /// Of the last run, if it went well: after a fault it may hold anything.
+    held: Option<Held>,
 }
 
-/// The rows that a batch is gathered from, by number: originals of the two sides, then the seeds of residual samples,
-/// where those are not the originals themselves.
-struct Parts {
-    rows: [Option<RowsAt>; 4],
+/// What is kept from one epoch to the next.
+#[derive(Debug)]
+struct Held {
+    plan: PlanAt,
+    /// Latents that are drawn, and the seed of each, by side.
+    drawn: [(Refilled<f32>, Refilled<u32>); 2],
+    decoder: Option<Decoder>,
+    scratch: Option<Scratch>,
+    recording: Option<Recording>,
+}
+
+/// A plan on the device.
+#[derive(Debug)]
+struct PlanAt {
+    rows: Refilled<[u32; 3]>,
+    slots: Refilled<[u32; 2]>,
+    progress: Progress,
+}
+
+/// The decoder of the samples as training uses it.
+#[derive(Debug)]
+struct Decoder {
+    layers: [Linear; 2],
+    /// Weight of the first layer in F32, whatever the precision of products.
+    weight: Buffer<f32>,
+    bias: Buffer<f32>,
+    /// The second layer, standardised: see [`RewardTrainer::standardized`].
+    second: Buffer<f32>,
 }
 
 /// One side's synthetic samples on the device.
@@ -40,9 +66,6 @@ struct Folded<'a> {
     owners: u64,
     /// Means of the seeds, where residual; else 0.
     mu: u64,
-    /// Keeps latents alive that were drawn for this.
-    _drawn: Option<Buffer<f32>>,
-    _owners: Option<Buffer<u32>>,
     rows: &'a [u32],
     /// The part that a sample's seed is gathered from, where residual.
     part: Option<u32>,
@@ -74,6 +97,7 @@ impl RewardTrainer {
             mean: Buffer::upload(&cuda.driver, &standardizer.mean, "mean")?,
             std: Buffer::upload(&cuda.driver, &standardizer.std, "standard deviation")?,
             standardizer: standardizer.clone(),
+            held: None,
         })
     }
 
@@ -113,37 +137,61 @@ impl RewardTrainer {
 
     /// Replays the step over `pairs`; gives the mean loss.
     fn run(
-        &self,
+        &mut self,
         cuda: &Cuda,
         data: &RewardData<'_, '_, Cuda>,
         pairs: &[PairRows],
         batch: usize,
         learn: bool,
     ) -> Outcome<f64> {
-        let mut parts = Parts { rows: [None; 4] };
+        let mut held = match self.held.take() {
+            Some(held) => held,
+            None => Held::new(cuda)?,
+        };
         let sides = [&data.chosen, &data.rejected];
+        let mut from = Sources::default();
         for (i, side) in sides.into_iter().enumerate() {
-            parts.rows[i] = Some(cuda.resident(side.originals, "training")?);
+            put_part(&mut from, i, cuda.resident(side.originals, "training")?);
         }
-        let folded = [folded_of(cuda, sides[0], 0, &mut parts)?, folded_of(cuda, sides[1], 1, &mut parts)?];
+        let [first, second] = &mut held.drawn;
+        let folded = [
+            folded_of(cuda, sides[0], 0, first, &mut from)?,
+            folded_of(cuda, sides[1], 1, second, &mut from)?,
+        ];
         let originals = sides.map(|s| s.originals.rows.rows());
         let plan = self.plan(originals, &folded, pairs, batch);
-        let driver = &cuda.driver;
-        let rows = Buffer::upload(driver, &plan.rows, "rows of batches")?;
-        let slots = Buffer::upload(driver, &plan.slots, "rows of pairs")?;
-        let table = Buffer::upload(driver, &plan.steps, "steps")?;
-        let decoder = match folded.iter().flatten().next() {
-            Some(f) => Some(Buffer::upload(driver, &self.standardized(&f.vae.host.decoder[1]), "decoder")?),
-            None => None,
-        };
-        let scratch = Scratch::new(cuda, self.size, &folded, batch)?;
-        let mut tape =
-            self.tape(cuda, &scratch, (&rows, &slots, &table), (&parts, &folded), decoder.as_ref(), learn)?;
-        let graph = driver.record(std::mem::take(&mut tape.launches))?;
-        for _ in &plan.steps {
-            graph.replay()?;
+        held.plan.rows.fill(&plan.rows)?;
+        held.plan.slots.fill(&plan.slots)?;
+        held.plan.progress.start(&plan.steps)?;
+        let vae = folded.iter().flatten().next().map(|f| f.vae);
+        if let Some(vae) = vae.filter(|v| !held.decoder.as_ref().is_some_and(|d| d.is_of(&v.host.decoder))) {
+            held.decoder = None;
+            held.decoder = Some(self.decoder(cuda, &vae.host.decoder)?);
         }
-        Ok(scratch.totals.download()?[0] / pairs.len() as f64)
+        let decoder = held.decoder.as_ref().filter(|_| vae.is_some());
+        // Width of the folded rows: the decoder's hidden layer, and 16 columns of which the first is the bias's.
+        let depth = decoder.map_or(0, |d| d.layers[0].outputs + 16);
+        let scratch = match held.scratch.take().filter(|s| (s.batch, s.depth) == (batch, depth)) {
+            Some(scratch) => scratch,
+            None => Scratch::new(cuda, self.size, depth, batch)?,
+        };
+        let launches = self.launches(cuda, &scratch, &held.plan, (from, &folded), decoder, learn);
+        let recording = Recording::of(cuda, held.recording.take(), launches)?;
+        recording.replay(plan.steps.len())?;
+        let loss = held.plan.progress.totals.download()?[0] / pairs.len() as f64;
+        (held.scratch, held.recording) = (Some(scratch), Some(recording));
+        self.held = Some(held);
+        Ok(loss)
+    }
+
+    fn decoder(&self, cuda: &Cuda, layers: &[Linear; 2]) -> Outcome<Decoder> {
+        let upload = |values: &[f32], label| Buffer::upload(&cuda.driver, values, label);
+        Ok(Decoder {
+            weight: upload(&layers[0].weight, "decoder's first weight")?,
+            bias: upload(&layers[0].bias, "decoder's first bias")?,
+            second: upload(&self.standardized(&layers[1]), "decoder")?,
+            layers: layers.clone(),
+        })
     }
 
     /// D = W_d / std and, behind it, c = (b_d - mean) / std and zeros: `[d, hidden + 16]`, in F64, rounded once.
@@ -211,70 +259,50 @@ impl RewardTrainer {
     }
 
     /// The launches of a step.
-    fn tape(
+    fn launches(
         &self,
         cuda: &Cuda,
         s: &Scratch,
-        (rows, slots, table): (&Buffer<[u32; 3]>, &Buffer<[u32; 2]>, &Buffer<Step>),
-        (parts, folded): (&Parts, &[Option<Folded<'_>>; 2]),
-        decoder: Option<&Buffer<f32>>,
+        PlanAt { rows, slots, progress }: &PlanAt,
+        (from, folded): (Sources, &[Option<Folded<'_>>; 2]),
+        decoder: Option<&Decoder>,
         learn: bool,
-    ) -> Outcome<Tape> {
+    ) -> Vec<Launch> {
         let RewardSize { dim, hidden: width } = self.size;
         let (batch, n, depth) = (s.batch, 2 * s.batch, s.depth);
         let [first, second] = std::array::from_fn(|i| self.parameters.layer(i));
-        let wide = s.now.address() + Step::WIDE;
-        let two = 1 + usize::from(decoder.is_some());
-        let mut tape = Tape::new(
-            cuda,
-            &[
-                ((n, width, dim), two),
-                ((width, dim, n), 1),
-                ((width, depth, dim), 1),
-                ((width, depth, n), 1),
-                ((width, dim, depth), 1),
-            ],
-        )?;
+        let now = &progress.now;
+        let wide = now.address() + Step::WIDE;
+        let mut tape = Tape::new(cuda, &s.slices);
         let t = &mut tape;
-        t.begin(table, &s.turn, &s.now);
-        for (part, from) in parts.rows.iter().enumerate() {
-            let Some(from) = from else { continue };
-            let args = Args::new()
-                .address(from.address)
-                .buffer(rows)
-                .buffer(&s.now)
-                .value(u32_of(dim))
-                .value(u32_of(batch))
-                .value(u32_of(part))
-                .buffer(&self.mean)
-                .buffer(&self.std)
-                .buffer(&s.x);
-            let kernel = match from.dtype {
-                Dtype::F32 => "gather_rows_f32",
-                Dtype::F16 => "gather_rows_f16",
-                Dtype::Bf16 => "gather_rows_bf16",
-            };
-            t.put(kernel, (n, 1, 256), args);
-        }
-        if let Some((vae, (w1, b1))) = s.decoder_first.as_ref().map(|(size, w, b)| (size, (w, b))) {
+        let args = Args::new()
+            .value(from)
+            .address(rows.address())
+            .buffer(now)
+            .value(u32_of(dim))
+            .value(u32_of(batch))
+            .buffer(&self.mean)
+            .buffer(&self.std)
+            .buffer(&s.x);
+        t.put("gather_rows", (n, 1, 256), args);
+        if let Some(decoder) = decoder {
+            // Of a side without samples no row has a latent.
+            let mut samples = Samples::default();
             for (side, f) in folded.iter().enumerate() {
-                // Of a side without samples no row has a latent: its rows become zeros.
-                let (z, owners, mu) = f.as_ref().map_or((0, 0, 0), |f| (f.z, f.owners, f.mu));
-                let args = Args::new()
-                    .buffer(rows)
-                    .buffer(&s.now)
-                    .value(u32_of(batch))
-                    .value(u32_of(side))
-                    .address(z)
-                    .address(owners)
-                    .address(mu)
-                    .buffer(w1)
-                    .buffer(b1)
-                    .value(u32_of(vae.hidden))
-                    .value(u32_of(vae.latent))
-                    .buffer(&s.hidden);
-                t.put("reward_hidden", (n, 4, 128), args);
+                let Some(f) = f else { continue };
+                (samples.z[side], samples.owners[side], samples.mu[side]) = (f.z, f.owners, f.mu);
             }
+            let args = Args::new()
+                .address(rows.address())
+                .buffer(now)
+                .value(u32_of(batch))
+                .value(samples)
+                .buffer(&decoder.weight)
+                .buffer(&decoder.bias)
+                .value(u32_of(decoder.layers[0].outputs))
+                .value(u32_of(decoder.layers[0].inputs))
+                .buffer(&s.hidden);
+            t.put("reward_hidden", (n, 4, 128), args);
         }
 
         let (x, h, act, dpre) = (s.x.address(), s.hidden.address(), s.act.address(), s.dpre.address());
@@ -282,10 +310,10 @@ impl RewardTrainer {
         match decoder {
             None => t.product(Form::Nt, (x, first.weight, act), (n, width, dim), relu),
             Some(decoder) => {
-                let fold = (first.weight, decoder.address(), s.fold.address());
+                let fold = (first.weight, decoder.second.address(), s.fold.address());
                 t.product(Form::Nn, fold, (width, depth, dim), After::default());
                 let products = [(x, first.weight, dim), (h, s.fold.address(), depth)];
-                t.product_of_two(Form::Nt, products, act, (n, width), relu);
+                t.product_of_two(products, act, (n, width), relu);
             }
         }
         let args = Args::new()
@@ -298,8 +326,8 @@ impl RewardTrainer {
         t.put("reward_head", (n, 4, 128), args);
         let args = Args::new()
             .buffer(&s.reward)
-            .buffer(slots)
-            .buffer(&s.now)
+            .address(slots.address())
+            .buffer(now)
             .value(u32_of(batch))
             .buffer(&s.slope)
             .address(second.dbias)
@@ -321,20 +349,47 @@ impl RewardTrainer {
             let back = s.fold.address();
             t.product(Form::Tn, (dpre, h, back), (width, depth, n), After::default());
             let added = After { add: true, ..After::default() };
-            t.product(Form::Nt, (back, decoder.address(), first.dweight), (width, dim, depth), added);
+            t.product(Form::Nt, (back, decoder.second.address(), first.dweight), (width, dim, depth), added);
         }
-        t.add_losses(s.losses.address(), s.totals.address(), 1, batch);
         if learn {
-            t.adam(&self.parameters, &s.now);
+            t.adam(&self.parameters, now);
         }
-        Ok(tape)
+        t.end_step(&s.losses, progress, batch);
+        tape.launches
+    }
+}
+
+impl Held {
+    fn new(cuda: &Cuda) -> Outcome<Held> {
+        let drawn = || (Refilled::new(cuda, "latents"), Refilled::new(cuda, "rows of latents"));
+        let plan = PlanAt {
+            rows: Refilled::new(cuda, "rows of batches"),
+            slots: Refilled::new(cuda, "rows of pairs"),
+            progress: Progress::new(cuda, 1)?,
+        };
+        Ok(Held { plan, drawn: [drawn(), drawn()], decoder: None, scratch: None, recording: None })
+    }
+}
+
+impl Decoder {
+    /// Whether it was made from these layers. By values: another model may lie where one was freed.
+    fn is_of(&self, layers: &[Linear; 2]) -> bool {
+        let bits =
+            |a: &[f32], b: &[f32]| bytemuck::cast_slice::<_, u8>(a) == bytemuck::cast_slice::<_, u8>(b);
+        let same = |a: &Linear, b: &Linear| {
+            (a.inputs, a.outputs) == (b.inputs, b.outputs)
+                && bits(&a.weight, &b.weight)
+                && bits(&a.bias, &b.bias)
+        };
+        self.layers.iter().zip(layers).all(|(a, b)| same(a, b))
     }
 }
 
 /// Activations and gradients of one batch.
+#[derive(Debug)]
 struct Scratch {
     batch: usize,
-    /// Width of the folded rows: the decoder's hidden layer, and 16 columns of which the first is the bias's.
+    /// Width of the folded rows, or 0.
     depth: usize,
     x: Buffer<f32>,
     hidden: Buffer<f32>,
@@ -345,32 +400,25 @@ struct Scratch {
     reward: Buffer<f32>,
     slope: Buffer<f32>,
     losses: Buffer<f64>,
-    totals: Buffer<f64>,
-    turn: Buffer<u32>,
-    now: Buffer<Step>,
-    /// The decoder's first layer in F32, whatever the precision of products: weight and bias.
-    decoder_first: Option<(VaeSize, Buffer<f32>, Buffer<f32>)>,
+    slices: Slices,
 }
 
 impl Scratch {
     fn new(
         cuda: &Cuda,
         RewardSize { dim, hidden: width }: RewardSize,
-        folded: &[Option<Folded<'_>>; 2],
+        depth: usize,
         batch: usize,
     ) -> Outcome<Scratch> {
-        let driver = &cuda.driver;
-        let vae = folded.iter().flatten().next().map(|f| &f.vae.host);
-        let depth = vae.map_or(0, |v| v.size().hidden + 16);
-        let rows = |width, label| Buffer::<f32>::empty(driver, 2 * batch * width, label);
-        let decoder_first = match vae {
-            Some(vae) => Some((
-                vae.size(),
-                Buffer::upload(driver, &vae.decoder[0].weight, "decoder's first weight")?,
-                Buffer::upload(driver, &vae.decoder[0].bias, "decoder's first bias")?,
-            )),
-            None => None,
-        };
+        let (driver, n) = (&cuda.driver, 2 * batch);
+        let rows = |width, label| Buffer::<f32>::empty(driver, n * width, label);
+        let products = [
+            ((n, width, dim), 1 + usize::from(depth > 0)),
+            ((width, dim, n), 1),
+            ((width, depth, dim), 1),
+            ((width, depth, n), 1),
+            ((width, dim, depth), 1),
+        ];
         Ok(Scratch {
             batch,
             depth,
@@ -382,12 +430,15 @@ impl Scratch {
             reward: rows(1, "rewards")?,
             slope: rows(1, "slopes")?,
             losses: Buffer::empty(driver, batch, "losses")?,
-            totals: Buffer::zeros(driver, 1, "totals")?,
-            turn: Buffer::zeros(driver, 1, "turn")?,
-            now: Buffer::empty(driver, 1, "step")?,
-            decoder_first,
+            slices: Slices::new(cuda, &products)?,
         })
     }
+}
+
+/// Rows of the batch may come from part `part`: originals of the two sides, then the seeds of residual samples, where
+/// those are not the originals themselves.
+fn put_part(from: &mut Sources, part: usize, rows: RowsAt) {
+    (from.rows[part], from.dtypes[part]) = (rows.address, rows.dtype as u32);
 }
 
 /// A side's samples, if it has any; seeds of residual ones become a part of their own unless they are the originals.
@@ -395,39 +446,32 @@ fn folded_of<'a>(
     cuda: &Cuda,
     side: &'a RewardSide<'_, '_, Cuda>,
     number: u32,
-    parts: &mut Parts,
+    (drawn, seeds): &mut (Refilled<f32>, Refilled<u32>),
+    from: &mut Sources,
 ) -> Outcome<Option<Folded<'a>>> {
     let Some(synthetic) = &side.synthetic else { return Ok(None) };
-    let latents: &Latents = synthetic.latents;
-    let drawn = cuda.stored(latents)?;
-    let (z, owners, made) = match (&latents.source, &drawn) {
-        (Source::Stored { z, owners }, _) => (z.address(), owners.address(), None),
-        (Source::Drawn { .. }, drawn) => {
-            let owners = Buffer::upload(&cuda.driver, &latents.rows, "rows of latents")?;
-            let z = drawn.as_ref().map_or(0, Buffer::address);
-            (z, owners.address(), Some(owners))
+    let latents = synthetic.latents;
+    let (z, owners) = match &latents.source {
+        Source::Stored { z, owners } => (z.address(), owners.address()),
+        Source::Drawn { .. } => {
+            let (count, latent) = (latents.count(), latents.latent);
+            let z = drawn.room(count * latent)?.address();
+            if count > 0 {
+                cuda.launch_perturb(&latents.params(0), count, latent, z)?;
+            }
+            seeds.fill(&latents.rows)?;
+            (z, seeds.address())
         }
     };
     let (mut part, mut mu) = (None, 0);
     if let Some(residual) = synthetic.residual {
         let seeds = cuda.resident(residual.embeddings, "training")?;
-        let originals = parts.rows[number as usize].expect("originals come first");
-        part = Some(if seeds.address == originals.address { number } else { 2 + number });
-        if part == Some(2 + number) {
-            parts.rows[2 + number as usize] = Some(seeds);
-        }
+        let own = if seeds.address == from.rows[number as usize] { number } else { 2 + number };
+        put_part(from, own as usize, seeds);
+        part = Some(own);
         mu = residual.posteriors.mu.address();
     }
-    Ok(Some(Folded {
-        vae: synthetic.vae,
-        z,
-        owners,
-        mu,
-        _drawn: drawn,
-        _owners: made,
-        rows: &latents.rows,
-        part,
-    }))
+    Ok(Some(Folded { vae: synthetic.vae, z, owners, mu, rows: &latents.rows, part }))
 }
 
 fn model_of(layers: Vec<Linear>) -> RewardModel {

@@ -1,14 +1,14 @@
-//! VAE training: a step of some twenty-five launches, recorded once an epoch and replayed for every batch.
+//! VAE training: a step of 17 launches, recorded once and replayed for every batch.
 
 use super::Cuda;
 use super::driver::Outcome;
-use super::launch::{Args, u32_of};
+use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
 use super::ops::RowsAt;
-use super::params::Step;
-use super::tape::{After, Form, LayerAt, Parameters, Tape};
+use super::params::{Sources, Step};
+use super::replay::{Progress, Recording, Refilled};
+use super::tape::{After, Form, LayerAt, Parameters, Slices, Tape};
 use crate::backend::{Divergence, PairData, Reduction, VaeLoss, VaeObjective, W2_EPS};
-use crate::dtype::Dtype;
 use crate::model::{Standardizer, Vae, VaeSize};
 
 /// Parameters, moments and scratch of VAE training.
@@ -19,10 +19,13 @@ pub struct VaeTrainer {
     parameters: Parameters,
     mean: Buffer<f32>,
     std: Buffer<f32>,
+    /// Of the last run, if it went well: after a fault it may hold anything.
+    scratch: Option<Scratch>,
 }
 
-/// Activations and gradients of one batch, and what tells a step which one it is. The first half of the rows is the
-/// chosen side.
+/// Activations and gradients of one batch, what tells a step which one it is, and its launches. The first half of the
+/// rows is the chosen side.
+#[derive(Debug)]
 struct Scratch {
     batch: usize,
     x: Buffer<f32>,
@@ -38,11 +41,10 @@ struct Scratch {
     dcode: Buffer<f32>,
     /// KL and divergence of each pair, then the reconstruction error of each row: `[4, batch]`.
     losses: Buffer<f64>,
-    totals: Buffer<f64>,
-    order: Buffer<u32>,
-    table: Buffer<Step>,
-    turn: Buffer<u32>,
-    now: Buffer<Step>,
+    order: Refilled<u32>,
+    progress: Progress,
+    slices: Slices,
+    recording: Option<Recording>,
 }
 
 impl VaeTrainer {
@@ -60,6 +62,7 @@ impl VaeTrainer {
             parameters: Parameters::new(cuda, &layers, objective.adam)?,
             mean: Buffer::upload(&cuda.driver, &standardizer.mean, "mean")?,
             std: Buffer::upload(&cuda.driver, &standardizer.std, "standard deviation")?,
+            scratch: None,
         })
     }
 
@@ -101,7 +104,7 @@ impl VaeTrainer {
 
     /// Replays the step over `order`; gives the mean loss.
     fn run(
-        &self,
+        &mut self,
         cuda: &Cuda,
         data: &PairData<'_, '_, Cuda>,
         order: &[u32],
@@ -118,13 +121,19 @@ impl VaeTrainer {
                 Step { first, pairs: pairs.len() as u32, wide: 0, epoch, rate, inverse_root }
             })
             .collect();
-        let scratch = self.scratch(cuda, batch, order, &steps)?;
-        let mut tape = self.tape(cuda, &scratch, sides, learn)?;
-        let graph = cuda.driver.record(std::mem::take(&mut tape.launches))?;
-        for _ in &steps {
-            graph.replay()?;
-        }
-        let totals = scratch.totals.download()?;
+        // One of another size goes before there is a new one.
+        let mut scratch = match self.scratch.take().filter(|s| s.batch == batch) {
+            Some(scratch) => scratch,
+            None => Scratch::new(cuda, self.size, batch)?,
+        };
+        scratch.order.fill(order)?;
+        scratch.progress.start(&steps)?;
+        let launches = self.launches(cuda, &scratch, sides, learn);
+        let recording = Recording::of(cuda, scratch.recording.take(), launches)?;
+        recording.replay(steps.len())?;
+        let totals = scratch.progress.totals.download()?;
+        scratch.recording = Some(recording);
+        self.scratch = Some(scratch);
         let n = order.len() as f64;
         let VaeObjective { beta, gamma, .. } = self.objective;
         let (kl, divergence) = (totals[0] / n, totals[1] / n);
@@ -133,11 +142,111 @@ impl VaeTrainer {
         Ok(VaeLoss { total, reconstruction, kl, divergence })
     }
 
-    fn scratch(&self, cuda: &Cuda, batch: usize, order: &[u32], steps: &[Step]) -> Outcome<Scratch> {
+    /// The launches of a step.
+    fn launches(&self, cuda: &Cuda, s: &Scratch, sides: [RowsAt; 2], learn: bool) -> Vec<Launch> {
         let VaeSize { dim, hidden, latent } = self.size;
+        let (batch, rows) = (s.batch, 2 * s.batch);
+        let [e1, e2, d1, d2]: [LayerAt; 4] = std::array::from_fn(|i| self.parameters.layer(i));
+        let now = &s.progress.now;
+        let mut tape = Tape::new(cuda, &s.slices);
+        let t = &mut tape;
+        let mut from = Sources::default();
+        for (side, rows) in sides.into_iter().enumerate() {
+            (from.rows[side], from.dtypes[side]) = (rows.address, rows.dtype as u32);
+        }
+        let args = Args::new()
+            .value(from)
+            .address(s.order.address())
+            .buffer(now)
+            .value(u32_of(dim))
+            .value(u32_of(batch))
+            .buffer(&self.mean)
+            .buffer(&self.std)
+            .buffer(&s.x);
+        t.put("gather_pairs", (rows, 1, 256), args);
+
+        let (x, eh, code) = (s.x.address(), s.encoder_hidden.address(), s.code.address());
+        let (z, dh, out) = (s.z.address(), s.decoder_hidden.address(), s.out.address());
+        let (dhidden, dz, dcode) = (s.dhidden.address(), s.dz.address(), s.dcode.address());
+        let relu = |layer: LayerAt| After { bias: layer.bias, relu: true, ..After::default() };
+        let bias = |layer: LayerAt| After { bias: layer.bias, ..After::default() };
+        t.product(Form::Nt, (x, e1.weight, eh), (rows, hidden, dim), relu(e1));
+        t.product(Form::Nt, (eh, e2.weight, code), (rows, 2 * latent, hidden), bias(e2));
+        let VaeObjective { beta, gamma, divergence, .. } = self.objective;
+        let args = Args::new()
+            .buffer(&s.code)
+            .address(s.order.address())
+            .buffer(now)
+            .value(u32_of(batch))
+            .value(u32_of(latent))
+            .value(self.objective.seed)
+            .buffer(&s.eps)
+            .buffer(&s.z)
+            .value(beta)
+            .value(gamma)
+            .value(W2_EPS)
+            .value(u32::from(divergence == Divergence::W2Squared))
+            .buffer(&s.dcode)
+            .buffer(&s.losses);
+        // Four pairs a block, and 512 values of z.
+        t.put("vae_codes", (batch.div_ceil(4) + (rows * latent).div_ceil(512), 1, 128), args);
+        t.product(Form::Nt, (z, d1.weight, dh), (rows, hidden, latent), relu(d1));
+        t.product(Form::Nt, (dh, d2.weight, out), (rows, dim, hidden), After::default());
+        let scale = match self.objective.reconstruction {
+            Reduction::Mean => 1.0 / dim as f64,
+            Reduction::Sum => 1.0,
+        };
+        let args = Args::new()
+            .buffer(&s.out)
+            .address(d2.bias)
+            .buffer(&s.x)
+            .buffer(now)
+            .value(u32_of(batch))
+            .value(u32_of(dim))
+            .value(scale)
+            .address(s.losses.at(2 * batch));
+        t.put_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, args);
+
+        let masked = |by: u64| After { mask: by, ..After::default() };
+        t.gradients(d2, out, dh, rows);
+        t.product(Form::Nn, (out, d2.weight, dhidden), (rows, hidden, dim), masked(dh));
+        t.gradients(d1, dhidden, z, rows);
+        t.product(Form::Nn, (dhidden, d1.weight, dz), (rows, latent, hidden), After::default());
+        let args = Args::new()
+            .buffer(&s.code)
+            .buffer(&s.eps)
+            .buffer(&s.dz)
+            .buffer(&s.dcode)
+            .value(u32_of(rows))
+            .value(u32_of(latent));
+        t.put("vae_through_sample", (rows * latent, 128, 128), args);
+        t.gradients(e2, dcode, eh, rows);
+        t.product(Form::Nn, (dcode, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));
+        t.gradients(e1, dhidden, x, rows);
+        if learn {
+            t.adam(&self.parameters, now);
+        }
+        t.end_step(&s.losses, &s.progress, batch);
+        tape.launches
+    }
+}
+
+impl Scratch {
+    fn new(cuda: &Cuda, VaeSize { dim, hidden, latent }: VaeSize, batch: usize) -> Outcome<Scratch> {
         let rows = 2 * batch;
-        let driver = &cuda.driver;
-        let wide = |width, label| Buffer::<f32>::empty(driver, rows * width, label);
+        let wide = |width, label| Buffer::<f32>::empty(&cuda.driver, rows * width, label);
+        let products = [
+            (rows, hidden, dim),
+            (rows, 2 * latent, hidden),
+            (rows, hidden, latent),
+            (rows, latent, hidden),
+            (rows, hidden, 2 * latent),
+            (rows, dim, hidden),
+            (hidden, dim, rows),
+            (dim, hidden, rows),
+            (hidden, latent, rows),
+            (2 * latent, hidden, rows),
+        ];
         Ok(Scratch {
             batch,
             x: wide(dim, "x")?,
@@ -150,131 +259,12 @@ impl VaeTrainer {
             dhidden: wide(hidden, "gradient of a hidden layer")?,
             dz: wide(latent, "gradient of z")?,
             dcode: wide(2 * latent, "gradient of the code")?,
-            losses: Buffer::empty(driver, 4 * batch, "losses")?,
-            totals: Buffer::zeros(driver, 4, "totals")?,
-            order: Buffer::upload(driver, order, "order")?,
-            table: Buffer::upload(driver, steps, "steps")?,
-            turn: Buffer::zeros(driver, 1, "turn")?,
-            now: Buffer::empty(driver, 1, "step")?,
+            losses: Buffer::empty(&cuda.driver, 4 * batch, "losses")?,
+            order: Refilled::new(cuda, "order"),
+            progress: Progress::new(cuda, 4)?,
+            slices: Slices::new(cuda, &products.map(|sizes| (sizes, 1)))?,
+            recording: None,
         })
-    }
-
-    /// The launches of a step.
-    fn tape(&self, cuda: &Cuda, s: &Scratch, sides: [RowsAt; 2], learn: bool) -> Outcome<Tape> {
-        let VaeSize { dim, hidden, latent } = self.size;
-        let (batch, rows) = (s.batch, 2 * s.batch);
-        let layers: [LayerAt; 4] = std::array::from_fn(|i| self.parameters.layer(i));
-        let [e1, e2, d1, d2] = layers;
-        let mut tape = Tape::new(
-            cuda,
-            &[
-                ((rows, hidden, dim), 1),
-                ((rows, 2 * latent, hidden), 1),
-                ((rows, hidden, latent), 1),
-                ((rows, latent, hidden), 1),
-                ((rows, hidden, 2 * latent), 1),
-                ((rows, dim, hidden), 1),
-                ((hidden, dim, rows), 1),
-                ((dim, hidden, rows), 1),
-                ((hidden, latent, rows), 1),
-                ((2 * latent, hidden, rows), 1),
-            ],
-        )?;
-        let t = &mut tape;
-        t.begin(&s.table, &s.turn, &s.now);
-        for (side, from) in sides.into_iter().enumerate() {
-            let args = Args::new()
-                .address(from.address)
-                .buffer(&s.order)
-                .buffer(&s.now)
-                .value(u32_of(dim))
-                .value(u32_of(batch))
-                .value(u32_of(side))
-                .buffer(&self.mean)
-                .buffer(&self.std)
-                .buffer(&s.x);
-            let kernel = match from.dtype {
-                Dtype::F32 => "gather_pairs_f32",
-                Dtype::F16 => "gather_pairs_f16",
-                Dtype::Bf16 => "gather_pairs_bf16",
-            };
-            t.put(kernel, (batch, 1, 256), args);
-        }
-
-        let (x, eh, code) = (s.x.address(), s.encoder_hidden.address(), s.code.address());
-        let (z, dh, out) = (s.z.address(), s.decoder_hidden.address(), s.out.address());
-        let (dhidden, dz, dcode) = (s.dhidden.address(), s.dz.address(), s.dcode.address());
-        let relu = |layer: LayerAt| After { bias: layer.bias, relu: true, ..After::default() };
-        let bias = |layer: LayerAt| After { bias: layer.bias, ..After::default() };
-        t.product(Form::Nt, (x, e1.weight, eh), (rows, hidden, dim), relu(e1));
-        t.product(Form::Nt, (eh, e2.weight, code), (rows, 2 * latent, hidden), bias(e2));
-        let args = Args::new()
-            .buffer(&s.code)
-            .buffer(&s.order)
-            .buffer(&s.now)
-            .value(u32_of(batch))
-            .value(u32_of(latent))
-            .value(self.objective.seed)
-            .buffer(&s.eps)
-            .buffer(&s.z);
-        t.put("vae_sample", (rows * latent / 4, 128, 128), args);
-        let VaeObjective { beta, gamma, divergence, .. } = self.objective;
-        let args = Args::new()
-            .buffer(&s.code)
-            .buffer(&s.now)
-            .value(u32_of(batch))
-            .value(u32_of(latent))
-            .value(beta)
-            .value(gamma)
-            .value(W2_EPS)
-            .value(u32::from(divergence == Divergence::W2Squared))
-            .buffer(&s.dcode)
-            .buffer(&s.losses);
-        t.put("vae_divergences", (batch, 4, 128), args);
-        t.product(Form::Nt, (z, d1.weight, dh), (rows, hidden, latent), relu(d1));
-        t.product(Form::Nt, (dh, d2.weight, out), (rows, dim, hidden), After::default());
-        let scale = match self.objective.reconstruction {
-            Reduction::Mean => 1.0 / dim as f64,
-            Reduction::Sum => 1.0,
-        };
-        let args = Args::new()
-            .buffer(&s.out)
-            .address(d2.bias)
-            .buffer(&s.x)
-            .buffer(&s.now)
-            .value(u32_of(batch))
-            .value(u32_of(dim))
-            .value(scale)
-            .address(s.losses.at(2 * batch));
-        t.put_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, args);
-
-        let none = After::default();
-        let masked = |by: u64| After { mask: by, ..After::default() };
-        // A layer's gradients come from its input and the gradient of its output.
-        let gradients = |t: &mut Tape, layer: LayerAt, dy: u64, input: u64| {
-            t.product(Form::Tn, (dy, input, layer.dweight), (layer.outputs, layer.inputs, rows), none);
-            t.column_sums(dy, layer.dbias, (rows, layer.outputs));
-        };
-        gradients(t, d2, out, dh);
-        t.product(Form::Nn, (out, d2.weight, dhidden), (rows, hidden, dim), masked(dh));
-        gradients(t, d1, dhidden, z);
-        t.product(Form::Nn, (dhidden, d1.weight, dz), (rows, latent, hidden), none);
-        let args = Args::new()
-            .buffer(&s.code)
-            .buffer(&s.eps)
-            .buffer(&s.dz)
-            .buffer(&s.dcode)
-            .value(u32_of(rows))
-            .value(u32_of(latent));
-        t.put("vae_through_sample", (rows * latent, 128, 128), args);
-        gradients(t, e2, dcode, eh);
-        t.product(Form::Nn, (dcode, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));
-        gradients(t, e1, dhidden, x);
-        t.add_losses(s.losses.address(), s.totals.address(), 4, batch);
-        if learn {
-            t.adam(&self.parameters, &s.now);
-        }
-        Ok(tape)
     }
 }
 

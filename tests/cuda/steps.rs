@@ -1,0 +1,410 @@
+//! Training steps: how many launches they are, what trainers keep from one epoch to the next, and that nothing of an
+//! epoch is left over in another.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use lensmith::backend::cuda::driver::{Driver, Graph, Limits, Mark, Outcome};
+use lensmith::backend::cuda::{Cuda, Device, Emulated, EmulatedDriver, Gpu, Launch};
+use lensmith::backend::{
+    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, Precision,
+    Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath,
+    VaeObjective,
+};
+use lensmith::dtype::Dtype;
+use lensmith::matrix::{Matrix, RowsBuf, Side};
+use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
+
+use crate::common::emulation::{Build, Emulator, tested_gpu};
+use crate::common::{data_buf, indices, normals, standardizer};
+
+/// A driver that is watched, and hands out freed memory again at once, as a GPU's does.
+#[derive(Debug)]
+struct Watched {
+    inner: Arc<dyn Driver>,
+    /// Whether recorded launches run.
+    runs: bool,
+    recorded: Mutex<Vec<Vec<&'static str>>>,
+    allocated: AtomicUsize,
+    freed: Mutex<BTreeMap<usize, Vec<u64>>>,
+}
+
+struct Nothing;
+
+impl Graph for Nothing {
+    fn replay(&self) -> Outcome<()> {
+        Ok(())
+    }
+}
+
+impl Watched {
+    fn new(build: Build, memory: usize, runs: bool) -> Arc<Watched> {
+        let inner: Arc<dyn Driver> = match tested_gpu() {
+            Some(index) => {
+                Arc::new(Gpu::new(Device::open(index).expect("the tested GPU")).expect("a driver"))
+            }
+            None => {
+                let how = Emulated { memory, ..Emulated::default() };
+                Arc::new(EmulatedDriver::new(Emulator::get(build).library(), how))
+            }
+        };
+        let (recorded, allocated, freed) = Default::default();
+        Arc::new(Watched { inner, runs, recorded, allocated, freed })
+    }
+
+    fn backend(self: &Arc<Watched>, precision: Precision) -> Cuda {
+        Cuda::over(self.clone(), precision).expect("a device")
+    }
+
+    /// Recordings made so far.
+    fn recordings(&self) -> usize {
+        self.recorded.lock().expect("no panic").len()
+    }
+
+    /// The kernels of the last recording.
+    fn last(&self) -> Vec<&'static str> {
+        self.recorded.lock().expect("no panic").last().cloned().expect("a recording")
+    }
+
+    fn allocations(&self) -> usize {
+        self.allocated.load(Ordering::Relaxed)
+    }
+}
+
+impl Driver for Watched {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn detail(&self) -> String {
+        self.inner.detail()
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> Outcome<u32> {
+        self.inner.resident(kernel, threads, shared)
+    }
+
+    fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64> {
+        self.allocated.fetch_add(1, Ordering::Relaxed);
+        match self.freed.lock().expect("no panic").get_mut(&bytes).and_then(Vec::pop) {
+            Some(address) => Ok(address),
+            None => self.inner.allocate(bytes, label),
+        }
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        self.freed.lock().expect("no panic").entry(bytes).or_default().push(address);
+    }
+
+    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
+        self.inner.upload(to, from)
+    }
+
+    fn mark(&self) -> Outcome<Box<dyn Mark>> {
+        self.inner.mark()
+    }
+
+    fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
+        self.inner.download(mark, to, from)
+    }
+
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+        self.inner.copy(to, from, bytes)
+    }
+
+    fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
+        self.inner.clear(at, bytes)
+    }
+
+    fn launch(&self, launch: &Launch) -> Outcome<()> {
+        self.inner.launch(launch)
+    }
+
+    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>> {
+        self.recorded.lock().expect("no panic").push(launches.iter().map(|l| l.kernel).collect());
+        if self.runs { self.inner.record(launches) } else { Ok(Box::new(Nothing)) }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        for (bytes, addresses) in std::mem::take(&mut *self.freed.lock().expect("no panic")) {
+            addresses.into_iter().for_each(|address| self.inner.free(address, bytes));
+        }
+    }
+}
+
+/// A learning rate of 0 leaves the parameters, so that epochs can be compared one by one.
+fn vae_objective(batch: usize) -> VaeObjective {
+    VaeObjective {
+        reconstruction: Reduction::Sum,
+        beta: 0.5,
+        gamma: 0.1,
+        divergence: Divergence::W2,
+        batch,
+        adam: Adam::with_lr(0.0),
+        seed: 1,
+    }
+}
+
+fn reward_objective(batch: usize) -> RewardObjective {
+    RewardObjective { batch, adam: Adam::with_lr(0.0), synthetic: SyntheticPath::Folded }
+}
+
+/// Two sides of rows on the host.
+fn sides(seed: u64, dtypes: [Dtype; 2], rows: usize, dim: usize) -> [RowsBuf; 2] {
+    [0, 1].map(|s| data_buf(dtypes[s], seed + s as u64, rows, dim))
+}
+
+/// How samples take part in reward training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Samples {
+    /// Not at all.
+    None,
+    /// Plain, of the chosen side alone, stored.
+    Stored,
+    /// Plain, of both sides, drawn.
+    Drawn,
+    /// Residual, with the originals as seeds.
+    Residual,
+    /// Residual, with the other side's originals as seeds.
+    Others,
+}
+
+/// Runs `each` with a backend's reward data: `rows` and 20 samples of `vae` a side.
+fn with_reward_data(
+    b: &Cuda,
+    (vae, rows, seed): (&Vae, &[RowsBuf; 2], u64),
+    samples: Samples,
+    each: &mut dyn FnMut(&RewardData<'_, '_, Cuda>, &[PairRows]),
+) {
+    let (n, latent) = (rows[0].rows(), vae.size().latent);
+    let device_vae = b.load_vae(vae).expect("loads");
+    let originals = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+    let posteriors = originals.each_ref().map(|e| b.encode(&device_vae, e).expect("encodes"));
+    let owners = indices(seed, 20, n);
+    let latents = [Side::Chosen, Side::Rejected].map(|side| {
+        if samples == Samples::Drawn {
+            let how = Perturbation {
+                sigma2: 0.1,
+                keep: 20,
+                oversample: 1,
+                likelihood: Likelihood::None,
+                source: LatentSource::Sample,
+            };
+            let drawn: Vec<Sample> =
+                owners.iter().zip(0..).map(|(&row, candidate)| Sample { row, candidate }).collect();
+            let origin = Origin { seed, side, first_row: 0 };
+            return b.perturb(&posteriors[side as usize], origin, &how, &drawn).expect("draws");
+        }
+        let z = Matrix::new(normals(seed, side as u64, 20 * latent), 20, latent).expect("a matrix");
+        b.load_latents(&z, &owners).expect("uploads")
+    });
+    let has = |s: usize| samples != Samples::None && (s == 0 || samples != Samples::Stored);
+    let side = |s: usize| {
+        let seeds = if samples == Samples::Others { 1 - s } else { s };
+        let residual = matches!(samples, Samples::Residual | Samples::Others)
+            .then_some(Residual { embeddings: &originals[seeds], posteriors: &posteriors[seeds] });
+        let synthetic = Synthetic { vae: &device_vae, latents: &latents[s], residual };
+        RewardSide { originals: &originals[s], synthetic: has(s).then_some(synthetic) }
+    };
+    let ends = [0, 1].map(|s| indices(seed + 1 + s as u64, n + 13, if has(s) { n + 20 } else { n }));
+    let pairs: Vec<PairRows> = ends[0].iter().zip(&ends[1]).map(|(&a, &b)| [a, b]).collect();
+    each(&RewardData { chosen: side(0), rejected: side(1) }, &pairs);
+}
+
+/// The numbers that kernels/README.md states, at the paper's sizes, where products are cut into slices.
+#[test]
+fn a_step_has_few_launches() {
+    let dim = 4096;
+    let vae = Vae::init(VaeSize::new(dim, 64, 16).expect("sizes"), 7);
+    let model = RewardModel::init(RewardSize::new(dim, 256).expect("sizes"), 3);
+    let rows = sides(5, [Dtype::Bf16, Dtype::F32], 130, dim);
+    let order: Vec<u32> = (0..130).collect();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let watched = Watched::new(Build::Fast, usize::MAX, false);
+        let b = watched.backend(precision);
+        let check = |what: &str, learning: usize, learns: &mut dyn FnMut(bool)| {
+            for (learn, count) in [(true, learning), (false, learning - 1)] {
+                learns(learn);
+                let last = watched.last();
+                assert_eq!(last.len(), count, "{what}, {precision}, learn {learn}: {last:?}");
+            }
+        };
+        let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+        let data = PairData { chosen: &chosen, rejected: &rejected };
+        let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(128)).expect("starts");
+        check("VAE", 17, &mut |learn| match learn {
+            true => b.vae_epoch(&mut trainer, &data, &order, 0).map(drop).expect("trains"),
+            false => b.vae_gradients(&mut trainer, &data, &order, 0).map(drop).expect("gradients"),
+        });
+        for (samples, count) in [
+            (Samples::None, 8),
+            (Samples::Stored, 12),
+            (Samples::Drawn, 12),
+            (Samples::Residual, 12),
+            (Samples::Others, 12),
+        ] {
+            let mut trainer =
+                b.reward_trainer(&model, &standardizer(dim), &reward_objective(128)).expect("starts");
+            with_reward_data(&b, (&vae, &rows, 1), samples, &mut |data, pairs| {
+                check(&format!("reward, {samples:?}"), count, &mut |learn| match learn {
+                    true => b.reward_epoch(&mut trainer, data, pairs).map(drop).expect("trains"),
+                    false => b.reward_gradients(&mut trainer, data, pairs).map(drop).expect("gradients"),
+                });
+            });
+        }
+    }
+}
+
+/// Epochs of one batch size run one recording in the same memory.
+#[test]
+fn an_epoch_keeps_what_the_last_one_made() {
+    let dim = 40;
+    let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
+    let rows = sides(5, [Dtype::Bf16, Dtype::F32], 64, dim);
+    let watched = Watched::new(Build::Fast, usize::MAX, true);
+    let b = watched.backend(Precision::F32);
+    let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+    let data = PairData { chosen: &chosen, rejected: &rejected };
+    let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(8)).expect("starts");
+    // Pairs of an epoch, and whether its step is recorded: the first; as long, shorter, the last batch smaller; too
+    // long for order and table; shorter again; less than a batch.
+    for (epoch, (pairs, recorded)) in
+        [(20, true), (20, false), (8, false), (19, false), (41, true), (20, false), (5, true), (5, false)]
+            .into_iter()
+            .enumerate()
+    {
+        let before = (watched.recordings(), watched.allocations());
+        let order: Vec<u32> = (0..pairs).rev().collect();
+        b.vae_epoch(&mut trainer, &data, &order, epoch as u32).expect("trains");
+        let after = (watched.recordings(), watched.allocations());
+        assert_eq!(after.0 - before.0, usize::from(recorded), "epoch {epoch}");
+        assert_eq!(after.1 > before.1, recorded, "epoch {epoch}: {} allocations", after.1 - before.1);
+    }
+
+    let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
+    let mut trainer = b.reward_trainer(&model, &standardizer(dim), &reward_objective(8)).expect("starts");
+    with_reward_data(&b, (&vae, &rows, 1), Samples::Drawn, &mut |data, pairs| {
+        for (epoch, (count, recorded)) in
+            [(20, true), (20, false), (17, false), (41, true), (20, false), (5, true)].into_iter().enumerate()
+        {
+            let before = (watched.recordings(), watched.allocations());
+            b.reward_epoch(&mut trainer, data, &pairs[..count]).expect("trains");
+            let after = (watched.recordings(), watched.allocations());
+            assert_eq!(after.0 - before.0, usize::from(recorded), "epoch {epoch}");
+            assert_eq!(after.1 > before.1, recorded, "epoch {epoch}: {} allocations", after.1 - before.1);
+        }
+    });
+}
+
+/// What an epoch of a VAE gives: losses and the gradients of a batch, as bits.
+fn vae_epoch(
+    b: &Cuda,
+    trainer: &mut <Cuda as Backend>::VaeTrainer,
+    rows: &[RowsBuf; 2],
+    epoch: u32,
+) -> Vec<u64> {
+    let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+    let data = PairData { chosen: &chosen, rejected: &rejected };
+    let order: Vec<u32> = (0..rows[0].rows() as u32).rev().collect();
+    let loss = b.vae_epoch(trainer, &data, &order, epoch).expect("trains");
+    let (other, gradients) = b.vae_gradients(trainer, &data, &order[..11], epoch).expect("gradients");
+    let losses = [loss.total, loss.kl, loss.divergence, other.total].map(f64::to_bits);
+    let layers = gradients.encoder.iter().chain(&gradients.decoder);
+    let values = layers.flat_map(|l| l.weight.iter().chain(&l.bias)).map(|v| u64::from(v.to_bits()));
+    losses.into_iter().chain(values).collect()
+}
+
+fn reward_epoch(
+    b: &Cuda,
+    trainer: &mut <Cuda as Backend>::RewardTrainer,
+    of: (&Vae, &[RowsBuf; 2], u64),
+    samples: Samples,
+) -> Vec<u64> {
+    let mut out = Vec::new();
+    with_reward_data(b, of, samples, &mut |data, pairs| {
+        let loss = b.reward_epoch(trainer, data, pairs).expect("trains");
+        let (other, gradients) = b.reward_gradients(trainer, data, &pairs[..11]).expect("gradients");
+        let values = gradients.layers.iter().flat_map(|l| l.weight.iter().chain(&l.bias));
+        out = vec![loss.to_bits(), other.to_bits()];
+        out.extend(values.map(|v| u64::from(v.to_bits())));
+    });
+    out
+}
+
+/// A trainer that goes from one data set to another gives for each what a fresh one gives: data sets of other lengths,
+/// types and values, at other addresses and at those of freed ones.
+#[test]
+fn every_launch_reads_the_data_of_its_own_epoch() {
+    let dim = 40;
+    let (bf16, mixed) = ([Dtype::Bf16; 2], [Dtype::F32, Dtype::F16]);
+    let sets = [
+        sides(5, bf16, 37, dim),
+        sides(7, bf16, 37, dim),
+        sides(9, [Dtype::F16; 2], 37, dim),
+        sides(11, mixed, 50, dim),
+    ];
+    let vaes = [7, 8].map(|seed| Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), seed));
+    let wider = Vae::init(VaeSize::new(dim, 64, 32).expect("sizes"), 9);
+    let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
+    let watched = Watched::new(Build::Fast, usize::MAX, true);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let b = watched.backend(precision);
+        let fresh_vae = || b.vae_trainer(&vaes[0], &standardizer(dim), &vae_objective(16)).expect("starts");
+        let mut kept = fresh_vae();
+        for (turn, set) in [0, 1, 2, 0, 3, 1, 3, 0].into_iter().enumerate() {
+            let got = vae_epoch(&b, &mut kept, &sets[set], turn as u32);
+            let want = vae_epoch(&b, &mut fresh_vae(), &sets[set], turn as u32);
+            assert!(got == want, "VAE, {precision}: set {set} in epoch {turn}");
+        }
+        let fresh = || b.reward_trainer(&model, &standardizer(dim), &reward_objective(16)).expect("starts");
+        let mut kept = fresh();
+        for (turn, (set, vae, samples)) in [
+            (0, &vaes[0], Samples::Stored),
+            (1, &vaes[0], Samples::Drawn),
+            // Another decoder of the same shape, where the last one lay.
+            (1, &vaes[1], Samples::Drawn),
+            (2, &vaes[1], Samples::Residual),
+            (0, &vaes[0], Samples::Others),
+            (3, &vaes[0], Samples::None),
+            (3, &vaes[0], Samples::Residual),
+            (0, &wider, Samples::Residual),
+            (1, &vaes[1], Samples::Stored),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let of = (vae, &sets[set], 20 + turn as u64);
+            let got = reward_epoch(&b, &mut kept, of, samples);
+            let want = reward_epoch(&b, &mut fresh(), of, samples);
+            assert!(got == want, "reward, {precision}: {samples:?} of set {set} in epoch {turn}");
+        }
+    }
+}
+
+/// A batch that there is no memory for is an error with the known words; a smaller one goes on.
+#[test]
+fn after_an_epoch_without_memory_a_smaller_one_trains() {
+    if tested_gpu().is_some() {
+        return; // its memory is no test's to bound
+    }
+    let dim = 128;
+    let vae = Vae::init(VaeSize::new(dim, 64, 16).expect("sizes"), 7);
+    let rows = sides(5, [Dtype::Bf16; 2], 600, dim);
+    let b = Watched::new(Build::Fast, 1_600_000, true).backend(Precision::F32);
+    let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+    let data = PairData { chosen: &chosen, rejected: &rejected };
+    let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(600)).expect("starts");
+    let order: Vec<u32> = (0..600).collect();
+    let first = b.vae_epoch(&mut trainer, &data, &order[..16], 0).expect("fits");
+    let said = b.vae_epoch(&mut trainer, &data, &order, 0).expect_err("does not fit").to_string();
+    assert!(said.contains("device cuda:0: out of memory") && said.contains("use fewer seed pairs"), "{said}");
+    let again = b.vae_epoch(&mut trainer, &data, &order[..16], 0).expect("fits");
+    assert_eq!(first.total.to_bits(), again.total.to_bits());
+}

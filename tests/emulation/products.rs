@@ -1,0 +1,254 @@
+//! `kernels/product_f32.cu` against sums in the order that it states, bit for bit: slices of k, joined in their order by
+//! whichever block comes last. `product_bf16.cu` beside it, whose order within a slice is the tensor cores'.
+
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+
+use crate::common::normals;
+use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+
+/// Twin of `gpu::product` in kernels/include/train.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Zeroable, Pod)]
+struct Product {
+    a: u64,
+    b: u64,
+    out: u64,
+    bias: u64,
+    mask: u64,
+    limit: u64,
+    c: u64,
+    d: u64,
+    sums: u64,
+    partial: u64,
+    tickets: u64,
+    sizes: [u32; 4],
+    strides: [u32; 3],
+    relu: u32,
+    add: u32,
+    unused: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    form: &'static str,
+    /// m, n, k.
+    sizes: [usize; 3],
+    slices: usize,
+    /// Rows that count, of m (nt, nn) or k (tn).
+    limit: Option<u32>,
+    /// Bias and ReLU.
+    bias: bool,
+    mask: bool,
+    add: bool,
+    /// Depth of a second product in the last slice (nt).
+    second: Option<usize>,
+    /// Column sums of a (tn).
+    sums: bool,
+}
+
+const PLAIN: Case = Case {
+    form: "nt",
+    sizes: [70, 37, 300],
+    slices: 3,
+    limit: None,
+    bias: false,
+    mask: false,
+    add: false,
+    second: None,
+    sums: false,
+};
+
+fn cases() -> Vec<Case> {
+    vec![
+        Case { bias: true, ..PLAIN },
+        Case { slices: 1, bias: true, mask: true, ..PLAIN },
+        Case { sizes: [130, 68, 203], slices: 4, limit: Some(67), second: Some(80), bias: true, ..PLAIN },
+        Case { sizes: [40, 64, 100], slices: 2, limit: Some(0), second: Some(21), ..PLAIN },
+        Case { form: "nn", sizes: [66, 130, 260], slices: 2, mask: true, ..PLAIN },
+        Case { form: "nn", sizes: [5, 66, 40], slices: 1, add: true, ..PLAIN },
+        Case { form: "nn", sizes: [65, 20, 500], slices: 5, add: true, ..PLAIN },
+        Case { form: "tn", sizes: [70, 130, 150], slices: 2, sums: true, ..PLAIN },
+        Case { form: "tn", sizes: [130, 9, 37], slices: 1, sums: true, ..PLAIN },
+        Case { form: "tn", sizes: [33, 40, 256], slices: 3, limit: Some(77), ..PLAIN },
+    ]
+}
+
+/// What a case is made of; `rounded`: operands as BF16 has them.
+struct Data {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<f32>,
+    d: Vec<f32>,
+    bias: Vec<f32>,
+    mask: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Data {
+    fn new(case: &Case) -> Data {
+        let [m, n, k] = case.sizes;
+        let l = case.second.unwrap_or(1);
+        let draw = |stream, count| normals(7, stream, count);
+        Data {
+            a: draw(1, m * k),
+            b: draw(2, n * k),
+            c: draw(3, m * l),
+            d: draw(4, n * l),
+            bias: draw(5, n),
+            mask: draw(6, m * n),
+            out: draw(7, m * n),
+        }
+    }
+}
+
+/// The result, and the largest sum of magnitudes behind a value of it. Slices end with a multiple of `granule`.
+fn expected(case: &Case, data: &Data, granule: usize, rounded: bool) -> (Vec<f32>, f32) {
+    let ([m, n, k], Data { a, b, c, d, bias, mask, out }) = (case.sizes, data);
+    let value = |v: f32| if rounded { bf16::from_f32(v).to_f32() } else { v };
+    let limit = case.limit.map_or(usize::MAX, |l| l as usize);
+    let (rows, depth) = if case.form == "tn" { (m, k.min(limit)) } else { (m.min(limit), k) };
+    let deep = depth.div_ceil(case.slices).next_multiple_of(granule);
+    let (mut want, mut largest) = (Vec::new(), 0f32);
+    for row in 0..m {
+        for column in 0..n {
+            let x = |i: usize| if case.form == "tn" { a[i * m + row] } else { a[row * k + i] };
+            let w = |i: usize| if case.form == "nt" { b[column * k + i] } else { b[i * n + column] };
+            let mut magnitudes = 0f32;
+            let mut chain = |from: usize, end: usize, x: &dyn Fn(usize) -> f32, w: &dyn Fn(usize) -> f32| {
+                (from..end).fold(0f32, |sum, i| {
+                    magnitudes += (x(i) * w(i)).abs();
+                    value(x(i)).mul_add(value(w(i)), sum)
+                })
+            };
+            let mut slices: Vec<f32> = (0..case.slices)
+                .map(|s| {
+                    let end = if row < rows { ((s + 1) * deep).min(depth) } else { 0 };
+                    chain(s * deep, end, &x, &w)
+                })
+                .collect();
+            if let Some(l) = case.second {
+                slices.push(chain(0, l, &|i| c[row * l + i], &|i| d[column * l + i]));
+            }
+            let mut sum = slices.into_iter().reduce(|a, b| a + b).expect("a slice");
+            if case.bias {
+                sum = (sum + bias[column]).max(0.0);
+            }
+            if case.mask && mask[row * n + column] <= 0.0 {
+                sum = 0.0;
+            }
+            want.push(if case.add { out[row * n + column] + sum } else { sum });
+            largest = largest.max(magnitudes);
+        }
+    }
+    (want, largest)
+}
+
+/// Sums of the columns of a `[k, m]`: eight of every eighth row, added in turn.
+fn expected_sums(case: &Case, a: &[f32]) -> Vec<f32> {
+    let [m, _, k] = case.sizes;
+    let one = |column: usize, first: usize| -> f64 {
+        (first..k).step_by(8).fold(0.0, |sum, row| sum + f64::from(a[row * m + column]))
+    };
+    (0..m).map(|column| (1..8).fold(one(column, 0), |sum, g| sum + one(column, g)) as f32).collect()
+}
+
+/// Runs a case twice with the same tickets, which the first run must leave as they were; gives out and sums.
+fn run(emulator: &Emulator, precision: &str, case: &Case, data: &Data, schedule: Schedule) -> [Vec<f32>; 2] {
+    let [m, n, k] = case.sizes;
+    let slices = case.slices + usize::from(case.second.is_some());
+    let grid = [n.div_ceil(64) + usize::from(case.sums), m.div_ceil(64), slices].map(|g| g as u32);
+    let upload = |values: &[f32], label: &str| emulator.upload(values, label);
+    let inputs = [&data.a, &data.b, &data.c, &data.d, &data.bias, &data.mask].map(|v| upload(v, "operand"));
+    let limit = emulator.upload(&[case.limit.unwrap_or(0)], "limit");
+    let partial = emulator.empty::<f32>(slices * m * n, "slices");
+    let tickets = emulator.upload(&vec![0u32; (grid[0] * grid[1]) as usize], "tickets");
+    let [lda, ldb] = match case.form {
+        "nt" => [k, k],
+        "tn" => [m, n],
+        _ => [k, n],
+    };
+    let sizes = [m, n, k, case.second.unwrap_or(0)].map(|s| s as u32);
+    let or_null = |wanted: bool, address: u64| if wanted { address } else { 0 };
+    let kernel = format!("product_{}_{precision}", case.form);
+    let shared = emulator.shared_bytes(&kernel, &[]);
+    let [first, second] = [0, 1].map(|_| {
+        let out = match case.add {
+            true => upload(&data.out, "out"),
+            false => emulator.empty(m * n, "out"),
+        };
+        let sums = emulator.empty::<f32>(m, "sums");
+        let p = Product {
+            a: inputs[0].address(),
+            b: inputs[1].address(),
+            out: out.address(),
+            bias: or_null(case.bias, inputs[4].address()),
+            mask: or_null(case.mask, inputs[5].address()),
+            limit: or_null(case.limit.is_some(), limit.address()),
+            c: or_null(case.second.is_some(), inputs[2].address()),
+            d: or_null(case.second.is_some(), inputs[3].address()),
+            sums: or_null(case.sums, sums.address()),
+            partial: or_null(slices > 1, partial.address()),
+            tickets: or_null(slices > 1, tickets.address()),
+            sizes,
+            strides: [lda as u32, ldb as u32, n as u32],
+            relu: u32::from(case.bias),
+            add: u32::from(case.add),
+            unused: 0,
+        };
+        let launch = Launch { grid, block: [128, 1, 1], shared, schedule };
+        let said = emulator.launch(&kernel, launch, &Args::new().value(p));
+        said.unwrap_or_else(|e| panic!("{case:?}, {schedule:?}: {e}"));
+        assert_eq!(out.unwritten(), 0, "{case:?}");
+        [out.download(), if case.sums { sums.download() } else { Vec::new() }]
+    });
+    assert!(first == second, "{case:?}, {schedule:?}: two runs differ");
+    first
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn products_have_the_bits_of_their_order() {
+    let all = Schedule::ALL.map(|s| (Build::Fast, s));
+    for case in cases() {
+        let data = Data::new(&case);
+        let (want, _) = expected(&case, &data, 16, false);
+        for (build, schedule) in
+            [(Build::Check, Schedule::PLAIN), (Build::Check, Schedule::ALL[3])].into_iter().chain(all)
+        {
+            let [out, sums] = run(Emulator::get(build), "f32", &case, &data, schedule);
+            assert!(bits(&out) == bits(&want), "{case:?}, {schedule:?}");
+            if case.sums {
+                assert!(bits(&sums) == bits(&expected_sums(&case, &data.a)), "sums of {case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_products_are_near_it() {
+    for case in cases() {
+        let data = Data::new(&case);
+        let (want, magnitudes) = expected(&case, &data, 32, true);
+        let mut seen: Vec<[Vec<f32>; 2]> = Vec::new();
+        for (build, schedule) in [
+            (Build::Check, Schedule::ALL[2]),
+            (Build::Fast, Schedule::ALL[1]),
+            (Build::Fast, Schedule::PLAIN),
+        ] {
+            seen.push(run(Emulator::get(build), "bf16", &case, &data, schedule));
+            let [out, sums] = seen.last().expect("just pushed");
+            for (i, (got, want)) in out.iter().zip(&want).enumerate() {
+                // Products of BF16 are exact in F32; what differs is the order of the sums.
+                assert!((got - want).abs() <= 1e-6 * magnitudes, "{case:?}: {i}: {got}, not {want}");
+            }
+            if case.sums {
+                assert!(bits(sums) == bits(&expected_sums(&case, &data.a)), "sums of {case:?}");
+            }
+        }
+        assert!(seen.windows(2).all(|w| w[0] == w[1]), "{case:?} depends on the schedule");
+    }
+}
