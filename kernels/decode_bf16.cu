@@ -73,9 +73,9 @@ struct results : tile<R, OUTPUTS / 16> {
   GPU_FN static u32 row_of(u32 number) { return 8 * number + threadIdx.x % gpu::WARP / 4; }
 };
 
-/// Decodes with sizes that the caller knows more or less of: constants make the loops straight. 16 R rows of a warp's
-/// latents go through the slice together; what is not known takes registers from them.
-/// `whole`: rows are whole 16 bytes of S, and the width of the slice whole tiles.
+/// Decodes with sizes that the caller knows more or less of: constants make the loops straight. 16 R rows
+/// of a warp's latents go through the slice together; what is not known takes registers from them. `whole`:
+/// rows are whole 16 bytes of S, and the width of the slice whole tiles.
 template <u32 R, class S>
 GPU_FN void decode(const layout& shared, const gpu::latents& source, u64 count, u32 dim, u32 hidden,
                    u32 latent, u32 slice, u32 width, const float* b1, const gpu::seeds& seeds, bool residual,

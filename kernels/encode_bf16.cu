@@ -29,8 +29,8 @@ struct layout {
 
 constexpr u32 ROWS_OF_WARP = ROWS / WARPS;
 
-/// The second layer of a warp's rows, 16 elements of mu and of logvar at a time: a lane holds both of the same
-/// elements, so that codes and samples leave from its registers, 32 bytes a row and four lanes.
+/// The second layer of a warp's rows, 16 elements of mu and of logvar at a time: a lane holds both of the
+/// same elements, so that codes and samples leave from its registers, 32 bytes a row and four lanes.
 GPU_FN void write_codes(const bf16* hidden, const bf16* w2, const float* b2, u64 row, u64 rows, u32 size,
                         u32 latent, const gpu::codes& out) {
   const u32 stride = stride_of(size);

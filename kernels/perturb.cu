@@ -190,8 +190,9 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
 }
 GPU_EXPORT(select_f32);
 
-/// What the candidates of each row start from, one posterior sample: [rows, latent]. A thread owns four elements of a
-/// row. Made once for a block of rows, so that whoever draws its candidates needs one normal an element, not two.
+/// What the candidates of each row start from, one posterior sample: [rows, latent]. A thread owns four
+/// elements of a row. Made once for a block of rows, so that whoever draws its candidates needs one normal
+/// an element, not two.
 GPU_KERNEL __launch_bounds__(perturb::THREADS)
     start_f32(const float* __restrict__ mu, const float* __restrict__ logvar, float* __restrict__ out,
               uint64_t rows, uint32_t latent, uint64_t seed, uint32_t side, uint64_t first_row) {
@@ -205,8 +206,8 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
 }
 GPU_EXPORT(start_f32);
 
-/// z' of samples (row in the block of rows, candidate) from their rows' starts: [count, latent]. A thread owns four
-/// elements of a sample.
+/// z' of samples (row in the block of rows, candidate) from their rows' starts: [count, latent]. A thread
+/// owns four elements of a sample.
 GPU_KERNEL __launch_bounds__(perturb::THREADS)
     perturb_f32(const float* __restrict__ starts, const uint2* __restrict__ samples, float* __restrict__ out,
                 uint64_t count, uint32_t latent, float sigma, uint64_t seed, uint32_t side,

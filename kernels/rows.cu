@@ -1,6 +1,6 @@
 // archs: sm_75+
-// Rows of pairs: out[j] = rows[index[j]] (pick_rows); the place of the first NaN or infinity (find_non_finite)
-// rows [n, row_bytes], index [count] below n, out [count, row_bytes]; values [count] F32, F16 or BF16, first [1]
+// Rows of pairs: out[j] = rows[index[j]] (pick_rows); place of the first NaN or infinity (find_non_finite)
+// rows [n, row_bytes], index [count] below n, out [count, row_bytes]; values [count] of any type, first [1]
 // pick: a warp owns a row of the output at a time; find: a thread looks at 16 bytes at a time; any grid
 // pick moves 2 row_bytes + 4 a row; find reads each value once
 // Needs an even number of bytes a row, arrays on multiples of 16 bytes, `first` set to 2^64 - 1
@@ -50,7 +50,8 @@ GPU_KERNEL __launch_bounds__(rows::THREADS)
   using namespace rows;
   const u32 lane = threadIdx.x % gpu::WARP, width = row_bytes / 2, pieces = row_bytes / 16;
   const u64 warps = u64(gridDim.x) * (THREADS / gpu::WARP);
-  for (u64 row = u64(blockIdx.x) * (THREADS / gpu::WARP) + threadIdx.x / gpu::WARP; row < count; row += warps) {
+  const u64 first = u64(blockIdx.x) * (THREADS / gpu::WARP) + threadIdx.x / gpu::WARP;
+  for (u64 row = first; row < count; row += warps) {
     const u16* source = from + u64(index[row]) * width;
     u16* to = out + row * width;
     if (row_bytes % 16 == 0) {
@@ -64,7 +65,8 @@ GPU_KERNEL __launch_bounds__(rows::THREADS)
 GPU_EXPORT(pick_rows);
 
 GPU_KERNEL __launch_bounds__(rows::THREADS)
-    find_non_finite_f32(const float* __restrict__ values, uint64_t count, unsigned long long* __restrict__ first) {
+    find_non_finite_f32(const float* __restrict__ values, uint64_t count,
+                        unsigned long long* __restrict__ first) {
   rows::find(values, count, first);
 }
 GPU_EXPORT(find_non_finite_f32);

@@ -104,6 +104,19 @@ fn stated_figures_are_those_in_force() {
     assert_eq!(stated, 26);
 }
 
+/// At the paper's sizes a multiprocessor of an H100, with 228 KiB of shared memory and 1 KiB of it taken by every block,
+/// has room for three blocks of each kernel that goes through rows in BF16 but `score`, which has room for two. Registers
+/// allow as many: 168 a thread of 128 (`kernels/expectations.txt`).
+#[test]
+fn three_blocks_fit_a_multiprocessor() {
+    let size = VaeSize::new(4096, 64, 16).expect("sizes");
+    let room = |block: layout::Block| (228 << 10) / (block.shared + 1024);
+    assert_eq!(room(layout::encode(Precision::Bf16, size)), 3);
+    assert_eq!(room(layout::decode(Precision::Bf16, size, layout::SLICES[0])), 3);
+    assert_eq!(room(layout::score_latents(Precision::Bf16, size, 256)), 3);
+    assert_eq!(room(layout::score(Precision::Bf16)), 2);
+}
+
 /// Every kernel of the launch layer is compiled for GPUs, and the other way round.
 #[test]
 fn emulated_and_compiled_kernels_are_the_same() {

@@ -101,6 +101,38 @@ fn machine_code_is_as_expected() {
     assert_eq!(check_kernels(|bytes| bytes.truncate(64)).status.code(), Some(2));
 }
 
+/// Loops as tools/check_kernels counts them: 7 instructions, of which an inner loop has 5, with a branch within it, and
+/// beside them a path that only warps take whose lanes have come apart.
+#[test]
+fn loops_are_counted_as_they_run() {
+    let names = [
+        "MOV",
+        "IADD3",
+        "HMMA.16816.F32.BF16",
+        "BRA.DIV UR4, 0x90",
+        "@!P0 BRA 0x60",
+        "FADD",
+        "@P1 BRA 0x20",
+        "@P2 BRA 0x10",
+        "EXIT",
+        "SHFL",
+        "BRA 0x40",
+        "BRA 0xb0",
+    ];
+    let mut listing = String::from("\tcode for sm_90a\n\t\tFunction : two\n");
+    for (i, name) in names.iter().enumerate() {
+        listing.push_str(&format!("        /*{:04x}*/        {name} ;        /* 0x0 */\n", 16 * i));
+    }
+    let count = "import sys; from machine_code import instructions, loops\n\
+        outer, = loops(instructions(sys.argv[1].splitlines())['two', 'sm_90a'])\n\
+        inner, = outer.inner\n\
+        print(outer.cost(), inner.cost(), outer.cost([4]), hex(outer.head), hex(inner.head))";
+    let mut python = Command::new("python3");
+    python.args(["-c", count, &listing]).env("PYTHONPATH", Path::new(ROOT).join("tools"));
+    let output = python.env("PYTHONDONTWRITEBYTECODE", "1").output().expect("python3 runs");
+    assert_eq!(text(&output.stdout).trim(), "7 5 22 0x10 0x20", "{}", text(&output.stderr));
+}
+
 /// A repository of its own, with stand-ins for nvcc.
 struct Repository {
     folder: TempDir,

@@ -83,13 +83,20 @@ def blocks_of(code):
 def loops(code):
     """The outermost loops of a kernel; a branch to itself at the end, which pads the code, is none."""
     blocks, onward = blocks_of(code)
+    # What only warps that have come apart run is not reached, and belongs to no loop.
+    reached, open_blocks = set(), [0]
+    while open_blocks:
+        block = open_blocks.pop()
+        if block not in reached:
+            reached.add(block)
+            open_blocks += onward[block]
     before = [[] for _ in blocks]
-    for i, targets in enumerate(onward):
-        for target in targets:
+    for i in reached:
+        for target in onward[i]:
             before[target].append(i)
     bodies = {}
-    for i, targets in enumerate(onward):
-        for head in targets:
+    for i in sorted(reached):
+        for head in onward[i]:
             if head > i or (head == i and blocks[i][1] - blocks[i][0] == 1):
                 continue
             body, open_blocks = bodies.setdefault(head, {head}), [i]

@@ -36,8 +36,8 @@ GPU_FN void copy_async_4(void* shared, const void* global, u32 bytes = 4) {
                : "memory");
 }
 
-/// The address `bytes` behind `base`, in one instruction. Written out, since the compiler hoists a widened offset out of
-/// a loop, into two registers, and then needs two additions.
+/// The address `bytes` behind `base`, in one instruction. Written out, since the compiler hoists a widened
+/// offset out of a loop, into two registers, and then needs two additions.
 GPU_FN const void* behind(const void* base, u32 bytes) {
   const void* out;
   asm("mad.wide.u32 %0, %1, 1, %2;" : "=l"(out) : "r"(bytes), "l"(base));

@@ -153,7 +153,7 @@ GPU_FN void copy_rows(bf16* to, u32 stride, const S* from, u64 row, u64 rows, u3
 constexpr u32 DEPTH = 64, CHUNK_STRIDE = DEPTH + 8;
 
 /// A thread's share of COUNT rows of a matrix [rows, ld] on their way into stages, DEPTH columns at a time:
-/// eight values of every 16th row. Their addresses are found once: a chunk costs an addition and a load a row.
+/// eight values of every 16th row. Their addresses are found once: a chunk costs an addition and a load each.
 /// Rows past the last are the last again, whose results nobody keeps; columns past the last are zeros.
 ///
 /// Three types do it for three ways of lying in memory. `start` begins the next chunk, of columns `k` and on;
@@ -164,9 +164,9 @@ struct share_of_rows {
   // Many rows are those of a weight, whose number is a multiple of 16: what is missing of them is missing for
   // all threads, and offsets need no registers of a thread's own.
   static constexpr bool WHOLE_STEPS = EACH > 4;
-  const S* from;                         // the thread's columns in its first row, of the chunk before
-  u32 own[WHOLE_STEPS ? 1 : EACH];       // bytes from there to its rows, or to the second
-  u32 column, ld, most;                  // `most`: bytes to its last row that exists, where steps are whole
+  const S* from;                    // the thread's columns in its first row, of the chunk before
+  u32 own[WHOLE_STEPS ? 1 : EACH];  // bytes from there to its rows, or to the second
+  u32 column, ld, most;             // `most`: bytes to its last row that exists, where steps are whole
 
   GPU_FN share_of_rows(const S* first, u64 row, u64 rows, u32 ld)
       : column(threadIdx.x % (DEPTH / 8) * 8), ld(ld) {
@@ -221,9 +221,10 @@ struct aligned_rows : share_of_rows<S, COUNT> {
     if (!this->inside(k)) return;
 #pragma unroll
     for (u32 i = 0; i < this->EACH; i++) {
+      const S* at = static_cast<const S*>(behind(this->from, this->offset(i)));
 #pragma unroll
       for (u32 p = 0; p < PARTS; p++)
-        held[i][p] = load_16(static_cast<const S*>(behind(this->from, this->offset(i))) + p * vec16<S>::COUNT);
+        held[i][p] = load_16(at + p * vec16<S>::COUNT);
     }
   }
   GPU_FN void finish(bf16* stage, u32 k) {
@@ -321,7 +322,8 @@ GPU_FN void add_stored(tile<R, G>& t, bf16* stages, const S* x, u64 row, u64 row
 /// Latents that a warp of a decoder owns at a time, and a block.
 constexpr u32 LATENTS_OF_WARP = 32, LATENTS = WARPS * LATENTS_OF_WARP;
 
-/// The decoder's first layer of a block's latents, 32 of them a warp's own: nothing here waits for other warps.
+/// The decoder's first layer of a block's latents, 32 of them a warp's own: nothing here waits for other
+/// warps.
 struct decoder_input {
   bf16 *w1, *z, *mean, *hidden;
 

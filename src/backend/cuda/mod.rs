@@ -44,8 +44,8 @@ use self::memory::Buffer;
 use self::ops::{Codes, RowsAt};
 use super::{
     Backend, DeviceInfo, LatentSource, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, SyntheticPath, VaeLoss, VaeObjective,
-    check,
+    Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, SyntheticPath, VaeLoss,
+    VaeObjective, check,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};

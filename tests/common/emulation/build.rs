@@ -1,6 +1,7 @@
 //! Compiles the emulator and the kernels into `target/emulation`. Objects are named by a digest of all that they are
 //! made from, so nothing is compiled twice and nothing stale is used.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,6 +49,25 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 
 fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A source and all headers of ours that it includes, directly or not.
+fn with_headers(source: &Path) -> BTreeSet<PathBuf> {
+    let (mut found, mut open) = (BTreeSet::new(), vec![source.to_path_buf()]);
+    while let Some(file) = open.pop() {
+        let text = String::from_utf8(read(&file)).expect("sources are text");
+        let named =
+            text.lines().filter_map(|line| line.trim().strip_prefix("#include \"")?.strip_suffix('"'));
+        let folder = file.parent().expect("a file lies in a folder");
+        let headers: Vec<PathBuf> = named
+            .map(|name| folder.join(name))
+            .map(|path| fs::canonicalize(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+            .collect();
+        if found.insert(fs::canonicalize(&file).expect("a file that was read")) {
+            open.extend(headers);
+        }
+    }
+    found
 }
 
 /// Flags for the machine: fused multiply-adds in hardware where there are any. Same bits, several times faster.
@@ -103,11 +123,6 @@ pub fn library(build: Build) -> PathBuf {
     shared.update(compiler().as_bytes());
     let version = Command::new(compiler()).arg("--version").output();
     shared.update(&version.map(|o| o.stdout).unwrap_or_default());
-    for (folder, extension) in [("include", "cuh"), ("emulation", "hpp")] {
-        for header in files(&root.join(folder), extension) {
-            shared.update(&read(&header));
-        }
-    }
 
     let mut sources: Vec<(PathBuf, bool)> = Vec::new();
     sources.extend(files(&root.join("emulation"), "cpp").into_iter().map(|p| (p, false)));
@@ -128,7 +143,9 @@ pub fn library(build: Build) -> PathBuf {
             let mut digest = shared.clone();
             let name = source.strip_prefix(&root).expect("below the root");
             digest.update(name.to_string_lossy().as_bytes());
-            digest.update(&read(&source));
+            for file in with_headers(&source) {
+                digest.update(&read(&file));
+            }
             digest.update(flags.join(" ").as_bytes());
             all.update(&digest.digest().to_le_bytes());
             let stem = source.file_stem().expect("a file name").to_string_lossy().into_owned();
