@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::driver::{Driver, Graph, Limits, Mark, Outcome};
 use lensmith::backend::cuda::{Cuda, Device, Emulated, EmulatedDriver, Gpu, Launch};
 use lensmith::backend::{
@@ -177,11 +178,11 @@ enum Samples {
 }
 
 /// Runs `each` with a backend's reward data: `rows` and 20 samples of `vae` a side.
-fn with_reward_data(
-    b: &Cuda,
+fn with_reward_data<B: Backend + 'static>(
+    b: &B,
     (vae, rows, seed): (&Vae, &[RowsBuf; 2], u64),
     samples: Samples,
-    each: &mut dyn FnMut(&RewardData<'_, '_, Cuda>, &[PairRows]),
+    each: &mut dyn FnMut(&RewardData<'_, '_, B>, &[PairRows]),
 ) {
     let (n, latent) = (rows[0].rows(), vae.size().latent);
     let device_vae = b.load_vae(vae).expect("loads");
@@ -385,6 +386,43 @@ fn every_launch_reads_the_data_of_its_own_epoch() {
             let want = reward_epoch(&b, &mut fresh(), of, samples);
             assert!(got == want, "reward, {precision}: {samples:?} of set {set} in epoch {turn}");
         }
+    }
+}
+
+/// The gradients of a batch of reward training.
+fn reward_gradients<B: Backend + 'static>(
+    b: &B,
+    of: (&Vae, &[RowsBuf; 2], u64),
+    samples: Samples,
+) -> (f64, RewardModel) {
+    let dim = of.1[0].cols();
+    let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
+    let mut trainer = b.reward_trainer(&model, &standardizer(dim), &reward_objective(16)).expect("starts");
+    let mut out = None;
+    with_reward_data(b, of, samples, &mut |data, pairs| {
+        out = Some(b.reward_gradients(&mut trainer, data, pairs).expect("gradients"));
+    });
+    out.expect("gradients")
+}
+
+/// Whatever the samples are and wherever their seeds come from, the gradients are the CPU's.
+#[test]
+fn every_launch_of_samples_gives_the_gradients_of_the_cpu() {
+    let dim = 40;
+    let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
+    let rows = sides(5, [Dtype::Bf16, Dtype::F16], 37, dim);
+    let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
+    let b = Watched::new(Build::Fast, usize::MAX, true).backend(Precision::F32);
+    for samples in [Samples::None, Samples::Stored, Samples::Drawn, Samples::Residual, Samples::Others] {
+        let (loss, got) = reward_gradients(&b, (&vae, &rows, 1), samples);
+        let (want_loss, want) = reward_gradients(&cpu, (&vae, &rows, 1), samples);
+        assert!((loss - want_loss).abs() <= 1e-5 * want_loss, "{samples:?}: {loss}, not {want_loss}");
+        let [got, want] = [&got, &want].map(|model| {
+            model.layers.iter().flat_map(|l| l.weight.iter().chain(&l.bias)).copied().collect::<Vec<f32>>()
+        });
+        let largest = want.iter().fold(0f32, |most, v| most.max(v.abs()));
+        let near = |(got, want): (&f32, &f32)| (got - want).abs() <= 1e-4 * largest;
+        assert!(got.len() == want.len() && largest > 0.0 && got.iter().zip(&want).all(near), "{samples:?}");
     }
 }
 
