@@ -50,8 +50,8 @@ GPU_KERNEL __launch_bounds__(rows::THREADS)
   using namespace rows;
   const u32 lane = threadIdx.x % gpu::WARP, width = row_bytes / 2, pieces = row_bytes / 16;
   const u64 warps = u64(gridDim.x) * (THREADS / gpu::WARP);
-  const u64 first = u64(blockIdx.x) * (THREADS / gpu::WARP) + threadIdx.x / gpu::WARP;
-  for (u64 row = first; row < count; row += warps) {
+  const u64 warp = u64(blockIdx.x) * (THREADS / gpu::WARP) + threadIdx.x / gpu::WARP;
+  for (u64 row = warp; row < count; row += warps) {
     const u16* source = from + u64(index[row]) * width;
     u16* to = out + row * width;
     if (row_bytes % 16 == 0) {
