@@ -6,11 +6,12 @@
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::slice;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError, event};
 use cudarc::driver::sys;
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// Copies up to this size take a buffer of a ring of their own: large buffers are not pinned for a few numbers.
 const SMALL: usize = 64 << 10;
@@ -23,19 +24,33 @@ const LARGE: usize = 8 << 20;
 /// a fifth of what a PCIe 5 link carries.
 const SHARED: usize = 1 << 20;
 const SLICE: usize = 256 << 10;
+/// Most threads that copy: enough for any link.
+const COPIERS: usize = 8;
 
 /// Waits for a lock; a thread that panicked has left nothing half done behind ours.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Threads that do nothing but copy: those of another pool might wait for a lock that who waits for them holds.
+fn copiers() -> Option<&'static ThreadPool> {
+    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    let start = || ThreadPoolBuilder::new().num_threads(cores().min(COPIERS)).build().ok();
+    POOL.get_or_init(start).as_ref()
+}
+
 /// Copies bytes, with several threads where there are many.
 fn copy(to: &mut [u8], from: &[u8]) {
     // A worker that waits for others takes up other tasks meanwhile, which may wait for the lock that is held here.
-    if to.len() < SHARED || rayon::current_thread_index().is_some() {
-        to.copy_from_slice(from);
-    } else {
-        to.par_chunks_mut(SLICE).zip(from.par_chunks(SLICE)).for_each(|(to, from)| to.copy_from_slice(from));
+    let alone = to.len() < SHARED || rayon::current_thread_index().is_some();
+    let pool = if alone { None } else { copiers() };
+    match pool {
+        None => to.copy_from_slice(from),
+        Some(pool) => pool.install(|| {
+            let slices = to.par_chunks_mut(SLICE).zip(from.par_chunks(SLICE));
+            slices.for_each(|(to, from)| to.copy_from_slice(from));
+        }),
     }
 }
 
@@ -78,8 +93,10 @@ impl Staging {
             copy(pinned, from);
             let _order = lock(order);
             // SAFETY: the caller answers for stream and destination; the buffer stays as it is until the event.
-            unsafe { result::memcpy_htod_async(at, pinned, stream) }?;
-            ring.follow(slot, stream)?;
+            unsafe {
+                result::memcpy_htod_async(at, pinned, stream)?;
+                ring.follow(slot, stream)?;
+            }
         }
         Ok(())
     }
@@ -102,8 +119,10 @@ impl Staging {
             // SAFETY: no copy uses a slot that was taken, and what it held was copied out above.
             let pinned = unsafe { ring.bytes(slot, to.len()) };
             // SAFETY: the caller answers for stream and source; nobody looks at the buffer before its event.
-            unsafe { result::memcpy_dtoh_async(pinned, from + (piece * size) as u64, stream) }?;
-            ring.follow(slot, stream)?;
+            unsafe {
+                result::memcpy_dtoh_async(pinned, from + (piece * size) as u64, stream)?;
+                ring.follow(slot, stream)?;
+            }
             under_way.push_back((slot, to));
         }
         under_way.into_iter().try_for_each(|(slot, to)| ring.land(slot, to))
@@ -156,8 +175,11 @@ impl Ring {
     }
 
     /// Sets a buffer's event behind what the stream was given so far.
-    fn follow(&self, slot: usize, stream: sys::CUstream) -> Result<(), DriverError> {
-        // SAFETY: the event is live, and so is the stream, for which the callers' callers answer.
+    ///
+    /// # Safety
+    /// The stream is live.
+    unsafe fn follow(&self, slot: usize, stream: sys::CUstream) -> Result<(), DriverError> {
+        // SAFETY: the event is live, and so is the stream.
         unsafe { event::record(self.events[slot], stream) }
     }
 
