@@ -131,7 +131,8 @@ def synthesise(vae, x, per_side):
     likelihood = -0.5 * (((drawn - mu[:, None]) / sigma[:, None]) ** 2 + logvar[:, None]).sum(dim=-1)
     best = likelihood.topk(per_side, dim=1).indices
     kept = torch.gather(drawn, 1, best[:, :, None].expand(-1, -1, z.shape[1]))
-    return vae.decoder(kept.reshape(-1, z.shape[1]))
+    # Noise is F32 in any case; the decoder takes its own type.
+    return vae.decoder(kept.reshape(-1, z.shape[1]).to(z.dtype))
 
 
 def whole_run(how, chosen, rejected, models, fold=8, vae_epochs=100, reward_epochs=20):
