@@ -46,12 +46,11 @@ impl HostRows {
 
     /// Row and column of the first value that is NaN or infinite.
     pub fn first_non_finite(&self) -> Option<(usize, usize)> {
-        let first = |rows: &RowsBuf| rows.view().values().first_non_finite().map(|(at, _)| at);
-        let cols = self.originals.cols();
-        match (first(&self.originals), || first(&self.decoded)) {
-            (Some(at), _) => Some((at / cols, at % cols)),
-            (None, decoded) => decoded().map(|at| (self.originals.rows() + at / cols, at % cols)),
-        }
+        let first = |rows: &RowsBuf, before: usize| {
+            let (at, _) = rows.view().values().first_non_finite()?;
+            Some((before + at / rows.cols(), at % rows.cols()))
+        };
+        first(&self.originals, 0).or_else(|| first(&self.decoded, self.originals.rows()))
     }
 
     /// Copies the rows that `index` names, in its order, into `out`.
