@@ -6,7 +6,7 @@
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `decode`
 // Never measured on a GPU; by count bound by memory (writes)
-#include "include/mlp_bf16.cuh"
+#include "include/decoder_bf16.cuh"
 
 namespace decode_bf16 {
 

@@ -6,6 +6,7 @@
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `encode`
 // Never measured on a GPU; by count bound by L2, from where W1 comes for every 64 rows, ahead of memory
+#include "include/latent.cuh"
 #include "include/mlp_bf16.cuh"
 
 namespace encode_bf16 {

@@ -6,7 +6,7 @@
 // Accuracy: operands and the decoder's hidden layer rounded to BF16, sums in F32: 2^-8 of summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `score`, `preactivations`, `score_latents`
 // Never measured on a GPU; by count bound by tensor cores (embeddings), by instruction issue (latents)
-#include "include/mlp_bf16.cuh"
+#include "include/decoder_bf16.cuh"
 #include "include/reduce.cuh"
 
 namespace reward_bf16 {
