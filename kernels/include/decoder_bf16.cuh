@@ -1,5 +1,5 @@
-// The decoder's first layer on tensor cores, from latents to hidden rows in shared memory: what decode and the
-// folded score begin with.
+// The decoder's first layer on tensor cores, from latents to hidden rows in shared memory: what decode and
+// the folded score begin with.
 #pragma once
 #include "latent.cuh"
 #include "mlp_bf16.cuh"
