@@ -6,21 +6,21 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, Origin, PairData, Perturbation,
+    Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, NoiseKey, PairData, Perturbation,
     Precision, Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath,
     VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values};
 use lensmith::model::{FoldedReward, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
-use lensmith::noise::{Address, Purpose, fill_normals};
+use lensmith::noise::{NoiseCounter, Purpose, fill_normals};
 
 const DIM: usize = 4096;
 const ROWS: usize = 4096;
 
 fn normals(n: usize, row: u64) -> Vec<f32> {
     let mut out = vec![0f32; n];
-    let address = Address { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 };
+    let address = NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 };
     fill_normals(1, address, &mut out);
     out
 }
@@ -62,10 +62,10 @@ fn inference(c: &mut Criterion, precision: Precision) {
     let values = stored(ROWS, 0);
     let rows = cpu.embeddings(view(&values)).expect("borrows");
     let posteriors = cpu.encode(&vae, &rows).expect("encodes");
-    let origin = Origin { seed: 1, side: Side::Chosen, first_row: 0 };
+    let origin = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
     let how = Perturbation {
         sigma2: 0.01,
-        keep: 7,
+        top_k: 7,
         oversample: 4,
         likelihood: Likelihood::Posterior,
         source: LatentSource::Sample,

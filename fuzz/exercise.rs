@@ -4,10 +4,10 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
-use lensmith::matrix::Side;
-use lensmith::shard::{
+use lensmith::data::{
     CandidateSet, EmbeddingSet, FileBytes, Header, Io, PairOptions, PairSet, inspect_shard, verify_shard,
 };
+use lensmith::matrix::Side;
 use safetensors::SafeTensors;
 
 /// Writes `bytes` to `path` and reads it in every way there is. Panics if a reader does, if it disagrees with

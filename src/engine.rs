@@ -7,12 +7,12 @@ use crate::backend::device::{dispatch, dispatch_all};
 use crate::backend::{
     AnyBackend, Backend, DeviceChoice, DeviceInfo, Precision, RewardData, RewardSide, VaeLoss,
 };
+use crate::data::{CandidateSet, EmbeddingSet, PairSet};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
 use crate::matrix::{RowSet, Side};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
-use crate::shard::{CandidateSet, EmbeddingSet, PairSet};
 use crate::synth::{
     Augmented, PairBatch, Progress, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, VerifyOptions,
     VerifyStep, verify_folder, write_synthetic,
@@ -326,7 +326,7 @@ fn unchanged<T>(made: T, sets: [Option<&PairSet>; 2]) -> Result<T> {
 }
 
 /// Both sides of a set.
-fn whole(pairs: &PairSet) -> Result<[crate::shard::RowBlock<'_>; 2]> {
+fn whole(pairs: &PairSet) -> Result<[crate::data::RowBlock<'_>; 2]> {
     Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
 }
 

@@ -10,12 +10,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("dtype", &["error"]),
     ("matrix", &["error", "dtype"]),
-    ("shard", &["error", "dtype", "matrix"]),
+    ("data", &["error", "dtype", "matrix"]),
     ("simd", &["error", "dtype"]),
     ("noise", &["error", "dtype", "matrix", "simd"]),
     // Foreign files in and out; the noise draws the pairs that are annotated.
-    ("exchange", &["error", "dtype", "matrix", "shard", "noise"]),
-    ("model", &["error", "dtype", "matrix", "noise", "shard"]),
+    ("convert", &["error", "dtype", "matrix", "data", "noise"]),
+    ("model", &["error", "dtype", "matrix", "noise", "data"]),
     ("backend", &["error", "dtype", "matrix", "simd", "noise", "model"]),
     ("synth", METHOD),
     ("train", METHOD),
@@ -30,26 +30,26 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 
 /// The parts of the method stand side by side and may build on each other, but not in a circle.
 const METHOD: &[&str] =
-    &["error", "dtype", "matrix", "noise", "model", "shard", "backend", "synth", "train", "eval"];
+    &["error", "dtype", "matrix", "noise", "model", "data", "backend", "synth", "train", "eval"];
 const ABOVE: &[&str] = &[
-    "error", "dtype", "matrix", "noise", "model", "shard", "exchange", "backend", "synth", "train", "eval",
+    "error", "dtype", "matrix", "noise", "model", "data", "convert", "backend", "synth", "train", "eval",
     "engine", "bench", "report", "cli",
 ];
 const SIDE_BY_SIDE: [&str; 3] = ["synth", "train", "eval"];
 
 /// Words and the only places that may hold them: folders end in a slash.
 const ONLY_IN: &[(&str, &[&str])] = &[
-    ("memmap2", &["shard/map.rs", "matrix/pages.rs"]),
-    ("libc", &["shard/map.rs", "simd/amx.rs"]),
-    ("rustix", &["shard/block.rs"]),
+    ("memmap2", &["data/map.rs", "matrix/pages.rs"]),
+    ("libc", &["data/map.rs", "simd/amx.rs"]),
+    ("rustix", &["data/block.rs"]),
     ("gemm", &["backend/cpu/"]),
     ("clap", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),
     ("plotters", &["bench/plot.rs"]),
     ("cudarc", &["backend/cuda/"]),
-    ("arrow_array", &["exchange/"]),
-    ("arrow_ipc", &["exchange/"]),
-    ("unsafe", &["simd/", "backend/cpu/gemm.rs", "shard/map.rs", "backend/cuda/"]),
+    ("arrow_array", &["convert/"]),
+    ("arrow_ipc", &["convert/"]),
+    ("unsafe", &["simd/", "backend/cpu/gemm.rs", "data/map.rs", "backend/cuda/"]),
 ];
 
 /// Backends that the method must not tell apart.
@@ -363,13 +363,13 @@ fn checker_catches_what_breaks_a_rule() {
         ("error.rs", "use crate::matrix::{Rows, RowSet};"),
         ("noise/mod.rs", "use crate::{error::Result, model::{Linear, Vae}};"),
         ("dtype.rs", "fn f() { crate::noise::key_words(1); }"),
-        ("backend/mod.rs", "use crate::shard::Reader;"),
+        ("backend/mod.rs", "use crate::data::Reader;"),
         ("backend/cpu/infer.rs", "use super::super::super::synth::Recipe;"),
         ("matrix.rs", "use super::backend::Backend;"),
-        ("shard/map.rs", "use crate::noise::Side;"),
-        ("exchange/import.rs", "use crate::synth::Recipe;"),
-        ("shard/reader.rs", "use crate::exchange::Format;"),
-        ("eval/mod.rs", "use crate::exchange::Format;"),
+        ("data/map.rs", "use crate::noise::Side;"),
+        ("convert/import.rs", "use crate::synth::Recipe;"),
+        ("data/reader.rs", "use crate::convert::Format;"),
+        ("eval/mod.rs", "use crate::convert::Format;"),
         ("cli/import.rs", "use arrow_array::Array;"),
         ("train/vae.rs", "use crate::backend::cpu::Cpu;"),
         ("synth/pipeline.rs", "use crate::{\n    backend::{self, reference::Reference as R},\n};"),
@@ -382,7 +382,7 @@ fn checker_catches_what_breaks_a_rule() {
         ("bench/mod.rs", "use plotters::prelude::*;"),
         ("error.rs", "pub use $crate::dtype::Dtype;"),
         ("model/weights.rs", "use memmap2::Mmap;"),
-        ("shard/reader.rs", "fn f() { let m = memmap2::Mmap::map(&file); }"),
+        ("data/reader.rs", "fn f() { let m = memmap2::Mmap::map(&file); }"),
         ("model/linear.rs", "use gemm::Parallelism;"),
         ("train/vae.rs", "fn f(bar: &indicatif::ProgressBar) {}"),
         ("report/html.rs", "#[derive(clap::Args)] struct A;"),
@@ -428,14 +428,14 @@ fn checker_lets_pass_what_keeps_the_rules() {
         ),
         ("matrix.rs", "/// As in [`crate::backend::Backend`].\nconst A: char = '\"'; const B: char = '\\'';"),
         ("matrix.rs", "#![allow(unsafe_code)]\nfn f() -> &'static str { r#\"unsafe \"gemm\" \"# }"),
-        ("model/weights.rs", "use crate::shard::Reader;"),
-        ("exchange/annotate.rs", "use crate::noise::Stream;\nuse arrow_array::Array;"),
+        ("model/weights.rs", "use crate::data::Reader;"),
+        ("convert/annotate.rs", "use crate::noise::Stream;\nuse arrow_array::Array;"),
         ("eval/sweep.rs", "use crate::train::fit;\nuse crate::synth::{Recipe, select};"),
         ("train/vae.rs", "use crate::backend::{Backend, VaeLoss};\nuse super::early_stop;"),
         ("simd/avx2.rs", "use std::arch::x86_64::*;\nfn f() { unsafe { g() } }"),
         ("backend/cpu/layers.rs", "use super::gemm::{Mat, product};\nuse crate::model::Linear;"),
         ("noise/normal.rs", "mod tests { use super::*; use crate::noise::Side; }"),
-        ("shard/map.rs", "use memmap2::Mmap; fn f() { unsafe { g() } }"),
+        ("data/map.rs", "use memmap2::Mmap; fn f() { unsafe { g() } }"),
         ("main.rs", "use clap::Parser;\nuse lensmith::cli::Args;"),
         ("cli/mod.rs", "use crate::backend::cpu::Cpu;\nuse indicatif::ProgressBar;"),
         ("matrix.rs", "pub(crate) fn f() {}"),

@@ -17,7 +17,7 @@ use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver, kernels, layout};
 use lensmith::backend::{
-    Adam, AnyBackend, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows,
+    Adam, AnyBackend, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows,
     Perturbation, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
     SyntheticPath, VaeObjective,
 };
@@ -288,10 +288,10 @@ fn drawn_and_scored(
     let (vae, folded) = (b.load_vae(vae).expect("loads"), b.load_folded(&folded).expect("loads"));
     let n = rows.rows() as u32;
     let posteriors = b.encode(&vae, &b.embeddings(rows).expect("uploads")).expect("encodes");
-    let origin = Origin { seed: 9, side: Side::Rejected, first_row: 5 };
+    let origin = NoiseKey { seed: 9, side: Side::Rejected, first_row: 5 };
     let how = Perturbation {
         sigma2: 0.01,
-        keep: 3,
+        top_k: 3,
         oversample: 4,
         likelihood: Likelihood::Posterior,
         source: LatentSource::Sample,
@@ -621,7 +621,7 @@ fn posteriors_of_both_sides_keep_their_noise() {
     let vae = b.load_vae(&vae).expect("loads");
     let embeddings = b.embeddings(rows.view().into()).expect("uploads");
     let sample = |side, first_row| {
-        let origin = Origin { seed: 5, side, first_row };
+        let origin = NoiseKey { seed: 5, side, first_row };
         let drawn = b.encode_sample(&vae, &embeddings, origin).expect("samples");
         b.latents(&drawn).expect("downloads").values
     };

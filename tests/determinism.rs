@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use common::cli::{Lab, assert_same_files, outputs, shards};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{Backend, DecodeMode, DeviceChoice, Precision, Residual};
+use lensmith::data::{Io, PairOptions, PairSet};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side};
 use lensmith::noise::{Purpose, Stream};
-use lensmith::shard::{Io, PairOptions, PairSet};
 use lensmith::synth::{Part, Synthesizer};
 use lensmith::{Engine, Recipe, Vae};
 use safetensors::SafeTensors;
@@ -132,7 +132,7 @@ fn batches_and_single_pairs_are_those_of_the_shards() {
         }
 
         // Originals, first and last of a seed, around a shard's end, last of all; and some at random.
-        let (n, extra) = (recipe.plan.seeds, recipe.plan.fold - 1);
+        let (n, extra) = (recipe.plan.seeds, recipe.plan.pairs_per_seed - 1);
         let mut alone =
             vec![0, 1, n - 1, n, n + extra - 1, n + extra, n + 7 * extra, n + 8 * extra - 1, 49, 50, 51];
         alone.extend([pairs - extra, pairs - 1]);

@@ -15,15 +15,15 @@ use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::Emulated;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation,
+    Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
     PosteriorsHost, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample,
     Synthetic, SyntheticPath, VaeLoss, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
 use lensmith::model::{FoldedReward, Linear, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
-use lensmith::noise::{Address, Purpose, Side, fill_normals};
-use lensmith::simd::Level;
+use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
+use lensmith::simd::Isa;
 
 const ROWS: [usize; 13] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200];
 const DIMS: [usize; 9] = [1, 5, 31, 32, 33, 64, 100, 257, 1000];
@@ -37,7 +37,7 @@ fn cpu(threads: usize) -> Cpu {
 /// BF16 products of either kind, of pairs of values and of matrices, each at the fastest level that has them.
 fn cpus_in_bf16() -> [Cpu; 2] {
     [false, true].map(|matrix| {
-        let level = Level::available().into_iter().find(|level| level.is_matrix() == matrix);
+        let level = Isa::available().into_iter().find(|level| level.is_matrix() == matrix);
         let cpu = Cpu::with_level(2, Precision::Bf16, level.expect("a level of either kind"));
         cpu.expect("the CPU backend")
     })
@@ -335,7 +335,7 @@ struct Candidates {
     host: PosteriorsHost,
     mu_error: Vec<Vec<f64>>,
     logvar_error: Vec<Vec<f64>>,
-    origin: Origin,
+    origin: NoiseKey,
     how: Perturbation,
 }
 
@@ -343,7 +343,11 @@ impl Candidates {
     fn noise(&self, purpose: Purpose, row: usize, candidate: u32) -> Vec<f32> {
         let mut out = vec![0f32; self.host.mu.cols];
         let row = self.origin.first_row + row as u64;
-        fill_normals(self.origin.seed, Address { purpose, side: self.origin.side, row, candidate }, &mut out);
+        fill_normals(
+            self.origin.seed,
+            NoiseCounter { purpose, side: self.origin.side, row, candidate },
+            &mut out,
+        );
         out
     }
 
@@ -370,8 +374,8 @@ impl Candidates {
     }
 }
 
-fn origin() -> Origin {
-    Origin { seed: 0x1234_5678_9abc_def0, side: Side::Rejected, first_row: (1 << 33) + 5 }
+fn origin() -> NoiseKey {
+    NoiseKey { seed: 0x1234_5678_9abc_def0, side: Side::Rejected, first_row: (1 << 33) + 5 }
 }
 
 fn candidates_of(vae: &Vae, rows: &RowsBuf, how: Perturbation) -> Candidates {
@@ -393,7 +397,7 @@ fn selected<B: Backend>(b: &B, vae: &Vae, rows: &RowsBuf, how: &Perturbation) ->
     let (vae, rows) = (b.load_vae(vae).expect("loads"), b.embeddings(set(rows)).expect("uploads"));
     let posteriors = b.encode(&vae, &rows).expect("encodes");
     let selection = b.select(&posteriors, origin(), how).expect("selects");
-    assert_eq!(selection.keep, how.keep as usize);
+    assert_eq!(selection.top_k, how.top_k as usize);
     selection.candidates
 }
 
@@ -408,7 +412,8 @@ fn select_takes_the_same_candidates() {
                 let vae = Vae::init(VaeSize::new(37, 32, latent).expect("sizes"), 11);
                 let rows = data_buf(Dtype::ALL[j], 12, 19, 37);
                 for kind in [Likelihood::Posterior, Likelihood::Prior, Likelihood::None] {
-                    let how = Perturbation { sigma2: 0.01, keep, oversample, likelihood: kind, source };
+                    let how =
+                        Perturbation { sigma2: 0.01, top_k: keep, oversample, likelihood: kind, source };
                     let got = selected(&cpu, &vae, &rows, &how);
                     let want = selected(&reference, &vae, &rows, &how);
                     assert_eq!((got.len(), want.len()), (19 * keep as usize, 19 * keep as usize));
@@ -453,7 +458,7 @@ fn select_breaks_ties_by_the_lower_candidate() {
     let rows = data_buf(Dtype::F32, 4, 9, 20);
     for likelihood in [Likelihood::Posterior, Likelihood::Prior, Likelihood::None] {
         for source in [LatentSource::Sample, LatentSource::Mean] {
-            let how = Perturbation { sigma2: 0.0, keep: 5, oversample: 7, likelihood, source };
+            let how = Perturbation { sigma2: 0.0, top_k: 5, oversample: 7, likelihood, source };
             let expected: Vec<u32> = (0..9).flat_map(|_| 0..5).collect();
             assert_eq!(selected(&cpu(1), &vae, &rows, &how), expected);
             assert_eq!(selected(&Reference::new(), &vae, &rows, &how), expected);
@@ -485,7 +490,7 @@ fn perturb_over_shapes() {
                 let vae = Vae::init(VaeSize::new(33, HIDDEN[i % 5], latent).expect("sizes"), i as u64);
                 let rows = data_buf(Dtype::ALL[i % 3], i as u64, count, 33);
                 let likelihood = Likelihood::Posterior;
-                let how = Perturbation { sigma2, keep: 3, oversample: 2, likelihood, source };
+                let how = Perturbation { sigma2, top_k: 3, oversample: 2, likelihood, source };
                 // In no order; candidates need not be below the number drawn.
                 let candidates = indices(1, 3 * count, 1000);
                 let samples: Vec<Sample> = indices(2, 3 * count, count)
@@ -542,10 +547,10 @@ impl Made {
         let rows = b.embeddings(rows).expect("uploads");
         let posteriors = b.encode(&vae, &rows).expect("encodes");
         let host = b.posteriors(&posteriors).expect("downloads");
-        let origin = Origin { first_row: origin().first_row + first_row as u64, ..origin() };
+        let origin = NoiseKey { first_row: origin().first_row + first_row as u64, ..origin() };
         let how = Perturbation {
             sigma2: 0.01,
-            keep: 3,
+            top_k: 3,
             oversample: 4,
             likelihood: Likelihood::Posterior,
             source: LatentSource::Sample,
@@ -555,7 +560,7 @@ impl Made {
             .candidates
             .iter()
             .enumerate()
-            .map(|(i, &candidate)| Sample { row: (i / selection.keep) as u32, candidate })
+            .map(|(i, &candidate)| Sample { row: (i / selection.top_k) as u32, candidate })
             .collect();
         let latents = b.perturb(&posteriors, origin, &how, &samples).expect("perturbs");
         let residual = Residual { embeddings: &rows, posteriors: &posteriors };
@@ -807,7 +812,7 @@ fn vae_case(size: VaeSize, pairs: usize, stored: Dtype, seed: u64) -> ([RowsBuf;
         for (row, x) in values.chunks_exact(size.dim).enumerate() {
             let code = Budgeted::exact(x).mlp(&vae.encoder).value;
             let mut eps = vec![0f32; size.latent];
-            let address = Address { purpose: Purpose::TrainVae, side, row: row as u64, candidate: 2 };
+            let address = NoiseCounter { purpose: Purpose::TrainVae, side, row: row as u64, candidate: 2 };
             fill_normals(SEED, address, &mut eps);
             let latent =
                 (0..size.latent).map(|j| code[j] + (code[size.latent + j] / 2.0).exp() * f64::from(eps[j]));

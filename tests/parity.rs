@@ -6,13 +6,13 @@ use common::{Bound, Golden, assert_close, assert_close_scalar, assert_same_bits}
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, Precision,
-    Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeLoss,
-    VaeObjective,
+    Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
+    Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
+    SyntheticPath, VaeLoss, VaeObjective,
 };
 use lensmith::matrix::{Matrix, RowSet, Rows, ValuesMut};
 use lensmith::model::{RewardModel, RewardSize, Standardizer, Vae, VaeSize};
-use lensmith::noise::{Address, Purpose, Side, fill_normals, key_words, philox4x32_10};
+use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals, key_words, philox4x32_10};
 
 /// What F32 is held to, relative to the largest value of a tensor.
 const RTOL: f64 = 1e-5;
@@ -165,7 +165,7 @@ fn noise_is_the_documented_philox_and_box_muller() {
     for (i, address) in addresses.iter().enumerate() {
         let field = |name: &str| address[name].as_u64().expect("a whole number");
         let seed = field("seed");
-        let address = Address {
+        let address = NoiseCounter {
             purpose: PURPOSES[field("purpose") as usize],
             side: Side::BOTH[field("side") as usize],
             row: field("row"),
@@ -294,16 +294,16 @@ fn selects_and_perturbs<B: Backend>(b: &B) {
         let count = |what| case.golden.count(&format!("/select/{what}"));
         let (rows, keep, oversample) = (count("rows"), count("keep") as u32, count("oversample") as u32);
         let origin =
-            Origin { seed: count("seed") as u64, side: Side::Chosen, first_row: count("first_row") as u64 };
+            NoiseKey { seed: count("seed") as u64, side: Side::Chosen, first_row: count("first_row") as u64 };
         let vae = b.load_vae(&case.vae("vae.folded")).expect("loads");
         let embeddings = b.embeddings(case.rows(Side::Chosen).slice(0..rows)).expect("uploads");
         let posteriors = b.encode(&vae, &embeddings).expect("encodes");
         for (source, source_name) in [(LatentSource::Sample, "sample"), (LatentSource::Mean, "mean")] {
-            let how = |likelihood| Perturbation { sigma2: 0.01, keep, oversample, likelihood, source };
+            let how = |likelihood| Perturbation { sigma2: 0.01, top_k: keep, oversample, likelihood, source };
             for (likelihood, name) in [(Likelihood::Posterior, "posterior"), (Likelihood::Prior, "prior")] {
                 let got = b.select(&posteriors, origin, &how(likelihood)).expect("selects");
                 let want = case.golden.u32s(&format!("selected.{source_name}.{name}"));
-                assert_eq!(got.keep, keep as usize);
+                assert_eq!(got.top_k, keep as usize);
                 assert_eq!(got.candidates, want, "{}", case.what(b, &format!("{source_name} {name}")));
             }
             let got = b.select(&posteriors, origin, &how(Likelihood::None)).expect("selects");

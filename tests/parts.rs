@@ -7,9 +7,9 @@ use std::fs;
 use std::path::Path;
 
 use common::cli::{Lab, Listing, Said, assert_same_files, outputs, shards};
+use lensmith::data::FolderLock;
 use lensmith::dtype::Dtype;
 use lensmith::noise::{Purpose, Stream};
-use lensmith::shard::FolderLock;
 use serde_json::Value;
 
 /// 480 pairs in 20 shards; the variance has digits that only an exact reader of numbers keeps.

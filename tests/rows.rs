@@ -174,7 +174,7 @@ fn unstorable_values_are_named() {
         let plan = Plan::new(9, Some(4), Some(2), Pairing::Combine, 5).expect("a plan");
         let perturbation = Perturbation {
             sigma2: 0.01,
-            keep: 2,
+            top_k: 2,
             oversample: 2,
             likelihood: Likelihood::Posterior,
             source: LatentSource::Sample,

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use common::cli::{Lab, Said};
 use lensmith::backend::DeviceChoice;
+use lensmith::data::{Io, ShardRecord, ShardWriter, TensorSpec, inspect_shard};
 use lensmith::dtype::Dtype;
-use lensmith::shard::{Io, ShardRecord, ShardWriter, TensorSpec, inspect_shard};
 use lensmith::synth::{Moved, Recompute, Verified, VerifyOptions};
 use lensmith::{Engine, Error};
 use serde_json::Value;

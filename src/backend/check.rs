@@ -47,8 +47,8 @@ pub fn perturbation(how: &Perturbation) -> Result<()> {
     if !(how.sigma2.is_finite() && how.sigma2 >= 0.0) {
         return Err(Error::option("--sigma2", "a finite number, 0 or more", how.sigma2));
     }
-    if how.keep == 0 || how.oversample == 0 || how.keep.checked_mul(how.oversample).is_none() {
-        let found = format!("{} kept, {} drawn for each", how.keep, how.oversample);
+    if how.top_k == 0 || how.oversample == 0 || how.top_k.checked_mul(how.oversample).is_none() {
+        let found = format!("{} kept, {} drawn for each", how.top_k, how.oversample);
         return Err(Error::shape("candidates", "at least one kept, and at most 2^32 - 1 drawn", found));
     }
     Ok(())

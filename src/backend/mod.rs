@@ -108,7 +108,8 @@ pub struct Perturbation {
     /// Variance sigma^2 of the noise eta; the paper's is 0.01.
     pub sigma2: f64,
     /// Candidates kept per seed and side, k.
-    pub keep: u32,
+    #[serde(rename = "keep")]
+    pub top_k: u32,
     /// Candidates drawn per candidate kept.
     pub oversample: u32,
     /// What ranks the candidates.
@@ -126,15 +127,15 @@ impl Perturbation {
     /// Candidates drawn per seed and side.
     pub fn drawn(&self) -> u32 {
         match self.likelihood {
-            Likelihood::None => self.keep,
-            _ => self.keep * self.oversample,
+            Likelihood::None => self.top_k,
+            _ => self.top_k * self.oversample,
         }
     }
 }
 
 /// The logical place of a block of seeds, for noise: row r of the block is row `first_row + r` of the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct NoiseKey {
     /// The run's 64-bit seed.
     pub seed: u64,
     /// The side that the block holds.
@@ -156,7 +157,7 @@ pub struct Sample {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
     /// Candidates per row, k.
-    pub keep: usize,
+    pub top_k: usize,
     /// Candidate numbers, `[rows, k]`, in order of falling likelihood; ties by the lower number.
     pub candidates: Vec<u32>,
 }
@@ -394,17 +395,22 @@ pub trait Backend: Send + Sync {
         &self,
         vae: &Self::Vae,
         embeddings: &Self::Embeddings<'_>,
-        origin: Origin,
+        origin: NoiseKey,
     ) -> Result<Self::Latents>;
     /// Copies posteriors to the host.
     fn posteriors(&self, posteriors: &Self::Posteriors) -> Result<PosteriorsHost>;
     /// The k candidates of every row with the highest likelihood.
-    fn select(&self, posteriors: &Self::Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection>;
+    fn select(
+        &self,
+        posteriors: &Self::Posteriors,
+        origin: NoiseKey,
+        how: &Perturbation,
+    ) -> Result<Selection>;
     /// The latents z' = z + sigma eta of the samples.
     fn perturb(
         &self,
         posteriors: &Self::Posteriors,
-        origin: Origin,
+        origin: NoiseKey,
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Self::Latents>;

@@ -94,7 +94,7 @@ pub struct Options {
     /// Seed pairs of training and of the whole method.
     pub seeds: usize,
     /// Pairs per seed of the whole method.
-    pub fold: u64,
+    pub pairs_per_seed: u64,
     /// What is measured.
     pub only: Vec<Operation>,
     /// Whether limits are measured too, without which there are no shares.

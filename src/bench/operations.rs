@@ -8,14 +8,14 @@ use super::{
     reward_step_flop, vae_step_flop,
 };
 use crate::backend::{
-    Adam, Divergence, LatentSource, Likelihood, Measurable, Origin, PairData, Perturbation, Reduction,
+    Adam, Divergence, LatentSource, Likelihood, Measurable, NoiseKey, PairData, Perturbation, Reduction,
     Resource, RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::matrix::{RowSet, RowsBuf};
 use crate::model::{FoldedReward, Standardizer};
-use crate::noise::{Address, Purpose, Side, fill_normals};
+use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
 /// Synthetic samples kept for each seed and side.
 pub const KEEP: u32 = 4;
@@ -27,7 +27,7 @@ const BATCH: usize = 128;
 pub fn perturbation() -> Perturbation {
     Perturbation {
         sigma2: 0.01,
-        keep: KEEP,
+        top_k: KEEP,
         oversample: 4,
         likelihood: Likelihood::Posterior,
         source: LatentSource::Sample,
@@ -35,8 +35,8 @@ pub fn perturbation() -> Perturbation {
 }
 
 /// Where the noise of rows from `first_row` on comes from.
-pub fn origin(options: &Options, first_row: u64) -> Origin {
-    Origin { seed: options.seed, side: Side::Chosen, first_row }
+pub fn origin(options: &Options, first_row: u64) -> NoiseKey {
+    NoiseKey { seed: options.seed, side: Side::Chosen, first_row }
 }
 
 /// The samples that a selection keeps.
@@ -51,7 +51,7 @@ pub fn random_rows(options: &Options, rows: usize, dim: usize, set: u32) -> Rows
     out.bytes_mut().par_chunks_mut(2 * dim).enumerate().for_each_init(
         || vec![0f32; dim],
         |wide, (row, to)| {
-            let address = Address {
+            let address = NoiseCounter {
                 purpose: Purpose::Simulation,
                 side: Side::Chosen,
                 row: row as u64,
@@ -71,7 +71,8 @@ pub fn normals(options: &Options) -> Result<Entry> {
     let mut out = vec![0f32; STRETCH];
     let timing = time(options.repeat, &mut || {
         for row in 0..STRETCHES as u64 {
-            let address = Address { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 };
+            let address =
+                NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 };
             fill_normals(options.seed, address, &mut out);
             std::hint::black_box(&mut out);
         }
@@ -167,7 +168,7 @@ fn infer<B: Measurable + 'static>(
         &mut || b.select(&posteriors, origin, &how).map(drop),
     )?;
     let selection = b.select(&posteriors, origin, &how)?;
-    let kept = samples(&selection.candidates, selection.keep);
+    let kept = samples(&selection.candidates, selection.top_k);
     let share = latent as f64 * (1.0 + 1.0 / f64::from(KEEP));
     timed(
         Operation::Perturb,

@@ -9,8 +9,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::{Entry, Point, Report, Scaling, limit_of};
 use crate::backend::Resource;
+use crate::data::write_atomic;
 use crate::error::{Error, Result};
-use crate::shard::write_atomic;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// A chart with logarithmic axes.

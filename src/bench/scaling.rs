@@ -234,7 +234,7 @@ mod tests {
             rows: 8,
             repeat: 1,
             seeds: 2,
-            fold: 2,
+            pairs_per_seed: 2,
             only: Vec::new(),
             limits: false,
             folder: ".".into(),

@@ -11,12 +11,12 @@ use super::{
     Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
 };
 use crate::backend::{DecodeMode, Limit, Measurable, Resource};
+use crate::data::{PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
 use crate::matrix::{RowSet, Side};
 use crate::model::{Checkpoint, Provenance};
-use crate::shard::{PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
 use crate::synth::{
     OutputKind, Part, Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions,
     verify_folder, write_synthetic,
@@ -92,16 +92,19 @@ pub fn measure<B: Measurable + 'static>(
 }
 
 /// FLOP of the pairs of a plan with `per_side` samples for each of its seeds, per pair.
-fn synthesis_flop(models: &Models, per_side: u32, fold: u64) -> f64 {
+fn synthesis_flop(models: &Models, per_side: u32, pairs_per_seed: u64) -> f64 {
     let size = models.vae.size();
-    2.0 * (encode_flop(size) + f64::from(per_side) * decode_flop(size)) / fold as f64
+    2.0 * (encode_flop(size) + f64::from(per_side) * decode_flop(size)) / pairs_per_seed as f64
 }
 
 fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
     let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
     let seeds: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
-    let how =
-        SynthesisOptions { fold: Some(options.fold), seed: options.seed, ..SynthesisOptions::default() };
+    let how = SynthesisOptions {
+        pairs_per_seed: Some(options.pairs_per_seed),
+        seed: options.seed,
+        ..SynthesisOptions::default()
+    };
     let setup = how.plan(options.seeds)?;
     let make = Synthesizer::new(b, &models.vae, &seeds, setup, DecodeMode::Plain)?;
     let pairs = make.plan().pairs();
@@ -112,10 +115,10 @@ fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models
         })
     })?;
     let needs = [
-        (Resource::Flop, synthesis_flop(models, setup.0.per_side, options.fold)),
+        (Resource::Flop, synthesis_flop(models, setup.0.per_side, options.pairs_per_seed)),
         (Resource::Write, 4.0 * options.dim as f64),
     ];
-    let what = format!("synthesise pairs, {}-fold, BF16", options.fold);
+    let what = format!("synthesise pairs, {}-fold, BF16", options.pairs_per_seed);
     Ok(Entry::new(Operation::Synthesise, what, "pairs", timing.per(pairs as f64), &needs))
 }
 
@@ -132,7 +135,8 @@ fn to_disk<B: Measurable + 'static>(
     write_pairs(&seeds, [&views[0], &views[1]])?;
     models.vae.save(&vae, &Provenance::default())?;
     let fold = pairs_on_disk(options) / options.seeds as u64;
-    let how = SynthesisOptions { fold: Some(fold), seed: options.seed, ..SynthesisOptions::default() };
+    let how =
+        SynthesisOptions { pairs_per_seed: Some(fold), seed: options.seed, ..SynthesisOptions::default() };
     let sources = [seeds.to_string_lossy().into_owned()];
     let (recipe, seeds, vae) = Recipe::new(&sources, &PairOptions::default(), &vae, &how)?;
     let recipe = recipe.with_absolute_paths()?;
@@ -230,8 +234,11 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
     let (vae_how, reward_how) = trainings(options);
     let (mut losses, mut steps, mut vae_seconds) = ((f64::NAN, f64::NAN, f64::NAN), 0, Vec::new());
     let mut vae_terms = None;
-    let synthesis =
-        SynthesisOptions { fold: Some(options.fold), seed: options.seed, ..SynthesisOptions::default() };
+    let synthesis = SynthesisOptions {
+        pairs_per_seed: Some(options.pairs_per_seed),
+        seed: options.seed,
+        ..SynthesisOptions::default()
+    };
     let timing = time_once(options.repeat.min(3), &mut || {
         let start = std::time::Instant::now();
         let trained = train_vae(b, &seeds[0], &seeds[1], &vae_how, &mut |_, _| ())?;
@@ -247,7 +254,7 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
             synthesis,
             reward: reward_how,
         };
-        let arm = Arm::Lens { fold: options.fold, mode: DecodeMode::Plain };
+        let arm = Arm::Lens { pairs_per_seed: options.pairs_per_seed, mode: DecodeMode::Plain };
         let (result, _) = experiment.run(b, arm, &mut |epoch| {
             if epoch.epoch == 1 {
                 losses.1 = epoch.train_loss;
@@ -259,10 +266,10 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
     })?;
     let models = Options { dim, ..options.clone() }.models(dim)?;
     let (plan, _) = synthesis.plan(n)?;
-    let needs = [(Resource::Flop, run_flop(&models, n, plan.per_side, options.fold, steps))];
+    let needs = [(Resource::Flop, run_flop(&models, n, plan.per_side, options.pairs_per_seed, steps))];
     let what = format!(
         "whole run: VAE {VAE_EPOCHS} epochs, {}-fold, reward model {REWARD_EPOCHS} epochs, {n} seeds",
-        options.fold
+        options.pairs_per_seed
     );
     let mut entry = Entry::new(Operation::Run, what, "runs", timing, &needs);
     entry.details = json!({
@@ -274,7 +281,7 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
 
 /// FLOP of the whole method. A synthetic sample takes part in a reward step by its decoder's hidden layer, through the
 /// product of the reward model's weights and the decoder's, made once a step and once more for its gradient.
-fn run_flop(models: &Models, seeds: usize, per_side: u32, fold: u64, steps: u64) -> f64 {
+fn run_flop(models: &Models, seeds: usize, per_side: u32, pairs_per_seed: u64, steps: u64) -> f64 {
     let (size, reward) = (models.vae.size(), models.reward.size());
     let n = seeds as f64;
     let vae = VAE_EPOCHS as f64 * n * vae_step_flop(size);
@@ -283,7 +290,7 @@ fn run_flop(models: &Models, seeds: usize, per_side: u32, fold: u64, steps: u64)
     let epochs = REWARD_EPOCHS as f64;
     // Of the (k + 1)^2 - 1 pairs of a seed that are not its original, k have the original on one side.
     let k = f64::from(per_side);
-    let synthetic_pairs = n * (fold - 1) as f64;
+    let synthetic_pairs = n * (pairs_per_seed - 1) as f64;
     let original = k / ((k + 1.0).powi(2) - 1.0);
     let originals = epochs * (n + synthetic_pairs * original) * reward_step_flop(reward);
     let synthetic = epochs * synthetic_pairs * (1.0 - original) * 2.0 * 3.0 * folded_flop(size, reward);

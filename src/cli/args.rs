@@ -11,9 +11,9 @@ use crate::backend::{
     Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Precision, Reduction,
     RewardObjective, SyntheticPath, VaeObjective,
 };
+use crate::data::{Io, PairOptions, require_absent};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::shard::{Io, PairOptions, require_absent};
 use crate::synth::{Moved, Pairing, SynthesisOptions};
 use crate::train::{RewardTraining, Updates, VaeTraining};
 
@@ -212,7 +212,7 @@ impl SynthArgs {
     pub fn options(&self, seed: u64) -> SynthesisOptions {
         let fold = if self.fold.is_none() && self.per_side.is_none() { Some(4) } else { self.fold };
         SynthesisOptions {
-            fold,
+            pairs_per_seed: fold,
             per_side: self.per_side,
             pairing: self.pairing,
             sigma2: self.sigma2,

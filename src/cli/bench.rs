@@ -109,7 +109,7 @@ impl Bench {
             rows: self.rows,
             repeat: self.repeat,
             seeds: self.seeds,
-            fold: self.fold,
+            pairs_per_seed: self.fold,
             only: if self.only.is_empty() { Operation::ALL.to_vec() } else { self.only.clone() },
             limits: !self.no_limits,
             folder: self.folder.clone(),

@@ -46,13 +46,13 @@ pub struct Demo {
 
 const ARMS: [Arm; 8] = [
     Arm::None,
-    Arm::NoneMatched { fold: 8 },
-    Arm::DirectPerturbation { fold: 4 },
-    Arm::GaussianSampling { fold: 4 },
-    Arm::Lens { fold: 4, mode: DecodeMode::Plain },
-    Arm::Lens { fold: 8, mode: DecodeMode::Plain },
-    Arm::Lens { fold: 4, mode: DecodeMode::Residual },
-    Arm::Lens { fold: 8, mode: DecodeMode::Residual },
+    Arm::NoneMatched { pairs_per_seed: 8 },
+    Arm::DirectPerturbation { pairs_per_seed: 4 },
+    Arm::GaussianSampling { pairs_per_seed: 4 },
+    Arm::Lens { pairs_per_seed: 4, mode: DecodeMode::Plain },
+    Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain },
+    Arm::Lens { pairs_per_seed: 4, mode: DecodeMode::Residual },
+    Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Residual },
 ];
 
 /// Everything the demo used and found.
@@ -350,7 +350,7 @@ mod tests {
             precision: crate::backend::Precision::F32,
             threads: 1,
             seed: 0,
-            io: crate::shard::Io::Mmap,
+            io: crate::data::Io::Mmap,
             json: false,
             quiet: true,
         };

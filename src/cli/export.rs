@@ -5,8 +5,8 @@ use clap::Args;
 use super::args::{Common, OutArgs};
 use super::console::Console;
 use super::table::{bytes, count};
+use crate::convert::{Compression, ExportColumn, ExportFormat, ExportJob, export};
 use crate::error::{Error, Result};
-use crate::exchange::{Compression, ExportColumn, ExportFormat, ExportJob, export};
 
 /// Make a Parquet or npy file of shards
 #[derive(Debug, Args)]

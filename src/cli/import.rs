@@ -8,9 +8,9 @@ use clap::Args;
 use super::args::Common;
 use super::console::Console;
 use super::table::{bytes, count};
+use crate::convert::{Annotation, ColumnSource, Format, ImportJob, ImportLayout, import};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::exchange::{Annotation, ColumnSource, Format, ImportJob, ImportLayout, import};
 
 /// Make shards of npy, npz, safetensors, Parquet or Arrow files
 #[derive(Debug, Args)]

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count, table};
+use crate::data::{Manifest, inspect_shard};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::shard::{Manifest, inspect_shard};
 use crate::synth::Recipe;
 
 /// What is in a shard, checkpoint, recipe or folder
@@ -142,7 +142,7 @@ fn show_json(path: &Path, console: &Console) -> Result<()> {
                 path.display(),
                 count(recipe.plan.pairs()),
                 count(recipe.plan.seeds),
-                recipe.plan.fold,
+                recipe.plan.pairs_per_seed,
                 recipe.plan.per_side,
                 pretty(&recipe.settings())
             )

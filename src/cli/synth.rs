@@ -74,7 +74,7 @@ impl Synth {
         value["out"] = json!(self.out);
         value["kind"] = json!(self.output);
         value["seeds"] = json!(recipe.plan.seeds);
-        value["fold"] = json!(recipe.plan.fold);
+        value["fold"] = json!(recipe.plan.pairs_per_seed);
         value["per_side"] = json!(recipe.plan.per_side);
         value["device"] = json!(engine.info());
         value["devices"] = json!(engine.devices());

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::args::{Common, OutArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::table::count;
+use crate::data::{Manifest, PairSet};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Provenance};
-use crate::shard::{Manifest, PairSet};
 use crate::synth::{Recipe, manifests};
 
 /// Train a reward model on pairs, or straight from a recipe
@@ -115,7 +115,7 @@ impl TrainReward {
 }
 
 /// Opens pairs and looks at every value.
-pub fn open_checked(sources: &[String], options: &crate::shard::PairOptions) -> Result<PairSet> {
+pub fn open_checked(sources: &[String], options: &crate::data::PairOptions) -> Result<PairSet> {
     let pairs = PairSet::open(sources, options)?;
     pairs.scan()?;
     Ok(pairs)

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::args::{Common, OutArgs, PairArgs, VaeArgs};
 use super::console::Console;
+use crate::data::PairSet;
 use crate::error::Result;
 use crate::model::{Checkpoint, Provenance};
-use crate::shard::PairSet;
 
 /// Train the VAE on preference pairs
 #[derive(Debug, Args)]

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count};
+use crate::convert::{is_import, verify_import};
+use crate::data::verify_shard;
 use crate::error::{Error, Result};
-use crate::exchange::{is_import, verify_import};
-use crate::shard::verify_shard;
 use crate::synth::{Recompute, VerifyOptions, VerifyStep};
 
 /// Check shards against their checksums, and pairs against their recipe

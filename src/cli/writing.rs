@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::console::Console;
 use super::table::{bytes, count, duration};
 use crate::backend::DeviceInfo;
+use crate::data::WriteMode;
 use crate::error::{Error, Result};
-use crate::shard::WriteMode;
 use crate::synth::{Bound, Part, Progress, Speed, SynthSummary};
 
 /// How pairs are written.

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::matrix::{Matrix, RowSet, Side};
 use crate::model::Standardizer;
-use crate::noise::{Address, Purpose, fill_normals};
+use crate::noise::{NoiseCounter, Purpose, fill_normals};
 
 /// Direct perturbation: e' = e + sigma std_j eta_j, with std_j the standard deviation of dimension j over the seeds.
 /// `per_side` samples of every row, sample a of row i at `i * per_side + a`.
@@ -22,7 +22,7 @@ pub fn direct_perturbation(
         let (row, candidate) = (j / per_side, (j % per_side) as u32);
         let mut noise = vec![0f32; dim];
         let purpose = Purpose::DirectPerturbation;
-        fill_normals(seed, Address { purpose, side, row: row as u64, candidate }, &mut noise);
+        fill_normals(seed, NoiseCounter { purpose, side, row: row as u64, candidate }, &mut noise);
         rows.row(row).widen(out);
         for ((e, n), s) in out.iter_mut().zip(&noise).zip(&standardizer.std) {
             *e += sigma * s * n;
@@ -47,7 +47,7 @@ pub fn gaussian_sampling(rows: &RowSet<'_>, side: Side, per_side: usize, seed: u
         let (row, candidate) = ((j / per_side) as u64, (j % per_side) as u32);
         let mut weights = vec![0f32; n];
         let purpose = Purpose::GaussianSampling;
-        fill_normals(seed, Address { purpose, side, row, candidate }, &mut weights);
+        fill_normals(seed, NoiseCounter { purpose, side, row, candidate }, &mut weights);
         out.copy_from_slice(&mean);
         for (weight, row) in weights.iter().zip(centred.values.chunks_exact(dim)) {
             let weight = weight * scale;
@@ -66,7 +66,7 @@ mod tests {
         let mut values = vec![0f32; 400 * 3];
         fill_normals(
             5,
-            Address { purpose: Purpose::Simulation, side: Side::Chosen, row: 0, candidate: 0 },
+            NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row: 0, candidate: 0 },
             &mut values,
         );
         // Correlated, shifted, unequal scales.

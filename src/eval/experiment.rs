@@ -23,22 +23,22 @@ pub enum Arm {
     /// The seed pairs alone, as many optimiser steps as an m-fold run.
     NoneMatched {
         /// m.
-        fold: u64,
+        pairs_per_seed: u64,
     },
     /// Noise on the embeddings themselves.
     DirectPerturbation {
         /// Pairs per seed, m.
-        fold: u64,
+        pairs_per_seed: u64,
     },
     /// Samples of a Gaussian fitted per side.
     GaussianSampling {
         /// Pairs per seed, m.
-        fold: u64,
+        pairs_per_seed: u64,
     },
     /// Latent synthesis.
     Lens {
         /// Pairs per seed, m.
-        fold: u64,
+        pairs_per_seed: u64,
         /// Plain or residual decoding.
         mode: DecodeMode,
     },
@@ -48,11 +48,21 @@ impl std::fmt::Display for Arm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Arm::None => f.pad("no augmentation"),
-            Arm::NoneMatched { fold } => f.pad(&format!("no augmentation, updates of {fold}x")),
-            Arm::DirectPerturbation { fold } => f.pad(&format!("direct perturbation {fold}x")),
-            Arm::GaussianSampling { fold } => f.pad(&format!("Gaussian sampling {fold}x")),
-            Arm::Lens { fold, mode: DecodeMode::Plain } => f.pad(&format!("LENS {fold}x")),
-            Arm::Lens { fold, mode: DecodeMode::Residual } => f.pad(&format!("LENS {fold}x, residual")),
+            Arm::NoneMatched { pairs_per_seed } => {
+                f.pad(&format!("no augmentation, updates of {pairs_per_seed}x"))
+            }
+            Arm::DirectPerturbation { pairs_per_seed } => {
+                f.pad(&format!("direct perturbation {pairs_per_seed}x"))
+            }
+            Arm::GaussianSampling { pairs_per_seed } => {
+                f.pad(&format!("Gaussian sampling {pairs_per_seed}x"))
+            }
+            Arm::Lens { pairs_per_seed, mode: DecodeMode::Plain } => {
+                f.pad(&format!("LENS {pairs_per_seed}x"))
+            }
+            Arm::Lens { pairs_per_seed, mode: DecodeMode::Residual } => {
+                f.pad(&format!("LENS {pairs_per_seed}x, residual"))
+            }
         }
     }
 }
@@ -156,19 +166,19 @@ impl Experiment<'_> {
         let seeds_only = || (0..n as u32).map(|i| [i, i]).collect::<Vec<PairRows>>();
         match arm {
             Arm::None => self.fit(backend, &self.seeds, seeds_only(), &standardizer, &self.reward, on_epoch),
-            Arm::NoneMatched { fold } => {
+            Arm::NoneMatched { pairs_per_seed } => {
                 let steps = match self.reward.updates {
                     Updates::Epochs(e) => {
-                        e.saturating_mul((n * fold as usize).div_ceil(self.reward.objective.batch))
+                        e.saturating_mul((n * pairs_per_seed as usize).div_ceil(self.reward.objective.batch))
                     }
                     Updates::Steps(steps) => steps,
                 };
-                let evaluate_every = self.reward.evaluate_every * fold as usize;
+                let evaluate_every = self.reward.evaluate_every * pairs_per_seed as usize;
                 let how = RewardTraining { updates: Updates::Steps(steps), evaluate_every, ..self.reward };
                 self.fit(backend, &self.seeds, seeds_only(), &standardizer, &how, on_epoch)
             }
-            Arm::DirectPerturbation { fold } => {
-                let (plan, p) = self.options(fold, DecodeMode::Plain).plan(n)?;
+            Arm::DirectPerturbation { pairs_per_seed } => {
+                let (plan, p) = self.options(pairs_per_seed, DecodeMode::Plain).plan(n)?;
                 let k = plan.per_side as usize;
                 let make = |side: Side| {
                     let rows = &self.seeds[side as usize];
@@ -177,17 +187,17 @@ impl Experiment<'_> {
                 let made = [make(Side::Chosen), make(Side::Rejected)];
                 self.fit_with(backend, &plan, &made, &standardizer, on_epoch)
             }
-            Arm::GaussianSampling { fold } => {
-                let (plan, _) = self.options(fold, DecodeMode::Plain).plan(n)?;
+            Arm::GaussianSampling { pairs_per_seed } => {
+                let (plan, _) = self.options(pairs_per_seed, DecodeMode::Plain).plan(n)?;
                 let make = |side: Side| {
                     gaussian_sampling(&self.seeds[side as usize], side, plan.per_side as usize, plan.seed)
                 };
                 let made = [make(Side::Chosen), make(Side::Rejected)];
                 self.fit_with(backend, &plan, &made, &standardizer, on_epoch)
             }
-            Arm::Lens { fold, mode } => {
+            Arm::Lens { pairs_per_seed, mode } => {
                 let vae = self.vae.expect("an experiment with LENS arms has a VAE");
-                let (plan, perturbation) = self.options(fold, mode).plan(n)?;
+                let (plan, perturbation) = self.options(pairs_per_seed, mode).plan(n)?;
                 let augmented = Augmented::new(backend, vae, &self.seeds, &plan, &perturbation, mode)?;
                 let chosen = backend.embeddings(self.seeds[0].clone())?;
                 let rejected = backend.embeddings(self.seeds[1].clone())?;
@@ -198,8 +208,8 @@ impl Experiment<'_> {
         }
     }
 
-    fn options(&self, fold: u64, mode: DecodeMode) -> SynthesisOptions {
-        SynthesisOptions { fold: Some(fold), mode, ..self.synthesis }
+    fn options(&self, pairs_per_seed: u64, mode: DecodeMode) -> SynthesisOptions {
+        SynthesisOptions { pairs_per_seed: Some(pairs_per_seed), mode, ..self.synthesis }
     }
 
     /// Trains on the seeds with samples beside them, numbered as a plan numbers them.

@@ -36,7 +36,7 @@ pub fn order_preservation<B: Backend>(
                 margins.push(margin);
                 continue;
             }
-            let seed = ((j - plan.seeds) / (plan.fold - 1)) as usize;
+            let seed = ((j - plan.seeds) / (plan.pairs_per_seed - 1)) as usize;
             pairs += 1;
             preserved += u64::from(margin * margins[seed] > 0.0);
             higher += u64::from(margin > 0.0);

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::dtype::{Dtype, Element};
 use crate::matrix::{RowSet, RowsBuf, Side, ValuesMut};
 use crate::noise::math::exp;
-use crate::noise::{Address, Purpose, Stream, fill_normals};
+use crate::noise::{NoiseCounter, Purpose, Stream, fill_normals};
 
 /// Factors of a prompt and of a response, K.
 const FACTORS: usize = 64;
@@ -320,11 +320,11 @@ fn row(set: Set, number: u64) -> u64 {
     (set as u64) << 40 | number
 }
 
-fn address(draw: Draw, side: Side, row: u64) -> Address {
-    Address { purpose: Purpose::Simulation, side, row, candidate: draw as u32 }
+fn address(draw: Draw, side: Side, row: u64) -> NoiseCounter {
+    NoiseCounter { purpose: Purpose::Simulation, side, row, candidate: draw as u32 }
 }
 
-fn draw(seed: u64, address: Address) -> Factors {
+fn draw(seed: u64, address: NoiseCounter) -> Factors {
     let mut out = [0f32; FACTORS];
     fill_normals(seed, address, &mut out);
     out

@@ -15,9 +15,9 @@ use safetensors::Dtype as Stored;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Linear, RewardModel, Vae};
+use crate::data::{FileBytes, Header, Io, write_tensors};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::shard::{FileBytes, Header, Io, write_tensors};
 
 /// Metadata of a checkpoint: free text under stated keys, such as the training settings as JSON.
 pub type Provenance = BTreeMap<String, String>;

@@ -54,7 +54,7 @@ pub enum Purpose {
 
 /// The logical element that a vector of noise belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct NoiseCounter {
     /// What the noise is for.
     pub purpose: Purpose,
     /// Which side of the pair.
@@ -65,7 +65,7 @@ pub struct Address {
     pub candidate: u32,
 }
 
-impl Address {
+impl NoiseCounter {
     /// The Philox counter of block `block` of this address.
     #[inline(always)]
     pub fn counter(self, block: u32) -> [u32; 4] {

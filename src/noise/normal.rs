@@ -2,8 +2,8 @@
 
 use super::math::{ln, sin_cos_turn};
 use super::vector::Fill;
-use super::{Address, key_words, philox_lanes};
-use crate::simd::Level;
+use super::{NoiseCounter, key_words, philox_lanes};
+use crate::simd::Isa;
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
@@ -29,18 +29,18 @@ pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
 }
 
 /// The standard normals of one address: element j of `out` is element j of the address.
-pub fn fill_normals(seed: u64, address: Address, out: &mut [f32]) {
+pub fn fill_normals(seed: u64, address: NoiseCounter, out: &mut [f32]) {
     // Below a vector of blocks the scalar definition is as fast.
     if out.len() <= 4 {
         let four = normal_lanes::<1>(address.counter(0).map(|c| [c]), key_words(seed));
         out.iter_mut().zip(four).for_each(|(value, normal)| *value = normal[0]);
         return;
     }
-    fill_normals_at(Level::current(), seed, address, out);
+    fill_normals_at(Isa::current(), seed, address, out);
 }
 
 /// [`fill_normals`] at a given level; every level gives the same bits.
-pub fn fill_normals_at(level: Level, seed: u64, address: Address, out: &mut [f32]) {
+pub fn fill_normals_at(level: Isa, seed: u64, address: NoiseCounter, out: &mut [f32]) {
     level.run(Fill { seed, address, out });
 }
 
@@ -53,7 +53,7 @@ mod tests {
         let mut out = vec![0f32; n];
         for (row, chunk) in out.chunks_mut(16).enumerate() {
             let address =
-                Address { purpose: Purpose::Perturb, side: Side::Chosen, row: row as u64, candidate: 3 };
+                NoiseCounter { purpose: Purpose::Perturb, side: Side::Chosen, row: row as u64, candidate: 3 };
             fill_normals(42, address, chunk);
         }
         out
@@ -114,18 +114,18 @@ mod tests {
 
     #[test]
     fn values_depend_on_every_part_of_the_address() {
-        let base = Address { purpose: Purpose::Perturb, side: Side::Chosen, row: 1 << 33, candidate: 2 };
+        let base = NoiseCounter { purpose: Purpose::Perturb, side: Side::Chosen, row: 1 << 33, candidate: 2 };
         let normals = |seed, a| {
             let mut out = [0f32; 8];
             fill_normals(seed, a, &mut out);
             out
         };
         let others = [
-            normals(1, Address { purpose: Purpose::Posterior, ..base }),
-            normals(1, Address { side: Side::Rejected, ..base }),
-            normals(1, Address { row: (1 << 33) + 1, ..base }),
-            normals(1, Address { row: 1 << 34, ..base }),
-            normals(1, Address { candidate: 3, ..base }),
+            normals(1, NoiseCounter { purpose: Purpose::Posterior, ..base }),
+            normals(1, NoiseCounter { side: Side::Rejected, ..base }),
+            normals(1, NoiseCounter { row: (1 << 33) + 1, ..base }),
+            normals(1, NoiseCounter { row: 1 << 34, ..base }),
+            normals(1, NoiseCounter { candidate: 3, ..base }),
             normals(2, base),
             normals(1 << 32 | 1, base),
         ];
@@ -138,7 +138,8 @@ mod tests {
     /// Bits that every implementation must give: a change here changes every data set made before.
     #[test]
     fn pinned_bits() {
-        let address = Address { purpose: Purpose::Perturb, side: Side::Rejected, row: 12_345, candidate: 7 };
+        let address =
+            NoiseCounter { purpose: Purpose::Perturb, side: Side::Rejected, row: 12_345, candidate: 7 };
         let mut out = [0f32; 6];
         fill_normals(0x0123_4567_89ab_cdef, address, &mut out);
         assert_eq!(out.map(f32::to_bits), PINNED);

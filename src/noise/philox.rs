@@ -2,7 +2,7 @@
 
 use rand::RngCore;
 
-use super::{Address, Purpose, Side, key_words};
+use super::{NoiseCounter, Purpose, Side, key_words};
 
 pub(super) const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 pub(super) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -37,7 +37,7 @@ pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 #[derive(Clone, Debug)]
 pub struct Stream {
     key: [u32; 2],
-    address: Address,
+    address: NoiseCounter,
     block: u32,
     words: [u32; 4],
     used: usize,
@@ -46,7 +46,7 @@ pub struct Stream {
 impl Stream {
     /// The stream number `index` for `purpose` under `seed`.
     pub fn new(seed: u64, purpose: Purpose, index: u64) -> Stream {
-        let address = Address { purpose, side: Side::Chosen, row: index, candidate: 0 };
+        let address = NoiseCounter { purpose, side: Side::Chosen, row: index, candidate: 0 };
         Stream { key: key_words(seed), address, block: 0, words: [0; 4], used: 4 }
     }
 

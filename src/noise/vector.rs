@@ -2,7 +2,7 @@
 //! [`math`] in vector registers, operation for operation, so that every bit is the same.
 
 use super::philox::{MULTIPLIER, ROUNDS, WEYL};
-use super::{Address, key_words, math};
+use super::{NoiseCounter, key_words, math};
 use crate::simd::{LANES, Simd, Task};
 
 /// Normals that one vector of counters makes.
@@ -150,7 +150,7 @@ pub(super) struct Fill<'a> {
     /// The seed.
     pub seed: u64,
     /// The address.
-    pub address: Address,
+    pub address: NoiseCounter,
     /// The values, from element 0 of the address on.
     pub out: &'a mut [f32],
 }
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
     use crate::noise::{Purpose, Side, philox::Stream};
     use crate::noise::{fill_normals_at, normal_lanes};
-    use crate::simd::Level;
+    use crate::simd::Isa;
     use rand::RngCore;
 
     struct Of([[u32; LANES]; 4], [u32; 2]);
@@ -267,7 +267,7 @@ mod tests {
             }
             let key = [words.next_u32(), words.next_u32()];
             let want = normal_lanes(counter, key);
-            for level in Level::available() {
+            for level in Isa::available() {
                 let [by_lane, by_word] = level.run(Of(counter, key));
                 for l in 0..LANES {
                     for w in 0..4 {
@@ -318,7 +318,7 @@ mod tests {
         }
         words.resize(words.len().next_multiple_of(LANES), 3);
         for words in words.as_chunks::<LANES>().0 {
-            for level in Level::available() {
+            for level in Isa::available() {
                 let got = level.run(Parts(*words));
                 for l in 0..LANES {
                     let u = (words[l] as f32).mul_add(1.0 / 4_294_967_296.0, 0.5 / 4_294_967_296.0);
@@ -332,8 +332,12 @@ mod tests {
 
     #[test]
     fn runs_of_any_length_are_those_of_the_scalar_definition() {
-        let address =
-            Address { purpose: Purpose::Perturb, side: Side::Rejected, row: (1 << 33) + 5, candidate: 9 };
+        let address = NoiseCounter {
+            purpose: Purpose::Perturb,
+            side: Side::Rejected,
+            row: (1 << 33) + 5,
+            candidate: 9,
+        };
         for n in (0..140).chain([NORMALS * 5 - 1, NORMALS * 5, 1000]) {
             let want: Vec<u32> = (0..n)
                 .map(|j| {
@@ -341,7 +345,7 @@ mod tests {
                     normal_lanes::<1>(counter, key_words(3))[j % 4][0].to_bits()
                 })
                 .collect();
-            for level in Level::available() {
+            for level in Isa::available() {
                 let mut got = vec![f32::NAN; n];
                 fill_normals_at(level, 3, address, &mut got);
                 let got: Vec<u32> = got.into_iter().map(f32::to_bits).collect();

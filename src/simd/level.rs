@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// The instruction sets this build knows, as run-time proof that they are there.
 #[derive(Clone, Copy, Debug)]
-pub enum Level {
+pub enum Isa {
     /// 512-bit vectors, with products of BF16 matrices.
     #[cfg(target_arch = "x86_64")]
     Amx(avx512::Avx512<true, true>),
@@ -34,14 +34,14 @@ pub enum Level {
     PortableAmx(Portable<true>),
 }
 
-impl Level {
+impl Isa {
     /// The fastest level of this machine; `LENSMITH_SIMD` = amx, avx512-bf16, avx512, avx2, neon, portable or
     /// portable-amx asks for another.
     ///
     /// # Errors
     /// A level that the machine does not have.
-    pub fn detect() -> Result<Level> {
-        let levels = Level::available();
+    pub fn detect() -> Result<Isa> {
+        let levels = Isa::available();
         let wanted = std::env::var("LENSMITH_SIMD").unwrap_or_default();
         match levels.iter().find(|level| wanted.is_empty() || level.name() == wanted) {
             Some(level) => Ok(*level),
@@ -52,26 +52,26 @@ impl Level {
         }
     }
 
-    /// [`Level::detect`] once for the process, for work whose caller has no level; the fastest where that fails.
-    pub fn current() -> Level {
-        static CURRENT: OnceLock<Level> = OnceLock::new();
-        *CURRENT.get_or_init(|| Level::detect().unwrap_or_else(|_| Level::available()[0]))
+    /// [`Isa::detect`] once for the process, for work whose caller has no level; the fastest where that fails.
+    pub fn current() -> Isa {
+        static CURRENT: OnceLock<Isa> = OnceLock::new();
+        *CURRENT.get_or_init(|| Isa::detect().unwrap_or_else(|_| Isa::available()[0]))
     }
 
     /// Every level of this machine, fastest first.
-    pub fn available() -> Vec<Level> {
+    pub fn available() -> Vec<Isa> {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            levels.extend(avx512::Avx512::detect().map(Level::Amx));
-            levels.extend(avx512::Avx512::detect().map(Level::Avx512Bf16));
-            levels.extend(avx512::Avx512::detect().map(Level::Avx512));
-            levels.extend(avx2::Avx2::detect().map(Level::Avx2));
+            levels.extend(avx512::Avx512::detect().map(Isa::Amx));
+            levels.extend(avx512::Avx512::detect().map(Isa::Avx512Bf16));
+            levels.extend(avx512::Avx512::detect().map(Isa::Avx512));
+            levels.extend(avx2::Avx2::detect().map(Isa::Avx2));
         }
         #[cfg(target_arch = "aarch64")]
-        levels.extend(neon::Neon::detect().map(Level::Neon));
-        levels.push(Level::Portable(Portable));
-        levels.push(Level::PortableAmx(Portable));
+        levels.extend(neon::Neon::detect().map(Isa::Neon));
+        levels.push(Isa::Portable(Portable));
+        levels.push(Isa::PortableAmx(Portable));
         levels
     }
 
@@ -79,17 +79,17 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Level::Amx(_) => "amx",
+            Isa::Amx(_) => "amx",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16(_) => "avx512-bf16",
+            Isa::Avx512Bf16(_) => "avx512-bf16",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => "avx512",
+            Isa::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => "avx2",
+            Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(_) => "neon",
-            Level::Portable(_) => "portable",
-            Level::PortableAmx(_) => "portable-amx",
+            Isa::Neon(_) => "neon",
+            Isa::Portable(_) => "portable",
+            Isa::PortableAmx(_) => "portable-amx",
         }
     }
 
@@ -97,8 +97,8 @@ impl Level {
     pub fn is_matrix(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Level::Amx(_) => true,
-            Level::PortableAmx(_) => true,
+            Isa::Amx(_) => true,
+            Isa::PortableAmx(_) => true,
             _ => false,
         }
     }
@@ -108,17 +108,17 @@ impl Level {
     pub fn run<T: Task>(self, task: T) -> T::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Level::Amx(token) => token.run(task),
+            Isa::Amx(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16(token) => token.run(task),
+            Isa::Avx512Bf16(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(token) => token.run(task),
+            Isa::Avx512(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(token) => token.run(task),
+            Isa::Avx2(token) => token.run(task),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(token) => token.run(task),
-            Level::Portable(token) => task.run(token),
-            Level::PortableAmx(token) => task.run(token),
+            Isa::Neon(token) => token.run(task),
+            Isa::Portable(token) => task.run(token),
+            Isa::PortableAmx(token) => task.run(token),
         }
     }
 }

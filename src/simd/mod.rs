@@ -19,7 +19,7 @@ mod shuffle;
 #[cfg(test)]
 mod tests;
 
-pub use level::Level;
+pub use level::Isa;
 pub use portable::Portable;
 
 /// Columns of a panel of weights, on every level: 2 AVX-512 registers, 4 AVX ones.
@@ -299,7 +299,7 @@ pub trait Simd: Copy + Send + Sync {
     fn interleave(self, values: [Self::Floats; 4]) -> [Self::Floats; 4];
 }
 
-/// A computation that [`Level::run`] compiles for every instruction set. `run` must be `#[inline(always)]`.
+/// A computation that [`Isa::run`] compiles for every instruction set. `run` must be `#[inline(always)]`.
 pub trait Task {
     /// What it gives.
     type Output;

@@ -60,7 +60,7 @@ fn products_of_bf16_add_the_odd_term_first_and_round_after_each() {
             let sum = wide(ab[1]).mul_add(wide(odd[i]), acc[i]);
             wide(ab[0]).mul_add(wide(even[i]), sum)
         });
-        for level in Level::available() {
+        for level in Isa::available() {
             let got = level.run(Products(word, even, odd, acc));
             for (got, how) in got.iter().zip(["together", "apart"]) {
                 assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{} {how}", level.name());
@@ -98,7 +98,7 @@ fn products_of_a_word_with_f32_add_its_first_value_first() {
             let sum = wide(low).mul_add(b[0][i], acc[i]);
             wide(high).mul_add(b[1][i], sum)
         });
-        for level in Level::available() {
+        for level in Isa::available() {
             let got = level.run(PairProducts(u32::from(low) | u32::from(high) << 16, b, acc));
             assert_eq!(got.map(f32::to_bits), want.map(f32::to_bits), "{}", level.name());
         }
@@ -125,7 +125,7 @@ fn products_of_matrices_are_as_defined() {
         let (even, odd) = (halves(&random(seed)), halves(&random(seed + 1)));
         std::array::from_fn(|i| f32::from_bits(u32::from(even[i]) | u32::from(odd[i]) << 16))
     };
-    let matrices: Vec<Level> = Level::available().into_iter().filter(|l| l.is_matrix()).collect();
+    let matrices: Vec<Isa> = Isa::available().into_iter().filter(|l| l.is_matrix()).collect();
     let shapes: [(usize, usize); 9] =
         [(1, 16), (16, 16), (17, 32), (32, 64), (32, 200), (5, 7), (31, 129), (32, 8), (20, 128)];
     for (trial, (count, words)) in shapes.into_iter().enumerate() {
@@ -138,11 +138,11 @@ fn products_of_matrices_are_as_defined() {
             acc.iter_mut().enumerate().for_each(|(i, acc)| *acc = random(seed + i as u64));
             let rows = Rows { words: a.as_flattened(), count, stride, together, apart };
             for add in [false, true] {
-                let bits = |level: &Level| {
+                let bits = |level: &Isa| {
                     let made = level.run(Blocks(rows, &b, acc, add));
                     made[..count].iter().map(|lane| lane.map(f32::to_bits)).collect::<Vec<_>>()
                 };
-                let want = bits(&Level::PortableAmx(Portable));
+                let want = bits(&Isa::PortableAmx(Portable));
                 assert!(want.iter().all(|lane| lane.iter().all(|&b| f32::from_bits(b).is_finite())));
                 for level in &matrices {
                     let name = level.name();
@@ -174,7 +174,7 @@ fn words_are_of_two_rounded_values() {
         even[trial as usize % WIDTH] = [f32::NAN, f32::INFINITY, -0.0, 3.4e38][trial as usize % 4];
         odd[trial as usize % 31] = [f32::NEG_INFINITY, f32::MIN_POSITIVE, 0.0, -f32::NAN][trial as usize % 4];
         let (low, high) = (halves(&even), halves(&odd));
-        for level in Level::available() {
+        for level in Isa::available() {
             let got = level.run(Paired(even, odd));
             for i in 0..WIDTH {
                 let want = u32::from(low[i]) | u32::from(high[i]) << 16;
@@ -198,7 +198,7 @@ impl Task for Turned {
 #[test]
 fn squares_are_turned() {
     let square = std::array::from_fn(|i| std::array::from_fn(|j| (LANES * i + j) as f32));
-    for level in Level::available() {
+    for level in Isa::available() {
         let turned = level.run(Turned(square));
         for (i, row) in turned.iter().enumerate() {
             for (j, &word) in row.iter().enumerate() {
@@ -233,7 +233,7 @@ fn what_is_not_zero_is_packed() {
         let kept = (0..WIDTH).filter(|&i| lane[i] != 0.0);
         let singles: Vec<(usize, u32)> = kept.clone().map(|i| (i, lane[i].to_bits())).collect();
         let pairs: Vec<(usize, u16)> = kept.map(|i| (i, rounded[i])).collect();
-        for level in Level::available() {
+        for level in Isa::available() {
             let got = level.run(Packed(lane));
             assert_eq!(got, (singles.clone(), pairs.clone()), "{}", level.name());
         }
@@ -277,8 +277,8 @@ fn rounding_and_sums_are_the_same_on_every_level() {
         let mut f16 = [half::f16::ZERO; WIDTH];
         half::f16::narrow(&lane, &mut f16);
         let f16 = f16.map(half::f16::to_bits);
-        let (_, sum) = Level::Portable(Portable).run(Stored(lane));
-        for level in Level::available() {
+        let (_, sum) = Isa::Portable(Portable).run(Stored(lane));
+        for level in Isa::available() {
             let (got, got_sum) = level.run(Stored(lane));
             assert_eq!(got[..2], [bf16; 2], "{} {lane:?}", level.name());
             assert_eq!(got[2], got[3], "{} {lane:?}", level.name());

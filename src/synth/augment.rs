@@ -2,7 +2,8 @@
 
 use super::{Plan, Seeds};
 use crate::backend::{
-    Backend, DecodeMode, Origin, PairRows, Perturbation, Residual, RewardData, RewardSide, Sample, Synthetic,
+    Backend, DecodeMode, NoiseKey, PairRows, Perturbation, Residual, RewardData, RewardSide, Sample,
+    Synthetic,
 };
 use crate::error::{Error, Result};
 use crate::matrix::Side;
@@ -41,13 +42,13 @@ impl<B: Backend> Augmented<B> {
             let block = seeds.block(side, 0..seeds.pairs())?;
             let rows = block.view();
             let posteriors = backend.encode(&vae, &backend.embeddings(rows.clone())?)?;
-            let origin = Origin { seed: plan.seed, side, first_row: 0 };
+            let origin = NoiseKey { seed: plan.seed, side, first_row: 0 };
             let selection = backend.select(&posteriors, origin, perturbation)?;
             let samples: Vec<Sample> = selection
                 .candidates
                 .iter()
                 .enumerate()
-                .map(|(i, &candidate)| Sample { row: (i / selection.keep) as u32, candidate })
+                .map(|(i, &candidate)| Sample { row: (i / selection.top_k) as u32, candidate })
                 .collect();
             let latents = backend.perturb(&posteriors, origin, perturbation, &samples)?;
             Ok((posteriors, latents))

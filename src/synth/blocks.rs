@@ -5,9 +5,9 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 
 use super::{PairId, Plan, SeedBlock, Seeds};
+use crate::data::{LatentRows, LatentSet};
 use crate::error::Result;
 use crate::matrix::Side;
-use crate::shard::{LatentRows, LatentSet};
 
 /// Bytes of decoded samples held at a time, per side.
 const DECODED: usize = 8 << 20;
@@ -55,7 +55,7 @@ impl Block {
 /// The blocks of pairs `pairs`, whose samples take `row_bytes` each.
 fn cut(plan: Plan, pairs: Range<u64>, row_bytes: usize) -> impl Iterator<Item = Block> + Send {
     let n = plan.seeds;
-    let extra = plan.fold - 1;
+    let extra = plan.pairs_per_seed - 1;
     let per_seed = row_bytes * (plan.per_side as usize + 1);
     let step = (DECODED / per_seed).min(MAX_PAIRS / extra as usize).clamp(1, MAX_SEEDS) as u64;
     let mut from = pairs.start;

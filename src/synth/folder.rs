@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::lanes::{FINGERPRINT, FIRST_PAIR};
 use super::pipeline::{MAX_SHARDS, shard_name};
 use super::{Part, Recipe};
+use crate::data::{Manifest, ShardRecord, inspect_shard};
 use crate::error::{Error, Result};
-use crate::shard::{Manifest, ShardRecord, inspect_shard};
 
 /// Most parts that a message names.
 const NAMED: usize = 4;

@@ -13,8 +13,8 @@ use std::time::Instant;
 use super::progress::Busy;
 use super::{LatentBatch, PairBatch, Sink, SynthJob, Synthesizer};
 use crate::backend::Backend;
+use crate::data::{ShardRecord, ShardWriter, inspect_shard, verify_shard};
 use crate::error::{Error, Result};
-use crate::shard::{ShardRecord, ShardWriter, inspect_shard, verify_shard};
 
 /// Batches of one stream: one being made, one being written, one between them.
 const BATCHES: usize = 3;
@@ -61,7 +61,7 @@ impl Shard<'_> {
             return Ok(Some(record));
         }
         // The manifest does not know it yet: every byte is read before it counts.
-        match verify_shard(&self.path, crate::shard::Io::Read) {
+        match verify_shard(&self.path, crate::data::Io::Read) {
             Ok(record) => Ok(Some(record)),
             Err(error) => {
                 log::warn!("{error}: the shard is made anew");

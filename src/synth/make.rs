@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use super::blocks::{self, Block, Loaded, Needed, Sources};
 use super::{PairId, Plan, Seeds};
-use crate::backend::{Backend, DecodeMode, Origin, Perturbation, Residual, Sample, Synthetic};
+use crate::backend::{Backend, DecodeMode, NoiseKey, Perturbation, Residual, Sample, Synthetic};
+use crate::data::{LatentRows, LatentSet};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, PAGE, RowsBuf, Side};
 use crate::model::Vae;
-use crate::shard::{LatentRows, LatentSet};
 
 /// Bytes of pairs handed out at a time, per side.
 pub(super) const HANDED: usize = 8 << 20;
@@ -307,16 +307,16 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         Side::BOTH.map(|side| Needed::of(block, side, self.plan.per_side))
     }
 
-    fn origin(&self, side: Side, block: &Block) -> Origin {
-        Origin { seed: self.plan.seed, side, first_row: block.seeds.start as u64 }
+    fn origin(&self, side: Side, block: &Block) -> NoiseKey {
+        NoiseKey { seed: self.plan.seed, side, first_row: block.seeds.start as u64 }
     }
 
     /// The samples that a block needs: the candidates of its ranks.
-    fn samples(&self, posteriors: &B::Posteriors, origin: Origin, needed: &Needed) -> Result<Vec<Sample>> {
+    fn samples(&self, posteriors: &B::Posteriors, origin: NoiseKey, needed: &Needed) -> Result<Vec<Sample>> {
         let selection = self.backend.select(posteriors, origin, &self.perturbation)?;
         let sample = |&(row, rank): &(u32, u32)| Sample {
             row,
-            candidate: selection.candidates[row as usize * selection.keep + rank as usize],
+            candidate: selection.candidates[row as usize * selection.top_k + rank as usize],
         };
         Ok(needed.ranks.iter().map(sample).collect())
     }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use super::folder::{Listed, all_shards, read_run};
 use super::pipeline::shard_name;
 use super::{Moved, OutputKind, Recipe};
+use crate::data::{Io, LatentSet, Manifest, PairSet};
 use crate::error::{Error, Result};
 use crate::model::Vae;
-use crate::shard::{Io, LatentSet, Manifest, PairSet};
 
 /// A data set that can be made into embeddings.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Part;
 use super::folder::{Listed, all_shards, check_header, read_run, require_complete};
+use crate::data::{FolderLock, Manifest, ShardRecord};
 use crate::error::{Error, Result};
-use crate::shard::{FolderLock, Manifest, ShardRecord};
 
 /// What was joined.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -55,7 +55,7 @@ impl PairId {
 
 /// The list of all pairs of a run, never held in memory: pair j follows from j alone.
 ///
-/// Pairs 0 to n - 1 are the originals. The others stand seed by seed, `fold - 1` each: all combinations of a seed in
+/// Pairs 0 to n - 1 are the originals. The others stand seed by seed, `pairs_per_seed - 1` each: all combinations of a seed in
 /// order where all are taken, else a draw without replacement keyed by (seed of the run, row).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -66,17 +66,18 @@ pub struct Plan {
     /// Which samples meet.
     pub pairing: Pairing,
     /// Pairs per seed in total, m; the originals are one each.
-    pub fold: u64,
+    #[serde(rename = "fold")]
+    pub pairs_per_seed: u64,
     /// Key of the draws.
     pub seed: u64,
 }
 
 impl Plan {
-    /// A plan from what the user gave: `fold` (m pairs per seed), `per_side` (k), or both. Without `per_side` the
-    /// smallest k that allows the fold; without `fold` every combination.
+    /// A plan from what the user gave: `pairs_per_seed` (m pairs per seed), `per_side` (k), or both. Without `per_side` the
+    /// smallest k that allows that many; without `pairs_per_seed` every combination.
     pub fn new(
         seeds: u64,
-        fold: Option<u64>,
+        pairs_per_seed: Option<u64>,
         per_side: Option<u32>,
         pairing: Pairing,
         seed: u64,
@@ -85,21 +86,22 @@ impl Plan {
             return Err(Error::option("--per-side", format!("1 to {MAX_PER_SIDE}"), k));
         }
         let most = Pairing::per_seed(pairing, per_side.unwrap_or(MAX_PER_SIDE));
-        let fold = fold.unwrap_or(most);
-        if !(2..=most).contains(&fold) {
+        let pairs_per_seed = pairs_per_seed.unwrap_or(most);
+        if !(2..=most).contains(&pairs_per_seed) {
             let expected = match per_side {
                 Some(k) => format!("2 to {most}, which is what {k} samples per side make"),
                 None => format!("2 to {most}"),
             };
-            return Err(Error::option("--fold", expected, fold));
+            return Err(Error::option("--fold", expected, pairs_per_seed));
         }
-        let smallest = || (1..=MAX_PER_SIDE).find(|&k| pairing.per_seed(k) >= fold).unwrap_or(MAX_PER_SIDE);
-        Ok(Plan { seeds, per_side: per_side.unwrap_or_else(smallest), pairing, fold, seed })
+        let smallest =
+            || (1..=MAX_PER_SIDE).find(|&k| pairing.per_seed(k) >= pairs_per_seed).unwrap_or(MAX_PER_SIDE);
+        Ok(Plan { seeds, per_side: per_side.unwrap_or_else(smallest), pairing, pairs_per_seed, seed })
     }
 
     /// Number of pairs, originals included.
     pub fn pairs(&self) -> u64 {
-        self.seeds * self.fold
+        self.seeds * self.pairs_per_seed
     }
 
     /// Pair `j`, below [`Plan::pairs`].
@@ -107,7 +109,7 @@ impl Plan {
         if j < self.seeds {
             return PairId { seed: j, chosen: 0, rejected: 0 };
         }
-        let extra = self.fold - 1;
+        let extra = self.pairs_per_seed - 1;
         let (seed, rank) = ((j - self.seeds) / extra, (j - self.seeds) % extra);
         let (chosen, rejected) = self.combinations(seed)[rank as usize];
         PairId { seed, chosen, rejected }
@@ -128,9 +130,9 @@ impl Plan {
         pairs
     }
 
-    /// The `fold - 1` synthetic pairs of one seed as (chosen, rejected) samples.
+    /// The `pairs_per_seed - 1` synthetic pairs of one seed as (chosen, rejected) samples.
     pub fn combinations(&self, seed: u64) -> Vec<(u32, u32)> {
-        let extra = (self.fold - 1) as u32;
+        let extra = (self.pairs_per_seed - 1) as u32;
         let all = (self.pairing.per_seed(self.per_side) - 1) as u32;
         let pair = |c: u32| match self.pairing {
             Pairing::Combine => (c / (self.per_side + 1), c % (self.per_side + 1)),
@@ -160,17 +162,17 @@ mod tests {
 
     use super::*;
 
-    fn plan(fold: u64, per_side: Option<u32>, pairing: Pairing) -> Plan {
-        Plan::new(50, Some(fold), per_side, pairing, 9).unwrap()
+    fn plan(pairs_per_seed: u64, per_side: Option<u32>, pairing: Pairing) -> Plan {
+        Plan::new(50, Some(pairs_per_seed), per_side, pairing, 9).unwrap()
     }
 
     #[test]
     fn folds_choose_the_smallest_k() {
-        for (fold, k) in [(2, 1), (4, 1), (5, 2), (8, 2), (9, 2), (10, 3), (16, 3), (1000, 31)] {
-            assert_eq!(plan(fold, None, Pairing::Combine).per_side, k, "{fold}x");
+        for (pairs_per_seed, k) in [(2, 1), (4, 1), (5, 2), (8, 2), (9, 2), (10, 3), (16, 3), (1000, 31)] {
+            assert_eq!(plan(pairs_per_seed, None, Pairing::Combine).per_side, k, "{pairs_per_seed}x");
         }
         assert_eq!(plan(8, None, Pairing::Match).per_side, 7);
-        assert_eq!(Plan::new(50, None, Some(2), Pairing::Combine, 9).unwrap().fold, 9);
+        assert_eq!(Plan::new(50, None, Some(2), Pairing::Combine, 9).unwrap().pairs_per_seed, 9);
     }
 
     #[test]
@@ -183,7 +185,7 @@ mod tests {
         ] {
             for seed in 0..50 {
                 let drawn = plan.combinations(seed);
-                assert_eq!(drawn.len() as u64, plan.fold - 1);
+                assert_eq!(drawn.len() as u64, plan.pairs_per_seed - 1);
                 assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), drawn.len());
                 assert!(drawn.iter().all(|&(a, b)| (a, b) != (0, 0) && a.max(b) <= plan.per_side));
             }
@@ -211,7 +213,8 @@ mod tests {
 
     #[test]
     fn impossible_plans_name_the_option() {
-        let text = |fold, k| Plan::new(9, fold, k, Pairing::Combine, 0).unwrap_err().to_string();
+        let text =
+            |pairs_per_seed, k| Plan::new(9, pairs_per_seed, k, Pairing::Combine, 0).unwrap_err().to_string();
         assert!(text(Some(1), None).contains("--fold"));
         assert!(text(Some(10), Some(2)).contains("2 to 9"));
         assert!(text(None, Some(0)).contains("--per-side"));

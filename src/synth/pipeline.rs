@@ -19,12 +19,12 @@ use super::lanes::{Event, Shard, write_shards};
 use super::progress::{Busy, Progress, Speed};
 use super::{LatentBatch, PairBatch, Recipe, Synthesizer};
 use crate::backend::Backend;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
-use crate::shard::{
+use crate::data::{
     FolderLock, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, ShardRecord, TensorSpec,
     WriteMode,
 };
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
 
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
+use crate::data::{Io, Manifest, PairOptions, PairSet, SourceFile, write_atomic};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Vae, VaeSize, file_fingerprint};
-use crate::shard::{Io, Manifest, PairOptions, PairSet, SourceFile, write_atomic};
 
 const FORMAT: u32 = 1;
 
@@ -55,7 +55,7 @@ pub struct Recipe {
     pub seeds: SeedSource,
     /// The VAE.
     pub vae: VaeSource,
-    /// How candidates are drawn and filtered. Its `keep` equals the plan's `per_side`.
+    /// How candidates are drawn and filtered. Its `top_k` equals the plan's `per_side`.
     pub perturbation: Perturbation,
     /// How latents are decoded.
     pub mode: DecodeMode,
@@ -67,7 +67,7 @@ pub struct Recipe {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SynthesisOptions {
     /// Pairs per seed, m.
-    pub fold: Option<u64>,
+    pub pairs_per_seed: Option<u64>,
     /// Samples per seed and side, k.
     pub per_side: Option<u32>,
     /// Which samples meet.
@@ -89,7 +89,7 @@ pub struct SynthesisOptions {
 impl Default for SynthesisOptions {
     fn default() -> SynthesisOptions {
         SynthesisOptions {
-            fold: Some(4),
+            pairs_per_seed: Some(4),
             per_side: None,
             pairing: Pairing::Combine,
             sigma2: 0.01,
@@ -111,10 +111,10 @@ impl SynthesisOptions {
         if !(1..=64).contains(&self.oversample) {
             return Err(Error::option("--oversample", "1 to 64", self.oversample));
         }
-        let plan = Plan::new(seeds as u64, self.fold, self.per_side, self.pairing, self.seed)?;
+        let plan = Plan::new(seeds as u64, self.pairs_per_seed, self.per_side, self.pairing, self.seed)?;
         let perturbation = Perturbation {
             sigma2: self.sigma2,
-            keep: plan.per_side,
+            top_k: plan.per_side,
             oversample: self.oversample,
             likelihood: self.likelihood,
             source: self.source,
@@ -239,11 +239,11 @@ impl Recipe {
         }
         let p = &recipe.plan;
         let rows: u64 = recipe.seeds.files.iter().map(|f| f.rows).sum();
-        if recipe.perturbation.keep != p.per_side || rows != p.seeds {
+        if recipe.perturbation.top_k != p.per_side || rows != p.seeds {
             return Err(bad("its plan does not fit its seeds and perturbation".into()));
         }
         // The same bounds as for options, since the file may have been written by hand.
-        Plan::new(p.seeds, Some(p.fold), Some(p.per_side), p.pairing, p.seed)
+        Plan::new(p.seeds, Some(p.pairs_per_seed), Some(p.per_side), p.pairing, p.seed)
             .map_err(|e| bad(e.to_string()))?;
         let Perturbation { sigma2, oversample, .. } = recipe.perturbation;
         if !(sigma2.is_finite() && sigma2 >= 0.0 && (1..=64).contains(&oversample)) {

@@ -12,11 +12,11 @@ use super::folder::{SHARD_AGAIN, advise};
 use super::verify::{VerifyOptions, VerifyStep};
 use super::{LatentBatch, PairBatch, Recipe, Synthesizer};
 use crate::backend::Backend;
+use crate::data::{Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, PairOptions, PairSet};
 use crate::error::{Error, Result};
 use crate::matrix::Side;
 use crate::model::Vae;
 use crate::noise::{Purpose, Stream};
-use crate::shard::{Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, PairOptions, PairSet};
 
 /// Which pairs are made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Written {
     /// Opens a shard of whichever kind, and checks that its sizes are the recipe's.
     fn open<B: Backend>(shard: &Here, make: &Synthesizer<'_, B>, io: Io) -> Result<Written> {
         let source = [shard.path.to_string_lossy().into_owned()];
-        let (header, _) = crate::shard::inspect_shard(&shard.path)?;
+        let (header, _) = crate::data::inspect_shard(&shard.path)?;
         let latents = header.tensors.iter().any(|t| t.name == LATENT_Z[0]);
         let (written, found, width) = if latents {
             let set = LatentSet::open(&source, io)?;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use crate::data::{PairSet, RowBlock};
 use crate::error::Result;
 use crate::matrix::{RowSet, Side};
-use crate::shard::{PairSet, RowBlock};
 
 /// A source of seed pairs that can be read block by block.
 pub trait Seeds: Sync {

@@ -11,8 +11,8 @@ use super::folder::{
 use super::remake::{Here, remake};
 use super::{Moved, Recipe, Recompute};
 use crate::backend::Backend;
+use crate::data::{Io, ShardRecord, verify_shard};
 use crate::error::{Error, Result};
-use crate::shard::{Io, ShardRecord, verify_shard};
 
 /// What a check of a folder found in order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

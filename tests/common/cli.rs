@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use lensmith::data::{NamedTensor, write_tensors};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::RowsBuf;
-use lensmith::shard::{NamedTensor, write_tensors};
 use safetensors::Dtype as Stored;
 use serde_json::Value;
 use tempfile::TempDir;

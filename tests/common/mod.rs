@@ -11,7 +11,7 @@ use lensmith::backend::Precision;
 use lensmith::dtype::Dtype;
 use lensmith::matrix::RowsBuf;
 use lensmith::model::{Linear, Standardizer};
-use lensmith::noise::{Address, Purpose, Side, fill_normals};
+use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 use safetensors::{Dtype as TensorType, SafeTensors};
 use serde_json::Value;
 
@@ -203,7 +203,8 @@ pub fn wide(values: &[f32]) -> Vec<f64> {
 /// Standard normals, keyed by `seed` and `stream`.
 pub fn normals(seed: u64, stream: u64, n: usize) -> Vec<f32> {
     let mut out = vec![0f32; n];
-    let address = Address { purpose: Purpose::Simulation, side: Side::Rejected, row: stream, candidate: 99 };
+    let address =
+        NoiseCounter { purpose: Purpose::Simulation, side: Side::Rejected, row: stream, candidate: 99 };
     fill_normals(seed, address, &mut out);
     out
 }

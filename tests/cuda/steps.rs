@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::cuda::driver::{Driver, Graph, Limits, Mark, Outcome};
+use lensmith::backend::cuda::driver::{Driver, DriverResult, Event, Graph, Limits};
 use lensmith::backend::cuda::{Cuda, Device, Emulated, EmulatedDriver, Gpu, Launch};
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation, Precision,
-    Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath,
-    VaeObjective,
+    Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
+    Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
+    SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowsBuf, Side};
@@ -34,7 +34,7 @@ struct Watched {
 struct Nothing;
 
 impl Graph for Nothing {
-    fn replay(&self) -> Outcome<()> {
+    fn replay(&self) -> DriverResult<()> {
         Ok(())
     }
 }
@@ -86,11 +86,11 @@ impl Driver for Watched {
         self.inner.limits()
     }
 
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> Outcome<u32> {
+    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
         self.inner.resident(kernel, threads, shared)
     }
 
-    fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64> {
+    fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64> {
         self.allocated.fetch_add(1, Ordering::Relaxed);
         match self.freed.lock().expect("no panic").get_mut(&bytes).and_then(Vec::pop) {
             Some(address) => Ok(address),
@@ -102,31 +102,31 @@ impl Driver for Watched {
         self.freed.lock().expect("no panic").entry(bytes).or_default().push(address);
     }
 
-    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
+    fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {
         self.inner.upload(to, from)
     }
 
-    fn mark(&self) -> Outcome<Box<dyn Mark>> {
+    fn mark(&self) -> DriverResult<Box<dyn Event>> {
         self.inner.mark()
     }
 
-    fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
+    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
         self.inner.download(mark, to, from)
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {
         self.inner.copy(to, from, bytes)
     }
 
-    fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
+    fn clear(&self, at: u64, bytes: usize) -> DriverResult<()> {
         self.inner.clear(at, bytes)
     }
 
-    fn launch(&self, launch: &Launch) -> Outcome<()> {
+    fn launch(&self, launch: &Launch) -> DriverResult<()> {
         self.inner.launch(launch)
     }
 
-    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>> {
+    fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>> {
         self.recorded.lock().expect("no panic").push(launches.iter().map(|l| l.kernel).collect());
         if self.runs { self.inner.record(launches) } else { Ok(Box::new(Nothing)) }
     }
@@ -193,14 +193,14 @@ fn with_reward_data<B: Backend + 'static>(
         if samples == Samples::Drawn {
             let how = Perturbation {
                 sigma2: 0.1,
-                keep: 20,
+                top_k: 20,
                 oversample: 1,
                 likelihood: Likelihood::None,
                 source: LatentSource::Sample,
             };
             let drawn: Vec<Sample> =
                 owners.iter().zip(0..).map(|(&row, candidate)| Sample { row, candidate }).collect();
-            let origin = Origin { seed, side, first_row: 0 };
+            let origin = NoiseKey { seed, side, first_row: 0 };
             return b.perturb(&posteriors[side as usize], origin, &how, &drawn).expect("draws");
         }
         let z = Matrix::new(normals(seed, side as u64, 20 * latent), 20, latent).expect("a matrix");

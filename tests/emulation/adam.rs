@@ -1,6 +1,6 @@
 //! `kernels/adam.cu` against the arithmetic of the CPU backend, which Rust neither fuses nor reorders: the same bits.
 
-use lensmith::noise::{Address, Purpose, Side, fill_normals};
+use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
 use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
 
@@ -8,7 +8,7 @@ fn normals(n: usize, row: u64) -> Vec<f32> {
     let mut out = vec![0f32; n];
     fill_normals(
         9,
-        Address { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 },
+        NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 0 },
         &mut out,
     );
     out

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use lensmith::backend::cpu::{Cpu, Posteriors};
-use lensmith::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Precision, Sample};
-use lensmith::noise::{Address, Purpose, Side, fill_normals};
+use lensmith::backend::{Backend, LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Sample};
+use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
 use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
 
@@ -14,7 +14,7 @@ fn posteriors(rows: usize, latent: usize) -> Posteriors {
         let mut v = vec![0f32; rows * latent];
         for (row, chunk) in v.chunks_exact_mut(latent).enumerate() {
             let address =
-                Address { purpose: Purpose::Simulation, side: Side::Chosen, row: row as u64, candidate };
+                NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row: row as u64, candidate };
             fill_normals(5, address, chunk);
         }
         v
@@ -39,16 +39,16 @@ fn select(
     schedule: Schedule,
     blocks: u32,
     p: &Posteriors,
-    origin: Origin,
+    origin: NoiseKey,
     how: &Perturbation,
 ) -> Result<Vec<u32>, String> {
     let emulator = Emulator::get(build);
     let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
-    let out = emulator.empty::<u32>(p.rows() * how.keep as usize, "candidates");
+    let out = emulator.empty::<u32>(p.rows() * how.top_k as usize, "candidates");
     let latent = p.latent as u32;
-    let shared = emulator.shared_bytes("select_f32", &[latent, how.keep, how.drawn()]);
+    let shared = emulator.shared_bytes("select_f32", &[latent, how.top_k, how.drawn()]);
     let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&out).value(p.rows() as u64).value(latent);
-    let args = args.value(how.keep).value(how.drawn()).value(how.sigma());
+    let args = args.value(how.top_k).value(how.drawn()).value(how.sigma());
     let args =
         args.value(likelihood_number(how.likelihood)).value(u32::from(how.source == LatentSource::Mean));
     let args = args.value(origin.seed).value(origin.side as u32).value(origin.first_row);
@@ -59,7 +59,7 @@ fn select(
 }
 
 /// Whose noise it is, as the last parameters of the kernels that draw some.
-fn of_origin(args: Args<'_>, origin: Origin) -> Args<'_> {
+fn of_origin(args: Args<'_>, origin: NoiseKey) -> Args<'_> {
     args.value(origin.seed).value(origin.side as u32).value(origin.first_row)
 }
 
@@ -67,7 +67,7 @@ fn perturb(
     build: Build,
     schedule: Schedule,
     p: &Posteriors,
-    origin: Origin,
+    origin: NoiseKey,
     how: &Perturbation,
     samples: &[Sample],
 ) -> Result<Vec<f32>, String> {
@@ -97,7 +97,7 @@ fn perturb(
 }
 
 /// Everything of one setting, under the check build once and the fast build under all schedules.
-fn compare(rows: usize, latent: usize, origin: Origin, how: &Perturbation) {
+fn compare(rows: usize, latent: usize, origin: NoiseKey, how: &Perturbation) {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let p = posteriors(rows, latent);
     let selection = cpu.select(&p, origin, how).expect("a selection");
@@ -105,7 +105,7 @@ fn compare(rows: usize, latent: usize, origin: Origin, how: &Perturbation) {
         .candidates
         .iter()
         .enumerate()
-        .map(|(i, &candidate)| Sample { row: (i / how.keep as usize) as u32, candidate })
+        .map(|(i, &candidate)| Sample { row: (i / how.top_k as usize) as u32, candidate })
         .collect();
     let z = cpu.perturb(&p, origin, how, &samples).and_then(|l| cpu.latents(&l)).expect("latents").values;
     let z: Vec<u32> = z.iter().map(|v| v.to_bits()).collect();
@@ -127,7 +127,7 @@ fn compare(rows: usize, latent: usize, origin: Origin, how: &Perturbation) {
 
 #[test]
 fn candidates_and_latents_equal_the_cpu_backends() {
-    let origin = Origin { seed: 0xfeed_5eed_1234_5678, side: Side::Rejected, first_row: (1 << 32) - 3 };
+    let origin = NoiseKey { seed: 0xfeed_5eed_1234_5678, side: Side::Rejected, first_row: (1 << 32) - 3 };
     let likelihoods = [Likelihood::Posterior, Likelihood::Prior, Likelihood::None];
     for (i, likelihood) in likelihoods.into_iter().enumerate() {
         for (j, source) in [LatentSource::Sample, LatentSource::Mean].into_iter().enumerate() {
@@ -135,7 +135,7 @@ fn candidates_and_latents_equal_the_cpu_backends() {
                 [(1, 1, 7), (1, 4, 9), (2, 3, 37), (5, 4, 11), (31, 4, 5), (256, 3, 3)]
             {
                 let sigma2 = if i == j { 0.01 } else { 0.25 };
-                let how = Perturbation { sigma2, keep, oversample, likelihood, source };
+                let how = Perturbation { sigma2, top_k: keep, oversample, likelihood, source };
                 compare(rows, 16, origin, &how);
             }
         }
@@ -144,10 +144,10 @@ fn candidates_and_latents_equal_the_cpu_backends() {
 
 #[test]
 fn longer_latents_and_many_candidates() {
-    let origin = Origin { seed: 3, side: Side::Chosen, first_row: 0 };
+    let origin = NoiseKey { seed: 3, side: Side::Chosen, first_row: 0 };
     let how = |keep, oversample| Perturbation {
         sigma2: 0.09,
-        keep,
+        top_k: keep,
         oversample,
         likelihood: Likelihood::Posterior,
         source: LatentSource::Sample,
@@ -163,14 +163,14 @@ fn longer_latents_and_many_candidates() {
 #[test]
 fn ties_and_nan_rank_as_on_the_cpu() {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
-    let origin = Origin { seed: 1, side: Side::Chosen, first_row: 5 };
+    let origin = NoiseKey { seed: 1, side: Side::Chosen, first_row: 5 };
     let mut p = posteriors(6, 16);
     Arc::make_mut(&mut p.mu)[2 * 16 + 3] = f32::NAN;
     Arc::make_mut(&mut p.logvar)[4 * 16 + 9] = f32::INFINITY;
     for (sigma2, keep) in [(0.0, 7), (0.04, 7)] {
         let how = Perturbation {
             sigma2,
-            keep,
+            top_k: keep,
             oversample: 8,
             likelihood: Likelihood::Posterior,
             source: LatentSource::Sample,

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use lensmith::noise::math::{exp, ln, sin_cos_turn};
-use lensmith::noise::{Address, Purpose, Side, fill_normals};
+use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
 use crate::emulation::{Args, Build, Emulator, Launch, Order, Schedule};
 
@@ -33,7 +33,11 @@ fn normals_equal_the_crates_in_every_bit() {
         emulator.launch("probe_normals_f32", launch(blocks, 96, 0), &args).expect("a clean run");
         let mut want = vec![0f32; LATENT as usize];
         for (row, got) in out.download().chunks_exact(LATENT as usize).enumerate() {
-            fill_normals(seed, Address { purpose, side, row: first_row + row as u64, candidate }, &mut want);
+            fill_normals(
+                seed,
+                NoiseCounter { purpose, side, row: first_row + row as u64, candidate },
+                &mut want,
+            );
             for (g, w) in got.iter().zip(&want) {
                 assert_eq!(g.to_bits(), w.to_bits(), "{purpose:?} row {row}");
             }

@@ -1,8 +1,8 @@
 //! Malformed files: each is refused with the right kind of error, in one line that names the file.
 
 use lensmith::Error;
+use lensmith::data::{CandidateSet, EmbeddingSet, Header, PairSet};
 use lensmith::matrix::Side;
-use lensmith::shard::{CandidateSet, EmbeddingSet, Header, PairSet};
 
 use crate::support::*;
 

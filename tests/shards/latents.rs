@@ -1,7 +1,7 @@
 //! Shards of latents: what is there arrives over any cut, and what is wrong with one is named.
 
 use lensmith::Error;
-use lensmith::shard::{Io, LatentRows, LatentSet};
+use lensmith::data::{Io, LatentRows, LatentSet};
 
 use crate::support::*;
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use lensmith::Error;
-use lensmith::shard::{FolderLock, Manifest, ShardRecord, require_absent};
+use lensmith::data::{FolderLock, Manifest, ShardRecord, require_absent};
 use serde_json::json;
 
 use crate::support::*;

@@ -3,9 +3,9 @@
 use std::fs;
 
 use lensmith::Error;
+use lensmith::data::{CandidateSet, EmbeddingSet, Io, PairOptions, PairSet};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::Side;
-use lensmith::shard::{CandidateSet, EmbeddingSet, Io, PairOptions, PairSet};
 use proptest::prelude::*;
 
 use crate::support::*;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use lensmith::Error;
-use lensmith::shard::{FileBytes, Io, PairSet};
+use lensmith::data::{FileBytes, Io, PairSet};
 
 use crate::support::*;
 

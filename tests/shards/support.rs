@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use lensmith::Error;
+use lensmith::data::{Io, PairOptions, PairSet, ShardRecord, ShardWriter, TensorSpec};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{RowSet, RowsBuf};
-use lensmith::shard::{Io, PairOptions, PairSet, ShardRecord, ShardWriter, TensorSpec};
 use safetensors::Dtype as FileDtype;
 use tempfile::TempDir;
 

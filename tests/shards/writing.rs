@@ -5,12 +5,12 @@ use std::fs;
 use std::io::Write;
 
 use lensmith::Error;
-use lensmith::dtype::Dtype;
-use lensmith::matrix::{RowSet, RowsBuf, Side};
-use lensmith::shard::{
+use lensmith::data::{
     AtomicFile, Header, Io, PairOptions, PairSet, ShardRecord, ShardWriter, inspect_shard, verify_shard,
     write_atomic, write_tensors,
 };
+use lensmith::dtype::Dtype;
+use lensmith::matrix::{RowSet, RowsBuf, Side};
 use safetensors::{Dtype as FileDtype, SafeTensors};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -260,7 +260,7 @@ fn picked_pairs_are_written_in_their_dtype_or_the_widest() {
         ([&mixed, &half.pick(&[0, 1])], Dtype::F32, [5.0, 6.0, 0.1, 0.2]),
     ] {
         let path = dir.path().join(format!("{dtype}.safetensors"));
-        lensmith::shard::write_pairs(&path, sides).unwrap();
+        lensmith::data::write_pairs(&path, sides).unwrap();
         let set = PairSet::open(&[path.to_string_lossy().into_owned()], &PairOptions::default()).unwrap();
         assert_eq!((set.len(), set.files()[0].dtype), (2, dtype));
         let mut wide = [0f32; 4];

@@ -3,7 +3,7 @@
 use super::lanes::Lanes;
 use super::tile::Sink;
 use crate::backend::Adam;
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
 
 /// The factors of one step.
 #[derive(Clone, Copy, Debug)]
@@ -153,7 +153,7 @@ impl Vector {
     }
 
     /// Takes a gradient in F64, `[lanes][32]`.
-    pub fn learn(&mut self, level: Level, gradient: &[f64], update: Update) {
+    pub fn learn(&mut self, level: Isa, gradient: &[f64], update: Update) {
         struct Whole<'a>(Weights<'a>, &'a [f64], Update);
         impl Task for Whole<'_> {
             type Output = ();

@@ -7,8 +7,8 @@ use super::layers::{Dense, relu, relu_backward};
 use super::wide::{Sums, pair};
 use crate::backend::{Divergence, Precision, VaeLoss, VaeObjective, W2_EPS};
 use crate::noise::math::exp;
-use crate::noise::{Address, Purpose, Side, fill_normals_at};
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_at};
+use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
 
 /// Rows that a task takes.
 const TOGETHER: usize = 32;
@@ -37,7 +37,7 @@ pub struct Between {
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
     /// Instruction set.
-    pub level: Level,
+    pub level: Isa,
     /// hidden -> 2 latent, latent -> hidden.
     pub middle: &'a [Dense; 2],
     /// Seed pairs.
@@ -243,7 +243,7 @@ impl Task for Forward<'_> {
         let rows = eps.chunks_exact_mut(latent).zip(z.chunks_exact_mut(latent));
         for ((r, code), (eps, z)) in (at..).zip(code.chunks_exact(2 * latent)).zip(rows) {
             let (side, row) = (Side::BOTH[r / pairs], u64::from(batch.pairs[r % pairs]));
-            let address = Address { purpose: Purpose::TrainVae, side, row, candidate: batch.epoch };
+            let address = NoiseCounter { purpose: Purpose::TrainVae, side, row, candidate: batch.epoch };
             fill_normals_at(batch.level, batch.seed, address, eps);
             let (mu, logvar) = code.split_at(latent);
             for ((z, eps), (mu, logvar)) in z.iter_mut().zip(eps).zip(mu.iter().zip(logvar)) {

@@ -156,12 +156,12 @@ pub fn copy_bytes(cpu: &Cpu) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::Level;
+    use crate::simd::Isa;
 
     /// Absurd rates show a trial that the compiler took away or that counts work it did not do.
     #[test]
     fn floors_are_possible() {
-        for level in Level::available().into_iter().filter(|l| l.name() != "portable-amx") {
+        for level in Isa::available().into_iter().filter(|l| l.name() != "portable-amx") {
             let cpu = Cpu::with_level(1, Precision::F32, level).unwrap();
             for precision in [Precision::F32, Precision::Bf16] {
                 let flops = flops(&cpu, precision);

@@ -14,7 +14,7 @@ use crate::backend::Precision;
 use crate::dtype::Dtype;
 use crate::matrix::{RowSet, Values};
 use crate::model::Linear;
-use crate::simd::{Lane, Level, Rows, Simd, TALL, WIDTH};
+use crate::simd::{Isa, Lane, Rows, Simd, TALL, WIDTH};
 
 /// Blocks are multiples of this, the tile heights of all levels, unless they are multiples of [`TALL`].
 pub const TILE: usize = 12;
@@ -181,18 +181,18 @@ impl Layer {
         self.weights.bytes() <= SMALL
     }
 
-    fn is_matrix(&self, level: Level) -> bool {
+    fn is_matrix(&self, level: Isa) -> bool {
         level.is_matrix() && self.weights.precision() == Precision::Bf16
     }
 
     /// `count` rows from row `first` on.
-    pub fn stored<'a>(&self, level: Level, set: &RowSet<'a>, first: usize, count: usize) -> Stored<'a> {
+    pub fn stored<'a>(&self, level: Isa, set: &RowSet<'a>, first: usize, count: usize) -> Stored<'a> {
         Stored::new(set, first, count, self.is_matrix(level))
     }
 
     /// Rows of a block of stored rows: few, so that they stay in the first-level cache, unless the weights have to be
     /// fetched from far for each block.
-    pub fn stored_rows(&self, level: Level, rows: usize) -> usize {
+    pub fn stored_rows(&self, level: Isa, rows: usize) -> usize {
         block_rows(
             rows,
             match (self.is_matrix(level), self.is_small()) {
@@ -320,7 +320,7 @@ enum Behind {
 
 impl Tail {
     /// Packs a layer for a level.
-    pub fn new(linear: &Linear, precision: Precision, level: Level) -> Tail {
+    pub fn new(linear: &Linear, precision: Precision, level: Isa) -> Tail {
         // A sum of no terms is its bias: that of -0 and that of all terms, zeros, would have other signs.
         let bias: Vec<f32> = linear.bias.iter().map(|b| b + 0.0).collect();
         let weights = match precision {

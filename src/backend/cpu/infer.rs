@@ -14,7 +14,7 @@ use crate::backend::Precision;
 use crate::dtype::Element;
 use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Vae, VaeSize};
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
 
 /// Bytes from which on decoded rows go past the caches: whoever reads them will not find them there.
 const STREAMED: usize = 1 << 20;
@@ -32,7 +32,7 @@ pub struct PackedVae {
 
 impl PackedVae {
     /// Packs a model.
-    pub fn new(vae: &Vae, precision: Precision, level: Level) -> PackedVae {
+    pub fn new(vae: &Vae, precision: Precision, level: Isa) -> PackedVae {
         let ([first, second], [third, last]) = (&vae.encoder, &vae.decoder);
         PackedVae {
             encoder: [Layer::new(first, precision), Layer::new(second, Precision::F32)],
@@ -93,7 +93,7 @@ impl PackedReward {
 }
 
 /// Posteriors `[rows, latent]` as (mu, logvar).
-pub fn encode(level: Level, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Vec<f32>) {
+pub fn encode(level: Isa, vae: &PackedVae, rows: &RowSet<'_>) -> (Vec<f32>, Vec<f32>) {
     struct Block<'a>(&'a PackedVae, Stored<'a>, &'a mut Scratch, &'a mut [f32], &'a mut [f32]);
     #[derive(Default)]
     struct Scratch {
@@ -144,7 +144,7 @@ pub struct Base<'a> {
 }
 
 /// Embeddings of latents into `out`, `[rows, d]`.
-pub fn decode(level: Level, vae: &PackedVae, z: Codes<'_>, base: Option<Base<'_>>, out: ValuesMut<'_>) {
+pub fn decode(level: Isa, vae: &PackedVae, z: Codes<'_>, base: Option<Base<'_>>, out: ValuesMut<'_>) {
     match out {
         ValuesMut::F32(out) => decode_into(level, vae, z, base, out),
         ValuesMut::F16(out) => decode_into(level, vae, z, base, out),
@@ -152,13 +152,7 @@ pub fn decode(level: Level, vae: &PackedVae, z: Codes<'_>, base: Option<Base<'_>
     }
 }
 
-fn decode_into<T: Element>(
-    level: Level,
-    vae: &PackedVae,
-    z: Codes<'_>,
-    base: Option<Base<'_>>,
-    out: &mut [T],
-) {
+fn decode_into<T: Element>(level: Isa, vae: &PackedVae, z: Codes<'_>, base: Option<Base<'_>>, out: &mut [T]) {
     struct Block<'a, T> {
         vae: &'a PackedVae,
         z: Codes<'a>,
@@ -222,7 +216,7 @@ fn decode_into<T: Element>(
 }
 
 /// Rewards of stored rows.
-pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
+pub fn score(level: Isa, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f32]) {
     struct Block<'a>(&'a PackedReward, Stored<'a>, &'a mut Scratch, &'a mut [f32]);
     #[derive(Default)]
     struct Scratch {
@@ -250,7 +244,7 @@ pub fn score(level: Level, model: &PackedReward, rows: &RowSet<'_>, out: &mut [f
 }
 
 /// The first layer of stored rows before ReLU, `[rows][panels]`.
-pub fn preactivations(level: Level, model: &PackedReward, rows: &RowSet<'_>) -> Vec<Lane> {
+pub fn preactivations(level: Isa, model: &PackedReward, rows: &RowSet<'_>) -> Vec<Lane> {
     struct Block<'a>(&'a PackedReward, Stored<'a>, &'a mut Wide, &'a mut [Lane]);
     impl Task for Block<'_> {
         type Output = ();
@@ -282,7 +276,7 @@ pub struct PackedFolded {
 
 impl PackedFolded {
     /// Packs a model.
-    pub fn new(model: &FoldedReward, precision: Precision, level: Level) -> PackedFolded {
+    pub fn new(model: &FoldedReward, precision: Precision, level: Isa) -> PackedFolded {
         PackedFolded {
             decoder: Layer::new(model.decoder(), Precision::F32),
             folded: Tail::new(&model.folded, precision, level),
@@ -315,7 +309,7 @@ pub struct FoldedBase<'a> {
 
 /// Rewards of latents.
 pub fn score_latents(
-    level: Level,
+    level: Isa,
     model: &PackedFolded,
     z: Codes<'_>,
     base: Option<FoldedBase<'_>>,

@@ -5,11 +5,11 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
-use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Sample};
+use crate::backend::{LatentSource, Likelihood, NoiseKey, Perturbation, Sample};
 use crate::noise::math::exp;
 use crate::noise::vector::{Counters, NORMALS, TOGETHER, normals, normals_by_word, store_all, store_first};
-use crate::noise::{Address, Purpose, key_words};
-use crate::simd::{LANES, Level, Simd, Task};
+use crate::noise::{NoiseCounter, Purpose, key_words};
+use crate::simd::{Isa, LANES, Simd, Task};
 
 /// Rows that one task selects for.
 const BLOCK: usize = 64;
@@ -39,7 +39,7 @@ impl Posteriors {
 fn noise<S: Simd>(
     simd: S,
     purpose: Purpose,
-    origin: Origin,
+    origin: NoiseKey,
     samples: &[Sample],
     latent: usize,
     out: &mut [f32],
@@ -63,7 +63,7 @@ fn noise<S: Simd>(
 /// of counters is four runs.
 struct Runs<'a> {
     purpose: Purpose,
-    origin: Origin,
+    origin: NoiseKey,
     samples: &'a [Sample],
     /// Blocks of a sample.
     blocks: u32,
@@ -79,8 +79,9 @@ impl Runs<'_> {
         let mut words = [[0u32; LANES / 4]; 4];
         for run in 0..LANES / 4 {
             let Sample { row, candidate } = self.samples[self.at.min(self.samples.len() - 1)];
-            let Origin { side, first_row, .. } = self.origin;
-            let address = Address { purpose: self.purpose, side, row: first_row + u64::from(row), candidate };
+            let NoiseKey { side, first_row, .. } = self.origin;
+            let address =
+                NoiseCounter { purpose: self.purpose, side, row: first_row + u64::from(row), candidate };
             for (words, word) in words.iter_mut().zip(address.counter(self.block)) {
                 words[run] = word;
             }
@@ -103,7 +104,7 @@ const BLOCKS: [u32; LANES] = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3];
 fn starts<S: Simd>(
     simd: S,
     p: &Posteriors,
-    origin: Origin,
+    origin: NoiseKey,
     source: LatentSource,
     rows: &[Sample],
     out: &mut [f32],
@@ -131,8 +132,8 @@ fn rows_of(range: Range<usize>) -> Vec<Sample> {
 }
 
 /// One posterior sample of every row, `[rows, latent]`.
-pub fn start(level: Level, p: &Posteriors, origin: Origin) -> Vec<f32> {
-    struct Block<'a>(&'a Posteriors, Origin, Vec<Sample>, &'a mut [f32]);
+pub fn start(level: Isa, p: &Posteriors, origin: NoiseKey) -> Vec<f32> {
+    struct Block<'a>(&'a Posteriors, NoiseKey, Vec<Sample>, &'a mut [f32]);
     impl Task for Block<'_> {
         type Output = ();
         #[inline(always)]
@@ -150,10 +151,10 @@ pub fn start(level: Level, p: &Posteriors, origin: Origin) -> Vec<f32> {
 }
 
 /// The `keep` candidates of every row, best first: `[rows, keep]`.
-pub fn select(level: Level, p: &Posteriors, origin: Origin, how: &Perturbation) -> Vec<u32> {
-    let keep = how.keep as usize;
+pub fn select(level: Isa, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Vec<u32> {
+    let keep = how.top_k as usize;
     if how.likelihood == Likelihood::None {
-        return (0..p.rows()).flat_map(|_| 0..how.keep).collect();
+        return (0..p.rows()).flat_map(|_| 0..how.top_k).collect();
     }
     let mut out = vec![0u32; p.rows() * keep];
     out.par_chunks_mut(BLOCK * keep).enumerate().for_each(|(block, out)| {
@@ -165,7 +166,7 @@ pub fn select(level: Level, p: &Posteriors, origin: Origin, how: &Perturbation) 
 
 struct SelectBlock<'a> {
     p: &'a Posteriors,
-    origin: Origin,
+    origin: NoiseKey,
     how: &'a Perturbation,
     rows: Vec<Sample>,
     out: &'a mut [u32],
@@ -183,7 +184,7 @@ impl Task for SelectBlock<'_> {
         let mut precision = vec![1f32; latent];
         let mut center = vec![0f32; latent];
         let mut ranked: Vec<u64> = Vec::with_capacity(how.drawn() as usize + LANES);
-        let keep = how.keep as usize;
+        let keep = how.top_k as usize;
         for ((sample, z), out) in rows.iter().zip(start.chunks_exact(latent)).zip(out.chunks_exact_mut(keep))
         {
             // The likelihood of N(center, 1 / precision^2), up to terms that all candidates share, falls with the
@@ -220,7 +221,7 @@ impl Task for SelectBlock<'_> {
 #[allow(clippy::too_many_arguments)]
 fn squares<S: Simd>(
     simd: S,
-    origin: Origin,
+    origin: NoiseKey,
     row: u32,
     first: u32,
     sigma: f32,
@@ -229,7 +230,7 @@ fn squares<S: Simd>(
     precision: &[f32],
 ) -> [f32; LANES] {
     let row = origin.first_row + u64::from(row);
-    let address = Address { purpose: Purpose::Perturb, side: origin.side, row, candidate: first };
+    let address = NoiseCounter { purpose: Purpose::Perturb, side: origin.side, row, candidate: first };
     let [_, first, row, last] = address.counter(0);
     let candidates: [u32; LANES] = std::array::from_fn(|l| first.wrapping_add(l as u32));
     let (candidates, row, last) = (simd.load_words(&candidates), simd.words(row), simd.words(last));
@@ -273,7 +274,7 @@ pub struct Latents {
 #[derive(Clone, Debug)]
 pub struct Drawn {
     posteriors: Posteriors,
-    origin: Origin,
+    origin: NoiseKey,
     how: Perturbation,
     samples: Vec<Sample>,
 }
@@ -320,7 +321,7 @@ impl Latents {
     /// The latents z' of samples.
     pub fn perturbed(
         posteriors: &Posteriors,
-        origin: Origin,
+        origin: NoiseKey,
         how: &Perturbation,
         samples: &[Sample],
     ) -> Latents {
@@ -348,7 +349,7 @@ impl Latents {
     }
 
     /// All of them, `[m, latent]`.
-    pub fn values(&self, level: Level) -> &[f32] {
+    pub fn values(&self, level: Isa) -> &[f32] {
         struct All<'a>(&'a Drawn, Range<usize>, &'a mut Drawing, &'a mut [f32]);
         impl Task for All<'_> {
             type Output = ();

@@ -35,7 +35,7 @@ pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
 
 use super::{
-    Backend, DeviceInfo, HostRows, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
+    Backend, DeviceInfo, HostRows, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
     Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, Synthetic, VaeLoss, VaeObjective,
     check,
 };
@@ -43,7 +43,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
-use crate::simd::Level;
+use crate::simd::Isa;
 
 /// Most worker threads: more than any machine has cores.
 pub const MAX_THREADS: usize = 4096;
@@ -52,7 +52,7 @@ pub const MAX_THREADS: usize = 4096;
 #[derive(Debug)]
 pub struct Cpu {
     pool: ThreadPool,
-    level: Level,
+    level: Isa,
     threads: usize,
     precision: Precision,
 }
@@ -60,11 +60,11 @@ pub struct Cpu {
 impl Cpu {
     /// Starts `threads` workers (0: one per core) at the machine's best SIMD level.
     pub fn new(threads: usize, precision: Precision) -> Result<Cpu> {
-        Cpu::with_level(threads, precision, Level::detect()?)
+        Cpu::with_level(threads, precision, Isa::detect()?)
     }
 
     /// The same at a given level.
-    pub fn with_level(threads: usize, precision: Precision, level: Level) -> Result<Cpu> {
+    pub fn with_level(threads: usize, precision: Precision, level: Isa) -> Result<Cpu> {
         if threads > MAX_THREADS {
             return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), threads));
         }
@@ -167,7 +167,7 @@ impl Backend for Cpu {
         Ok(Posteriors { mu: mu.into(), logvar: logvar.into(), latent: vae.size().latent })
     }
 
-    fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: Origin) -> Result<Latents> {
+    fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: NoiseKey) -> Result<Latents> {
         let rows = check::sample_rows(embeddings.rows())?;
         let p = self.encode(vae, embeddings)?;
         let z = self.pool.install(|| latent::start(self.level, &p, origin));
@@ -181,16 +181,16 @@ impl Backend for Cpu {
         })
     }
 
-    fn select(&self, p: &Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection> {
+    fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
         check::perturbation(how)?;
         let candidates = self.pool.install(|| latent::select(self.level, p, origin, how));
-        Ok(Selection { keep: how.keep as usize, candidates })
+        Ok(Selection { top_k: how.top_k as usize, candidates })
     }
 
     fn perturb(
         &self,
         p: &Posteriors,
-        origin: Origin,
+        origin: NoiseKey,
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {

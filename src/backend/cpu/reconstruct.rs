@@ -10,7 +10,7 @@ use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
 use super::wide::{SLICE, STRIDE, Sums, Wide};
 use crate::backend::Precision;
 use crate::model::Linear;
-use crate::simd::{LANES, Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{Isa, LANES, Lane, Simd, Task, WIDTH};
 
 /// Panels of outputs in a slice.
 const ACROSS: usize = SLICE / WIDTH;
@@ -108,7 +108,7 @@ impl Reconstruction {
     /// [`Reconstruction::sums`].
     pub fn pass(
         &mut self,
-        level: Level,
+        level: Isa,
         count: usize,
         hidden: &[f32],
         panels: &[Lane],

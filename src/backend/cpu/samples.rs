@@ -14,7 +14,7 @@ use super::tile::{Keep, ZERO, rows};
 use crate::backend::{PairRows, SyntheticPath};
 use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{Linear, Standardizer};
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
 
 /// No row.
 pub const NONE: u32 = u32::MAX;
@@ -42,7 +42,7 @@ pub struct SyntheticRows<'a> {
 /// The samples of both sides, ready to be gathered.
 pub struct Samples<'a> {
     sides: [&'a Rows<'a>; 2],
-    level: Level,
+    level: Isa,
     folded: Option<Folded<'a>>,
     dim: usize,
 }
@@ -103,7 +103,7 @@ impl Step {
 impl<'a> Samples<'a> {
     /// Folds the decoder, if that is the path and the sides share it.
     pub fn new(
-        level: Level,
+        level: Isa,
         sides: [&'a Rows<'a>; 2],
         path: SyntheticPath,
         standardizer: &Standardizer,

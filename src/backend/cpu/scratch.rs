@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
-use crate::simd::{Level, Task};
+use crate::simd::{Isa, Task};
 
 /// Shares a few large tasks among the threads, one at a time.
-pub fn share<T: Task<Output = ()> + Send>(level: Level, tasks: impl IntoIterator<Item = T>) {
+pub fn share<T: Task<Output = ()> + Send>(level: Isa, tasks: impl IntoIterator<Item = T>) {
     each(tasks, |task| level.run(task));
 }
 

@@ -12,7 +12,7 @@ use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
 use super::wide::{AHEAD, Back, Fill, Operand, STRIDE, Sums, Wide, pair};
 use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
-use crate::simd::{Lane, Level, Simd, Task, WIDTH};
+use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
@@ -132,20 +132,20 @@ impl RewardTrainer {
     }
 
     /// One pass over `pairs`.
-    pub fn epoch(&mut self, level: Level, sides: [&Rows<'_>; 2], pairs: &[PairRows]) -> f64 {
+    pub fn epoch(&mut self, level: Isa, sides: [&Rows<'_>; 2], pairs: &[PairRows]) -> f64 {
         let batch = self.objective.batch;
         self.run(level, sides, pairs, batch, true)
     }
 
     /// Loss and gradients of one batch.
-    pub fn batch(&mut self, level: Level, sides: [&Rows<'_>; 2], batch: &[PairRows]) -> f64 {
+    pub fn batch(&mut self, level: Isa, sides: [&Rows<'_>; 2], batch: &[PairRows]) -> f64 {
         self.run(level, sides, batch, batch.len(), false)
     }
 
     /// Steps over `pairs`; gives the mean loss before each.
     fn run(
         &mut self,
-        level: Level,
+        level: Isa,
         sides: [&Rows<'_>; 2],
         pairs: &[PairRows],
         batch: usize,
@@ -195,7 +195,7 @@ impl RewardTrainer {
 
     /// From the first layer's sums to the gradient by them, which stays in `scratch.wide`; everything but the first
     /// layer's weights takes its update.
-    fn step(&mut self, level: Level, step: &Step, update: Update) -> f64 {
+    fn step(&mut self, level: Isa, step: &Step, update: Update) -> f64 {
         let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
         let s = &mut self.scratch;
         s.wide.resize(level, self.first.precision(), panels, wide_rows);

@@ -12,7 +12,7 @@ use crate::backend::{Precision, Reduction, VaeLoss, VaeObjective};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::Side;
-use crate::simd::{Level, Simd, WIDTH};
+use crate::simd::{Isa, Simd, WIDTH};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ impl VaeTrainer {
     }
 
     /// One pass over `order`.
-    pub fn epoch(&mut self, level: Level, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32) -> VaeLoss {
+    pub fn epoch(&mut self, level: Isa, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32) -> VaeLoss {
         let mut mean = VaeLoss::default();
         let batches: Vec<&[u32]> = order.chunks(self.objective.batch).collect();
         self.first.reserve(2 * batches[0].len(), true);
@@ -158,7 +158,7 @@ impl VaeTrainer {
     }
 
     /// Loss and gradients of one batch.
-    pub fn batch(&mut self, level: Level, sides: [&RowSet<'_>; 2], batch: &[u32], epoch: u32) -> VaeLoss {
+    pub fn batch(&mut self, level: Isa, sides: [&RowSet<'_>; 2], batch: &[u32], epoch: u32) -> VaeLoss {
         self.first.reserve(2 * batch.len(), true);
         self.first_pass(level, None, sides, Some(batch));
         let loss = self.step(level, batch, epoch, Update::Keep);
@@ -168,7 +168,7 @@ impl VaeTrainer {
 
     fn first_pass(
         &mut self,
-        level: Level,
+        level: Isa,
         back: Option<Update>,
         sides: [&RowSet<'_>; 2],
         next: Option<&[u32]>,
@@ -180,7 +180,7 @@ impl VaeTrainer {
 
     /// From the first layer's sums to the gradient by them, which stays in `scratch.back`. The last layer and the
     /// first one's bias take their updates, the middle ones keep their gradients.
-    fn step(&mut self, level: Level, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
+    fn step(&mut self, level: Isa, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
         let (pairs, rows) = (batch.len(), 2 * batch.len());
         let (dim, latent, hidden) = (self.dim(), self.latent(), self.first.outputs());
         let (panels, precision) = (self.first.panels(), self.first.precision());

@@ -14,7 +14,7 @@ use super::panel::Single;
 use super::scratch::{PerThread, each};
 use super::tile::{Add, ZERO, columns, rows};
 use crate::backend::Precision;
-use crate::simd::{Lane, Level, Rows, Simd, TALL, Task, WIDTH};
+use crate::simd::{Isa, Lane, Rows, Simd, TALL, Task, WIDTH};
 
 /// Inputs that are worked on at a time.
 pub const SLICE: usize = 128;
@@ -116,7 +116,7 @@ pub struct Operand {
 
 impl Operand {
     /// Room for so many rows.
-    pub fn resize(&mut self, level: Level, precision: Precision, panels: usize, rows: usize) {
+    pub fn resize(&mut self, level: Isa, precision: Precision, panels: usize, rows: usize) {
         let words = match precision {
             Precision::F32 => 0,
             // In whole steps; what is past the last row is zero.
@@ -283,7 +283,7 @@ impl Wide {
 
     /// Takes the gradient of the batch in the blocks, then the inputs of the next batch, and sums its outputs (without
     /// bias) into [`Wide::sums`]. Either may be missing.
-    pub fn pass<F: Fill>(&mut self, level: Level, back: Option<Back<'_>>, next: Option<&F>) {
+    pub fn pass<F: Fill>(&mut self, level: Isa, back: Option<Back<'_>>, next: Option<&F>) {
         let (inputs, panels, slices, size) = (self.inputs, self.panels, self.slices(), self.block());
         let rows = next.map_or(1, Fill::rows);
         assert!(rows <= self.capacity, "room for the batch");

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::driver::{Driver, Fault, Outcome};
+use super::driver::{Driver, DriverError, DriverResult};
 use super::memory::Buffer;
 use super::params;
-use crate::backend::{Origin, Precision};
+use crate::backend::{NoiseKey, Precision};
 use crate::dtype::Dtype;
 use crate::matrix::RowSet;
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
@@ -28,7 +28,7 @@ pub struct Embeddings<'a> {
 
 impl<'a> Embeddings<'a> {
     /// Copies the rows to the device if there is room.
-    pub fn new(driver: &Arc<dyn Driver>, rows: RowSet<'a>) -> Outcome<Embeddings<'a>> {
+    pub fn new(driver: &Arc<dyn Driver>, rows: RowSet<'a>) -> DriverResult<Embeddings<'a>> {
         let mut dtypes = rows.parts().iter().map(|p| p.dtype());
         let first = dtypes.next().unwrap_or(Dtype::F32);
         let dtype = if dtypes.all(|d| d == first) { first } else { Dtype::F32 };
@@ -38,7 +38,7 @@ impl<'a> Embeddings<'a> {
                 write_rows(driver, buffer.address(), &made.rows, dtype)?;
                 made.resident = Some(buffer);
             }
-            Err(fault @ Fault::OutOfMemory { .. }) => {
+            Err(fault @ DriverError::OutOfMemory { .. }) => {
                 let n = made.rows.rows();
                 log::warn!("{}: {n} embeddings stay on the host: {fault}", driver.name());
             }
@@ -54,7 +54,7 @@ impl<'a> Embeddings<'a> {
 }
 
 /// Copies rows to the device as `dtype`, which is theirs or F32. Many small parts go as few copies.
-pub fn write_rows(driver: &Arc<dyn Driver>, to: u64, rows: &RowSet<'_>, dtype: Dtype) -> Outcome<()> {
+pub fn write_rows(driver: &Arc<dyn Driver>, to: u64, rows: &RowSet<'_>, dtype: Dtype) -> DriverResult<()> {
     let (mut at, mut joined) = (to, Vec::new());
     let mut wide = vec![0f32; rows.cols()];
     for part in rows.parts() {
@@ -102,7 +102,7 @@ enum Weight {
 
 impl Layer {
     /// Copies a layer to the device.
-    pub fn new(driver: &Arc<dyn Driver>, linear: &Linear, precision: Precision) -> Outcome<Layer> {
+    pub fn new(driver: &Arc<dyn Driver>, linear: &Linear, precision: Precision) -> DriverResult<Layer> {
         let weight = match precision {
             Precision::F32 => Weight::F32(Buffer::upload(driver, &linear.weight, "weight")?),
             Precision::Bf16 => {
@@ -135,7 +135,7 @@ pub struct DeviceVae {
 
 impl DeviceVae {
     /// Copies a model to the device.
-    pub fn new(driver: &Arc<dyn Driver>, vae: &Vae, precision: Precision) -> Outcome<DeviceVae> {
+    pub fn new(driver: &Arc<dyn Driver>, vae: &Vae, precision: Precision) -> DriverResult<DeviceVae> {
         let layer = |linear| Layer::new(driver, linear, precision);
         Ok(DeviceVae {
             encoder: [layer(&vae.encoder[0])?, layer(&vae.encoder[1])?],
@@ -158,7 +158,11 @@ pub struct DeviceReward {
 
 impl DeviceReward {
     /// Copies a model to the device.
-    pub fn new(driver: &Arc<dyn Driver>, model: &RewardModel, precision: Precision) -> Outcome<DeviceReward> {
+    pub fn new(
+        driver: &Arc<dyn Driver>,
+        model: &RewardModel,
+        precision: Precision,
+    ) -> DriverResult<DeviceReward> {
         Ok(DeviceReward {
             first: Layer::new(driver, &model.layers[0], precision)?,
             second: Buffer::upload(driver, &model.layers[1].weight, "second weight")?,
@@ -186,7 +190,7 @@ impl DeviceFolded {
         driver: &Arc<dyn Driver>,
         model: &FoldedReward,
         precision: Precision,
-    ) -> Outcome<DeviceFolded> {
+    ) -> DriverResult<DeviceFolded> {
         Ok(DeviceFolded {
             decoder: Layer::new(driver, model.decoder(), precision)?,
             folded: Layer::new(driver, &model.folded, precision)?,
@@ -237,7 +241,7 @@ pub enum Source {
         /// (row, candidate) of each.
         samples: Buffer<[u32; 2]>,
         /// Whose noise.
-        origin: Origin,
+        origin: NoiseKey,
         /// How much.
         sigma: f32,
     },

@@ -20,7 +20,7 @@ pub struct Limits {
 
 /// Why a driver did not do something.
 #[derive(Debug)]
-pub enum Fault {
+pub enum DriverError {
     /// Device memory is used up.
     OutOfMemory {
         /// Bytes asked for.
@@ -32,23 +32,23 @@ pub enum Fault {
     Other(String),
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for DriverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         match self {
-            Fault::OutOfMemory { wanted, free } => {
+            DriverError::OutOfMemory { wanted, free } => {
                 write!(f, "out of memory: {:.1} MiB wanted, {:.1} MiB free", mib(*wanted), mib(*free))
             }
-            Fault::Other(words) => f.write_str(words),
+            DriverError::Other(words) => f.write_str(words),
         }
     }
 }
 
 /// The result of a driver's call.
-pub type Outcome<T> = std::result::Result<T, Fault>;
+pub type DriverResult<T> = std::result::Result<T, DriverError>;
 
 /// A place in the order of what was launched, to wait for.
-pub trait Mark: Send + Sync {
+pub trait Event: Send + Sync {
     /// The driver's handle for it; null where nothing has to wait.
     fn raw(&self) -> *mut c_void {
         ptr::null_mut()
@@ -58,7 +58,7 @@ pub trait Mark: Send + Sync {
 /// Launches that were recorded once and run many times.
 pub trait Graph: Send + Sync {
     /// Runs them in their order, after everything that was launched before.
-    fn replay(&self) -> Outcome<()>;
+    fn replay(&self) -> DriverResult<()>;
 }
 
 /// Device memory, copies and launches. Everything runs in the order in which it was asked for, on one stream; only
@@ -72,27 +72,27 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn limits(&self) -> Limits;
     /// How many blocks of a kernel a multiprocessor runs side by side, of `threads` threads and `shared` bytes each; at
     /// least one.
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> Outcome<u32>;
+    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
     /// Device memory, aligned to 256 bytes (the emulator: 16), never empty. `label` names it in reports.
-    fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64>;
+    fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64>;
     /// Gives memory back, once what was launched before no longer uses it.
     fn free(&self, address: u64, bytes: usize);
     /// Copies to the device; `from` may change as soon as the call returns.
-    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()>;
+    fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()>;
     /// A mark behind everything that was launched so far.
-    fn mark(&self) -> Outcome<Box<dyn Mark>>;
+    fn mark(&self) -> DriverResult<Box<dyn Event>>;
     /// Copies to the host what was there at the mark, and waits for it. What was launched since goes on meanwhile and
     /// must leave the bytes alone.
-    fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()>;
+    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()>;
     /// Makes host memory known to the device, if that gains anything: downloads into it need no copy by the host. Where
     /// it cannot be done, they work as ever.
     fn register(&self, _memory: &mut RowsBuf) {}
     /// Copies within the device.
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()>;
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()>;
     /// Sets bytes to zero.
-    fn clear(&self, at: u64, bytes: usize) -> Outcome<()>;
+    fn clear(&self, at: u64, bytes: usize) -> DriverResult<()>;
     /// Runs a kernel.
-    fn launch(&self, launch: &Launch) -> Outcome<()>;
+    fn launch(&self, launch: &Launch) -> DriverResult<()>;
     /// Records launches.
-    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>>;
+    fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>>;
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::{Library, Symbol};
 
-use super::driver::{Driver, Fault, Graph, Limits, Mark, Outcome};
+use super::driver::{Driver, DriverError, DriverResult, Event, Graph, Limits};
 use super::launch::Launch;
 use crate::error::{Error, Result};
 
@@ -271,11 +271,11 @@ impl EmulatedDriver {
     }
 
     /// Fails if `address` lies in memory of another device.
-    fn own(&self, address: u64, user: &str) -> Outcome<()> {
+    fn own(&self, address: u64, user: &str) -> DriverResult<()> {
         let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         match owners.range(..=address).next_back() {
             Some((&at, &(bytes, owner))) if address < at + bytes as u64 && owner != self.index => {
-                Err(Fault::Other(format!("{user} uses memory of cuda:{owner}")))
+                Err(DriverError::Other(format!("{user} uses memory of cuda:{owner}")))
             }
             _ => Ok(()),
         }
@@ -293,12 +293,12 @@ impl EmulatedDriver {
 }
 
 struct Now;
-impl Mark for Now {}
+impl Event for Now {}
 
 struct Launches(EmulatedDriver, Vec<Launch>);
 
 impl Graph for Launches {
-    fn replay(&self) -> Outcome<()> {
+    fn replay(&self) -> DriverResult<()> {
         self.1.iter().try_for_each(|launch| self.0.launch(launch))
     }
 }
@@ -316,15 +316,15 @@ impl Driver for EmulatedDriver {
         Limits { shared: self.how.shared, processors: 2, tensor_cores: self.how.tensor_cores }
     }
 
-    fn resident(&self, _: &'static str, _: u32, _: usize) -> Outcome<u32> {
+    fn resident(&self, _: &'static str, _: u32, _: usize) -> DriverResult<u32> {
         // Few, so that blocks take several tiles in tests of few rows.
         Ok(1)
     }
 
-    fn allocate(&self, bytes: usize, label: &'static str) -> Outcome<u64> {
+    fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64> {
         let used = self.used.load(Ordering::Relaxed);
         if bytes > self.how.memory.saturating_sub(used) {
-            return Err(Fault::OutOfMemory { wanted: bytes, free: self.how.memory - used });
+            return Err(DriverError::OutOfMemory { wanted: bytes, free: self.how.memory - used });
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
         let address = self.emulator.allocate(bytes, label);
@@ -339,23 +339,23 @@ impl Driver for EmulatedDriver {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
+    fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {
         self.own(to, "a copy to the device")?;
         self.emulator.copy_in(to, from);
         Ok(())
     }
 
-    fn mark(&self) -> Outcome<Box<dyn Mark>> {
+    fn mark(&self) -> DriverResult<Box<dyn Event>> {
         Ok(Box::new(Now))
     }
 
-    fn download(&self, _: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
+    fn download(&self, _: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
         self.own(from, "a copy from the device")?;
         self.emulator.copy_out(to, from);
         Ok(())
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {
         self.own(to, "a copy on the device").and_then(|()| self.own(from, "a copy on the device"))?;
         let mut held = vec![0; bytes];
         self.emulator.copy_out(&mut held, from);
@@ -363,22 +363,22 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
-    fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
+    fn clear(&self, at: u64, bytes: usize) -> DriverResult<()> {
         self.own(at, "a clearing of memory")?;
         self.emulator.copy_in(at, &vec![0; bytes]);
         Ok(())
     }
 
-    fn launch(&self, launch: &Launch) -> Outcome<()> {
+    fn launch(&self, launch: &Launch) -> DriverResult<()> {
         // An argument that is no address lies in nobody's memory, but for a chance of one in billions.
         launch.args.words().iter().flatten().try_for_each(|&word| self.own(word, launch.kernel))?;
         let geometry = (launch.grid, [launch.threads, 1, 1], launch.shared);
         // SAFETY: the typed launch functions give each kernel arguments of its parameters' sizes.
         unsafe { self.emulator.launch(launch.kernel, geometry, launch.args.words(), self.how.schedule) }
-            .map_err(Fault::Other)
+            .map_err(DriverError::Other)
     }
 
-    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>> {
+    fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>> {
         Ok(Box::new(Launches(self.clone(), launches)))
     }
 }

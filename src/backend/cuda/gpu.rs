@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::result::{self, DriverError, event, stream};
+use cudarc::driver::result::{self, DriverError as CallError, event, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
 use super::device::{Device, code};
-use super::driver::{Driver, Fault, Graph, Limits, Mark, Outcome};
+use super::driver::{Driver, DriverError, DriverResult, Event, Graph, Limits};
 use super::launch::Launch;
 use super::pinned::{Staging, lock};
 use crate::matrix::RowsBuf;
@@ -57,13 +57,13 @@ unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
-fn fault(what: &str) -> impl Fn(DriverError) -> Fault {
-    move |e| Fault::Other(format!("{what} failed ({})", code(&e)))
+fn fault(what: &str) -> impl Fn(CallError) -> DriverError {
+    move |e| DriverError::Other(format!("{what} failed ({})", code(&e)))
 }
 
 impl Gpu {
     /// Makes a driver of a device.
-    pub fn new(device: Device) -> Outcome<Gpu> {
+    pub fn new(device: Device) -> DriverResult<Gpu> {
         let context = device.context().clone();
         context.bind_to_thread().map_err(fault("binding the context"))?;
         let attribute = |which| {
@@ -113,12 +113,12 @@ impl Gpu {
 }
 
 impl Inner {
-    fn bind(&self) -> Outcome<()> {
+    fn bind(&self) -> DriverResult<()> {
         self.context.bind_to_thread().map_err(fault("binding the context"))
     }
 
     /// Gives all freed memory back to the driver.
-    fn release(&self) -> Outcome<()> {
+    fn release(&self) -> DriverResult<()> {
         let cached = std::mem::take(&mut *lock(&self.free));
         // A stream that another thread records on must not be waited for: it would end the recording.
         let _order = lock(&self.order);
@@ -131,13 +131,13 @@ impl Inner {
         Ok(())
     }
 
-    fn function(&self, kernel: &str) -> Outcome<sys::CUfunction> {
+    fn function(&self, kernel: &str) -> DriverResult<sys::CUfunction> {
         let found = self.functions.get(kernel).copied();
-        found.ok_or_else(|| Fault::Other(format!("{kernel} is not among the GPU's kernels")))
+        found.ok_or_else(|| DriverError::Other(format!("{kernel} is not among the GPU's kernels")))
     }
 
     /// Makes memory known to the GPU, which reads and writes it directly while the answer is kept.
-    fn register(owner: &Arc<Inner>, bytes: &mut [u8]) -> Result<Registered, DriverError> {
+    fn register(owner: &Arc<Inner>, bytes: &mut [u8]) -> Result<Registered, CallError> {
         owner.context.bind_to_thread()?;
         let start = bytes.as_mut_ptr();
         // SAFETY: the bytes are there for as long as the answer is kept (`RowsBuf::note`), which undoes this.
@@ -153,7 +153,7 @@ impl Inner {
         stretch.is_some_and(|(&start, &len)| at + bytes.len() <= start + len)
     }
 
-    fn launch(&self, launch: &Launch) -> Outcome<()> {
+    fn launch(&self, launch: &Launch) -> DriverResult<()> {
         let function = self.function(launch.kernel)?;
         let mut pointers: Vec<*mut c_void> =
             launch.args.words().iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
@@ -170,7 +170,7 @@ impl Inner {
                 &mut pointers,
             )
         }
-        .map_err(|e| Fault::Other(format!("launching {} failed ({})", launch.kernel, code(&e))))
+        .map_err(|e| DriverError::Other(format!("launching {} failed ({})", launch.kernel, code(&e))))
     }
 }
 
@@ -201,23 +201,23 @@ impl fmt::Debug for Gpu {
 }
 
 /// An event behind what was launched.
-struct Event {
+struct CudaEvent {
     raw: sys::CUevent,
     owner: Arc<Inner>,
 }
 
 // SAFETY: events are handles that the driver lets any thread use.
-unsafe impl Send for Event {}
+unsafe impl Send for CudaEvent {}
 // SAFETY: as above.
-unsafe impl Sync for Event {}
+unsafe impl Sync for CudaEvent {}
 
-impl Mark for Event {
+impl Event for CudaEvent {
     fn raw(&self) -> *mut c_void {
         self.raw.cast()
     }
 }
 
-impl Drop for Event {
+impl Drop for CudaEvent {
     fn drop(&mut self) {
         if self.owner.context.bind_to_thread().is_ok() {
             // SAFETY: made by this object and destroyed once.
@@ -259,7 +259,7 @@ unsafe impl Send for Recorded {}
 unsafe impl Sync for Recorded {}
 
 impl Graph for Recorded {
-    fn replay(&self) -> Outcome<()> {
+    fn replay(&self) -> DriverResult<()> {
         self.owner.bind()?;
         let _order = lock(&self.owner.order);
         // SAFETY: graph and stream are live; the buffers it names belong to whoever holds the graph.
@@ -289,7 +289,7 @@ impl Driver for Gpu {
         self.inner.limits
     }
 
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> Outcome<u32> {
+    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
         let inner = &self.inner;
         let key = (kernel, shared);
         if let Some(&known) = lock(&inner.resident).get(&key) {
@@ -314,7 +314,7 @@ impl Driver for Gpu {
         Ok(blocks)
     }
 
-    fn allocate(&self, bytes: usize, _: &'static str) -> Outcome<u64> {
+    fn allocate(&self, bytes: usize, _: &'static str) -> DriverResult<u64> {
         let inner = &self.inner;
         let class = size_class(bytes);
         if let Some(address) = lock(&inner.free).get_mut(&class).and_then(Vec::pop) {
@@ -323,7 +323,7 @@ impl Driver for Gpu {
         inner.bind()?;
         // SAFETY: whoever asked writes the memory before reading it.
         let attempt = || unsafe { result::malloc_sync(class) };
-        let out_of_memory = |e: &DriverError| e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        let out_of_memory = |e: &CallError| e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         let address = match attempt() {
             Err(e) if out_of_memory(&e) => {
                 inner.release()?;
@@ -332,7 +332,9 @@ impl Driver for Gpu {
             other => other,
         };
         address.map_err(|e| match out_of_memory(&e) {
-            true => Fault::OutOfMemory { wanted: class, free: result::mem_get_info().map_or(0, |m| m.0) },
+            true => {
+                DriverError::OutOfMemory { wanted: class, free: result::mem_get_info().map_or(0, |m| m.0) }
+            }
             false => fault("allocating device memory")(e),
         })
     }
@@ -341,24 +343,24 @@ impl Driver for Gpu {
         lock(&self.inner.free).entry(size_class(bytes)).or_default().push(address);
     }
 
-    fn upload(&self, to: u64, from: &[u8]) -> Outcome<()> {
+    fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {
         let inner = &self.inner;
         inner.bind()?;
         // SAFETY: the context is bound, the stream live, and the destination has room.
         unsafe { inner.up.send(to, from, inner.compute, &inner.order) }.map_err(fault("copying to the GPU"))
     }
 
-    fn mark(&self) -> Outcome<Box<dyn Mark>> {
+    fn mark(&self) -> DriverResult<Box<dyn Event>> {
         self.inner.bind()?;
         let made = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        let mark = Event { raw: made.map_err(fault("making an event"))?, owner: self.inner.clone() };
+        let mark = CudaEvent { raw: made.map_err(fault("making an event"))?, owner: self.inner.clone() };
         let _order = lock(&self.inner.order);
         // SAFETY: event and stream are live.
         unsafe { event::record(mark.raw, self.inner.compute) }.map_err(fault("recording an event"))?;
         Ok(Box::new(mark))
     }
 
-    fn download(&self, mark: &dyn Mark, to: &mut [u8], from: u64) -> Outcome<()> {
+    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
         let inner = &self.inner;
         inner.bind()?;
         let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
@@ -394,7 +396,7 @@ impl Driver for Gpu {
         });
     }
 
-    fn copy(&self, to: u64, from: u64, bytes: usize) -> Outcome<()> {
+    fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {
         self.inner.bind()?;
         let _order = lock(&self.inner.order);
         // SAFETY: both have this many bytes.
@@ -402,20 +404,20 @@ impl Driver for Gpu {
             .map_err(fault("copying on the GPU"))
     }
 
-    fn clear(&self, at: u64, bytes: usize) -> Outcome<()> {
+    fn clear(&self, at: u64, bytes: usize) -> DriverResult<()> {
         self.inner.bind()?;
         let _order = lock(&self.inner.order);
         // SAFETY: the memory has this many bytes.
         unsafe { result::memset_d8_async(at, 0, bytes, self.inner.compute) }.map_err(fault("clearing memory"))
     }
 
-    fn launch(&self, launch: &Launch) -> Outcome<()> {
+    fn launch(&self, launch: &Launch) -> DriverResult<()> {
         self.inner.bind()?;
         let _order = lock(&self.inner.order);
         self.inner.launch(launch)
     }
 
-    fn record(&self, launches: Vec<Launch>) -> Outcome<Box<dyn Graph>> {
+    fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>> {
         let inner = &self.inner;
         inner.bind()?;
         let failed = fault("recording a graph");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use super::driver::{Driver, Outcome};
+use super::driver::{Driver, DriverResult};
 
 /// Device memory of `len` values of T.
 pub struct Buffer<T> {
@@ -18,40 +18,40 @@ pub struct Buffer<T> {
 
 impl<T: Pod> Buffer<T> {
     /// Memory that holds anything. `label` names it in the emulator's reports.
-    pub fn empty(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> Outcome<Buffer<T>> {
+    pub fn empty(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
         let address = driver.allocate(Self::bytes_of(len), label)?;
         Ok(Buffer { driver: driver.clone(), address, len, values: PhantomData })
     }
 
     /// Memory of zeros.
-    pub fn zeros(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> Outcome<Buffer<T>> {
+    pub fn zeros(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
         let buffer = Self::empty(driver, len, label)?;
         driver.clear(buffer.address, Self::bytes_of(len))?;
         Ok(buffer)
     }
 
     /// Memory that holds `values`.
-    pub fn upload(driver: &Arc<dyn Driver>, values: &[T], label: &'static str) -> Outcome<Buffer<T>> {
+    pub fn upload(driver: &Arc<dyn Driver>, values: &[T], label: &'static str) -> DriverResult<Buffer<T>> {
         let buffer = Self::empty(driver, values.len(), label)?;
         buffer.write(0, values)?;
         Ok(buffer)
     }
 
     /// Overwrites the values from `at` on; they must lie inside.
-    pub fn write(&self, at: usize, values: &[T]) -> Outcome<()> {
+    pub fn write(&self, at: usize, values: &[T]) -> DriverResult<()> {
         assert!(at + values.len() <= self.len, "values {at} and on of {}", self.len);
         self.driver.upload(self.at(at), bytemuck::cast_slice(values))
     }
 
     /// A copy of all values on the host, once everything launched before is done.
-    pub fn download(&self) -> Outcome<Vec<T>> {
+    pub fn download(&self) -> DriverResult<Vec<T>> {
         let mut out = vec![T::zeroed(); self.len];
         self.download_into(&mut out)?;
         Ok(out)
     }
 
     /// The first values, as many as `out` takes.
-    pub fn download_into(&self, out: &mut [T]) -> Outcome<()> {
+    pub fn download_into(&self, out: &mut [T]) -> DriverResult<()> {
         assert!(out.len() <= self.len, "{} values of {}", out.len(), self.len);
         let mark = self.driver.mark()?;
         self.driver.download(&*mark, bytemuck::cast_slice_mut(out), self.address)

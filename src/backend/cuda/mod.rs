@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Posteriors};
 pub use device::{Device, Summary};
-use driver::{Driver, Fault};
+use driver::{Driver, DriverError};
 pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
 pub use gpu::Gpu;
 pub use launch::{Args, Launch};
@@ -43,7 +43,7 @@ use self::data::Source;
 use self::memory::Buffer;
 use self::ops::{Codes, RowsAt};
 use super::{
-    Backend, DeviceInfo, LatentSource, Origin, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
+    Backend, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
     Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, SyntheticPath, VaeLoss,
     VaeObjective, check,
 };
@@ -132,7 +132,7 @@ impl Cuda {
     pub fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
         let cuda = Cuda { driver, precision };
         if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
-            return Err(cuda.error(Fault::Other(format!(
+            return Err(cuda.error(DriverError::Other(format!(
                 "{}: --precision bf16 needs BF16 tensor cores (compute capability 8.0); use --precision f32",
                 cuda.driver.detail()
             ))));
@@ -141,25 +141,25 @@ impl Cuda {
     }
 
     /// A driver's fault as the crate's error.
-    fn error(&self, fault: Fault) -> Error {
+    fn error(&self, fault: DriverError) -> Error {
         let help = match fault {
-            Fault::OutOfMemory { .. } => "; use fewer seed pairs at a time, or --device cpu",
-            Fault::Other(_) => "",
+            DriverError::OutOfMemory { .. } => "; use fewer seed pairs at a time, or --device cpu",
+            DriverError::Other(_) => "",
         };
         Error::Device { device: self.driver.name().into(), reason: format!("{fault}{help}") }
     }
 
     /// Runs `work` and names the device in its fault.
-    fn run<T>(&self, work: impl FnOnce() -> driver::Outcome<T>) -> Result<T> {
+    fn run<T>(&self, work: impl FnOnce() -> driver::DriverResult<T>) -> Result<T> {
         work().map_err(|fault| self.error(fault))
     }
 
-    fn buffer<T: bytemuck::Pod>(&self, len: usize, label: &'static str) -> driver::Outcome<Buffer<T>> {
+    fn buffer<T: bytemuck::Pod>(&self, len: usize, label: &'static str) -> driver::DriverResult<Buffer<T>> {
         Buffer::empty(&self.driver, len, label)
     }
 
     /// Latents in device memory, `[count, latent]`: those stored, or a copy of those drawn.
-    fn stored(&self, latents: &Latents) -> driver::Outcome<Option<Buffer<f32>>> {
+    fn stored(&self, latents: &Latents) -> driver::DriverResult<Option<Buffer<f32>>> {
         match &latents.source {
             Source::Stored { .. } => Ok(None),
             Source::Drawn { .. } => {
@@ -169,7 +169,7 @@ impl Cuda {
     }
 
     /// What the candidates of each row start from: one posterior sample of it, `[rows, latent]`.
-    fn starts(&self, p: &Posteriors, origin: Origin) -> driver::Outcome<Buffer<f32>> {
+    fn starts(&self, p: &Posteriors, origin: NoiseKey) -> driver::DriverResult<Buffer<f32>> {
         let starts = self.buffer(p.rows * p.latent, "starts")?;
         if p.rows > 0 {
             self.launch_starts(p, origin, &starts)?;
@@ -178,7 +178,12 @@ impl Cuda {
     }
 
     /// `count` drawn latents, written out.
-    fn drawn(&self, latents: &params::Latents, count: usize, latent: usize) -> driver::Outcome<Buffer<f32>> {
+    fn drawn(
+        &self,
+        latents: &params::Latents,
+        count: usize,
+        latent: usize,
+    ) -> driver::DriverResult<Buffer<f32>> {
         let z = self.buffer(count * latent, "latents")?;
         if count > 0 {
             self.launch_perturb(latents, count, latent, z.address())?;
@@ -191,8 +196,8 @@ impl Cuda {
         vae: &DeviceVae,
         embeddings: &Embeddings<'_>,
         codes: Codes,
-        origin: Option<Origin>,
-    ) -> driver::Outcome<()> {
+        origin: Option<NoiseKey>,
+    ) -> driver::DriverResult<()> {
         let latent = vae.host.size().latent;
         self.each_stretch(embeddings, &mut |first, rows: RowsAt| {
             // 0 stays 0: not wanted.
@@ -200,7 +205,7 @@ impl Cuda {
                 if address == 0 { 0 } else { address + (4 * first * latent) as u64 }
             };
             let codes = Codes { mu: at(codes.mu), logvar: at(codes.logvar), z: at(codes.z) };
-            let origin = origin.map(|o| Origin { first_row: o.first_row + first as u64, ..o });
+            let origin = origin.map(|o| NoiseKey { first_row: o.first_row + first as u64, ..o });
             self.launch_encode(vae, rows, codes, origin)
         })
     }
@@ -295,7 +300,12 @@ impl Backend for Cuda {
         })
     }
 
-    fn encode_sample(&self, vae: &DeviceVae, embeddings: &Embeddings<'_>, origin: Origin) -> Result<Latents> {
+    fn encode_sample(
+        &self,
+        vae: &DeviceVae,
+        embeddings: &Embeddings<'_>,
+        origin: NoiseKey,
+    ) -> Result<Latents> {
         let size = vae.host.size();
         check::width("VAE", size.dim, embeddings.rows.cols())?;
         let rows = check::sample_rows(embeddings.rows.rows())?;
@@ -319,9 +329,9 @@ impl Backend for Cuda {
         })
     }
 
-    fn select(&self, p: &Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection> {
+    fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
         check::perturbation(how)?;
-        let keep = how.keep as usize;
+        let keep = how.top_k as usize;
         let candidates = self.run(|| {
             let out = self.buffer(p.rows * keep, "candidates")?;
             if p.rows > 0 {
@@ -329,13 +339,13 @@ impl Backend for Cuda {
             }
             out.download()
         })?;
-        Ok(Selection { keep, candidates })
+        Ok(Selection { top_k: keep, candidates })
     }
 
     fn perturb(
         &self,
         p: &Posteriors,
-        origin: Origin,
+        origin: NoiseKey,
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {

@@ -1,12 +1,12 @@
 //! Typed launches of the inference kernels: every grid, shared-memory size and argument list is made here.
 
 use super::data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Layer, Posteriors};
-use super::driver::{Fault, Outcome};
+use super::driver::{DriverError, DriverResult};
 use super::launch::{Args, Launch, u32_of};
 use super::layout::{self, Block};
 use super::memory::Buffer;
 use super::{Cuda, params};
-use crate::backend::{LatentSource, Likelihood, Origin, Perturbation, Precision};
+use crate::backend::{LatentSource, Likelihood, NoiseKey, Perturbation, Precision};
 use crate::dtype::Dtype;
 
 /// The kernel of an operation for a precision and a storage type.
@@ -73,7 +73,7 @@ impl Cuda {
         block: Block,
         slices: u32,
         args: Args,
-    ) -> Outcome<Launch> {
+    ) -> DriverResult<Launch> {
         let tiles = u32::try_from(items.div_ceil(block.tile)).unwrap_or(u32::MAX);
         let resident = self.driver.resident(kernel, block.threads, block.shared)?;
         let most = (self.driver.limits().processors * resident / slices).max(1);
@@ -82,7 +82,7 @@ impl Cuda {
     }
 
     /// The first of `blocks` whose shared memory the device has.
-    fn fitting(&self, what: &str, blocks: impl IntoIterator<Item = Block>) -> Outcome<Block> {
+    fn fitting(&self, what: &str, blocks: impl IntoIterator<Item = Block>) -> DriverResult<Block> {
         let limit = self.driver.limits().shared;
         let mut least = usize::MAX;
         for block in blocks {
@@ -91,7 +91,7 @@ impl Cuda {
             }
             least = least.min(block.shared);
         }
-        Err(Fault::Other(format!(
+        Err(DriverError::Other(format!(
             "{what} of a model this wide takes {least} bytes of shared memory, and a block of this GPU has {limit}: \
              use --device cpu, or smaller --hidden, --latent or --reward-hidden"
         )))
@@ -103,8 +103,8 @@ impl Cuda {
         vae: &DeviceVae,
         rows: RowsAt,
         codes: Codes,
-        origin: Option<Origin>,
-    ) -> Outcome<()> {
+        origin: Option<NoiseKey>,
+    ) -> DriverResult<()> {
         let size = vae.host.size();
         let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
         let (seed, side, first_row) = origin.map_or((0, 0, 0), |o| (o.seed, o.side as u32, o.first_row));
@@ -129,15 +129,17 @@ impl Cuda {
     pub(super) fn launch_select(
         &self,
         p: &Posteriors,
-        origin: Origin,
+        origin: NoiseKey,
         how: &Perturbation,
         out: &Buffer<u32>,
-    ) -> Outcome<()> {
-        let (keep, drawn) = (how.keep as usize, how.drawn() as usize);
+    ) -> DriverResult<()> {
+        let (keep, drawn) = (how.top_k as usize, how.drawn() as usize);
         let ranked = how.likelihood != Likelihood::None;
         if ranked && keep > layout::MOST_KEPT {
             let most = layout::MOST_KEPT;
-            return Err(Fault::Other(format!("ranking keeps at most {most} candidates a seed, not {keep}")));
+            return Err(DriverError::Other(format!(
+                "ranking keeps at most {most} candidates a seed, not {keep}"
+            )));
         }
         let block =
             self.fitting("ranking", [layout::select(p.latent, keep, if ranked { drawn } else { 1 })])?;
@@ -152,7 +154,7 @@ impl Cuda {
             .buffer(out)
             .value(p.rows as u64)
             .value(u32_of(p.latent))
-            .value(how.keep)
+            .value(how.top_k)
             .value(how.drawn())
             .value(how.sigma())
             .value(likelihood)
@@ -164,7 +166,12 @@ impl Cuda {
     }
 
     /// What the candidates of each row start from, `[rows, latent]`.
-    pub(super) fn launch_starts(&self, p: &Posteriors, origin: Origin, out: &Buffer<f32>) -> Outcome<()> {
+    pub(super) fn launch_starts(
+        &self,
+        p: &Posteriors,
+        origin: NoiseKey,
+        out: &Buffer<f32>,
+    ) -> DriverResult<()> {
         let args = Args::new()
             .buffer(&*p.mu)
             .buffer(&*p.logvar)
@@ -184,7 +191,7 @@ impl Cuda {
         count: usize,
         latent: usize,
         out: u64,
-    ) -> Outcome<()> {
+    ) -> DriverResult<()> {
         let block = layout::perturb(latent);
         let args = Args::new()
             .address(drawn.starts)
@@ -207,7 +214,7 @@ impl Cuda {
         (latents, first, count): (&Latents, usize, usize),
         base: Option<Base>,
         (out, dtype): (u64, Dtype),
-    ) -> Outcome<()> {
+    ) -> DriverResult<()> {
         let size = vae.host.size();
         let (columns, block) = self
             .fitting_columns("decoding", size.dim, |columns| layout::decode(self.precision, size, columns))?;
@@ -241,7 +248,7 @@ impl Cuda {
         what: &str,
         dim: usize,
         block: impl Fn(usize) -> Block,
-    ) -> Outcome<(u32, Block)> {
+    ) -> DriverResult<(u32, Block)> {
         let needed = dim.next_multiple_of(layout::COLUMNS);
         let widths = layout::SLICES.into_iter().filter(|&w| w == layout::COLUMNS || w <= needed);
         let mut chosen = 0;
@@ -261,7 +268,7 @@ impl Cuda {
         model: &DeviceReward,
         rows: RowsAt,
         (out, pre): (u64, u64),
-    ) -> Outcome<()> {
+    ) -> DriverResult<()> {
         let size = model.host.size();
         let block = self.fitting("scoring", [layout::score(self.precision)])?;
         let args = Args::new()
@@ -291,7 +298,7 @@ impl Cuda {
         latents: &Latents,
         base: Option<FoldedBase>,
         out: &Buffer<f32>,
-    ) -> Outcome<()> {
+    ) -> DriverResult<()> {
         let (size, width) = (folded.size, folded.reward.host.size().hidden);
         let block = self.fitting("scoring latents", [layout::score_latents(self.precision, size, width)])?;
         let (pre, mu) = base.unwrap_or((0, 0));

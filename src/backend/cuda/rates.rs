@@ -10,15 +10,15 @@ use serde::Serialize;
 
 use super::Cuda;
 use super::data::{Latents, Posteriors, Source};
-use super::driver::Outcome;
+use super::driver::DriverResult;
 use super::launch::{Args, Launch};
 use super::memory::Buffer;
 use super::ops::{Base, Codes, RowsAt};
-use crate::backend::{Backend, LatentSource, Likelihood, Origin, Perturbation, Precision};
+use crate::backend::{Backend, LatentSource, Likelihood, NoiseKey, Perturbation, Precision};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::model::{FoldedReward, RewardModel, Vae};
-use crate::noise::{Address, Purpose, Side, fill_normals};
+use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
 /// Seconds that the trials of a measurement take together at least, and one of them.
 const LONG_ENOUGH: f64 = 0.25;
@@ -183,11 +183,11 @@ pub struct Workload<'c> {
     count: usize,
     /// Address and bytes of what it writes.
     out: (u64, usize),
-    run: Box<dyn Fn() -> Outcome<()> + 'c>,
+    run: Box<dyn Fn() -> DriverResult<()> + 'c>,
 }
 
 impl Workload<'_> {
-    fn seconds_of(&self, calls: u32) -> Outcome<f64> {
+    fn seconds_of(&self, calls: u32) -> DriverResult<f64> {
         let start = Instant::now();
         for _ in 0..calls {
             (self.run)()?;
@@ -197,7 +197,7 @@ impl Workload<'_> {
     }
 
     /// Runs as many times as fill a trial, after one run that is not counted; gives that number and the seconds.
-    fn calibrated(&self) -> Outcome<(u32, f64)> {
+    fn calibrated(&self) -> DriverResult<(u32, f64)> {
         self.seconds_of(1)?;
         let mut calls = 1;
         loop {
@@ -276,14 +276,14 @@ impl Workload<'_> {
 
 fn normals(n: usize, row: u64) -> Vec<f32> {
     let mut out = vec![0f32; n];
-    let address = Address { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 5 };
+    let address = NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 5 };
     fill_normals(11, address, &mut out);
     out
 }
 
 impl Cuda {
     /// Waits until everything that was launched is done.
-    fn finish(&self) -> Outcome<()> {
+    fn finish(&self) -> DriverResult<()> {
         let word = Buffer::<u32>::zeros(&self.driver, 1, "a word")?;
         word.download().map(drop)
     }
@@ -326,12 +326,12 @@ impl Cuda {
         let decoded = 2 * (latent * hidden + hidden * dim);
         let how = Perturbation {
             sigma2: 0.01,
-            keep: 3,
+            top_k: 3,
             oversample: 4,
             likelihood: Likelihood::Posterior,
             source: LatentSource::Sample,
         };
-        let origin = Origin { seed: 1, side: Side::Chosen, first_row: 0 };
+        let origin = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
         let rate = |words: &str, bytes, flop, floor| {
             let what_in_words = format!("{words} {}", self.precision);
             let tensor_cores = self.precision == Precision::Bf16 && what.work != Work::Select;
@@ -339,7 +339,9 @@ impl Cuda {
             let (per_second, low, high) = (0.0, 0.0, 0.0);
             Rate { name, what: what_in_words, per_second, low, high, unit, bytes, flop, floor, tensor_cores }
         };
-        let (rate, count, out, run): (Rate, usize, _, Box<dyn Fn() -> Outcome<()> + 'c>) = match what.work {
+        let (rate, count, out, run): (Rate, usize, _, Box<dyn Fn() -> DriverResult<()> + 'c>) = match what
+            .work
+        {
             Work::Encode => {
                 let vae = self.load_vae(vae)?;
                 let (embeddings, mu, logvar) = self.run(|| {
@@ -423,7 +425,7 @@ impl Cuda {
         Ok(Workload { cuda: self, rate, count, out, run })
     }
 
-    fn floor_workload(&self, what: Measurement, bytes: usize) -> Outcome<Workload<'_>> {
+    fn floor_workload(&self, what: Measurement, bytes: usize) -> DriverResult<Workload<'_>> {
         let bytes = bytes / 16 * 16;
         let driver = &self.driver;
         let from = self.embeddings_of(1, bytes / 2)?;
@@ -436,7 +438,7 @@ impl Cuda {
             |kernel, args| Launch { kernel, grid: [blocks, 1, 1], threads: FLOOR_THREADS, shared: 0, args };
         let words = (bytes / 16) as u64;
         let read = Args::new().address(from.address());
-        type Run<'a> = Box<dyn Fn() -> Outcome<()> + 'a>;
+        type Run<'a> = Box<dyn Fn() -> DriverResult<()> + 'a>;
         let launched = |launch: Launch| -> Run<'_> { Box::new(move || driver.launch(&launch)) };
         let (words_for_it, count, floor, run): (_, _, _, Run<'_>) = match what.work {
             Work::FloorRead => {
@@ -496,7 +498,7 @@ impl Cuda {
     }
 
     /// Random embeddings `[rows, dim]`: a block of values that is copied behind itself until all are there.
-    fn embeddings_of(&self, rows: usize, dim: usize) -> Outcome<Buffer<bf16>> {
+    fn embeddings_of(&self, rows: usize, dim: usize) -> DriverResult<Buffer<bf16>> {
         let all = rows * dim;
         let block: Vec<bf16> = normals(all.min(1 << 18), 1).into_iter().map(bf16::from_f32).collect();
         let buffer = Buffer::empty(&self.driver, all, "embeddings")?;
@@ -505,7 +507,7 @@ impl Cuda {
     }
 
     /// Fills a buffer with `block` again and again.
-    fn repeated<T: bytemuck::Pod>(&self, buffer: &Buffer<T>, block: &[T]) -> Outcome<()> {
+    fn repeated<T: bytemuck::Pod>(&self, buffer: &Buffer<T>, block: &[T]) -> DriverResult<()> {
         let mut there = block.len().min(buffer.len());
         buffer.write(0, &block[..there])?;
         while there < buffer.len() {
@@ -516,8 +518,8 @@ impl Cuda {
         Ok(())
     }
 
-    fn posteriors_of(&self, rows: usize, latent: usize) -> Outcome<Posteriors> {
-        let filled = |row| -> Outcome<_> {
+    fn posteriors_of(&self, rows: usize, latent: usize) -> DriverResult<Posteriors> {
+        let filled = |row| -> DriverResult<_> {
             let buffer = Buffer::<f32>::empty(&self.driver, rows * latent, "codes")?;
             self.repeated(&buffer, &normals((latent * 1024).min(rows * latent), row))?;
             Ok(Arc::new(buffer))
@@ -526,7 +528,13 @@ impl Cuda {
     }
 
     /// A sample of each of `rows` posteriors.
-    fn latents_of(&self, rows: usize, latent: usize, origin: Origin, how: &Perturbation) -> Outcome<Latents> {
+    fn latents_of(
+        &self,
+        rows: usize,
+        latent: usize,
+        origin: NoiseKey,
+        how: &Perturbation,
+    ) -> DriverResult<Latents> {
         let pairs: Vec<[u32; 2]> = (0..rows).map(|i| [i as u32, 3]).collect();
         let source = Source::Drawn {
             starts: Arc::new(self.starts(&self.posteriors_of(rows, latent)?, origin)?),

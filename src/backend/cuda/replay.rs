@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 
 use super::Cuda;
-use super::driver::{Driver, Graph, Outcome};
+use super::driver::{Driver, DriverResult, Graph};
 use super::launch::Launch;
 use super::memory::Buffer;
 use super::params::Step;
@@ -26,7 +26,7 @@ impl<T: Pod> Refilled<T> {
     }
 
     /// Room for `len` values, which may hold anything.
-    pub fn room(&mut self, len: usize) -> Outcome<&Buffer<T>> {
+    pub fn room(&mut self, len: usize) -> DriverResult<&Buffer<T>> {
         if self.buffer.as_ref().is_some_and(|b| b.len() < len) {
             // Before there is more, so that the two need not fit side by side.
             self.buffer = None;
@@ -38,7 +38,7 @@ impl<T: Pod> Refilled<T> {
     }
 
     /// Puts `values` in.
-    pub fn fill(&mut self, values: &[T]) -> Outcome<()> {
+    pub fn fill(&mut self, values: &[T]) -> DriverResult<()> {
         self.room(values.len())?.write(0, values)
     }
 
@@ -63,7 +63,7 @@ pub struct Progress {
 
 impl Progress {
     /// For `terms` losses.
-    pub fn new(cuda: &Cuda, terms: usize) -> Outcome<Progress> {
+    pub fn new(cuda: &Cuda, terms: usize) -> DriverResult<Progress> {
         let driver = &cuda.driver;
         Ok(Progress {
             table: Refilled::new(cuda, "steps"),
@@ -74,7 +74,7 @@ impl Progress {
     }
 
     /// Starts an epoch of these steps, at least one.
-    pub fn start(&mut self, steps: &[Step]) -> Outcome<()> {
+    pub fn start(&mut self, steps: &[Step]) -> DriverResult<()> {
         // The last step passes the turn on as well.
         self.table.fill(&[steps, &[Step::zeroed()]].concat())?;
         self.turn.write(0, &[1])?;
@@ -92,7 +92,7 @@ pub struct Recording {
 
 impl Recording {
     /// `held` if it is of these launches, else a new one.
-    pub fn of(cuda: &Cuda, held: Option<Recording>, launches: Vec<Launch>) -> Outcome<Recording> {
+    pub fn of(cuda: &Cuda, held: Option<Recording>, launches: Vec<Launch>) -> DriverResult<Recording> {
         match held {
             Some(recording) if recording.launches == launches => Ok(recording),
             _ => Ok(Recording { graph: cuda.driver.record(launches.clone())?, launches }),
@@ -100,7 +100,7 @@ impl Recording {
     }
 
     /// Runs them `times` times.
-    pub fn replay(&self, times: usize) -> Outcome<()> {
+    pub fn replay(&self, times: usize) -> DriverResult<()> {
         (0..times).try_for_each(|_| self.graph.replay())
     }
 }

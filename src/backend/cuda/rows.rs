@@ -1,7 +1,7 @@
 //! Rows that pairs are made of, put in order on the device: they land in their places on the host without a copy there.
 
 use super::data::Embeddings;
-use super::driver::{Fault, Outcome};
+use super::driver::{DriverError, DriverResult};
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
 use super::{Cuda, check};
@@ -59,7 +59,7 @@ impl Cuda {
                 to.device = Some(made);
                 Ok(())
             }
-            Err(fault @ Fault::OutOfMemory { .. }) => {
+            Err(fault @ DriverError::OutOfMemory { .. }) => {
                 if !std::mem::replace(&mut to.said, true) {
                     let name = self.driver.name();
                     log::warn!("{name}: short of memory: rows are put in order on the host: {fault}");
@@ -75,7 +75,7 @@ impl Cuda {
         originals: &Embeddings<'e>,
         samples: &Synthetic<'_, 'e, Cuda>,
         to: &mut Rows,
-    ) -> Outcome<(Buffer<u8>, usize)> {
+    ) -> DriverResult<(Buffer<u8>, usize)> {
         let (row, n, count) = (to.row_bytes(), originals.rows.rows(), samples.latents.count());
         let rows = Buffer::<u8>::empty(&self.driver, (n + count) * row, "rows of pairs")?;
         if originals.dtype == to.dtype {
@@ -93,7 +93,7 @@ impl Cuda {
     }
 
     /// Row and column of the first value that is NaN or infinite.
-    pub(super) fn first_non_finite_in(&self, rows: &Rows) -> Outcome<Option<(usize, usize)>> {
+    pub(super) fn first_non_finite_in(&self, rows: &Rows) -> DriverResult<Option<(usize, usize)>> {
         let Some((buffer, count)) = &rows.device else { return Ok(rows.host.first_non_finite()) };
         let kernel = match rows.dtype {
             Dtype::F32 => "find_non_finite_f32",

@@ -2,7 +2,7 @@
 
 use super::Cuda;
 use super::data::{Embeddings, write_rows};
-use super::driver::{Fault, Outcome};
+use super::driver::{DriverError, DriverResult};
 use super::memory::Buffer;
 use super::ops::{Base, RowsAt};
 use crate::backend::Residual;
@@ -19,12 +19,12 @@ impl Cuda {
         &self,
         what: &str,
         mut rows: usize,
-        make: impl Fn(usize) -> Outcome<T>,
-    ) -> Outcome<(T, usize)> {
+        make: impl Fn(usize) -> DriverResult<T>,
+    ) -> DriverResult<(T, usize)> {
         let wanted = rows;
         loop {
             match make(rows) {
-                Err(Fault::OutOfMemory { .. }) if rows > FEWEST => rows = (rows / 2).max(FEWEST),
+                Err(DriverError::OutOfMemory { .. }) if rows > FEWEST => rows = (rows / 2).max(FEWEST),
                 Err(fault) => return Err(fault),
                 Ok(made) => {
                     if rows < wanted {
@@ -44,8 +44,8 @@ impl Cuda {
     pub(super) fn each_stretch(
         &self,
         embeddings: &Embeddings<'_>,
-        each: &mut dyn FnMut(usize, RowsAt) -> Outcome<()>,
-    ) -> Outcome<()> {
+        each: &mut dyn FnMut(usize, RowsAt) -> DriverResult<()>,
+    ) -> DriverResult<()> {
         let n = embeddings.rows.rows();
         if n == 0 {
             return Ok(());
@@ -73,8 +73,8 @@ impl Cuda {
         &self,
         out: &mut [u8],
         rows: usize,
-        make: &mut dyn FnMut(usize, usize, u64) -> Outcome<()>,
-    ) -> Outcome<()> {
+        make: &mut dyn FnMut(usize, usize, u64) -> DriverResult<()>,
+    ) -> DriverResult<()> {
         if rows == 0 {
             return Ok(());
         }
@@ -102,7 +102,7 @@ impl Cuda {
     }
 
     /// What residual decoding adds to, which must be resident.
-    pub(super) fn base(&self, residual: Residual<'_, '_, Cuda>) -> Outcome<Base> {
+    pub(super) fn base(&self, residual: Residual<'_, '_, Cuda>) -> DriverResult<Base> {
         let embeddings = self.resident(residual.embeddings, "residual decoding")?;
         Ok(Base {
             embeddings: embeddings.address,
@@ -112,12 +112,12 @@ impl Cuda {
     }
 
     /// Embeddings that an operation needs on the device as a whole.
-    pub(super) fn resident(&self, embeddings: &Embeddings<'_>, what: &str) -> Outcome<RowsAt> {
+    pub(super) fn resident(&self, embeddings: &Embeddings<'_>, what: &str) -> DriverResult<RowsAt> {
         match &embeddings.resident {
             Some(buffer) => Ok(RowsAt::all(embeddings, buffer)),
             None => {
                 let gib = (embeddings.rows.rows() * embeddings.row_bytes()) as f64 / f64::from(1 << 30);
-                Err(Fault::Other(format!(
+                Err(DriverError::Other(format!(
                     "{what} needs all embeddings on the GPU, and their {gib:.1} GiB do not fit: use fewer seed pairs, \
                      or --device cpu"
                 )))

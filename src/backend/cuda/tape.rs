@@ -1,7 +1,7 @@
 //! A training step as a list of launches, and what both trainers keep on the device.
 
 use super::Cuda;
-use super::driver::Outcome;
+use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::layout;
 use super::memory::Buffer;
@@ -60,7 +60,7 @@ pub struct LayerAt {
 
 impl Parameters {
     /// Copies layers to the device, with zero moments.
-    pub fn new(cuda: &Cuda, layers: &[&Linear], adam: Adam) -> Outcome<Parameters> {
+    pub fn new(cuda: &Cuda, layers: &[&Linear], adam: Adam) -> DriverResult<Parameters> {
         let mut len = 0;
         let mut place = |count: usize| {
             let at = len;
@@ -108,7 +108,7 @@ impl Parameters {
         }
     }
 
-    fn layers_of(&self, values: &Buffer<f32>) -> Outcome<Vec<Linear>> {
+    fn layers_of(&self, values: &Buffer<f32>) -> DriverResult<Vec<Linear>> {
         let all = values.download()?;
         let layer = |s: &Shape| Linear {
             weight: all[s.weight..][..s.inputs * s.outputs].to_vec(),
@@ -120,12 +120,12 @@ impl Parameters {
     }
 
     /// The layers.
-    pub fn download(&self) -> Outcome<Vec<Linear>> {
+    pub fn download(&self) -> DriverResult<Vec<Linear>> {
         self.layers_of(&self.values)
     }
 
     /// The gradients of the last batch.
-    pub fn download_gradients(&self) -> Outcome<Vec<Linear>> {
+    pub fn download_gradients(&self) -> DriverResult<Vec<Linear>> {
         self.layers_of(&self.gradients)
     }
 
@@ -183,7 +183,7 @@ fn slices_of((m, n, k): Sizes) -> usize {
 
 impl Slices {
     /// Room for any of `products`, each with the number of products that are summed in one.
-    pub fn new(cuda: &Cuda, products: &[(Sizes, usize)]) -> Outcome<Slices> {
+    pub fn new(cuda: &Cuda, products: &[(Sizes, usize)]) -> DriverResult<Slices> {
         let most = |of: &dyn Fn(usize, usize, usize) -> usize| {
             let each = products.iter().map(|&(p, more)| of(slices_of(p) + more - 1, p.0, p.1));
             each.max().unwrap_or(1)

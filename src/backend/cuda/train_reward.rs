@@ -2,7 +2,7 @@
 //! exactly (W x' = W x + (W D) h, with D the standardised decoder), so that only originals pass through d dimensions.
 
 use super::data::Source;
-use super::driver::Outcome;
+use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
 use super::ops::RowsAt;
@@ -88,7 +88,7 @@ impl RewardTrainer {
         initial: &RewardModel,
         standardizer: &Standardizer,
         objective: &RewardObjective,
-    ) -> Outcome<RewardTrainer> {
+    ) -> DriverResult<RewardTrainer> {
         let layers: Vec<_> = initial.layers.iter().collect();
         Ok(RewardTrainer {
             size: initial.size(),
@@ -107,7 +107,7 @@ impl RewardTrainer {
     }
 
     /// The parameters.
-    pub fn parameters(&self) -> Outcome<RewardModel> {
+    pub fn parameters(&self) -> DriverResult<RewardModel> {
         Ok(model_of(self.parameters.download()?))
     }
 
@@ -117,7 +117,7 @@ impl RewardTrainer {
         cuda: &Cuda,
         data: &RewardData<'_, '_, Cuda>,
         pairs: &[PairRows],
-    ) -> Outcome<f64> {
+    ) -> DriverResult<f64> {
         let batch = self.objective.batch.min(pairs.len());
         let loss = self.run(cuda, data, pairs, batch, true)?;
         self.parameters.steps += i32::try_from(pairs.len().div_ceil(batch)).unwrap_or(i32::MAX);
@@ -130,7 +130,7 @@ impl RewardTrainer {
         cuda: &Cuda,
         data: &RewardData<'_, '_, Cuda>,
         batch: &[PairRows],
-    ) -> Outcome<(f64, RewardModel)> {
+    ) -> DriverResult<(f64, RewardModel)> {
         let loss = self.run(cuda, data, batch, batch.len(), false)?;
         Ok((loss, model_of(self.parameters.download_gradients()?)))
     }
@@ -143,7 +143,7 @@ impl RewardTrainer {
         pairs: &[PairRows],
         batch: usize,
         learn: bool,
-    ) -> Outcome<f64> {
+    ) -> DriverResult<f64> {
         let mut held = match self.held.take() {
             Some(held) => held,
             None => Held::new(cuda)?,
@@ -184,7 +184,7 @@ impl RewardTrainer {
         Ok(loss)
     }
 
-    fn decoder(&self, cuda: &Cuda, layers: &[Linear; 2]) -> Outcome<Decoder> {
+    fn decoder(&self, cuda: &Cuda, layers: &[Linear; 2]) -> DriverResult<Decoder> {
         let upload = |values: &[f32], label| Buffer::upload(&cuda.driver, values, label);
         Ok(Decoder {
             weight: upload(&layers[0].weight, "decoder's first weight")?,
@@ -360,7 +360,7 @@ impl RewardTrainer {
 }
 
 impl Held {
-    fn new(cuda: &Cuda) -> Outcome<Held> {
+    fn new(cuda: &Cuda) -> DriverResult<Held> {
         let drawn = || (Refilled::new(cuda, "latents"), Refilled::new(cuda, "rows of latents"));
         let plan = PlanAt {
             rows: Refilled::new(cuda, "rows of batches"),
@@ -409,7 +409,7 @@ impl Scratch {
         RewardSize { dim, hidden: width }: RewardSize,
         depth: usize,
         batch: usize,
-    ) -> Outcome<Scratch> {
+    ) -> DriverResult<Scratch> {
         let (driver, n) = (&cuda.driver, 2 * batch);
         let rows = |width, label| Buffer::<f32>::empty(driver, n * width, label);
         let products = [
@@ -448,7 +448,7 @@ fn folded_of<'a>(
     number: u32,
     (drawn, seeds): &mut (Refilled<f32>, Refilled<u32>),
     from: &mut Sources,
-) -> Outcome<Option<Folded<'a>>> {
+) -> DriverResult<Option<Folded<'a>>> {
     let Some(synthetic) = &side.synthetic else { return Ok(None) };
     let latents = synthetic.latents;
     let (z, owners) = match &latents.source {

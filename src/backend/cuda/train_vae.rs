@@ -1,7 +1,7 @@
 //! VAE training: a step of 17 launches, recorded once and replayed for every batch.
 
 use super::Cuda;
-use super::driver::Outcome;
+use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
 use super::ops::RowsAt;
@@ -54,7 +54,7 @@ impl VaeTrainer {
         initial: &Vae,
         standardizer: &Standardizer,
         objective: &VaeObjective,
-    ) -> Outcome<VaeTrainer> {
+    ) -> DriverResult<VaeTrainer> {
         let layers: Vec<_> = initial.encoder.iter().chain(&initial.decoder).collect();
         Ok(VaeTrainer {
             size: initial.size(),
@@ -72,7 +72,7 @@ impl VaeTrainer {
     }
 
     /// The parameters.
-    pub fn parameters(&self) -> Outcome<Vae> {
+    pub fn parameters(&self) -> DriverResult<Vae> {
         Ok(vae_of(self.parameters.download()?))
     }
 
@@ -83,7 +83,7 @@ impl VaeTrainer {
         data: &PairData<'_, '_, Cuda>,
         order: &[u32],
         epoch: u32,
-    ) -> Outcome<VaeLoss> {
+    ) -> DriverResult<VaeLoss> {
         let batch = self.objective.batch.min(order.len());
         let loss = self.run(cuda, data, order, (batch, epoch), true)?;
         self.parameters.steps += i32::try_from(order.len().div_ceil(batch)).unwrap_or(i32::MAX);
@@ -97,7 +97,7 @@ impl VaeTrainer {
         data: &PairData<'_, '_, Cuda>,
         batch: &[u32],
         epoch: u32,
-    ) -> Outcome<(VaeLoss, Vae)> {
+    ) -> DriverResult<(VaeLoss, Vae)> {
         let loss = self.run(cuda, data, batch, (batch.len(), epoch), false)?;
         Ok((loss, vae_of(self.parameters.download_gradients()?)))
     }
@@ -110,7 +110,7 @@ impl VaeTrainer {
         order: &[u32],
         (batch, epoch): (usize, u32),
         learn: bool,
-    ) -> Outcome<VaeLoss> {
+    ) -> DriverResult<VaeLoss> {
         let sides = [cuda.resident(data.chosen, "training")?, cuda.resident(data.rejected, "training")?];
         let steps: Vec<Step> = order
             .chunks(batch)
@@ -232,7 +232,7 @@ impl VaeTrainer {
 }
 
 impl Scratch {
-    fn new(cuda: &Cuda, VaeSize { dim, hidden, latent }: VaeSize, batch: usize) -> Outcome<Scratch> {
+    fn new(cuda: &Cuda, VaeSize { dim, hidden, latent }: VaeSize, batch: usize) -> DriverResult<Scratch> {
         let rows = 2 * batch;
         let wide = |width, label| Buffer::<f32>::empty(&cuda.driver, rows * width, label);
         let products = [

@@ -8,7 +8,7 @@ use layers::{Layer, Optimizer, narrow, relu, widen};
 pub use train::{RewardTrainer, VaeTrainer};
 
 use super::{
-    Backend, DeviceInfo, HostRows, LatentSource, Likelihood, Origin, PairData, PairRows, Perturbation,
+    Backend, DeviceInfo, HostRows, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
     PosteriorsHost, Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, VaeLoss,
     VaeObjective, check,
 };
@@ -16,7 +16,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
-use crate::noise::{Address, Purpose, fill_normals};
+use crate::noise::{NoiseCounter, Purpose, fill_normals};
 
 /// The reference backend. Single-threaded.
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,7 +43,7 @@ impl Posteriors {
     }
 
     /// z_i: a posterior sample or the mean.
-    fn start(&self, row: usize, origin: Origin, source: LatentSource) -> Vec<f64> {
+    fn start(&self, row: usize, origin: NoiseKey, source: LatentSource) -> Vec<f64> {
         let at = row * self.latent..(row + 1) * self.latent;
         let (mu, logvar) = (&self.mu[at.clone()], &self.logvar[at]);
         match source {
@@ -56,7 +56,7 @@ impl Posteriors {
     }
 
     /// z' = z_i + sigma eta.
-    fn candidate(&self, row: usize, candidate: u32, origin: Origin, how: &Perturbation) -> Vec<f64> {
+    fn candidate(&self, row: usize, candidate: u32, origin: NoiseKey, how: &Perturbation) -> Vec<f64> {
         let sigma = f64::from(how.sigma());
         let eta = normals(self.latent, Purpose::Perturb, origin, row, candidate);
         self.start(row, origin, how.source).iter().zip(eta).map(|(z, e)| z + sigma * e).collect()
@@ -77,9 +77,9 @@ impl Posteriors {
     }
 }
 
-fn normals(n: usize, purpose: Purpose, origin: Origin, row: usize, candidate: u32) -> Vec<f64> {
+fn normals(n: usize, purpose: Purpose, origin: NoiseKey, row: usize, candidate: u32) -> Vec<f64> {
     let mut out = vec![0f32; n];
-    let address = Address { purpose, side: origin.side, row: origin.first_row + row as u64, candidate };
+    let address = NoiseCounter { purpose, side: origin.side, row: origin.first_row + row as u64, candidate };
     fill_normals(origin.seed, address, &mut out);
     widen(&out)
 }
@@ -185,7 +185,7 @@ impl Backend for Reference {
         Ok(Posteriors { mu, logvar, latent })
     }
 
-    fn encode_sample(&self, vae: &Vae, embeddings: &RowSet<'_>, origin: Origin) -> Result<Latents> {
+    fn encode_sample(&self, vae: &Vae, embeddings: &RowSet<'_>, origin: NoiseKey) -> Result<Latents> {
         let rows = check::sample_rows(embeddings.rows())?;
         let p = self.encode(vae, embeddings)?;
         let z = (0..p.rows()).flat_map(|row| p.start(row, origin, LatentSource::Sample)).collect();
@@ -199,9 +199,9 @@ impl Backend for Reference {
         })
     }
 
-    fn select(&self, p: &Posteriors, origin: Origin, how: &Perturbation) -> Result<Selection> {
+    fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
         check::perturbation(how)?;
-        let keep = how.keep as usize;
+        let keep = how.top_k as usize;
         let mut candidates = Vec::with_capacity(p.rows() * keep);
         for row in 0..p.rows() {
             let mut ranked: Vec<(f64, u32)> = (0..how.drawn())
@@ -210,13 +210,13 @@ impl Backend for Reference {
             ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             candidates.extend(ranked[..keep].iter().map(|r| r.1));
         }
-        Ok(Selection { keep, candidates })
+        Ok(Selection { top_k: keep, candidates })
     }
 
     fn perturb(
         &self,
         p: &Posteriors,
-        origin: Origin,
+        origin: NoiseKey,
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {

@@ -3,7 +3,7 @@
 use super::layers::{Layer, Optimizer, relu, relu_backward};
 use super::{Reference, decode_latent, encode_row, normals, row_f64};
 use crate::backend::{
-    Divergence, Origin, PairData, PairRows, Reduction, RewardData, RewardObjective, RewardSide, VaeLoss,
+    Divergence, NoiseKey, PairData, PairRows, Reduction, RewardData, RewardObjective, RewardSide, VaeLoss,
     VaeObjective, W2_EPS,
 };
 use crate::matrix::RowSet;
@@ -91,7 +91,7 @@ impl VaeTrainer {
         let x = standardized(&row_f64(rows, row as usize), &self.standardizer);
         let (encoder_hidden, out) = encode_row([&self.layers[0], &self.layers[1]], &x);
         let (mu, logvar) = (out[..self.latent].to_vec(), out[self.latent..].to_vec());
-        let origin = Origin { seed: self.objective.seed, side, first_row: 0 };
+        let origin = NoiseKey { seed: self.objective.seed, side, first_row: 0 };
         let eps = normals(self.latent, Purpose::TrainVae, origin, row as usize, epoch);
         let z: Vec<f64> = (0..self.latent).map(|j| mu[j] + (logvar[j] / 2.0).exp() * eps[j]).collect();
         let decoder_hidden = self.layers[2].forward(&z);

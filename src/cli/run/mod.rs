@@ -14,15 +14,15 @@ use super::args::{Common, PairArgs, RewardArgs, SynthArgs, VaeArgs};
 use super::console::Console;
 use super::train_reward::{open_checked, same_dim};
 use super::writing::Writing;
+use crate::data::{
+    CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, WriteMode, write_atomic, write_pairs,
+};
 use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
 use crate::matrix::{RowSet, Side};
 use crate::model::{Checkpoint, Provenance, RewardModel, RewardSize, VaeSize};
-use crate::shard::{
-    CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, WriteMode, write_atomic, write_pairs,
-};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, VaeTraining};
 
@@ -146,7 +146,7 @@ impl Run {
             settings: json!({
                 "vae": settings.vae,
                 "reward": settings.reward,
-                "fold": settings.synthesis.fold,
+                "fold": settings.synthesis.pairs_per_seed,
                 "per_side": settings.synthesis.per_side,
                 "pairing": settings.synthesis.pairing,
                 "sigma2": settings.synthesis.sigma2,
@@ -299,8 +299,12 @@ impl Run {
             reward,
         };
         let (plan, _) = synthesis.plan(cut.seeds.len())?;
-        let fold = plan.fold;
-        let arms = [Arm::None, Arm::NoneMatched { fold }, Arm::Lens { fold, mode: synthesis.mode }];
+        let pairs_per_seed = plan.pairs_per_seed;
+        let arms = [
+            Arm::None,
+            Arm::NoneMatched { pairs_per_seed },
+            Arm::Lens { pairs_per_seed, mode: synthesis.mode },
+        ];
         let mut results = Vec::new();
         for arm in arms {
             let bar = console.bar(&arm.to_string(), reward_epochs(&reward, arm), "epochs");
@@ -391,7 +395,7 @@ fn reward_epochs(how: &RewardTraining, arm: Arm) -> u64 {
         crate::train::Updates::Steps(s) => s as u64,
     };
     match arm {
-        Arm::NoneMatched { fold } => epochs.saturating_mul(fold),
+        Arm::NoneMatched { pairs_per_seed } => epochs.saturating_mul(pairs_per_seed),
         _ => epochs,
     }
 }
@@ -404,7 +408,7 @@ fn save_reward(model: &RewardModel, path: &Path, result: &ArmResult) -> Result<(
     model.save(path, &provenance)
 }
 
-fn sides(pairs: &PairSet) -> Result<[crate::shard::RowBlock<'_>; 2]> {
+fn sides(pairs: &PairSet) -> Result<[crate::data::RowBlock<'_>; 2]> {
     Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
 }
 
@@ -427,9 +431,9 @@ mod tests {
             },
             seed: 0,
         };
-        assert_eq!(reward_epochs(&how, Arm::NoneMatched { fold: 8 }), 160);
-        assert_eq!(reward_epochs(&how, Arm::Lens { fold: 8, mode: DecodeMode::Plain }), 20);
+        assert_eq!(reward_epochs(&how, Arm::NoneMatched { pairs_per_seed: 8 }), 160);
+        assert_eq!(reward_epochs(&how, Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain }), 20);
         let endless = RewardTraining { updates: crate::train::Updates::Epochs(usize::MAX), ..how };
-        assert_eq!(reward_epochs(&endless, Arm::NoneMatched { fold: 8 }), u64::MAX);
+        assert_eq!(reward_epochs(&endless, Arm::NoneMatched { pairs_per_seed: 8 }), u64::MAX);
     }
 }

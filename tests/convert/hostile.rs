@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use lensmith::exchange::{ColumnSource, Format, ImportLayout};
+use lensmith::convert::{ColumnSource, Format, ImportLayout};
+use lensmith::data::Io;
 use lensmith::noise::{Purpose, Stream};
-use lensmith::shard::Io;
 use tempfile::tempdir;
 
 use super::support::*;

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::column::Kind;
 use super::import::{ImportJob, same_file};
 use super::sources::Column;
+use crate::data::{FolderLock, Io, Manifest, ShardWriter, TensorSpec, verify_shard};
 use crate::error::{Error, Result};
-use crate::shard::{FolderLock, Io, Manifest, ShardWriter, TensorSpec, verify_shard};
 
 /// Most shards of a folder: as many as their names can count, so that order by name is order of rows.
 const MAX_SHARDS: u64 = 100_000;

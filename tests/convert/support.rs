@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 use lensmith::Result;
-use lensmith::exchange::{ColumnSource, ImportJob, ImportLayout, ImportSummary, import};
-use lensmith::shard::Io;
+use lensmith::convert::{ColumnSource, ImportJob, ImportLayout, ImportSummary, import};
+use lensmith::data::Io;
 use safetensors::{Dtype, SafeTensors};
 
 pub const ROWS: usize = 7;
@@ -37,7 +37,7 @@ pub fn i64_bytes(values: &[i64]) -> Vec<u8> {
 }
 
 pub fn golden(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/exchange").join(name).display().to_string()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/convert").join(name).display().to_string()
 }
 
 pub fn column(file: &str, name: &str) -> ColumnSource {

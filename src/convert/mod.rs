@@ -2,8 +2,8 @@
 //! [`export`] makes Parquet or NumPy files of shards. Both stream: they hold some blocks, never a file.
 //!
 //! ```no_run
-//! use lensmith::exchange::{ColumnSource, ImportJob, ImportLayout, import};
-//! use lensmith::shard::Io;
+//! use lensmith::convert::{ColumnSource, ImportJob, ImportLayout, import};
+//! use lensmith::data::Io;
 //!
 //! # fn main() -> lensmith::Result<()> {
 //! let column = |name: &str| ColumnSource {

@@ -6,9 +6,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::data::format::{self, Header};
+use crate::data::map::{FileBytes, Io};
 use crate::error::{Error, Result};
-use crate::shard::format::{self, Header};
-use crate::shard::map::{FileBytes, Io};
 
 /// Opens a regular file and tells its length in bytes. Anything else is refused before it is opened: opening
 /// a pipe would wait for a writer, and a folder fails only later, with a message that says less.

@@ -18,8 +18,8 @@ use arrow_schema::SchemaRef;
 use super::arrays::{self, Place};
 use super::column::{Buffer, ColumnInfo, ColumnReader};
 use super::guarded;
+use crate::data::{FileBytes, Io};
 use crate::error::{Error, Result};
-use crate::shard::{FileBytes, Io};
 
 /// Opens a file of the file format, and closes it after the length of its footer.
 const MAGIC: &[u8] = b"ARROW1";

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::data::column::hex;
+use crate::data::writer::{ShardRecord, write_atomic};
 use crate::error::{Error, Result};
-use crate::shard::column::hex;
-use crate::shard::writer::{ShardRecord, write_atomic};
 
 /// The version of the manifest that this code reads and writes.
 const FORMAT: u32 = 1;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use safetensors::Dtype as FileDtype;
 
+use crate::data::column::{self, Column, RowBlock, Scan, ShardFile, check_rank, wrong_dtype};
+use crate::data::format::TensorInfo;
+use crate::data::map::Io;
+use crate::data::source::Source;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
-use crate::shard::column::{self, Column, RowBlock, Scan, ShardFile, check_rank, wrong_dtype};
-use crate::shard::format::TensorInfo;
-use crate::shard::map::Io;
-use crate::shard::source::Source;
 
 /// Which tensors hold the pairs, and how files are read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use safetensors::Dtype as FileDtype;
 
+use crate::data::column::{ShardFile, check_rank, open_all, wrong_dtype};
+use crate::data::format;
+use crate::data::map::Io;
+use crate::data::source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
-use crate::shard::column::{ShardFile, check_rank, open_all, wrong_dtype};
-use crate::shard::format;
-use crate::shard::map::Io;
-use crate::shard::source::Source;
 
 /// Tensors of z, `[n, latent]` F32, by side.
 pub const LATENT_Z: [&str; 2] = ["chosen_z", "rejected_z"];

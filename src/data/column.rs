@@ -8,12 +8,12 @@ use safetensors::Dtype as FileDtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::data::format::TensorInfo;
+use crate::data::map::Io;
+use crate::data::source::{Source, expand};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, RowsBuf, Values};
-use crate::shard::format::TensorInfo;
-use crate::shard::map::Io;
-use crate::shard::source::{Source, expand};
 
 /// Bytes held at a time by a pass over all data.
 const BLOCK_BYTES: usize = 16 << 20;

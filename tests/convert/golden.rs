@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use lensmith::dtype::Dtype;
-use lensmith::exchange::{
+use lensmith::convert::{
     ColumnSource, Compression, ExportColumn, ExportFormat, ExportJob, ImportLayout, export,
 };
-use lensmith::shard::{Io, NamedTensor, PairOptions, PairSet, write_tensors};
+use lensmith::data::{Io, NamedTensor, PairOptions, PairSet, write_tensors};
+use lensmith::dtype::Dtype;
 use safetensors::Dtype as Stored;
 use tempfile::tempdir;
 
@@ -105,7 +105,7 @@ fn responses_with_rewards() {
             _ => f32_bytes(&rewards),
         };
         assert_eq!(found["gold"], (gold, vec![PROMPTS, RESPONSES], bytes));
-        let read = lensmith::shard::CandidateSet::open(
+        let read = lensmith::data::CandidateSet::open(
             &[folder.path().display().to_string()],
             "candidates",
             "gold",

@@ -1,8 +1,8 @@
-"""Makes the golden files of tests/exchange.rs with the libraries whose files they stand for.
+"""Makes the golden files of tests/convert.rs with the libraries whose files they stand for.
 
     pip install numpy pyarrow pandas datasets safetensors
-    python tools/make_exchange_golden.py                   writes tests/golden/exchange/
-    python tools/make_exchange_golden.py --check FOLDER    reads what `lensmith export` wrote
+    python tools/make_convert_golden.py                   writes tests/golden/convert/
+    python tools/make_convert_golden.py --check FOLDER    reads what `lensmith export` wrote
 
 The values are a formula (`values` below), which the tests repeat: expected values need no files of their own. With
 --check, FOLDER holds pairs.parquet, candidates.parquet and chosen.npy, made as it says in `check`; they are read with
@@ -23,7 +23,7 @@ import pyarrow.feather as feather
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "exchange"
+ROOT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "convert"
 ROWS, DIM = 7, 5
 PROMPTS, RESPONSES = 6, 4
 
@@ -159,10 +159,10 @@ def save(data, name, **how):
 def check(folder):
     """Compares files in `folder` with the golden values. They are made by
 
-    lensmith import tests/golden/exchange/stored.npz --out $F/p
+    lensmith import tests/golden/convert/stored.npz --out $F/p
     lensmith export $F/p --out $F/pairs.parquet
     lensmith export $F/p --columns chosen --out $F/chosen.npy
-    lensmith import tests/golden/exchange/responses.npz --best-of-n --embeddings embeddings --rewards rewards --out $F/c
+    lensmith import tests/golden/convert/responses.npz --best-of-n --embeddings embeddings --rewards rewards --out $F/c
     lensmith export $F/c --compression snappy --out $F/candidates.parquet
     """
     chosen, rejected = pairs()

@@ -12,10 +12,10 @@ use super::column::{Buffer, Kind};
 use super::output::{IMPORT, Output, stored};
 use super::sources::{self, Column, ColumnSource, widest};
 use super::{BLOCK_BYTES, SHARD_BYTES};
+use crate::data::{Io, TensorSpec};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
-use crate::shard::{Io, TensorSpec};
 
 /// Most responses of a prompt that pairs are drawn from.
 const MAX_RESPONSES: usize = 1 << 16;

@@ -1,6 +1,6 @@
 //! Pairs that are made of rewards.
 
-use lensmith::exchange::{Annotation, ImportLayout};
+use lensmith::convert::{Annotation, ImportLayout};
 use safetensors::Dtype as Stored;
 use tempfile::tempdir;
 

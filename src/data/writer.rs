@@ -12,14 +12,14 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use crate::data::block::{BlockFile, Lane};
+use crate::data::column::hex;
+use crate::data::format::{self, Header, Layout, TensorInfo};
+use crate::data::map::Io;
+use crate::data::source::Source;
 use crate::dtype::Dtype as RowDtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, Side};
-use crate::shard::block::{BlockFile, Lane};
-use crate::shard::column::hex;
-use crate::shard::format::{self, Header, Layout, TensorInfo};
-use crate::shard::map::Io;
-use crate::shard::source::Source;
 
 /// A file that is written beside its final place and moved there when it is complete. The temporary name is
 /// fixed (`.NAME.tmp`), so that a crash leaves at most one file, which the next attempt replaces; a lock on the

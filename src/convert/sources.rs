@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use super::column::{Buffer, ColumnInfo, FileColumn, Kind};
 use super::{ipc, npy, parquet, tensors};
+use crate::data::{Io, glob_matches, require_matches};
 use crate::error::{Error, Result};
-use crate::shard::{Io, glob_matches, require_matches};
 
 /// A file format that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

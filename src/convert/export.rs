@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::column::{Buffer, Kind};
 use super::sources::{Column, ColumnSource, Format, column_names};
 use super::{BLOCK_BYTES, npy};
+use crate::data::{AtomicFile, Io, require_absent};
 use crate::error::{Error, Result};
-use crate::shard::{AtomicFile, Io, require_absent};
 
 /// Bytes of a row group, before compression, where the user does not say otherwise. One is held in memory.
 const ROW_GROUP_BYTES: usize = 64 << 20;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 
 use super::column::{Buffer, ColumnInfo, ColumnReader, Kind};
+use crate::data::{TensorInfo, inspect_shard};
 use crate::error::{Error, Result};
-use crate::shard::{TensorInfo, inspect_shard};
 
 /// Names of the tensors in a file.
 pub(super) fn names(path: &Path) -> Result<Vec<String>> {

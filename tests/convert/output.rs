@@ -3,8 +3,8 @@
 use std::fs;
 
 use lensmith::Error;
-use lensmith::exchange::{ImportLayout, is_import, verify_import};
-use lensmith::shard::{Io, Manifest};
+use lensmith::convert::{ImportLayout, is_import, verify_import};
+use lensmith::data::{Io, Manifest};
 use tempfile::tempdir;
 
 use super::support::*;
