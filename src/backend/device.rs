@@ -10,9 +10,10 @@ use super::{Backend, DeviceInfo, Precision};
 use crate::error::{Error, Result};
 
 /// What `--device` may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The fastest device there is.
+    #[default]
     Auto,
     /// The CPU backend.
     Cpu,
@@ -108,7 +109,7 @@ impl AnyBackend {
     /// where there is none to use the CPU, with a line in the log that says why. [`DeviceChoice::CudaAll`] takes them all.
     ///
     /// # Errors
-    /// [`Error::Device`] with what is missing; [`Error::Option`] for a precision that the device has not.
+    /// [`Error::Device`] with what is missing; [`Error::InvalidArgument`] for a precision that the device has not.
     pub fn open(choice: DeviceChoice, threads: usize, precision: Precision) -> Result<AnyBackend> {
         if precision != Precision::F32 && choice == DeviceChoice::Reference {
             return Err(Error::option("--precision", "f32 with --device reference", precision));
@@ -118,8 +119,8 @@ impl AnyBackend {
                 Ok(cuda) => Ok(AnyBackend::Cuda(vec![cuda])),
                 Err(error) => {
                     match error {
-                        Error::Device { reason, .. } => log::warn!("computing on the CPU: {reason}"),
-                        other => log::warn!("computing on the CPU: {other}"),
+                        Error::Device { reason, .. } => tracing::warn!("computing on the CPU: {reason}"),
+                        other => tracing::warn!("computing on the CPU: {other}"),
                     }
                     Cpu::new(threads, precision).map(AnyBackend::Cpu)
                 }

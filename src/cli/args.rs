@@ -66,7 +66,12 @@ impl Common {
 
     /// Opens the device.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::open_with(self.device, self.threads, self.precision)
+        Engine::builder()
+            .device(self.device)
+            .threads(self.threads)
+            .precision(self.precision)
+            .sigbus_guard(true)
+            .build()
     }
 }
 
@@ -299,7 +304,7 @@ impl OutArgs {
 }
 
 /// A count of at least 1.
-pub fn positive(name: &str, value: usize) -> Result<usize> {
+pub fn positive(name: &'static str, value: usize) -> Result<usize> {
     if value == 0 {
         return Err(Error::option(name, "1 or more", value));
     }
@@ -307,7 +312,7 @@ pub fn positive(name: &str, value: usize) -> Result<usize> {
 }
 
 /// A finite weight of at least 0.
-fn weight(name: &str, value: f64) -> Result<f64> {
+fn weight(name: &'static str, value: f64) -> Result<f64> {
     if !(value.is_finite() && value >= 0.0) {
         return Err(Error::option(name, "a finite number, 0 or more", value));
     }
@@ -315,7 +320,7 @@ fn weight(name: &str, value: f64) -> Result<f64> {
 }
 
 /// A finite learning rate above 0.
-fn rate(name: &str, value: f64) -> Result<f64> {
+fn rate(name: &'static str, value: f64) -> Result<f64> {
     if !(value.is_finite() && value > 0.0) {
         return Err(Error::option(name, "a finite number above 0", value));
     }

@@ -5,9 +5,10 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
-use log::{LevelFilter, Log, Metadata, Record};
 use serde::Serialize;
 use serde_json::json;
+use tracing::field::{Field, Visit};
+use tracing::span;
 
 use super::args::Common;
 use super::table::count;
@@ -25,9 +26,10 @@ impl Console {
     /// Bars only on a terminal; neither bars nor notes with `--json` or `--quiet`.
     pub fn new(common: &Common) -> Console {
         let silent = common.json || common.quiet;
-        log::set_max_level(if silent { LevelFilter::Off } else { LevelFilter::Warn });
-        // Fails only where a program that embeds the command has a logger of its own.
-        let _ = log::set_logger(&Notes);
+        if !silent {
+            // Fails only where a program that embeds the command has a subscriber of its own.
+            let _ = tracing::subscriber::set_global_default(Notes);
+        }
         let bars = std::io::stderr().is_terminal() && !common.json && !common.quiet;
         Console { json: common.json, bars, quiet: common.quiet }
     }
@@ -89,21 +91,36 @@ impl Console {
     }
 }
 
-/// What the library has to say: one line each, on standard error.
+/// Prints the library's warnings on standard error, one line each.
 struct Notes;
 
-impl Log for Notes {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
+impl tracing::Subscriber for Notes {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with(env!("CARGO_CRATE_NAME")) && *metadata.level() <= tracing::Level::WARN
     }
 
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            eprintln!("lensmith: {}", one_line(&record.args().to_string()));
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Message(String);
+        impl Visit for Message {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                if field.name() == "message" {
+                    self.0 = format!("{value:?}");
+                }
+            }
         }
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        eprintln!("lensmith: {}", one_line(&message.0));
     }
 
-    fn flush(&self) {}
+    // The library has no spans.
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
 }
 
 /// Prints a line; a reader that has gone away (`| head`) is no error.

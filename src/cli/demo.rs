@@ -130,7 +130,7 @@ impl Demo {
 
         says("VAE", false);
         let start = Instant::now();
-        let trained = engine.train_vae_rows(&seeds.view(), &vae_training(seed), &mut |_, _| ())?;
+        let trained = engine.train_vae(&seeds.view(), &vae_training(seed), &mut |_, _| ())?;
         let vae_seconds = start.elapsed().as_secs_f64();
         says("VAE", true);
         let experiment = Experiment {

@@ -61,7 +61,7 @@ impl Materialize {
             latents: source.latents.as_ref().map(|l| &l.0),
         };
         let mut writing = Writing::new(console, "materialize", job.pairs()?, self.writing.every()?);
-        let summary = engine.write(&job, &source.seeds, &source.vae, &mut |p| writing.hear(p))?;
+        let summary = engine.synthesize(&job, &source.seeds, &source.vae, &mut |p| writing.hear(p))?;
         writing.finish();
         let from = if source.latents.is_some() { "latents" } else { "recipe" };
         let mut value = summary_json(&summary);

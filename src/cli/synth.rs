@@ -68,7 +68,7 @@ impl Synth {
             latents: None,
         };
         let mut writing = Writing::new(console, "synthesis", job.pairs()?, self.writing.every()?);
-        let summary = engine.write(&job, &seeds, &vae, &mut |progress| writing.hear(progress))?;
+        let summary = engine.synthesize(&job, &seeds, &vae, &mut |progress| writing.hear(progress))?;
         writing.finish();
         let mut value = summary_json(&summary);
         value["out"] = json!(self.out);

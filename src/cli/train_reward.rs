@@ -9,7 +9,7 @@ use serde_json::json;
 use super::args::{Common, OutArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::table::count;
-use crate::data::{Manifest, PairSet};
+use crate::data::{Manifest, PairSet, PairSource};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Provenance};
 use crate::synth::{Recipe, manifests};
@@ -67,9 +67,15 @@ impl TrainReward {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
                 same_dim(validation.as_ref(), seeds.dim())?;
-                let held = validation.as_ref();
-                let trained =
-                    engine.train_reward_from_recipe(&recipe, &seeds, &vae, held, &how, &mut on_epoch)?;
+                let held = validation.as_ref().map(|v| v as &dyn PairSource);
+                let trained = engine.train_reward_on_synthetic(
+                    &recipe.options(),
+                    &seeds,
+                    &vae,
+                    held,
+                    &how,
+                    &mut on_epoch,
+                )?;
                 (trained, recipe.plan.pairs(), json!({ "recipe": recipe.settings() }))
             }
             None => {
@@ -77,7 +83,7 @@ impl TrainReward {
                 same_dim(validation.as_ref(), pairs.dim())?;
                 let scan = pairs.scan()?.sources;
                 let leading = leading_originals(&self.pairs, &pairs)?;
-                let held = validation.as_ref();
+                let held = validation.as_ref().map(|v| v as &dyn PairSource);
                 let trained = engine.train_reward(&pairs, leading, held, &how, &mut on_epoch)?;
                 (trained, pairs.len() as u64, json!({ "sources": scan }))
             }

@@ -6,6 +6,7 @@
 mod block;
 mod column;
 mod format;
+mod inputs;
 mod latents;
 mod manifest;
 mod map;
@@ -16,9 +17,10 @@ mod writer;
 pub use block::sequential_write;
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
 pub use format::{Header, TensorInfo};
+pub use inputs::{Block, PairSource, RowSource};
 pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
 pub use manifest::{FolderLock, Manifest, require_absent};
-pub use map::{FileBytes, Io};
+pub use map::{FileBytes, Io, install_sigbus_guard};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use source::{glob_matches, require_matches};
 pub use writer::{

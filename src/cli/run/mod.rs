@@ -266,7 +266,7 @@ impl Run {
 
         let bar = console.bar("VAE", vae.epochs as u64, "epochs");
         let start = Instant::now();
-        let trained = engine.train_vae_rows(&seeds, &vae, &mut |_, loss| {
+        let trained = engine.train_vae(&seeds, &vae, &mut |_, loss| {
             bar.inc(1);
             bar.set_message(format!("loss {:.4}", loss.total));
         })?;
@@ -382,7 +382,7 @@ impl Run {
             latents: None,
         };
         let mut writing = Writing::new(console, "synthesis", job.pairs()?, Duration::from_secs(30));
-        engine.write(&job, &set, &vae, &mut |progress| writing.hear(progress))?;
+        engine.synthesize(&job, &set, &vae, &mut |progress| writing.hear(progress))?;
         writing.finish();
         Ok(())
     }
