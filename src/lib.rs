@@ -12,6 +12,7 @@ pub mod eval;
 pub mod matrix;
 pub mod model;
 pub mod noise;
+mod side;
 pub mod simd;
 pub mod synth;
 pub mod train;

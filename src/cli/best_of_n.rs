@@ -8,9 +8,9 @@ use super::args::Common;
 use super::console::Console;
 use super::eval::require_model_dim;
 use super::table::count;
-use crate::data::CandidateSet;
+use crate::data::{CandidateSet, Checkpoint};
 use crate::error::Result;
-use crate::model::{Checkpoint, RewardModel};
+use crate::model::RewardModel;
 
 /// Mean gold score of the candidate that a reward model ranks first
 #[derive(Debug, Args)]

@@ -9,8 +9,9 @@ use super::args::{Common, PairArgs};
 use super::console::Console;
 use super::table::count;
 use super::train_reward::open_checked;
+use crate::data::Checkpoint;
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, RewardModel};
+use crate::model::RewardModel;
 use crate::synth::Recipe;
 
 /// Accuracy and loss of a reward model on held-out pairs

@@ -9,9 +9,8 @@ use serde_json::json;
 use super::args::{Common, OutArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::table::count;
-use crate::data::{Manifest, PairSet};
+use crate::data::{Checkpoint, Manifest, PairSet, Provenance};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Provenance};
 use crate::synth::{Recipe, manifests};
 
 /// Train a reward model on pairs, or straight from a recipe

@@ -7,9 +7,8 @@ use serde_json::json;
 
 use super::args::{Common, OutArgs, PairArgs, VaeArgs};
 use super::console::Console;
-use crate::data::PairSet;
+use crate::data::{Checkpoint, PairSet, Provenance};
 use crate::error::Result;
-use crate::model::{Checkpoint, Provenance};
 
 /// Train the VAE on preference pairs
 #[derive(Debug, Args)]

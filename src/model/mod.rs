@@ -1,4 +1,4 @@
-//! The two models: sizes, parameters, initialisation, the affine map of the data, and checkpoints on disk.
+//! The two models: sizes, parameters, initialisation, and the affine map of the data.
 
 mod config;
 mod folded;
@@ -6,7 +6,6 @@ mod linear;
 mod reward;
 mod standardizer;
 mod vae;
-mod weights;
 
 pub use config::{RewardSize, VaeSize};
 pub use folded::FoldedReward;
@@ -14,4 +13,3 @@ pub use linear::Linear;
 pub use reward::RewardModel;
 pub use standardizer::Standardizer;
 pub use vae::Vae;
-pub use weights::{Checkpoint, Provenance, file_fingerprint};

@@ -21,7 +21,7 @@ pub mod vector;
 pub use normal::{fill_normals, fill_normals_at, normal_lanes};
 pub use philox::{Stream, philox_lanes, philox4x32_10};
 
-pub use crate::matrix::Side;
+pub use crate::side::Side;
 
 /// Rows are counted in 48 bits: one more than the largest row that noise can be addressed to.
 pub const MAX_ROWS: u64 = 1 << 48;

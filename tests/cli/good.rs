@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
+use lensmith::data::Checkpoint;
 use lensmith::data::{EmbeddingSet, Io};
 use lensmith::dtype::Dtype;
-use lensmith::model::{Checkpoint, RewardModel, Vae};
+use lensmith::model::{RewardModel, Vae};
 use lensmith::{Engine, Recipe};
 use serde_json::Value;
 

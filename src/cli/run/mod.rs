@@ -15,14 +15,15 @@ use super::console::Console;
 use super::train_reward::{open_checked, same_dim};
 use super::writing::Writing;
 use crate::data::{
-    CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, WriteMode, write_atomic, write_pairs,
+    CandidateSet, Checkpoint, FolderLock, PairOptions, PairSet, Provenance, SourceFile, WriteMode,
+    write_atomic, write_pairs,
 };
 use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
 use crate::matrix::{RowSet, Side};
-use crate::model::{Checkpoint, Provenance, RewardModel, RewardSize, VaeSize};
+use crate::model::{RewardModel, RewardSize, VaeSize};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, VaeTraining};
 
