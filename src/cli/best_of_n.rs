@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::args::Common;
 use super::console::Console;
-use super::eval::require_model_dim;
+use super::inputs::require_model_dim;
 use super::table::count;
 use crate::data::{CandidateSet, Checkpoint};
 use crate::error::Result;

@@ -1,4 +1,10 @@
-//! The command line: one file a subcommand, over the library's public items.
+//! The command line, over the library's public items: one file a command, and beside them
+//!
+//! 1. `args`: options that several commands share.
+//! 2. `inputs`, `training`, `writing`: what commands that open pairs, train models or write pairs share.
+//! 3. `console` and `table`: results, progress, errors.
+//!
+//! Flags, their defaults' texts, colours and exit codes are known here only.
 
 mod args;
 mod bench;
@@ -8,6 +14,7 @@ mod demo;
 mod eval;
 mod export;
 mod import;
+mod inputs;
 mod inspect;
 mod materialize;
 mod merge_manifests;
@@ -17,6 +24,7 @@ mod synth;
 mod table;
 mod train_reward;
 mod train_vae;
+mod training;
 mod verify;
 mod writing;
 
@@ -66,11 +74,12 @@ enum Command {
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     let arguments: Vec<_> = arguments.into_iter().collect();
-    // Asked for before anything is parsed, since parsing may be what fails.
+    // Looked for before parsing, which may itself fail and must then know how to report it.
     let json = arguments.iter().any(|a| a == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        // A device from the environment counts as an argument, so that clap asks for a command instead.
+        // `lensmith` alone shows the help, as `lensmith --help` does. clap does that itself unless LENSMITH_DEVICE is
+        // set, which it counts as an argument.
         Err(error) if arguments_are_missing(&error) => {
             eprint!("{}", Cli::command().render_help());
             return 2;

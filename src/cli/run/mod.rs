@@ -4,28 +4,29 @@ mod report;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use report::{Repeat, Report};
 use serde_json::json;
 
-use super::args::{Common, PairArgs, RewardArgs, SynthArgs, VaeArgs};
+use super::args::{Common, Named, PairArgs, RewardArgs, SynthArgs, VaeArgs, positive};
 use super::console::Console;
-use super::train_reward::{open_checked, same_dim};
-use super::writing::Writing;
+use super::inputs::open_held_out;
+use super::training::{save, show_reward_epochs, show_vae_epochs};
+use super::writing::{PROGRESS_EVERY, write_shards};
 use crate::data::{
-    CandidateSet, Checkpoint, FolderLock, PairOptions, PairSet, Provenance, SourceFile, WriteMode,
-    write_atomic, write_pairs,
+    CandidateSet, FolderLock, PairOptions, PairSet, RowBlock, SourceFile, WriteMode, write_atomic,
+    write_pairs,
 };
 use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
+use crate::eval::{Arm, Candidates, Experiment, Split, SplitOptions, split};
 use crate::matrix::{RowSet, Side};
-use crate::model::{RewardModel, RewardSize, VaeSize};
+use crate::model::{RewardSize, VaeSize};
 use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
-use crate::train::{RewardTraining, VaeTraining};
+use crate::train::{RewardTraining, Shuffle, VaeTraining};
 
 /// The whole method: VAE, synthesis, reward models, and their figures, into a run directory
 #[derive(Debug, Args)]
@@ -52,7 +53,7 @@ pub struct Run {
     #[arg(long, value_name = "N")]
     seeds: Option<usize>,
     /// Pairs to take for early stopping
-    #[arg(long, value_name = "N", default_value_t = 300, conflicts_with = "validation")]
+    #[arg(long, value_name = "N", default_value_t = SplitOptions::default().validation, conflicts_with = "validation")]
     validation_pairs: usize,
     /// Pairs for early stopping, from files of their own
     #[arg(long, value_name = "PAIRS", num_args = 1..)]
@@ -70,8 +71,8 @@ pub struct Run {
     #[arg(long, default_value_t = 1, value_name = "N")]
     repeats: usize,
     /// Write the synthetic pairs as well: embeddings or latents
-    #[arg(long, value_parser = super::args::named::<OutputKind>, value_name = "WHAT")]
-    output: Option<OutputKind>,
+    #[arg(long, value_name = "WHAT")]
+    output: Option<Named<OutputKind>>,
     /// Replace an earlier run
     #[arg(long)]
     overwrite: bool,
@@ -83,7 +84,7 @@ pub struct Run {
     reward: RewardArgs,
 }
 
-/// The data of a run, opened and looked at.
+/// The data of a run, opened and checked.
 struct Data {
     pairs: PairSet,
     validation: Option<PairSet>,
@@ -93,7 +94,7 @@ struct Data {
 }
 
 impl Data {
-    /// Fails if a file was altered since it was opened: nothing that may come of that is saved.
+    /// Fails if a file was altered since it was opened; called before anything made from the data is saved.
     fn require_unchanged(&self) -> Result<()> {
         let sets = [Some(&self.pairs), self.validation.as_ref(), self.test.as_ref()];
         sets.into_iter().flatten().try_for_each(PairSet::require_unchanged)?;
@@ -110,7 +111,7 @@ struct Settings {
 
 impl Run {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        super::args::positive("--repeats", self.repeats)?;
+        positive("--repeats", self.repeats)?;
         self.settings(common.seed)?;
         let data = self.open(common)?;
         self.check(common, &data)?;
@@ -179,13 +180,8 @@ impl Run {
         let pairs = PairSet::open(&self.pairs, &options)?;
         let sources = pairs.scan()?.sources;
         let held = PairOptions { group: None, ..options };
-        let open = |sources: &[String]| match sources {
-            [] => Ok(None),
-            sources => open_checked(sources, &held).map(Some),
-        };
-        let (validation, test) = (open(&self.validation)?, open(&self.test)?);
-        same_dim(validation.as_ref(), pairs.dim())?;
-        same_dim(test.as_ref(), pairs.dim())?;
+        let validation = open_held_out(&self.validation, &held, pairs.dim())?;
+        let test = open_held_out(&self.test, &held, pairs.dim())?;
         let candidates = match self.candidates.as_slice() {
             [] => None,
             sets => Some(CandidateSet::open(sets, "candidates", "gold", common.io)?),
@@ -204,7 +200,7 @@ impl Run {
         Ok(Data { pairs, validation, test, candidates, sources })
     }
 
-    /// Fails on sizes, folds and splits that training would refuse, before anything is written.
+    /// Fails on the sizes, plans and splits that training would fail on, before anything is written.
     fn check(&self, common: &Common, data: &Data) -> Result<()> {
         let Settings { vae, synthesis, reward } = self.settings(common.seed)?;
         VaeSize::new(data.pairs.dim(), vae.hidden, vae.latent)?;
@@ -221,14 +217,15 @@ impl Run {
             (None, _, _) => Ok(Split { seeds: everything(n), validation: Vec::new(), test: Vec::new() }),
             (Some(seeds), validation_apart, test_apart) => {
                 let validation = if validation_apart { 0 } else { self.validation_pairs };
+                // Nothing is left for a test set, and with one of its own nothing needs to be.
                 if test_apart && seeds.checked_add(validation) == Some(n) {
                     let mut rows = everything(n);
-                    crate::train::Shuffle::Split.apply(seed, &mut rows);
+                    Shuffle::Split.apply(seed, &mut rows);
                     let held = rows.split_off(seeds);
                     return Ok(Split { seeds: rows, validation: held, test: Vec::new() });
                 }
-                let group = data.pairs.group();
-                split(n, seeds, validation, group.as_deref(), seed)
+                let options = SplitOptions { seeds, validation, seed };
+                split(n, data.pairs.group().as_deref(), &options)
             }
         }
     }
@@ -267,19 +264,11 @@ impl Run {
 
         let bar = console.bar("VAE", vae.epochs as u64, "epochs");
         let start = Instant::now();
-        let trained = engine.train_vae_rows(&seeds, &vae, &mut |_, loss| {
-            bar.inc(1);
-            bar.set_message(format!("loss {:.4}", loss.total));
-        })?;
+        let trained = engine.train_vae_rows(&seeds, &vae, &mut show_vae_epochs(&bar))?;
         bar.finish_and_clear();
         let vae_seconds = start.elapsed().as_secs_f64();
-        let provenance = Provenance::from([
-            ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
-            ("lensmith.training".into(), json!(vae).to_string()),
-        ]);
-        let vae_path = folder.join("vae.safetensors");
         data.require_unchanged()?;
-        trained.vae.save(&vae_path, &provenance)?;
+        save(&trained.vae, &folder.join("vae.safetensors"), [("training", json!(vae))])?;
 
         let counts = json!({
             "seeds": cut.seeds.len(),
@@ -309,18 +298,16 @@ impl Run {
         let mut results = Vec::new();
         for arm in arms {
             let bar = console.bar(&arm.to_string(), reward_epochs(&reward, arm), "epochs");
-            let (result, model) = engine.experiment(&experiment, arm, &mut |epoch| {
-                bar.inc(1);
-                if let Some(v) = epoch.validation {
-                    bar.set_message(format!("validation {:.4} / {:.3}", v.loss, v.accuracy));
-                }
-            })?;
+            let (result, model) = engine.experiment(&experiment, arm, &mut show_reward_epochs(&bar))?;
             bar.finish_and_clear();
             data.require_unchanged()?;
-            match arm {
-                Arm::None => save_reward(&model, &folder.join("reward_none.safetensors"), &result)?,
-                Arm::Lens { .. } => save_reward(&model, &folder.join("reward.safetensors"), &result)?,
-                _ => {}
+            let name = match arm {
+                Arm::None => Some("reward_none.safetensors"),
+                Arm::Lens { .. } => Some("reward.safetensors"),
+                _ => None,
+            };
+            if let Some(name) = name {
+                save(&model, &folder.join(name), [("result", json!(result))])?;
             }
             results.push(result);
         }
@@ -343,11 +330,11 @@ impl Run {
         console: &Console,
         common: &Common,
         (seeds, cut): (&[RowSet<'_>; 2], bool),
-        how: &SynthesisOptions,
+        options: &SynthesisOptions,
         folder: &Path,
     ) -> Result<()> {
         let vae = folder.join("vae.safetensors");
-        let (sources, options) = if cut {
+        let (sources, pair_options) = if cut {
             let path = folder.join("seeds.safetensors");
             write_pairs(&path, [&seeds[0], &seeds[1]])?;
             (
@@ -357,15 +344,18 @@ impl Run {
         } else {
             (self.pairs.clone(), PairOptions { group: None, ..self.tensors.options(common) })
         };
-        let (mut recipe, set, vae) = Recipe::new(&sources, &options, &vae, how)?;
-        // Files of the run directory by name, so that it can be moved.
+        let (mut recipe, set, vae) = Recipe::new(&sources, &pair_options, &vae, options)?;
+        // The recipe names files of the run directory relative to itself, so that the directory can be moved.
         recipe = recipe.with_absolute_paths()?;
         recipe.vae.path = "vae.safetensors".into();
         if cut {
             recipe.seeds.sources = vec!["seeds.safetensors".into()];
         }
         recipe.write(&folder.join("recipe.json"))?;
-        let Some(kind) = self.output.filter(|k| *k != OutputKind::Recipe) else { return Ok(()) };
+        let kind = match self.output {
+            None | Some(Named(OutputKind::Recipe)) => return Ok(()),
+            Some(Named(kind)) => kind,
+        };
         let out = folder.join("synthetic");
         recipe.vae.path = "../vae.safetensors".into();
         if cut {
@@ -382,34 +372,22 @@ impl Run {
             write: WriteMode::default(),
             latents: None,
         };
-        let mut writing = Writing::new(console, "synthesis", job.pairs()?, Duration::from_secs(30));
-        engine.write(&job, &set, &vae, &mut |progress| writing.hear(progress))?;
-        writing.finish();
+        write_shards(engine, console, ("synthesis", PROGRESS_EVERY), &job, &set, &vae)?;
         Ok(())
     }
 }
 
 /// Most epochs of an arm, for its progress bar.
-fn reward_epochs(how: &RewardTraining, arm: Arm) -> u64 {
-    let epochs = match how.updates {
-        crate::train::Updates::Epochs(e) => e as u64,
-        crate::train::Updates::Steps(s) => s as u64,
-    };
+fn reward_epochs(training: &RewardTraining, arm: Arm) -> u64 {
+    let epochs = training.updates.count() as u64;
     match arm {
         Arm::NoneMatched { pairs_per_seed } => epochs.saturating_mul(pairs_per_seed),
         _ => epochs,
     }
 }
 
-fn save_reward(model: &RewardModel, path: &Path, result: &ArmResult) -> Result<()> {
-    let provenance = Provenance::from([
-        ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
-        ("lensmith.result".into(), json!(result).to_string()),
-    ]);
-    model.save(path, &provenance)
-}
-
-fn sides(pairs: &PairSet) -> Result<[crate::data::RowBlock<'_>; 2]> {
+/// Both sides of a set in full.
+fn sides(pairs: &PairSet) -> Result<[RowBlock<'_>; 2]> {
     Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
 }
 
@@ -417,24 +395,14 @@ fn sides(pairs: &PairSet) -> Result<[crate::data::RowBlock<'_>; 2]> {
 mod tests {
     use super::*;
     use crate::backend::DecodeMode;
+    use crate::train::Updates;
 
     #[test]
     fn matched_arms_show_all_their_epochs() {
-        let how = RewardTraining {
-            hidden: 16,
-            updates: crate::train::Updates::Epochs(20),
-            patience: None,
-            evaluate_every: 1,
-            objective: crate::backend::RewardObjective {
-                batch: 8,
-                adam: crate::backend::Adam::with_lr(1e-3),
-                synthetic: crate::backend::SyntheticPath::Folded,
-            },
-            seed: 0,
-        };
-        assert_eq!(reward_epochs(&how, Arm::NoneMatched { pairs_per_seed: 8 }), 160);
-        assert_eq!(reward_epochs(&how, Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain }), 20);
-        let endless = RewardTraining { updates: crate::train::Updates::Epochs(usize::MAX), ..how };
+        let training = RewardTraining { updates: Updates::Epochs(20), ..RewardTraining::default() };
+        assert_eq!(reward_epochs(&training, Arm::NoneMatched { pairs_per_seed: 8 }), 160);
+        assert_eq!(reward_epochs(&training, Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain }), 20);
+        let endless = RewardTraining { updates: Updates::Epochs(usize::MAX), ..training };
         assert_eq!(reward_epochs(&endless, Arm::NoneMatched { pairs_per_seed: 8 }), u64::MAX);
     }
 }
