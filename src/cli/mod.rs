@@ -1,6 +1,6 @@
 //! The command line, over the library's public items: one file a command, and beside them
 //!
-//! 1. `args`: options that several commands share.
+//! 1. `args`: options that several commands share; `flags`: the flag of each field that a library error names.
 //! 2. `inputs`, `training`, `writing`: what commands that open pairs, train models or write pairs share.
 //! 3. `console` and `table`: results, progress, errors.
 //!
@@ -13,6 +13,7 @@ mod console;
 mod demo;
 mod eval;
 mod export;
+mod flags;
 mod import;
 mod inputs;
 mod inspect;
