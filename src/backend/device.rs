@@ -118,8 +118,8 @@ impl AnyBackend {
                 Ok(cuda) => Ok(AnyBackend::Cuda(vec![cuda])),
                 Err(error) => {
                     match error {
-                        Error::Device { reason, .. } => log::warn!("computing on the CPU: {reason}"),
-                        other => log::warn!("computing on the CPU: {other}"),
+                        Error::Device { reason, .. } => tracing::warn!("computing on the CPU: {reason}"),
+                        other => tracing::warn!("computing on the CPU: {other}"),
                     }
                     Cpu::new(threads, precision).map(AnyBackend::Cpu)
                 }

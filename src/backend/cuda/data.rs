@@ -40,7 +40,7 @@ impl<'a> Embeddings<'a> {
             }
             Err(fault @ DriverError::OutOfMemory { .. }) => {
                 let n = made.rows.rows();
-                log::warn!("{}: {n} embeddings stay on the host: {fault}", driver.name());
+                tracing::warn!("{}: {n} embeddings stay on the host: {fault}", driver.name());
             }
             Err(other) => return Err(other),
         }

@@ -386,7 +386,7 @@ impl Driver for Gpu {
             Err(refused) => {
                 if !self.inner.unregistrable.swap(true, Ordering::Relaxed) {
                     let (name, code) = (self.name(), code(&refused));
-                    log::warn!(
+                    tracing::warn!(
                         "{name}: the driver does not register host memory ({code}): downloads take a copy more \
                          (the limit of `ulimit -l` may be in the way)"
                     );

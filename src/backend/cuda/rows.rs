@@ -62,7 +62,7 @@ impl Cuda {
             Err(fault @ DriverError::OutOfMemory { .. }) => {
                 if !std::mem::replace(&mut to.said, true) {
                     let name = self.driver.name();
-                    log::warn!("{name}: short of memory: rows are put in order on the host: {fault}");
+                    tracing::warn!("{name}: short of memory: rows are put in order on the host: {fault}");
                 }
                 to.host.store(self, &originals.rows, samples)
             }

@@ -29,7 +29,7 @@ impl Cuda {
                 Ok(made) => {
                     if rows < wanted {
                         let name = self.driver.name();
-                        log::warn!(
+                        tracing::warn!(
                             "{name}: short of memory: {what} {rows} rows at a time instead of {wanted}"
                         );
                     }
