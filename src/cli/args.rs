@@ -1,5 +1,5 @@
-//! Options that several commands share, named after the paper's terms. Their defaults are those of the library's option
-//! structs, which are the paper's values.
+//! Options that several commands share, named after the paper's terms. Their defaults are those of the
+//! library's option structs, which are the paper's values.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,13 @@ pub struct Common {
     pub device: DeviceChoice,
     /// Operands of products: f32 (the same bits on every device) or bf16 (rounded; faster on tensor
     /// cores, with Intel AMX, and with AMD's AVX-512 BF16)
-    #[arg(long, global = true, help_heading = "General", default_value_t = Precision::default(), value_name = "TYPE")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "General",
+        default_value_t = Precision::default(),
+        value_name = "TYPE"
+    )]
     pub precision: Precision,
     /// Threads; 0 takes one per core
     #[arg(long, global = true, help_heading = "General", default_value_t = 0, value_name = "N")]
@@ -58,7 +64,8 @@ pub struct Common {
 }
 
 impl Common {
-    /// Limits the work outside the device (checks of input, baselines, the simulation) to `--threads` as well.
+    /// Limits the work outside the device (checks of input, baselines, the simulation) to `--threads` as
+    /// well.
     pub fn bind_threads(&self) -> Result<()> {
         if self.threads > MAX_THREADS {
             return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), self.threads));
@@ -144,43 +151,53 @@ impl<T: Serialize> fmt::Display for Named<T> {
 #[command(next_help_heading = "VAE")]
 pub struct VaeArgs {
     /// Width of the VAE's hidden layers, a multiple of 16
-    #[arg(long, default_value_t = VaeTraining::default().hidden, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().hidden, value_name = "N")]
     pub hidden: usize,
     /// Dimension of the latent space, a multiple of 16
-    #[arg(long, default_value_t = VaeTraining::default().latent, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().latent, value_name = "N")]
     pub latent: usize,
     /// Passes over the seed pairs
-    #[arg(long, default_value_t = VaeTraining::default().epochs, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().epochs, value_name = "N")]
     pub vae_epochs: usize,
     /// Pairs per step
-    #[arg(long, default_value_t = vae_objective().batch, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().objective.batch, value_name = "N")]
     pub vae_batch: usize,
     /// Learning rate of Adam
-    #[arg(long, allow_negative_numbers = true, default_value_t = vae_objective().adam.lr, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = vae_defaults().objective.adam.lr,
+        value_name = "X"
+    )]
     pub vae_lr: f64,
     /// Weight of the KL term [default: 0.001 with --reduction mean, 1 with sum]
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub beta: Option<f64>,
     /// Weight of the divergence between the posteriors of a pair
-    #[arg(long, allow_negative_numbers = true, default_value_t = vae_objective().gamma, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = vae_defaults().objective.gamma,
+        value_name = "X"
+    )]
     pub gamma: f64,
     /// Reduction of the reconstruction error over dimensions: mean or sum
-    #[arg(long, default_value_t = Named(vae_objective().reconstruction), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(vae_defaults().objective.reconstruction), value_name = "HOW")]
     pub reduction: Named<Reduction>,
     /// Divergence: w2 (2-Wasserstein distance) or w2-squared
-    #[arg(long, default_value_t = Named(vae_objective().divergence), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(vae_defaults().objective.divergence), value_name = "HOW")]
     pub divergence: Named<Divergence>,
 }
 
-fn vae_objective() -> VaeObjective {
-    VaeTraining::default().objective
+fn vae_defaults() -> VaeTraining {
+    VaeTraining::default()
 }
 
 impl VaeArgs {
     /// The training options with the run's seed, checked.
     pub fn training(&self, seed: u64) -> Result<VaeTraining> {
         let beta = self.beta.unwrap_or(match self.reduction.0 {
-            Reduction::Mean => vae_objective().beta,
+            Reduction::Mean => vae_defaults().objective.beta,
             Reduction::Sum => 1.0,
         });
         let options = VaeTraining {
@@ -212,30 +229,39 @@ pub struct SynthArgs {
     #[arg(long, value_name = "K")]
     pub per_side: Option<u32>,
     /// Variance of the Gaussian noise in latent space
-    #[arg(long, allow_negative_numbers = true, default_value_t = SynthesisOptions::default().sigma2, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = synthesis_defaults().sigma2,
+        value_name = "X"
+    )]
     pub sigma2: f64,
     /// Candidates drawn per sample kept
-    #[arg(long, default_value_t = SynthesisOptions::default().oversample, value_name = "N")]
+    #[arg(long, default_value_t = synthesis_defaults().oversample, value_name = "N")]
     pub oversample: u32,
     /// Likelihood that ranks candidates: posterior, prior or none
-    #[arg(long, default_value_t = Named(SynthesisOptions::default().likelihood), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(synthesis_defaults().likelihood), value_name = "HOW")]
     pub likelihood: Named<Likelihood>,
     /// What is perturbed: sample (of the posterior) or mean
-    #[arg(long, default_value_t = Named(SynthesisOptions::default().source), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(synthesis_defaults().source), value_name = "HOW")]
     pub source: Named<LatentSource>,
     /// Decoding: plain (the paper's) or residual (e + decoder(z') - decoder(mu))
-    #[arg(long, default_value_t = Named(SynthesisOptions::default().mode), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(synthesis_defaults().mode), value_name = "HOW")]
     pub mode: Named<DecodeMode>,
     /// Which samples of a seed meet: combine (all with all) or match (a-th with a-th)
-    #[arg(long, default_value_t = Named(SynthesisOptions::default().pairing), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(synthesis_defaults().pairing), value_name = "HOW")]
     pub pairing: Named<Pairing>,
+}
+
+fn synthesis_defaults() -> SynthesisOptions {
+    SynthesisOptions::default()
 }
 
 impl SynthArgs {
     /// The options with the run's seed; they are checked when a plan is made of them.
     pub fn options(&self, seed: u64) -> SynthesisOptions {
         let pairs_per_seed = match (self.fold, self.per_side) {
-            (None, None) => SynthesisOptions::default().pairs_per_seed,
+            (None, None) => synthesis_defaults().pairs_per_seed,
             (fold, _) => fold,
         };
         SynthesisOptions {
@@ -257,27 +283,32 @@ impl SynthArgs {
 #[command(next_help_heading = "Reward model")]
 pub struct RewardArgs {
     /// Width of the reward model's hidden layer, a multiple of 16
-    #[arg(long, default_value_t = RewardTraining::default().hidden, value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().hidden, value_name = "N")]
     pub reward_hidden: usize,
     /// Most passes over the pairs
-    #[arg(long, default_value_t = RewardTraining::default().updates.count(), value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().updates.count(), value_name = "N")]
     pub epochs: usize,
     /// Pairs per step
-    #[arg(long, default_value_t = reward_objective().batch, value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().objective.batch, value_name = "N")]
     pub batch: usize,
     /// Learning rate of Adam
-    #[arg(long, allow_negative_numbers = true, default_value_t = reward_objective().adam.lr, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = reward_defaults().objective.adam.lr,
+        value_name = "X"
+    )]
     pub lr: f64,
     /// Epochs without a lower validation loss before training stops; 0 trains to the end
-    #[arg(long, default_value_t = RewardTraining::default().patience.unwrap_or(0), value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().patience.unwrap_or(0), value_name = "N")]
     pub patience: usize,
     /// Synthetic samples in training: folded (never decoded) or decoded (slow, to check the other)
-    #[arg(long, default_value_t = Named(reward_objective().synthetic), value_name = "HOW")]
+    #[arg(long, default_value_t = Named(reward_defaults().objective.synthetic), value_name = "HOW")]
     pub synthetic_path: Named<SyntheticPath>,
 }
 
-fn reward_objective() -> RewardObjective {
-    RewardTraining::default().objective
+fn reward_defaults() -> RewardTraining {
+    RewardTraining::default()
 }
 
 impl RewardArgs {
@@ -287,7 +318,7 @@ impl RewardArgs {
             hidden: self.reward_hidden,
             updates: Updates::Epochs(self.epochs),
             patience: (self.patience > 0).then_some(self.patience),
-            evaluate_every: RewardTraining::default().evaluate_every,
+            evaluate_every: reward_defaults().evaluate_every,
             objective: RewardObjective {
                 batch: self.batch,
                 adam: Adam::with_lr(self.lr),

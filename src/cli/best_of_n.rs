@@ -1,4 +1,4 @@
-//! `lensmith best-of-n`.
+//! `lensmith best-of-n`: the mean gold score of the candidates that a reward model ranks first.
 
 use std::path::PathBuf;
 

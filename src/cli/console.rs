@@ -31,8 +31,8 @@ impl Console {
     pub fn new(common: &Common) -> Console {
         let silent = common.json || common.quiet;
         SILENT.store(silent, Ordering::Relaxed);
-        // Fails where there is a subscriber already: in a program that calls the command as a function, or in a second
-        // call. Either is fine.
+        // Fails where there is a subscriber already: in a program that calls the command as a function, or in
+        // a second call. Either is fine.
         let _ = tracing::subscriber::set_global_default(Warnings);
         let bars = std::io::stderr().is_terminal() && !silent;
         Console { json: common.json, bars, quiet: common.quiet }
@@ -106,8 +106,8 @@ fn message(error: &Error) -> String {
     }
 }
 
-/// Prints the library's warnings on standard error, one line each. A subscriber of the whole process, since warnings
-/// also come from worker threads.
+/// Prints the library's warnings on standard error, one line each. A subscriber of the whole process, since
+/// warnings also come from worker threads.
 struct Warnings;
 
 /// Whether warnings are left out; not a field of [`Warnings`], which stays as it was first installed.
@@ -158,8 +158,8 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and gives the
-/// exit code.
+/// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and
+/// gives the exit code.
 pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     if !error.use_stderr() {
         let _ = error.print();

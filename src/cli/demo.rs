@@ -15,7 +15,7 @@ use crate::eval::{Arm, ArmResult, BestOfN, Candidates, Experiment, Simulated, Si
 use crate::synth::SynthesisOptions;
 use crate::train::{RewardTraining, VaeTraining};
 
-/// Simulated embeddings wider than this would not fit most machines.
+/// Wider simulated embeddings would not fit in the memory of most machines.
 const WIDEST: usize = 1 << 16;
 
 /// See the whole method on simulated data: baselines and LENS in one table, no files needed
@@ -52,7 +52,7 @@ const ARMS: [Arm; 8] = [
     Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Residual },
 ];
 
-/// Everything the demo used and found.
+/// The result: settings, data and figures.
 #[derive(Debug, Serialize)]
 struct Report {
     simulated: bool,

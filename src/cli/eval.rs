@@ -1,4 +1,4 @@
-//! `lensmith eval`.
+//! `lensmith eval`: accuracy and loss of a reward model on held-out pairs.
 
 use std::path::PathBuf;
 

@@ -1,9 +1,11 @@
 //! Fields of the library's options, and the flags that set them.
 //!
-//! An error of the library names the field that is out of range, as in `pairs_per_seed`, since it cannot know who set it.
-//! The console shows the flag instead. Checks that only the command line makes name their flag directly.
+//! An error of the library names the field that is out of range, as in `pairs_per_seed`, since it cannot know
+//! who set it. The console shows the flag instead. Checks that only the command line makes name their flag
+//! directly.
 
-/// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is named too.
+/// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
+/// named too.
 const FLAGS: [(&str, &str); 35] = [
     // Devices and files.
     ("device", "--device"),

@@ -1,4 +1,4 @@
-//! `lensmith materialize`.
+//! `lensmith materialize`: latents or a recipe become embeddings.
 
 use std::path::PathBuf;
 

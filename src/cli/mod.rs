@@ -1,6 +1,7 @@
 //! The command line, over the library's public items: one file a command, and beside them
 //!
-//! 1. `args`: options that several commands share; `flags`: the flag of each field that a library error names.
+//! 1. `args`: options that several commands share; `flags`: the flag of each field that a library error
+//!    names.
 //! 2. `inputs`, `training`, `writing`: what commands that open pairs, train models or write pairs share.
 //! 3. `console` and `table`: results, progress, errors.
 //!
@@ -37,7 +38,13 @@ use console::Console;
 
 /// Latent-space synthesis of preference pairs: better reward models from few human preferences.
 #[derive(Debug, Parser)]
-#[command(name = "lensmith", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(
+    name = "lensmith",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = EXAMPLES
+)]
 struct Cli {
     #[command(flatten)]
     common: args::Common,
@@ -79,8 +86,8 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     let json = arguments.iter().any(|a| a == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        // `lensmith` alone shows the help, as `lensmith --help` does. clap does that itself unless LENSMITH_DEVICE is
-        // set, which it counts as an argument.
+        // `lensmith` alone shows the help, as `lensmith --help` does. clap does that itself unless
+        // LENSMITH_DEVICE is set, which it counts as an argument.
         Err(error) if arguments_are_missing(&error) => {
             eprint!("{}", Cli::command().render_help());
             return 2;

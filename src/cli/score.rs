@@ -1,4 +1,4 @@
-//! `lensmith score`.
+//! `lensmith score`: embeddings and a reward model give rewards, on standard output or in a file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

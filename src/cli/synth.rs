@@ -1,4 +1,4 @@
-//! `lensmith synth`.
+//! `lensmith synth`: seed pairs and a VAE become a recipe and, shard by shard, synthetic pairs.
 
 use std::path::PathBuf;
 

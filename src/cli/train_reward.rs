@@ -1,4 +1,4 @@
-//! `lensmith train-reward`.
+//! `lensmith train-reward`: pairs, or a recipe, become a reward model checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -102,8 +102,8 @@ impl TrainReward {
     }
 }
 
-/// If `pairs` are one folder that `synth` made as a whole: how many leading pairs are the original ones. Embeddings are
-/// standardised with those, as training from the recipe does.
+/// If `pairs` are one folder that `synth` made as a whole: how many leading pairs are the original ones.
+/// Embeddings are standardised with those, as training from the recipe does.
 fn leading_originals(sources: &[String], pairs: &PairSet) -> Result<Option<usize>> {
     let [folder] = sources else { return Ok(None) };
     if !Path::new(folder).is_dir() {

@@ -1,4 +1,4 @@
-//! `lensmith train-vae`.
+//! `lensmith train-vae`: seed pairs become a VAE checkpoint.
 
 use std::time::Instant;
 
@@ -53,8 +53,8 @@ impl TrainVae {
         });
         console.result(&value, || {
             format!(
-                "{}: VAE {} -> {} -> {} ({} parameters) from {} pairs\nloss {:.4} = reconstruction {:.4} + {} KL {:.2} \
-                 + {} divergence {:.3}, {} epochs in {:.1} s on {}",
+                "{}: VAE {} -> {} -> {} ({} parameters) from {} pairs\n\
+                 loss {:.4} = reconstruction {:.4} + {} KL {:.2} + {} divergence {:.3}, {} epochs in {:.1} s on {}",
                 out.display(),
                 size.dim,
                 size.hidden,

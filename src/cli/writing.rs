@@ -37,7 +37,12 @@ pub struct WriteArgs {
     #[arg(long, default_value_t = Named(WriteMode::default()), value_name = "HOW")]
     pub write: Named<WriteMode>,
     /// Seconds between progress lines where there is no terminal (with --json: JSON lines on standard error)
-    #[arg(long, allow_negative_numbers = true, default_value_t = PROGRESS_EVERY.as_secs_f64(), value_name = "SECONDS")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = PROGRESS_EVERY.as_secs_f64(),
+        value_name = "SECONDS"
+    )]
     pub progress_every: f64,
 }
 

@@ -1,13 +1,13 @@
 //! Checkpoints: safetensors files whose tensors are PyTorch state dicts.
 //!
-//! - A VAE is a module of `encoder` and `decoder`, each `Sequential(Linear, ReLU, Linear)`: `encoder.0.weight`
-//!   `[hidden, d]`, `encoder.2.weight` `[2 latent, hidden]`, `decoder.0.weight` `[hidden, latent]`,
-//!   `decoder.2.weight` `[d, hidden]`, and a bias beside each.
-//! - A reward model is one `Sequential(Linear, ReLU, Linear)`: `0.weight` `[hidden, d]`, `2.weight` `[1, hidden]`, and
-//!   a bias beside each.
+//! - A VAE is a module of `encoder` and `decoder`, each `Sequential(Linear, ReLU, Linear)`:
+//!   `encoder.0.weight` `[hidden, d]`, `encoder.2.weight` `[2 latent, hidden]`, `decoder.0.weight` `[hidden,
+//!   latent]`, `decoder.2.weight` `[d, hidden]`, and a bias beside each.
+//! - A reward model is one `Sequential(Linear, ReLU, Linear)`: `0.weight` `[hidden, d]`, `2.weight` `[1,
+//!   hidden]`, and a bias beside each.
 //!
-//! Both take raw embeddings: the standardisation is folded into the first and last layers. Files that PyTorch wrote,
-//! which lack our metadata, load as well, in F32, F16 or BF16.
+//! Both take raw embeddings: the standardisation is folded into the first and last layers. Files that PyTorch
+//! wrote, which lack our metadata, load as well, in F32, F16 or BF16.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,8 +57,8 @@ pub trait Checkpoint: Sized {
     /// Reads a model and its metadata.
     ///
     /// # Errors
-    /// A file that is not safetensors, holds another kind of model, lacks a tensor, or has a parameter of the wrong
-    /// size or that is not finite.
+    /// A file that is not safetensors, holds another kind of model, lacks a tensor, or has a parameter of the
+    /// wrong size or that is not finite.
     fn load(path: &Path) -> Result<(Self, Provenance)> {
         let file = FileBytes::open(path, Io::Read)?;
         let header = Header::parse(path, file.bytes())?;
@@ -88,8 +88,8 @@ pub trait Checkpoint: Sized {
     }
 }
 
-/// Names the file in an error about sizes. Sizes read from a file are no options of the caller, so an error about an
-/// option becomes one about shapes.
+/// Names the file in an error about sizes. Sizes read from a file are no options of the caller, so an error
+/// about an option becomes one about shapes.
 fn in_file(path: &Path, layer: &str, error: Error) -> Error {
     match error {
         Error::Shape { what, expected, found } => {

@@ -1,7 +1,7 @@
 //! Reward models of different augmentations, compared on the same data.
 //!
 //! ```text
-//! seeds -> augmented pairs (an Arm) -> reward model, stopped early on validation -> accuracy on test, best-of-N
+//! seeds -> augmented pairs (an Arm) -> reward model, stopped early on validation -> figures on test data
 //! ```
 
 use std::time::Instant;

@@ -1,9 +1,11 @@
 //! The paper's evaluation.
 //!
-//! 1. [`split`] makes seed, validation and test pairs of one data set; [`simulate`] draws them where there are none.
+//! 1. [`split`] makes seed, validation and test pairs of one data set; [`simulate`] draws them where there
+//!    are none.
 //! 2. [`Experiment`] trains a reward model for each [`Arm`]: without augmentation, with the baselines
 //!    ([`direct_perturbation`], [`gaussian_sampling`]), and with LENS.
-//! 3. Each is measured on held-out pairs and by [`best_of_n`]; [`order_preservation`] looks at synthetic pairs alone.
+//! 3. Each is measured on held-out pairs and by [`best_of_n`]; [`order_preservation`] looks at synthetic
+//!    pairs alone.
 
 mod baselines;
 mod best_of_n;

@@ -1,5 +1,5 @@
-//! Order preservation: the share of synthetic pairs that a reward function orders as it orders their seed pair. The
-//! paper's Theorem 1 says that it is close to 1 for small perturbations.
+//! Order preservation: the share of synthetic pairs that a reward function orders as it orders their seed
+//! pair. The paper's Theorem 1 says that it is close to 1 for small perturbations.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,8 @@ pub struct OrderPreservation {
     pub chosen_higher: f64,
 }
 
-/// Scores all synthetic pairs of a plan, and their seeds. `reward` scores embeddings and `folded`, the same model, scores
-/// latents, so that nothing is decoded.
+/// Scores all synthetic pairs of a plan, and their seeds. `reward` scores embeddings and `folded`, the same
+/// model, scores latents, so that nothing is decoded.
 pub fn order_preservation<B: Backend>(
     make: &Synthesizer<'_, B>,
     reward: &B::Reward,

@@ -1,8 +1,9 @@
 //! One data set becomes seed, validation and test pairs.
 //!
-//! Groups of rows (those of one prompt, say) are shuffled and dealt out whole: to the seeds until there are enough, then
-//! to the validation pairs until there are enough, and the rest to the test pairs. A part may so get a few rows more
-//! than were asked for; without groups every row is a group of its own and the sizes are exact.
+//! Groups of rows (those of one prompt, say) are shuffled and dealt out whole: to the seeds until there are
+//! enough, then to the validation pairs until there are enough, and the rest to the test pairs. A part may so
+//! get a few rows more than were asked for; without groups every row is a group of its own and the sizes are
+//! exact.
 
 use std::collections::BTreeMap;
 

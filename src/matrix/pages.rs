@@ -1,8 +1,8 @@
 //! Memory in whole pages.
 //!
-//! Direct I/O, which goes past the page cache, reads and writes whole aligned pages only. Large buffers are in huge
-//! pages besides: a write then reaches the disk as one piece of physical memory instead of thousands, and runs at
-//! twice the rate.
+//! Direct I/O, which goes past the page cache, reads and writes whole aligned pages only. Large buffers are
+//! in huge pages besides: a write then reaches the disk as one piece of physical memory instead of thousands,
+//! and runs at twice the rate.
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
@@ -70,8 +70,8 @@ impl Pages {
         Pages { note: None, memory: Memory::zeros(len), len }
     }
 
-    /// Changes the length, in place where there is room. New bytes are zeros, or what they were before the length was
-    /// last made smaller.
+    /// Changes the length, in place where there is room. New bytes are zeros, or what they were before the
+    /// length was last made smaller.
     pub fn resize(&mut self, len: usize) {
         if len > self.memory.bytes().len() {
             let mut memory = Memory::zeros(len);
@@ -82,9 +82,9 @@ impl Pages {
         self.len = len;
     }
 
-    /// Attaches a guard, such as a registration of this memory with a GPU driver. `take` gets the whole allocation,
-    /// room beyond the length included; the guard that it returns is dropped just before the allocation is freed or
-    /// replaced. Does nothing if there is a guard already.
+    /// Attaches a guard, such as a registration of this memory with a GPU driver. `take` gets the whole
+    /// allocation, room beyond the length included; the guard that it returns is dropped just before the
+    /// allocation is freed or replaced. Does nothing if there is a guard already.
     pub fn note(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
         let bytes = self.memory.bytes_mut();
         if self.note.is_none() && !bytes.is_empty() {

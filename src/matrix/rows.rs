@@ -104,8 +104,8 @@ impl RowsBuf {
         self.dtype
     }
 
-    /// Changes the number of rows, within the allocation where there is room. New rows hold zeros or what was there
-    /// before: write them before they are read.
+    /// Changes the number of rows, within the allocation where there is room. New rows hold zeros or what was
+    /// there before: write them before they are read.
     pub fn resize_rows(&mut self, rows: usize) {
         self.pages.resize(rows * self.cols * self.dtype.size());
         self.rows = rows;

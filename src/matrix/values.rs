@@ -100,7 +100,8 @@ fn first_where<T: Copy + Sync>(
     bad: impl Fn(T) -> bool + Sync,
     widen: impl Fn(T) -> f32,
 ) -> Option<(usize, f32)> {
-    // A fold without an early exit is compiled to SIMD code; the search then looks at the one chunk that failed.
+    // A fold without an early exit is compiled to SIMD code; the search then looks at the one chunk that
+    // failed.
     let chunk = values
         .par_chunks(SEARCH_CHUNK)
         .position_first(|chunk| chunk.iter().fold(false, |any, &v| any | bad(v)))?;

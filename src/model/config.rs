@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Hidden and latent sizes are multiples of this, so that they are whole vectors and whole tiles of tensor cores.
+/// Hidden and latent sizes are multiples of this, so that they are whole vectors and whole tiles of tensor
+/// cores.
 const GRANULE: usize = 16;
 /// Far above any use; products of two sizes stay far below 2^64.
 const LARGEST: usize = 1 << 24;

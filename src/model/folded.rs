@@ -1,14 +1,14 @@
 //! The reward of a latent, without its embedding.
 //!
-//! The decoder's last layer (W_d, b_d) and the reward model's first (W_r, b_r) are both linear, with nothing in between.
-//! For the decoder's hidden layer h
+//! The decoder's last layer (W_d, b_d) and the reward model's first (W_r, b_r) are both linear, with nothing
+//! in between. For the decoder's hidden layer h
 //!
 //! ```text
 //! W_r (W_d h + b_d) + b_r = (W_r W_d) h + (W_r b_d + b_r)
 //! ```
 //!
-//! so a latent is scored through latent -> hidden -> width -> 1, where hidden and width are a few hundred at most, instead
-//! of through all d dimensions. But for rounding the result is the same.
+//! so a latent is scored through latent -> hidden -> width -> 1, where hidden and width are a few hundred at
+//! most, instead of through all d dimensions. But for rounding the result is the same.
 
 use super::config::VaeSize;
 use super::linear::Linear;

@@ -30,8 +30,8 @@ impl Linear {
         Ok(Linear { weight, bias, inputs, outputs })
     }
 
-    /// A fresh layer as PyTorch initialises `nn.Linear`: weight and bias uniform in +-1/sqrt(inputs). Layers of one seed
-    /// differ by their number `tensor`.
+    /// A fresh layer as PyTorch initialises `nn.Linear`: weight and bias uniform in +-1/sqrt(inputs). Layers
+    /// of one seed differ by their number `tensor`.
     pub fn init(inputs: usize, outputs: usize, seed: u64, tensor: u64) -> Linear {
         let mut stream = Stream::new(seed, Purpose::Init, tensor);
         let bound = 1.0 / (inputs as f32).sqrt();
@@ -45,8 +45,8 @@ impl Linear {
         Linear { weight, bias, inputs, outputs }
     }
 
-    /// The layer that gives for x what this one gives for (x - mean) / std: W' = W diag(1 / std), b' = b - W' mean.
-    /// Computed in F64 and rounded once.
+    /// The layer that gives for x what this one gives for (x - mean) / std: W' = W diag(1 / std), b' = b - W'
+    /// mean. Computed in F64 and rounded once.
     pub fn fold_input(&self, mean: &[f32], std: &[f32]) -> Linear {
         let mut folded = self.clone();
         for (row, (weights, bias)) in

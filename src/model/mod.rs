@@ -6,9 +6,10 @@
 //! reward   e -> Linear(d, hidden), ReLU, Linear(hidden, 1)        -> r
 //! ```
 //!
-//! Both are trained on embeddings that a [`Standardizer`] has mapped to mean 0 and standard deviation 1. Since the map is
-//! affine, it is folded into the first and last layers afterwards: saved models take and give raw embeddings.
-//! [`FoldedReward`] goes a step further and joins the decoder's last layer with the reward model's first.
+//! Both are trained on embeddings that a [`Standardizer`] has mapped to mean 0 and standard deviation 1.
+//! Since the map is affine, it is folded into the first and last layers afterwards: saved models take and
+//! give raw embeddings. [`FoldedReward`] goes a step further and joins the decoder's last layer with the
+//! reward model's first.
 
 mod config;
 mod folded;

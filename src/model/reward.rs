@@ -5,7 +5,8 @@ use super::linear::Linear;
 use super::standardizer::Standardizer;
 use crate::error::{Error, Result};
 
-/// A reward model. Training works on standardised embeddings; [`RewardModel::fold`] makes the model for raw ones.
+/// A reward model. Training works on standardised embeddings; [`RewardModel::fold`] makes the model for raw
+/// ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardModel {
     /// The two layers.

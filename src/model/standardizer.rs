@@ -1,4 +1,5 @@
-//! Standardisation: the map x -> (x - mean) / std that gives every embedding dimension mean 0 and standard deviation 1.
+//! Standardisation: the map x -> (x - mean) / std that gives every embedding dimension mean 0 and standard
+//! deviation 1.
 
 use std::ops::Range;
 
@@ -9,7 +10,8 @@ use crate::matrix::RowSet;
 pub struct Standardizer {
     /// Mean of each dimension, `[d]`.
     pub mean: Vec<f32>,
-    /// Standard deviation of each dimension, `[d]`; 1 where the data is constant, so that nothing is divided by 0.
+    /// Standard deviation of each dimension, `[d]`; 1 where the data is constant, so that nothing is divided
+    /// by 0.
     pub std: Vec<f32>,
 }
 
@@ -46,7 +48,8 @@ impl Standardizer {
             .zip(&mean)
             .map(|(v, m)| {
                 let std = (v / n.max(1) as f64).sqrt();
-                // A spread within the rounding of the mean is no information: scaling it up would train on noise.
+                // A spread within the rounding of the mean is no information: scaling it up would train on
+                // noise.
                 let rounding = m.abs() * f64::from(f32::EPSILON);
                 if std > rounding && std > f64::from(f32::MIN_POSITIVE) { std as f32 } else { 1.0 }
             })

@@ -1,7 +1,9 @@
-//! Logarithm, exponential, sine and cosine from integer operations, add, mul and fma alone, so that every device that
-//! rounds as IEEE 754 demands gives the same bits. The polynomials are those of Cephes (Moshier); errors are about 1 ulp.
+//! Logarithm, exponential, sine and cosine from integer operations, add, mul and fma alone, so that every
+//! device that rounds as IEEE 754 demands gives the same bits. The polynomials are those of Cephes (Moshier);
+//! errors are about 1 ulp.
 //!
-//! Each reduces its argument to a small interval around 0 exactly, or nearly so, and evaluates a polynomial there.
+//! Each reduces its argument to a small interval around 0 exactly, or nearly so, and evaluates a polynomial
+//! there.
 
 /// ln 2 in two parts: the first has few bits, so that an integer times it is exact.
 pub(super) const LN2_HIGH: f32 = 0.693_359_4;

@@ -8,15 +8,16 @@ use crate::simd::Isa;
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
-/// Words 0 and 1 make values 0 and 1, words 2 and 3 make values 2 and 3 (Box-Muller). Of the words (a, b) of a pair
+/// Words 0 and 1 make values 0 and 1, words 2 and 3 make values 2 and 3 (Box-Muller). Of the words (a, b) of
+/// a pair
 ///
 /// ```text
 /// u = fma(f32(a), 2^-32, 2^-33)    r = sqrt(-2 ln u)    t = b / 2^32
 /// values: r cos(2 pi t), r sin(2 pi t)
 /// ```
 ///
-/// The word a is rounded to F32 and u is rounded again, both to nearest even, which near u = 1 is coarser than
-/// (a + 1/2) / 2^32. Other implementations must round the same way.
+/// The word a is rounded to F32 and u is rounded again, both to nearest even, which near u = 1 is coarser
+/// than (a + 1/2) / 2^32. Other implementations must round the same way.
 #[inline(always)]
 pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2]) -> [[f32; LANES]; 4] {
     const SCALE: f32 = 1.0 / 4_294_967_296.0;
@@ -65,7 +66,8 @@ mod tests {
         out
     }
 
-    /// The standard normal distribution function: a series for the centre, a continued fraction for the tails.
+    /// The standard normal distribution function: a series for the centre, a continued fraction for the
+    /// tails.
     fn cdf(x: f64) -> f64 {
         let a = x.abs();
         let density = (-0.5 * a * a).exp() / std::f64::consts::TAU.sqrt();
@@ -111,7 +113,8 @@ mod tests {
         check_distribution(2_000_000);
     }
 
-    /// The large version, asked for by name: `LENSMITH_NORMAL_DRAWS=100000000 cargo test --release draws_at_scale`.
+    /// The large version, asked for by name: `LENSMITH_NORMAL_DRAWS=100000000 cargo test --release
+    /// draws_at_scale`.
     #[test]
     fn draws_at_scale() {
         let n = std::env::var("LENSMITH_NORMAL_DRAWS").map_or(100_000, |v| v.parse().expect("a count"));

@@ -1,7 +1,8 @@
 //! Philox4x32-10, and a sequential stream over it.
 //!
-//! One round multiplies two of the four counter words by constants and mixes the halves of the products with the other
-//! two words and the key; the key then grows by the Weyl constants. Ten rounds make a block of four random words.
+//! One round multiplies two of the four counter words by constants and mixes the halves of the products with
+//! the other two words and the key; the key then grows by the Weyl constants. Ten rounds make a block of four
+//! random words.
 
 use rand::RngCore;
 
@@ -73,8 +74,8 @@ impl Stream {
         (self.next_u32() >> 8) as f32 * (1.0 / (1u32 << 24) as f32)
     }
 
-    /// Shuffles in place (Fisher-Yates); at most 2^32 items. Not `rand`'s shuffle, which may change between releases of
-    /// `rand`: results must not.
+    /// Shuffles in place (Fisher-Yates); at most 2^32 items. Not `rand`'s shuffle, which may change between
+    /// releases of `rand`: results must not.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let n = u32::try_from(last + 1).expect("at most 2^32 items");
@@ -87,7 +88,8 @@ impl RngCore for Stream {
     fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
             self.words = philox4x32_10(self.counter.counter(self.block), self.key);
-            // After 2^34 words the blocks of this candidate are used up; the stream goes on with the next candidate's.
+            // After 2^34 words the blocks of this candidate are used up; the stream goes on with the next
+            // candidate's.
             self.block = self.block.wrapping_add(1);
             if self.block == 0 {
                 self.counter.candidate += 1;

@@ -1,8 +1,8 @@
 //! Training of the reward model, and its figures on held-out pairs.
 //!
-//! The loss of a pair is that of Bradley and Terry, -log sigmoid(r(chosen) - r(rejected)). Every epoch visits all pairs
-//! once, in a new order. Of the epochs that are evaluated on held-out pairs, the one with the lowest loss is kept, and
-//! training stops early once `patience` evaluations in a row were no better.
+//! The loss of a pair is that of Bradley and Terry, -log sigmoid(r(chosen) - r(rejected)). Every epoch visits
+//! all pairs once, in a new order. Of the epochs that are evaluated on held-out pairs, the one with the
+//! lowest loss is kept, and training stops early once `patience` evaluations in a row were no better.
 
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,8 @@ pub struct RewardTraining {
     pub hidden: usize,
     /// Length of training.
     pub updates: Updates,
-    /// Evaluations on the validation pairs without a lower loss, after which training stops; None trains to the end.
+    /// Evaluations on the validation pairs without a lower loss, after which training stops; None trains to
+    /// the end.
     pub patience: Option<usize>,
     /// Epochs between evaluations on the validation pairs.
     pub evaluate_every: usize,
