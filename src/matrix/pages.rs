@@ -21,7 +21,7 @@ struct Page([u8; PAGE]);
 #[derive(Default)]
 pub struct Pages {
     /// Before `memory`, since fields are dropped in order and the guard must go first.
-    note: Option<Box<dyn Send + Sync>>,
+    guard: Option<Box<dyn Send + Sync>>,
     memory: Memory,
     len: usize,
 }
@@ -67,7 +67,7 @@ impl Memory {
 impl Pages {
     /// `len` zero bytes.
     pub fn zeros(len: usize) -> Pages {
-        Pages { note: None, memory: Memory::zeros(len), len }
+        Pages { guard: None, memory: Memory::zeros(len), len }
     }
 
     /// Changes the length, in place where there is room. New bytes are zeros, or what they were before the
@@ -76,7 +76,7 @@ impl Pages {
         if len > self.memory.bytes().len() {
             let mut memory = Memory::zeros(len);
             memory.bytes_mut()[..self.len].copy_from_slice(self.bytes());
-            self.note = None;
+            self.guard = None;
             self.memory = memory;
         }
         self.len = len;
@@ -85,10 +85,10 @@ impl Pages {
     /// Attaches a guard, such as a registration of this memory with a GPU driver. `take` gets the whole
     /// allocation, room beyond the length included; the guard that it returns is dropped just before the
     /// allocation is freed or replaced. Does nothing if there is a guard already.
-    pub fn note(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
+    pub fn attach_guard(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
         let bytes = self.memory.bytes_mut();
-        if self.note.is_none() && !bytes.is_empty() {
-            self.note = take(bytes);
+        if self.guard.is_none() && !bytes.is_empty() {
+            self.guard = take(bytes);
         }
     }
 
@@ -141,30 +141,30 @@ mod tests {
     }
 
     #[test]
-    fn a_note_is_kept_as_long_as_its_memory() {
+    fn a_guard_lives_as_long_as_its_memory() {
         let kept = Arc::new(());
-        let notes = || Arc::strong_count(&kept) - 1;
+        let guards = || Arc::strong_count(&kept) - 1;
         let take = |bytes: &mut [u8]| {
             assert_eq!(bytes.len() % PAGE, 0, "whole pages");
             Some(Box::new(kept.clone()) as Box<dyn Send + Sync>)
         };
         let mut pages = Pages::default();
-        pages.note(take);
-        assert_eq!(notes(), 0, "no memory, no note");
+        pages.attach_guard(take);
+        assert_eq!(guards(), 0, "no memory, no guard");
         pages.resize(3 * PAGE);
-        pages.note(|_| None);
-        pages.note(take);
-        pages.note(|_| panic!("there is one"));
+        pages.attach_guard(|_| None);
+        pages.attach_guard(take);
+        pages.attach_guard(|_| panic!("there is one"));
         let copy = pages.clone();
         pages.resize(PAGE);
         pages.resize(3 * PAGE - 5);
-        assert_eq!(notes(), 1, "the same memory; the copy has other memory");
+        assert_eq!(guards(), 1, "the same memory; the copy has other memory");
         pages.resize(3 * PAGE + 1);
-        assert_eq!(notes(), 0, "moved");
-        pages.note(take);
+        assert_eq!(guards(), 0, "moved");
+        pages.attach_guard(take);
         drop(copy);
-        assert_eq!(notes(), 1);
+        assert_eq!(guards(), 1);
         drop(pages);
-        assert_eq!(notes(), 0);
+        assert_eq!(guards(), 0);
     }
 }

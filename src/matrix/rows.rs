@@ -111,9 +111,9 @@ impl RowsBuf {
         self.rows = rows;
     }
 
-    /// Attaches a guard to the memory, such as its registration with a GPU driver: see [`Pages::note`].
-    pub fn note(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
-        self.pages.note(take);
+    /// Attaches a guard to the memory, such as its registration with a GPU driver: see [`Pages::attach_guard`].
+    pub fn attach_guard(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
+        self.pages.attach_guard(take);
     }
 
     /// Borrows the matrix.
