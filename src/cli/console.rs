@@ -89,9 +89,17 @@ impl Console {
     /// An error on one line; with `--json` also as an object on standard output.
     pub fn error(&self, error: &Error) {
         if self.json {
-            print_line(&json!({ "error": message(error), "exit_code": error.exit_code() }).to_string());
+            print_line(&json!({ "error": message(error), "exit_code": exit_code(error) }).to_string());
         }
         eprintln!("lensmith: {}", one_line(&message(error)));
+    }
+}
+
+/// The exit code for an error: 2 for wrong usage, 1 for everything else.
+pub fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Option { .. } => 2,
+        _ => 1,
     }
 }
 

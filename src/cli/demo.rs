@@ -285,6 +285,7 @@ fn mean(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::backend::DeviceChoice;
+    use crate::cli::console::exit_code;
 
     const TINY: Demo = Demo { repeats: 2, dim: 16, seeds: 20 };
 
@@ -330,7 +331,7 @@ mod tests {
         let console = Console::new(&common);
         for (repeats, dim, seeds) in [(0, 16, 20), (1, 0, 20), (1, WIDEST + 1, 20), (1, 16, 1)] {
             let error = Demo { repeats, dim, seeds }.execute(&common, &console).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{error}");
+            assert_eq!(exit_code(&error), 2, "{error}");
         }
     }
 }

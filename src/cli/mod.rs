@@ -99,7 +99,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             console.error(&error);
-            error.exit_code()
+            console::exit_code(&error)
         }
     }
 }
