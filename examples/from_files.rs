@@ -4,9 +4,7 @@
 
 use std::path::Path;
 
-use lensmith::{
-    Checkpoint, Engine, PairOptions, PairSet, Recipe, SynthJob, SynthesisOptions, VaeTraining,
-};
+use lensmith::{Checkpoint, Engine, PairOptions, PairSet, Recipe, SynthJob, SynthesisOptions, VaeTraining};
 
 fn main() -> lensmith::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example from_memory`
 
-use lensmith::{Dtype, Engine, RewardTraining, Rows, RowSet, SynthesisOptions, VaeTraining};
+use lensmith::{Dtype, Engine, RewardTraining, RowSet, Rows, SynthesisOptions, VaeTraining};
 
 const DIM: usize = 64;
 
@@ -15,7 +15,8 @@ fn pairs(n: usize, seed: u64) -> [Vec<f32>; 2] {
         state ^= state << 17;
         (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     };
-    [0.15, -0.15].map(|shift| (0..n * DIM).map(|i| uniform() + if i % DIM < 8 { shift } else { 0.0 }).collect())
+    [0.15, -0.15]
+        .map(|shift| (0..n * DIM).map(|i| uniform() + if i % DIM < 8 { shift } else { 0.0 }).collect())
 }
 
 fn rows(values: &[Vec<f32>; 2]) -> lensmith::Result<[RowSet<'_>; 2]> {

@@ -26,7 +26,11 @@ fn main() -> lensmith::Result<()> {
             let batch = batch?;
             // Here a training step would take `batch.chosen` and `batch.rejected`, both [rows, d].
             step += 1;
-            println!("step {step}: pairs {} to {}", batch.first, batch.first + batch.chosen.rows() as u64 - 1);
+            println!(
+                "step {step}: pairs {} to {}",
+                batch.first,
+                batch.first + batch.chosen.rows() as u64 - 1
+            );
         }
         Ok(())
     })

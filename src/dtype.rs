@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// How one value of an embedding is stored. Arithmetic is done in F32 (F64 in the reference backend).
+/// How one value of an embedding is stored. Arithmetic widens it to F32, or to F64 in the reference backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Dtype {
     /// IEEE single precision, 4 bytes.
@@ -131,7 +131,9 @@ impl Element for bf16 {
     fn narrow(from: &[f32], to: &mut [bf16]) {
         assert_eq!(from.len(), to.len());
         for (t, f) in to.iter_mut().zip(from) {
-            // Round to nearest even on the bit pattern; a NaN keeps its sign and becomes quiet.
+            // BF16 is the upper half of F32. Adding 0x7fff, and 1 more if the lowest bit kept is set, carries
+            // into the upper half exactly when rounding to nearest even goes up. A NaN keeps its sign and
+            // becomes quiet.
             let bits = f.to_bits();
             let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
             let quiet = (bits >> 16) | 0x40;

@@ -192,14 +192,6 @@ impl Error {
     pub(crate) fn option(name: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Error {
         Error::argument(name, expected, found)
     }
-
-    /// The process exit code for this error: 2 for wrong usage, 1 for everything else.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Error::InvalidArgument { .. } => 2,
-            _ => 1,
-        }
-    }
 }
 
 /// Names in a list, shortened past eight.

@@ -8,7 +8,7 @@
 //! safetensors files ([`PairSet`], [`EmbeddingSet`], [`CandidateSet`]) or from memory ([`RowSet`]):
 //!
 //! ```
-//! use lensmith::{Dtype, Engine, RewardTraining, RowSet, SynthesisOptions, VaeTraining};
+//! use lensmith::{Dtype, Engine, RewardTraining, RowSet, SynthesisOptions, Updates, VaeTraining};
 //!
 //! # fn main() -> lensmith::Result<()> {
 //! // 50 pairs of embeddings [n, d] with d = 32, row after row; yours come from a language model.
@@ -28,7 +28,7 @@
 //! }
 //! assert_eq!(pairs, 4 * 50);
 //!
-//! let reward_options = RewardTraining { epochs: 2, ..RewardTraining::default() };
+//! let reward_options = RewardTraining { updates: Updates::Epochs(2), ..RewardTraining::default() };
 //! let reward = engine
 //!     .train_reward_on_synthetic(&options, &seeds, &vae, None, &reward_options, &mut |_| ())?
 //!     .model;
@@ -116,21 +116,23 @@ pub mod train;
 #[doc(hidden)]
 pub mod cli;
 mod engine;
+mod side;
 
 pub use backend::{
     Adam, DecodeMode, DeviceChoice, DeviceInfo, Divergence, LatentSource, Likelihood, Perturbation,
     Precision, Reduction, RewardObjective, SyntheticPath, VaeLoss, VaeObjective,
 };
 pub use data::{
-    Block, CandidateSet, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource, RowSource, WriteMode,
-    write_pairs,
+    Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,
+    Provenance, RowSource, WriteMode, write_pairs,
 };
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, PairStream};
 pub use error::{Error, Result};
 pub use eval::{BestOfN, OrderPreservation};
-pub use matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values, ValuesMut};
-pub use model::{Checkpoint, Linear, Provenance, RewardModel, RewardSize, Vae, VaeSize};
+pub use matrix::{Matrix, RowSet, Rows, RowsBuf, Values, ValuesMut};
+pub use model::{Linear, RewardModel, RewardSize, Vae, VaeSize};
+pub use side::Side;
 pub use synth::{
     OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary, SynthesisOptions,
     Verified, VerifyOptions, VerifyStep,

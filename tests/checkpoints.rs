@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use half::bf16;
+use lensmith::data::{Checkpoint, Provenance};
 use lensmith::dtype::Element;
-use lensmith::model::{Checkpoint, Provenance, RewardModel, RewardSize, Vae, VaeSize};
+use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
 use lensmith::{Error, Result};
 use safetensors::SafeTensors;
 
@@ -83,13 +84,13 @@ fn files_written_by_pytorch_load() {
             bytemuck::pod_collect_to_vec(file.tensor(&name).expect("the golden file has it").data())
         };
         let (vae, _) = Vae::load(&golden.join(format!("{shape}_torch_vae.safetensors"))).expect("loads");
-        for (prefix, layer) in vae.layers() {
+        for (prefix, layer) in Vae::PREFIXES.iter().zip(vae.layers()) {
             assert_eq!(layer.weight, values(format!("vae.folded.{prefix}.weight")), "{shape} {prefix}");
             assert_eq!(layer.bias, values(format!("vae.folded.{prefix}.bias")), "{shape} {prefix}");
         }
         let path = golden.join(format!("{shape}_torch_reward.safetensors"));
         let (reward, _) = RewardModel::load(&path).expect("loads");
-        for (prefix, layer) in reward.layers() {
+        for (prefix, layer) in RewardModel::PREFIXES.iter().zip(reward.layers()) {
             assert_eq!(layer.weight, values(format!("reward.folded.{prefix}.weight")), "{shape} {prefix}");
             assert_eq!(layer.bias, values(format!("reward.folded.{prefix}.bias")), "{shape} {prefix}");
         }
@@ -100,8 +101,8 @@ fn files_written_by_pytorch_load() {
 fn altered(
     change: impl Fn(&mut Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>),
 ) -> Result<RewardModel> {
-    let mut tensors = Vec::new();
-    for (prefix, layer) in reward().layers() {
+    let (reward, mut tensors) = (reward(), Vec::new());
+    for (prefix, layer) in RewardModel::PREFIXES.iter().zip(reward.layers()) {
         let shape = vec![layer.outputs, layer.inputs];
         let weight = bytemuck::cast_slice(&layer.weight).to_vec();
         tensors.push((format!("{prefix}.weight"), safetensors::Dtype::F32, shape, weight));

@@ -11,12 +11,11 @@ use super::{
     Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
 };
 use crate::backend::{DecodeMode, Limit, Measurable, Resource};
-use crate::data::{PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
+use crate::data::{Checkpoint, PairOptions, PairSet, Provenance, WriteMode, sequential_write, write_pairs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
 use crate::matrix::{RowSet, Side};
-use crate::model::{Checkpoint, Provenance};
 use crate::synth::{
     OutputKind, Part, Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions,
     verify_folder, write_synthetic,

@@ -1,8 +1,12 @@
-//! Options that several commands share, named after the paper's terms, with its defaults.
+//! Options that several commands share, named after the paper's terms. Their defaults are those of the
+//! library's option structs, which are the paper's values.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -26,7 +30,7 @@ pub struct Common {
         long,
         global = true,
         help_heading = "General",
-        default_value = "auto",
+        default_value_t = DeviceChoice::Auto,
         env = "LENSMITH_DEVICE",
         hide_env_values = true,
         value_name = "DEVICE"
@@ -34,7 +38,13 @@ pub struct Common {
     pub device: DeviceChoice,
     /// Operands of products: f32 (the same bits on every device) or bf16 (rounded; faster on tensor
     /// cores, with Intel AMX, and with AMD's AVX-512 BF16)
-    #[arg(long, global = true, help_heading = "General", default_value = "f32", value_name = "TYPE")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "General",
+        default_value_t = Precision::default(),
+        value_name = "TYPE"
+    )]
     pub precision: Precision,
     /// Threads; 0 takes one per core
     #[arg(long, global = true, help_heading = "General", default_value_t = 0, value_name = "N")]
@@ -43,7 +53,7 @@ pub struct Common {
     #[arg(long, global = true, help_heading = "General", default_value_t = 0, value_name = "S")]
     pub seed: u64,
     /// How input is read: mmap, or read (network file systems)
-    #[arg(long, global = true, help_heading = "General", default_value = "mmap", value_name = "HOW")]
+    #[arg(long, global = true, help_heading = "General", default_value_t = Io::default(), value_name = "HOW")]
     pub io: Io,
     /// Results as one JSON object on standard output
     #[arg(long, global = true, help_heading = "General")]
@@ -54,12 +64,13 @@ pub struct Common {
 }
 
 impl Common {
-    /// Holds the work outside the device (checks of input, baselines, the simulation) to `--threads` as well.
+    /// Limits the work outside the device (checks of input, baselines, the simulation) to `--threads` as
+    /// well.
     pub fn bind_threads(&self) -> Result<()> {
         if self.threads > MAX_THREADS {
             return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), self.threads));
         }
-        // Fails only where the pool is running already, which has the threads it has.
+        // Fails only where the pool is running already, in a program that calls the command as a function.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
         Ok(())
     }
@@ -79,10 +90,10 @@ impl Common {
 #[derive(Clone, Debug, Args)]
 pub struct PairArgs {
     /// Tensor of the preferred responses
-    #[arg(long, default_value = "chosen", value_name = "NAME")]
+    #[arg(long, default_value_t = PairOptions::default().chosen, value_name = "NAME")]
     pub chosen: String,
     /// Tensor of the other responses
-    #[arg(long, default_value = "rejected", value_name = "NAME")]
+    #[arg(long, default_value_t = PairOptions::default().rejected, value_name = "NAME")]
     pub rejected: String,
 }
 
@@ -110,15 +121,34 @@ pub struct MovedArgs {
 }
 
 impl MovedArgs {
-    /// For [`crate::Recipe::open_moved`].
+    /// The argument of [`crate::Recipe::open_moved`].
     pub fn moved(&self) -> Moved {
         Moved { seeds: self.seeds.clone(), vae: self.vae.clone() }
     }
 }
 
-/// Reads a value through its serde names, so that the command line and the files agree on them.
+/// Reads a value by its serde name, so that the command line and the files agree on the names.
 pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(Value::String(text.into())).map_err(|e| e.to_string())
+}
+
+/// A value that is read and shown by its serde name.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<T>(pub T);
+
+impl<T: DeserializeOwned> FromStr for Named<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Named<T>, String> {
+        named(text).map(Named)
+    }
+}
+
+impl<T: Serialize> fmt::Display for Named<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = serde_json::to_value(&self.0).map_err(|_| fmt::Error)?;
+        f.pad(name.as_str().unwrap_or_default())
+    }
 }
 
 /// How the VAE is trained.
@@ -126,59 +156,70 @@ pub fn named<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 #[command(next_help_heading = "VAE")]
 pub struct VaeArgs {
     /// Width of the VAE's hidden layers, a multiple of 16
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().hidden, value_name = "N")]
     pub hidden: usize,
     /// Dimension of the latent space, a multiple of 16
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().latent, value_name = "N")]
     pub latent: usize,
     /// Passes over the seed pairs
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().epochs, value_name = "N")]
     pub vae_epochs: usize,
     /// Pairs per step
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = vae_defaults().objective.batch, value_name = "N")]
     pub vae_batch: usize,
     /// Learning rate of Adam
-    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-4, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = vae_defaults().objective.adam.lr,
+        value_name = "X"
+    )]
     pub vae_lr: f64,
     /// Weight of the KL term [default: 0.001 with --reduction mean, 1 with sum]
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub beta: Option<f64>,
     /// Weight of the divergence between the posteriors of a pair
-    #[arg(long, allow_negative_numbers = true, default_value_t = 0.1, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = vae_defaults().objective.gamma,
+        value_name = "X"
+    )]
     pub gamma: f64,
     /// Reduction of the reconstruction error over dimensions: mean or sum
-    #[arg(long, default_value = "mean", value_parser = named::<Reduction>, value_name = "HOW")]
-    pub reduction: Reduction,
+    #[arg(long, default_value_t = Named(vae_defaults().objective.reconstruction), value_name = "HOW")]
+    pub reduction: Named<Reduction>,
     /// Divergence: w2 (2-Wasserstein distance) or w2-squared
-    #[arg(long, default_value = "w2", value_parser = named::<Divergence>, value_name = "HOW")]
-    pub divergence: Divergence,
+    #[arg(long, default_value_t = Named(vae_defaults().objective.divergence), value_name = "HOW")]
+    pub divergence: Named<Divergence>,
+}
+
+fn vae_defaults() -> VaeTraining {
+    VaeTraining::default()
 }
 
 impl VaeArgs {
-    /// Checks the values.
+    /// The training options with the run's seed, checked.
     pub fn training(&self, seed: u64) -> Result<VaeTraining> {
-        positive("--vae-epochs", self.vae_epochs)?;
-        positive("--vae-batch", self.vae_batch)?;
-        let beta = self.beta.unwrap_or(match self.reduction {
-            Reduction::Mean => 1e-3,
+        let beta = self.beta.unwrap_or(match self.reduction.0 {
+            Reduction::Mean => vae_defaults().objective.beta,
             Reduction::Sum => 1.0,
         });
-        weight("--beta", beta)?;
-        weight("--gamma", self.gamma)?;
-        Ok(VaeTraining {
+        let options = VaeTraining {
             hidden: self.hidden,
             latent: self.latent,
             epochs: self.vae_epochs,
             objective: VaeObjective {
-                reconstruction: self.reduction,
+                reconstruction: self.reduction.0,
                 beta,
                 gamma: self.gamma,
-                divergence: self.divergence,
+                divergence: self.divergence.0,
                 batch: self.vae_batch,
-                adam: Adam::with_lr(rate("--vae-lr", self.vae_lr)?),
+                adam: Adam::with_lr(self.vae_lr),
                 seed,
             },
-        })
+        };
+        options.check().map(|()| options)
     }
 }
 
@@ -193,38 +234,50 @@ pub struct SynthArgs {
     #[arg(long, value_name = "K")]
     pub per_side: Option<u32>,
     /// Variance of the Gaussian noise in latent space
-    #[arg(long, allow_negative_numbers = true, default_value_t = 0.01, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = synthesis_defaults().sigma2,
+        value_name = "X"
+    )]
     pub sigma2: f64,
     /// Candidates drawn per sample kept
-    #[arg(long, default_value_t = 4, value_name = "N")]
+    #[arg(long, default_value_t = synthesis_defaults().oversample, value_name = "N")]
     pub oversample: u32,
     /// Likelihood that ranks candidates: posterior, prior or none
-    #[arg(long, default_value = "posterior", value_parser = named::<Likelihood>, value_name = "HOW")]
-    pub likelihood: Likelihood,
+    #[arg(long, default_value_t = Named(synthesis_defaults().likelihood), value_name = "HOW")]
+    pub likelihood: Named<Likelihood>,
     /// What is perturbed: sample (of the posterior) or mean
-    #[arg(long, default_value = "sample", value_parser = named::<LatentSource>, value_name = "HOW")]
-    pub source: LatentSource,
+    #[arg(long, default_value_t = Named(synthesis_defaults().source), value_name = "HOW")]
+    pub source: Named<LatentSource>,
     /// Decoding: plain (the paper's) or residual (e + decoder(z') - decoder(mu))
-    #[arg(long, default_value = "plain", value_parser = named::<DecodeMode>, value_name = "HOW")]
-    pub mode: DecodeMode,
+    #[arg(long, default_value_t = Named(synthesis_defaults().mode), value_name = "HOW")]
+    pub mode: Named<DecodeMode>,
     /// Which samples of a seed meet: combine (all with all) or match (a-th with a-th)
-    #[arg(long, default_value = "combine", value_parser = named::<Pairing>, value_name = "HOW")]
-    pub pairing: Pairing,
+    #[arg(long, default_value_t = Named(synthesis_defaults().pairing), value_name = "HOW")]
+    pub pairing: Named<Pairing>,
+}
+
+fn synthesis_defaults() -> SynthesisOptions {
+    SynthesisOptions::default()
 }
 
 impl SynthArgs {
-    /// The options with the run's seed.
+    /// The options with the run's seed; they are checked when a plan is made of them.
     pub fn options(&self, seed: u64) -> SynthesisOptions {
-        let fold = if self.fold.is_none() && self.per_side.is_none() { Some(4) } else { self.fold };
+        let pairs_per_seed = match (self.fold, self.per_side) {
+            (None, None) => synthesis_defaults().pairs_per_seed,
+            (fold, _) => fold,
+        };
         SynthesisOptions {
-            pairs_per_seed: fold,
+            pairs_per_seed,
             per_side: self.per_side,
-            pairing: self.pairing,
+            pairing: self.pairing.0,
             sigma2: self.sigma2,
             oversample: self.oversample,
-            likelihood: self.likelihood,
-            source: self.source,
-            mode: self.mode,
+            likelihood: self.likelihood.0,
+            source: self.source.0,
+            mode: self.mode.0,
             seed,
         }
     }
@@ -235,42 +288,50 @@ impl SynthArgs {
 #[command(next_help_heading = "Reward model")]
 pub struct RewardArgs {
     /// Width of the reward model's hidden layer, a multiple of 16
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().hidden, value_name = "N")]
     pub reward_hidden: usize,
     /// Most passes over the pairs
-    #[arg(long, default_value_t = 20, value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().updates.count(), value_name = "N")]
     pub epochs: usize,
     /// Pairs per step
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().objective.batch, value_name = "N")]
     pub batch: usize,
     /// Learning rate of Adam
-    #[arg(long, allow_negative_numbers = true, default_value_t = 1e-4, value_name = "X")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = reward_defaults().objective.adam.lr,
+        value_name = "X"
+    )]
     pub lr: f64,
     /// Epochs without a lower validation loss before training stops; 0 trains to the end
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    #[arg(long, default_value_t = reward_defaults().patience.unwrap_or(0), value_name = "N")]
     pub patience: usize,
     /// Synthetic samples in training: folded (never decoded) or decoded (slow, to check the other)
-    #[arg(long, default_value = "folded", value_parser = named::<SyntheticPath>, value_name = "HOW")]
-    pub synthetic_path: SyntheticPath,
+    #[arg(long, default_value_t = Named(reward_defaults().objective.synthetic), value_name = "HOW")]
+    pub synthetic_path: Named<SyntheticPath>,
+}
+
+fn reward_defaults() -> RewardTraining {
+    RewardTraining::default()
 }
 
 impl RewardArgs {
-    /// Checks the values.
+    /// The training options with the run's seed, checked.
     pub fn training(&self, seed: u64) -> Result<RewardTraining> {
-        positive("--epochs", self.epochs)?;
-        positive("--batch", self.batch)?;
-        Ok(RewardTraining {
+        let options = RewardTraining {
             hidden: self.reward_hidden,
             updates: Updates::Epochs(self.epochs),
             patience: (self.patience > 0).then_some(self.patience),
-            evaluate_every: 1,
+            evaluate_every: reward_defaults().evaluate_every,
             objective: RewardObjective {
                 batch: self.batch,
-                adam: Adam::with_lr(rate("--lr", self.lr)?),
-                synthetic: self.synthetic_path,
+                adam: Adam::with_lr(self.lr),
+                synthetic: self.synthetic_path.0,
             },
             seed,
-        })
+        };
+        options.check().map(|()| options)
     }
 }
 
@@ -307,22 +368,6 @@ impl OutArgs {
 pub fn positive(name: &'static str, value: usize) -> Result<usize> {
     if value == 0 {
         return Err(Error::option(name, "1 or more", value));
-    }
-    Ok(value)
-}
-
-/// A finite weight of at least 0.
-fn weight(name: &'static str, value: f64) -> Result<f64> {
-    if !(value.is_finite() && value >= 0.0) {
-        return Err(Error::option(name, "a finite number, 0 or more", value));
-    }
-    Ok(value)
-}
-
-/// A finite learning rate above 0.
-fn rate(name: &'static str, value: f64) -> Result<f64> {
-    if !(value.is_finite() && value > 0.0) {
-        return Err(Error::option(name, "a finite number above 0", value));
     }
     Ok(value)
 }

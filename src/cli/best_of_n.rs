@@ -1,4 +1,4 @@
-//! `lensmith best-of-n`.
+//! `lensmith best-of-n`: the mean gold score of the candidates that a reward model ranks first.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,11 @@ use clap::Args;
 
 use super::args::Common;
 use super::console::Console;
-use super::eval::require_model_dim;
+use super::inputs::require_model_dim;
 use super::table::count;
-use crate::data::CandidateSet;
+use crate::data::{CandidateSet, Checkpoint};
 use crate::error::Result;
-use crate::model::{Checkpoint, RewardModel};
+use crate::model::RewardModel;
 
 /// Mean gold score of the candidate that a reward model ranks first
 #[derive(Debug, Args)]

@@ -1,20 +1,24 @@
-//! What people and machines see: results on standard output, progress and errors on standard error.
+//! Output. Results go to standard output; progress, warnings of the library and errors go to standard error.
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 use tracing::field::{Field, Visit};
-use tracing::span;
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 
 use super::args::Common;
+use super::flags::flag_of;
 use super::table::count;
 use crate::error::Error;
 
-/// How a command speaks.
+/// Where a command's output goes, and in which form.
 #[derive(Debug)]
 pub struct Console {
     json: bool,
@@ -23,14 +27,14 @@ pub struct Console {
 }
 
 impl Console {
-    /// Bars only on a terminal; neither bars nor notes with `--json` or `--quiet`.
+    /// Bars only on a terminal; neither bars nor warnings with `--json` or `--quiet`.
     pub fn new(common: &Common) -> Console {
         let silent = common.json || common.quiet;
-        if !silent {
-            // Fails only where a program that embeds the command has a subscriber of its own.
-            let _ = tracing::subscriber::set_global_default(Notes);
-        }
-        let bars = std::io::stderr().is_terminal() && !common.json && !common.quiet;
+        SILENT.store(silent, Ordering::Relaxed);
+        // Fails where there is a subscriber already: in a program that calls the command as a function, or in
+        // a second call. Either is fine.
+        let _ = tracing::subscriber::set_global_default(Warnings);
+        let bars = std::io::stderr().is_terminal() && !silent;
         Console { json: common.json, bars, quiet: common.quiet }
     }
 
@@ -46,7 +50,7 @@ impl Console {
         print_line(&text);
     }
 
-    /// A progress bar over `length` steps of `unit`; hidden where nobody looks.
+    /// A progress bar over `length` steps of `unit`; hidden unless standard error is a terminal.
     pub fn bar(&self, what: &str, length: u64, unit: &str) -> ProgressBar {
         if !self.bars {
             return ProgressBar::hidden();
@@ -70,7 +74,7 @@ impl Console {
         bar
     }
 
-    /// How a long command gets on, where no bar shows it: a line on standard error, JSON with `--json`.
+    /// Progress of a long command where no bar shows it: a line on standard error, JSON with `--json`.
     pub fn event(&self, value: impl FnOnce() -> serde_json::Value, text: impl FnOnce() -> String) {
         if self.quiet {
             return;
@@ -85,42 +89,72 @@ impl Console {
     /// An error on one line; with `--json` also as an object on standard output.
     pub fn error(&self, error: &Error) {
         if self.json {
-            print_line(&json!({ "error": error.to_string(), "exit_code": error.exit_code() }).to_string());
+            print_line(&json!({ "error": message(error), "exit_code": exit_code(error) }).to_string());
         }
-        eprintln!("lensmith: {}", one_line(&error.to_string()));
+        eprintln!("lensmith: {}", one_line(&message(error)));
     }
 }
 
-/// Prints the library's warnings on standard error, one line each.
-struct Notes;
-
-impl tracing::Subscriber for Notes {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target().starts_with(env!("CARGO_CRATE_NAME")) && *metadata.level() <= tracing::Level::WARN
+/// The exit code for an error: 2 for wrong usage, 1 for everything else.
+pub fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::InvalidArgument { .. } => 2,
+        _ => 1,
     }
+}
 
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Message(String);
-        impl Visit for Message {
-            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-                if field.name() == "message" {
-                    self.0 = format!("{value:?}");
-                }
-            }
+/// The message of an error. The library names the field that is out of range; here it becomes a flag.
+fn message(error: &Error) -> String {
+    match error {
+        Error::InvalidArgument { field, expected, found } => {
+            let flag = flag_of(field).unwrap_or(field);
+            format!("option {flag}: {found} is out of range: expected {expected}")
         }
-        let mut message = Message(String::new());
-        event.record(&mut message);
-        eprintln!("lensmith: {}", one_line(&message.0));
+        other => other.to_string(),
+    }
+}
+
+/// Prints the library's warnings on standard error, one line each. A subscriber of the whole process, since
+/// warnings also come from worker threads.
+struct Warnings;
+
+/// Whether warnings are left out; not a field of [`Warnings`], which stays as it was first installed.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target().starts_with(env!("CARGO_CRATE_NAME"))
     }
 
-    // The library has no spans.
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::WARN)
     }
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        if !SILENT.load(Ordering::Relaxed) {
+            event.record(&mut PrintMessage);
+        }
+    }
+
+    // No spans are enabled; these are never called.
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+/// Prints the field `message` of an event, which holds its text.
+struct PrintMessage;
+
+impl Visit for PrintMessage {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            eprintln!("lensmith: {}", one_line(&format!("{value:?}")));
+        }
+    }
 }
 
 /// Prints a line; a reader that has gone away (`| head`) is no error.
@@ -132,8 +166,8 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and gives the
-/// exit code.
+/// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and
+/// gives the exit code.
 pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     if !error.use_stderr() {
         let _ = error.print();

@@ -8,17 +8,14 @@ use serde::Serialize;
 use super::args::{Common, positive};
 use super::console::Console;
 use super::table::{count, mean_spread, table};
-use crate::backend::{
-    Adam, DecodeMode, DeviceInfo, Divergence, Reduction, RewardObjective, SyntheticPath, VaeLoss,
-    VaeObjective,
-};
+use crate::backend::{Adam, DecodeMode, DeviceInfo, VaeLoss, VaeObjective};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Candidates, Experiment, Simulated, SimulationOptions, simulate};
 use crate::synth::SynthesisOptions;
-use crate::train::{RewardTraining, Updates, VaeTraining};
+use crate::train::{RewardTraining, VaeTraining};
 
-/// Simulated embeddings wider than this would not fit most machines.
+/// Wider simulated embeddings would not fit in the memory of most machines.
 const WIDEST: usize = 1 << 16;
 
 /// See the whole method on simulated data: baselines and LENS in one table, no files needed
@@ -37,10 +34,10 @@ pub struct Demo {
     #[arg(long, default_value_t = 3, value_name = "N")]
     repeats: usize,
     /// Dimension of the simulated embeddings
-    #[arg(long, default_value_t = 4096, value_name = "D")]
+    #[arg(long, default_value_t = SimulationOptions::default().dim, value_name = "D")]
     dim: usize,
     /// Seed pairs
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = SimulationOptions::default().seeds, value_name = "N")]
     seeds: usize,
 }
 
@@ -55,7 +52,7 @@ const ARMS: [Arm; 8] = [
     Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Residual },
 ];
 
-/// Everything the demo used and found.
+/// The result: settings, data and figures.
 #[derive(Debug, Serialize)]
 struct Report {
     simulated: bool,
@@ -100,11 +97,11 @@ impl Demo {
         Ok(())
     }
 
-    /// Runs everything; `says` hears what is under way, and whether one more model is trained.
-    fn report(&self, engine: &Engine, seed: u64, says: &mut dyn FnMut(&str, bool)) -> Result<Report> {
+    /// Runs everything. Calls `on_status` with what is under way, and whether one more model is trained.
+    fn report(&self, engine: &Engine, seed: u64, on_status: &mut dyn FnMut(&str, bool)) -> Result<Report> {
         let start = Instant::now();
         let seeds = (0..self.repeats as u64).map(|r| seed.wrapping_add(r));
-        let repeats = seeds.map(|seed| self.repeat(engine, seed, says)).collect::<Result<_>>()?;
+        let repeats = seeds.map(|seed| self.repeat(engine, seed, on_status)).collect::<Result<_>>()?;
         Ok(Report {
             simulated: true,
             lensmith: env!("CARGO_PKG_VERSION"),
@@ -121,18 +118,18 @@ impl Demo {
         SimulationOptions { dim: self.dim, seeds: self.seeds, seed, ..SimulationOptions::default() }
     }
 
-    fn repeat(&self, engine: &Engine, seed: u64, says: &mut dyn FnMut(&str, bool)) -> Result<Repeat> {
-        says("simulation", false);
+    fn repeat(&self, engine: &Engine, seed: u64, on_status: &mut dyn FnMut(&str, bool)) -> Result<Repeat> {
+        on_status("simulation", false);
         let start = Instant::now();
         let options = self.data(seed);
         let Simulated { seeds, validation, test, candidates, gold } = simulate(&options);
         let simulation_seconds = start.elapsed().as_secs_f64();
 
-        says("VAE", false);
+        on_status("VAE", false);
         let start = Instant::now();
         let trained = engine.train_vae(&seeds.view(), &vae_training(seed), &mut |_, _| ())?;
         let vae_seconds = start.elapsed().as_secs_f64();
-        says("VAE", true);
+        on_status("VAE", true);
         let experiment = Experiment {
             seeds: seeds.view(),
             validation: Some(validation.view()),
@@ -147,9 +144,9 @@ impl Demo {
             reward: reward_training(seed),
         };
         let run = |arm: Arm| {
-            says(&arm.to_string(), false);
+            on_status(&arm.to_string(), false);
             let (result, _) = engine.experiment(&experiment, arm, &mut |_| ())?;
-            says(&arm.to_string(), true);
+            on_status(&arm.to_string(), true);
             Ok(result)
         };
         Ok(Repeat {
@@ -166,36 +163,14 @@ impl Demo {
 /// The paper's settings but for the learning rate. With its 1e-4, 100 epochs of a thousand pairs (800 steps)
 /// are too few: the reconstruction then explains about a third of the variance that it does with 1e-3.
 fn vae_training(seed: u64) -> VaeTraining {
-    VaeTraining {
-        hidden: 64,
-        latent: 16,
-        epochs: 100,
-        objective: VaeObjective {
-            reconstruction: Reduction::Mean,
-            beta: 1e-3,
-            gamma: 0.1,
-            divergence: Divergence::W2,
-            batch: 128,
-            adam: Adam::with_lr(1e-3),
-            seed,
-        },
-    }
+    let paper = VaeTraining::default();
+    let objective = VaeObjective { adam: Adam::with_lr(1e-3), seed, ..paper.objective };
+    VaeTraining { objective, ..paper }
 }
 
 /// The paper's settings.
 fn reward_training(seed: u64) -> RewardTraining {
-    RewardTraining {
-        hidden: 256,
-        updates: Updates::Epochs(20),
-        patience: Some(5),
-        evaluate_every: 1,
-        objective: RewardObjective {
-            batch: 128,
-            adam: Adam::with_lr(1e-4),
-            synthetic: SyntheticPath::Folded,
-        },
-        seed,
-    }
+    RewardTraining { seed, ..RewardTraining::default() }
 }
 
 impl Report {
@@ -207,9 +182,7 @@ impl Report {
         let Report { data, vae, reward, device, .. } = self;
         let average = |of: &dyn Fn(&Repeat) -> f64| mean(&self.over(of));
         let loss = |of: fn(VaeLoss) -> f64| average(&|r| r.vae_loss.map_or(f64::NAN, of));
-        let epochs = match reward.updates {
-            Updates::Epochs(n) | Updates::Steps(n) => n,
-        };
+        let epochs = reward.updates.count();
         format!(
             "VAE {} -> {} -> {}, {} epochs, batch {}, lr {:e} (the paper's: 1e-4), gamma {}, beta {:e}:\n\
              {:.1} s a repeat; at the end reconstruction {:.3} (of 2 for the mean), KL {:.0}, W2 {:.1}.\n\
@@ -312,12 +285,13 @@ fn mean(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::backend::DeviceChoice;
+    use crate::cli::console::exit_code;
 
     const TINY: Demo = Demo { repeats: 2, dim: 16, seeds: 20 };
 
     #[test]
     fn text_says_that_it_is_simulated_and_shows_every_arm() {
-        let engine = Engine::open(DeviceChoice::Cpu, 1).unwrap();
+        let engine = Engine::builder().device(DeviceChoice::Cpu).threads(1).build().unwrap();
         let mut trained = 0;
         let report = TINY.report(&engine, u64::MAX, &mut |_, done| trained += usize::from(done)).unwrap();
         assert_eq!(trained, 2 * (ARMS.len() + 1));
@@ -333,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_figures() {
-        let engine = Engine::open(DeviceChoice::Cpu, 1).unwrap();
+        let engine = Engine::builder().device(DeviceChoice::Cpu).threads(1).build().unwrap();
         let figures = || {
             let repeat =
                 Demo { repeats: 1, ..TINY }.report(&engine, 5, &mut |_, _| ()).unwrap().repeats.remove(0);
@@ -357,7 +331,7 @@ mod tests {
         let console = Console::new(&common);
         for (repeats, dim, seeds) in [(0, 16, 20), (1, 0, 20), (1, WIDEST + 1, 20), (1, 16, 1)] {
             let error = Demo { repeats, dim, seeds }.execute(&common, &console).unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{error}");
+            assert_eq!(exit_code(&error), 2, "{error}");
         }
     }
 }

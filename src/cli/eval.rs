@@ -1,4 +1,4 @@
-//! `lensmith eval`.
+//! `lensmith eval`: accuracy and loss of a reward model on held-out pairs.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::args::{Common, PairArgs};
 use super::console::Console;
+use super::inputs::{open_checked, require_model_dim};
 use super::table::count;
-use super::train_reward::open_checked;
-use crate::error::{Error, Result};
-use crate::model::{Checkpoint, RewardModel};
+use crate::data::Checkpoint;
+use crate::error::Result;
+use crate::model::RewardModel;
 use crate::synth::Recipe;
 
 /// Accuracy and loss of a reward model on held-out pairs
@@ -70,13 +71,4 @@ impl Eval {
         });
         Ok(())
     }
-}
-
-/// A reward model must take embeddings of dimension `dim`.
-pub fn require_model_dim(path: &std::path::Path, model: &RewardModel, dim: usize) -> Result<()> {
-    if model.size().dim != dim {
-        let what = format!("{}: embedding dimension of the reward model", path.display());
-        return Err(Error::shape(what, format!("{dim}, that of the data"), model.size().dim));
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! `lensmith export`.
+//! `lensmith export`: shards become a Parquet or npy file.
 
 use clap::Args;
 

@@ -1,4 +1,7 @@
-//! `lensmith import`.
+//! `lensmith import`: files of other tools become shards.
+//!
+//! Most of it finds out which layout is meant (pairs, plain embeddings, best-of-N sets, rewards to make pairs of)
+//! and which file holds each of its columns.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -128,7 +131,7 @@ impl FromStr for Target {
 }
 
 impl Import {
-    /// Column `name` of `files`, or of DATA where there are none.
+    /// Column `name` of `files`, or of DATA if `files`, which `option` sets, is empty.
     fn source(&self, option: &'static str, files: &[String], name: &str) -> Result<ColumnSource> {
         let files = if files.is_empty() { &self.data } else { files };
         if files.is_empty() {
@@ -176,7 +179,8 @@ impl Import {
         let chosen = self.source("--chosen-file", &files.chosen_file, &columns.chosen)?;
         let rejected = self.source("--rejected-file", &files.rejected_file, &columns.rejected)?;
         if chosen.files == rejected.files && chosen.files.iter().any(|f| f.ends_with(".npy")) {
-            let expected = "--chosen-file and --rejected-file (a .npy file holds one array), --plain, --best-of-n or --annotate";
+            let expected = "--chosen-file and --rejected-file (a .npy file holds one array), --plain, \
+                            --best-of-n or --annotate";
             return Err(Error::option("DATA", expected, "a .npy file for both sides of the pairs"));
         }
         let name = columns.group.as_deref();

@@ -1,4 +1,4 @@
-//! `lensmith inspect`.
+//! `lensmith inspect`: shows a shard, checkpoint, recipe or folder, or one pair of a recipe.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! `lensmith materialize`.
+//! `lensmith materialize`: latents or a recipe become embeddings.
 
 use std::path::PathBuf;
 
@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::args::{Common, MovedArgs};
 use super::console::Console;
-use super::writing::{WriteArgs, Writing, summary_json, summary_text};
+use super::writing::{WriteArgs, summary_json, summary_text, write_shards};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::synth::{OutputKind, Source, SynthJob};
+use crate::synth::{OutputKind, Source};
 
 /// Turn latents or a recipe into embeddings, later or elsewhere
 #[derive(Debug, Args)]
@@ -44,25 +44,16 @@ impl Materialize {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let engine = common.engine()?;
         let source = Source::open(&self.path, &self.files.moved(), common.io)?;
-        let here = engine.arithmetic();
-        if let Some((_, there)) = source.latents.as_ref().filter(|l| l.1 != here) {
-            let expected = format!("{there}, in which these latents were made");
-            return Err(Error::option("--precision and --device", expected, here));
+        let (found, made_in) = (engine.arithmetic(), source.latents.as_ref().map(|(_, made_in)| made_in));
+        if let Some(made_in) = made_in.filter(|made_in| *made_in != found) {
+            let expected = format!("{made_in}, in which these latents were made");
+            return Err(Error::option("--precision and --device", expected, found));
         }
-        let job = SynthJob {
-            recipe: &source.recipe,
-            out: &self.out,
-            kind: OutputKind::Embeddings,
-            dtype: self.dtype,
-            shard_rows: self.writing.shard_rows,
-            part: self.writing.part,
-            overwrite: self.writing.overwrite,
-            write: self.writing.write,
-            latents: source.latents.as_ref().map(|l| &l.0),
-        };
-        let mut writing = Writing::new(console, "materialize", job.pairs()?, self.writing.every()?);
-        let summary = engine.synthesize(&job, &source.seeds, &source.vae, &mut |p| writing.hear(p))?;
-        writing.finish();
+        let latents = source.latents.as_ref().map(|(set, _)| set);
+        let kind = (OutputKind::Embeddings, self.dtype);
+        let job = self.writing.job(&source.recipe, &self.out, kind, latents);
+        let progress = ("materialize", self.writing.every()?);
+        let summary = write_shards(&engine, console, progress, &job, &source.seeds, &source.vae)?;
         let from = if source.latents.is_some() { "latents" } else { "recipe" };
         let mut value = summary_json(&summary);
         value["out"] = json!(self.out);

@@ -1,4 +1,4 @@
-//! `lensmith merge-manifests`.
+//! `lensmith merge-manifests`: the manifests of the parts of a run become one.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::table::{bytes, count};
 use crate::error::Result;
 use crate::synth::merge_manifests;
 
-/// Overlaps shown to people; `--json` lists all.
+/// Overlaps in the text; `--json` lists all.
 const SHOWN: usize = 3;
 
 /// Join the manifests of the parts of a run into that of the whole run
@@ -31,13 +31,13 @@ impl MergeManifests {
     pub fn execute(&self, console: &Console) -> Result<()> {
         let merged = merge_manifests(&self.folder)?;
         console.result(&merged, || {
-            let how = match (merged.already, merged.parts) {
+            let joined = match (merged.already, merged.parts) {
                 (true, _) => "already merged".to_string(),
                 (false, 1) => "joined from 1 part".to_string(),
                 (false, parts) => format!("joined from {} parts", count(parts as u64)),
             };
             let mut text = format!(
-                "{}: {how}; {} pairs in {} shards ({})",
+                "{}: {joined}; {} pairs in {} shards ({})",
                 merged.manifest.display(),
                 count(merged.pairs),
                 count(merged.shards),

@@ -1,4 +1,11 @@
-//! The command line: one file a subcommand, over the library's public items.
+//! The command line, over the library's public items: one file a command, and beside them
+//!
+//! 1. `args`: options that several commands share; `flags`: the flag of each field that a library error
+//!    names.
+//! 2. `inputs`, `training`, `writing`: what commands that open pairs, train models or write pairs share.
+//! 3. `console` and `table`: results, progress, errors.
+//!
+//! Flags, their defaults' texts, colours and exit codes are known here only.
 
 mod args;
 mod bench;
@@ -7,7 +14,9 @@ mod console;
 mod demo;
 mod eval;
 mod export;
+mod flags;
 mod import;
+mod inputs;
 mod inspect;
 mod materialize;
 mod merge_manifests;
@@ -17,6 +26,7 @@ mod synth;
 mod table;
 mod train_reward;
 mod train_vae;
+mod training;
 mod verify;
 mod writing;
 
@@ -28,7 +38,13 @@ use console::Console;
 
 /// Latent-space synthesis of preference pairs: better reward models from few human preferences.
 #[derive(Debug, Parser)]
-#[command(name = "lensmith", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(
+    name = "lensmith",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = EXAMPLES
+)]
 struct Cli {
     #[command(flatten)]
     common: args::Common,
@@ -66,11 +82,12 @@ enum Command {
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     let arguments: Vec<_> = arguments.into_iter().collect();
-    // Asked for before anything is parsed, since parsing may be what fails.
+    // Looked for before parsing, which may itself fail and must then know how to report it.
     let json = arguments.iter().any(|a| a == "--json");
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        // A device from the environment counts as an argument, so that clap asks for a command instead.
+        // `lensmith` alone shows the help, as `lensmith --help` does. clap does that itself unless
+        // LENSMITH_DEVICE is set, which it counts as an argument.
         Err(error) if arguments_are_missing(&error) => {
             eprint!("{}", Cli::command().render_help());
             return 2;
@@ -82,7 +99,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
         Ok(()) => 0,
         Err(error) => {
             console.error(&error);
-            error.exit_code()
+            console::exit_code(&error)
         }
     }
 }

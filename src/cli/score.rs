@@ -1,4 +1,4 @@
-//! `lensmith score`.
+//! `lensmith score`: embeddings and a reward model give rewards, on standard output or in a file.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,9 +9,9 @@ use serde_json::json;
 use super::args::Common;
 use super::console::{Console, print_line};
 use super::table::count;
-use crate::data::{EmbeddingSet, ShardWriter, TensorSpec, require_absent};
+use crate::data::{Checkpoint, EmbeddingSet, ShardWriter, TensorSpec, require_absent};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, RewardModel};
+use crate::model::RewardModel;
 
 /// Rewards of embeddings
 #[derive(Debug, Args)]

@@ -1,17 +1,17 @@
-//! `lensmith synth`.
+//! `lensmith synth`: seed pairs and a VAE become a recipe and, shard by shard, synthetic pairs.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
 
-use super::args::{Common, PairArgs, SynthArgs, named};
+use super::args::{Common, Named, PairArgs, SynthArgs};
 use super::console::Console;
 use super::table::count;
-use super::writing::{WriteArgs, Writing, summary_json, summary_text};
+use super::writing::{WriteArgs, summary_json, summary_text, write_shards};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::synth::{OutputKind, Part, Recipe, SynthJob};
+use crate::synth::{OutputKind, Part, Recipe};
 
 /// Make synthetic pairs from seed pairs and a VAE
 #[derive(Debug, Args)]
@@ -36,8 +36,8 @@ pub struct Synth {
     #[arg(long, short, value_name = "FOLDER")]
     out: PathBuf,
     /// What to write: embeddings, latents (z alone) or recipe (a few KB; pairs are made on demand)
-    #[arg(long, default_value = "embeddings", value_parser = named::<OutputKind>, value_name = "WHAT")]
-    output: OutputKind,
+    #[arg(long, default_value_t = Named(OutputKind::Embeddings), value_name = "WHAT")]
+    output: Named<OutputKind>,
     /// Storage type of embeddings: f32, f16 or bf16
     #[arg(long, default_value = "bf16", value_name = "TYPE")]
     dtype: Dtype,
@@ -49,37 +49,27 @@ pub struct Synth {
 
 impl Synth {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        if self.output == OutputKind::Recipe && self.writing.part != Part::WHOLE {
+        if self.output.0 == OutputKind::Recipe && self.writing.part != Part::WHOLE {
             return Err(Error::option("--part", "no --part with --output recipe", "both"));
         }
         let engine = common.engine()?;
-        let how = self.synthesis.options(common.seed);
-        let (recipe, seeds, vae) = Recipe::new(&self.pairs, &self.tensors.options(common), &self.vae, &how)?;
+        let options = self.synthesis.options(common.seed);
+        let (recipe, seeds, vae) =
+            Recipe::new(&self.pairs, &self.tensors.options(common), &self.vae, &options)?;
         let recipe = recipe.with_absolute_paths()?;
-        let job = SynthJob {
-            recipe: &recipe,
-            out: &self.out,
-            kind: self.output,
-            dtype: self.dtype,
-            shard_rows: self.writing.shard_rows,
-            part: self.writing.part,
-            overwrite: self.writing.overwrite,
-            write: self.writing.write,
-            latents: None,
-        };
-        let mut writing = Writing::new(console, "synthesis", job.pairs()?, self.writing.every()?);
-        let summary = engine.synthesize(&job, &seeds, &vae, &mut |progress| writing.hear(progress))?;
-        writing.finish();
+        let job = self.writing.job(&recipe, &self.out, (self.output.0, self.dtype), None);
+        let progress = ("synthesis", self.writing.every()?);
+        let summary = write_shards(&engine, console, progress, &job, &seeds, &vae)?;
         let mut value = summary_json(&summary);
         value["out"] = json!(self.out);
-        value["kind"] = json!(self.output);
+        value["kind"] = json!(self.output.0);
         value["seeds"] = json!(recipe.plan.seeds);
         value["fold"] = json!(recipe.plan.pairs_per_seed);
         value["per_side"] = json!(recipe.plan.per_side);
         value["device"] = json!(engine.info());
         value["devices"] = json!(engine.devices());
         console.result(&value, || {
-            if self.output == OutputKind::Recipe {
+            if self.output.0 == OutputKind::Recipe {
                 let pairs = count(recipe.plan.pairs());
                 return format!("{}: a recipe for {pairs} pairs", self.out.join("recipe.json").display());
             }

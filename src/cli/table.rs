@@ -1,6 +1,7 @@
-//! Plain-text tables.
+//! Numbers and tables as text.
 
-/// Columns padded to their widest cell: the first to the left, the others to the right, a rule under the header.
+/// Columns padded to their widest cell: the first to the left, the others to the right, a rule under the
+/// header.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |c: usize| {
         let cells = rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count());
@@ -53,7 +54,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A count with thousands set apart: "1,000,000".
+/// A count with separated thousands: "1,000,000".
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();

@@ -1,4 +1,4 @@
-//! `lensmith train-reward`.
+//! `lensmith train-reward`: pairs, or a recipe, become a reward model checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -8,10 +8,11 @@ use serde_json::json;
 
 use super::args::{Common, OutArgs, PairArgs, RewardArgs};
 use super::console::Console;
+use super::inputs::open_held_out;
 use super::table::count;
+use super::training::{save, show_reward_epochs};
 use crate::data::{Manifest, PairSet, PairSource};
-use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Provenance};
+use crate::error::Result;
 use crate::synth::{Recipe, manifests};
 
 /// Train a reward model on pairs, or straight from a recipe
@@ -43,59 +44,46 @@ pub struct TrainReward {
 
 impl TrainReward {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        let how = self.reward.training(common.seed)?;
+        let training = self.reward.training(common.seed)?;
         let out = self.out.check()?;
         let engine = common.engine()?;
         let options = self.tensors.options(common);
-        let validation = match self.validation.as_slice() {
-            [] => None,
-            sources => Some(open_checked(sources, &options)?),
-        };
         let bar = console.bar("reward model", self.reward.epochs as u64, "epochs");
-        let mut on_epoch = |epoch: &crate::train::RewardEpoch| {
-            bar.inc(1);
-            bar.set_message(match epoch.validation {
-                Some(v) => {
-                    format!("loss {:.4}, validation {:.4} / {:.3}", epoch.train_loss, v.loss, v.accuracy)
-                }
-                None => format!("loss {:.4}", epoch.train_loss),
-            });
-        };
+        let on_epoch = &mut show_reward_epochs(&bar);
         let start = Instant::now();
         let (trained, pairs, source) = match &self.recipe {
             Some(path) => {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
-                same_dim(validation.as_ref(), seeds.dim())?;
-                let held = validation.as_ref().map(|v| v as &dyn PairSource);
+                let held = open_held_out(&self.validation, &options, seeds.dim())?;
                 let trained = engine.train_reward_on_synthetic(
                     &recipe.options(),
                     &seeds,
                     &vae,
-                    held,
-                    &how,
-                    &mut on_epoch,
+                    held.as_ref().map(|h| h as &dyn PairSource),
+                    &training,
+                    on_epoch,
                 )?;
                 (trained, recipe.plan.pairs(), json!({ "recipe": recipe.settings() }))
             }
             None => {
                 let pairs = PairSet::open(&self.pairs, &options)?;
-                same_dim(validation.as_ref(), pairs.dim())?;
+                let held = open_held_out(&self.validation, &options, pairs.dim())?;
                 let scan = pairs.scan()?.sources;
                 let leading = leading_originals(&self.pairs, &pairs)?;
-                let held = validation.as_ref().map(|v| v as &dyn PairSource);
-                let trained = engine.train_reward(&pairs, leading, held, &how, &mut on_epoch)?;
+                let trained = engine.train_reward(
+                    &pairs,
+                    leading,
+                    held.as_ref().map(|h| h as &dyn PairSource),
+                    &training,
+                    on_epoch,
+                )?;
                 (trained, pairs.len() as u64, json!({ "sources": scan }))
             }
         };
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
-        let provenance = Provenance::from([
-            ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
-            ("lensmith.training".into(), json!(how).to_string()),
-            ("lensmith.data".into(), source.to_string()),
-        ]);
-        trained.model.save(out, &provenance)?;
+        save(&trained.model, out, [("training", json!(training)), ("data", source)])?;
         let best = trained.history.get(trained.best_epoch.saturating_sub(1)).copied();
         let value = json!({
             "out": out, "size": trained.model.size(), "pairs": pairs, "best_epoch": trained.best_epoch,
@@ -120,33 +108,14 @@ impl TrainReward {
     }
 }
 
-/// Opens pairs and looks at every value.
-pub fn open_checked(sources: &[String], options: &crate::data::PairOptions) -> Result<PairSet> {
-    let pairs = PairSet::open(sources, options)?;
-    pairs.scan()?;
-    Ok(pairs)
-}
-
-/// Held-out pairs must have the training pairs' dimension.
-pub fn same_dim(held: Option<&PairSet>, dim: usize) -> Result<()> {
-    match held {
-        Some(held) if held.dim() != dim => {
-            let file = held.files().first().map(|f| f.path.display().to_string()).unwrap_or_default();
-            let expected = format!("{dim}, that of the training pairs");
-            Err(Error::shape(format!("{file}: embedding dimension"), expected, held.dim()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// For one folder made by `synth` as a whole: the number of leading pairs that are the originals, with which a recipe
-/// standardises.
+/// If `pairs` are one folder that `synth` made as a whole: how many leading pairs are the original ones.
+/// Embeddings are standardised with those, as training from the recipe does.
 fn leading_originals(sources: &[String], pairs: &PairSet) -> Result<Option<usize>> {
     let [folder] = sources else { return Ok(None) };
     if !Path::new(folder).is_dir() {
         return Ok(None);
     }
-    // Any of them: parts of a run have the same settings.
+    // Any manifest will do: all parts of a run have the same settings.
     let Some(path) = manifests(Path::new(folder))?.into_iter().next() else { return Ok(None) };
     let manifest = Manifest::read(&path)?;
     let seeds = manifest.settings["plan"]["seeds"].as_u64();

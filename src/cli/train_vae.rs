@@ -1,4 +1,4 @@
-//! `lensmith train-vae`.
+//! `lensmith train-vae`: seed pairs become a VAE checkpoint.
 
 use std::time::Instant;
 
@@ -7,9 +7,10 @@ use serde_json::json;
 
 use super::args::{Common, OutArgs, PairArgs, VaeArgs};
 use super::console::Console;
+use super::table::count;
+use super::training::{save, show_vae_epochs};
 use crate::data::PairSet;
 use crate::error::Result;
-use crate::model::{Checkpoint, Provenance};
 
 /// Train the VAE on preference pairs
 #[derive(Debug, Args)]
@@ -32,49 +33,41 @@ pub struct TrainVae {
 
 impl TrainVae {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        let how = self.vae.training(common.seed)?;
+        let options = self.vae.training(common.seed)?;
         let out = self.out.check()?;
         let pairs = PairSet::open(&self.pairs, &self.tensors.options(common))?;
         let sources = pairs.scan()?.sources;
         let engine = common.engine()?;
         let start = Instant::now();
-        let bar = console.bar("VAE", how.epochs as u64, "epochs");
-        let trained = engine.train_vae(&pairs, &how, &mut |_, loss| {
-            bar.inc(1);
-            bar.set_message(format!("loss {:.4}", loss.total));
-        })?;
+        let bar = console.bar("VAE", options.epochs as u64, "epochs");
+        let trained = engine.train_vae(&pairs, &options, &mut show_vae_epochs(&bar))?;
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
         let size = trained.vae.size();
-        let provenance = Provenance::from([
-            ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
-            ("lensmith.training".into(), json!(how).to_string()),
-            ("lensmith.sources".into(), json!(sources).to_string()),
-        ]);
-        trained.vae.save(out, &provenance)?;
+        save(&trained.vae, out, [("training", json!(options)), ("sources", json!(sources))])?;
         let last = trained.history.last().copied().unwrap_or_default();
         let value = json!({
             "out": out, "size": size, "parameters": size.parameters(), "pairs": pairs.len(),
-            "epochs": how.epochs, "loss": last, "history": trained.history, "seconds": seconds,
+            "epochs": options.epochs, "loss": last, "history": trained.history, "seconds": seconds,
             "device": engine.info(),
         });
         console.result(&value, || {
             format!(
-                "{}: VAE {} -> {} -> {} ({} parameters) from {} pairs\nloss {:.4} = reconstruction {:.4} + {} KL {:.2} \
-                 + {} divergence {:.3}, {} epochs in {:.1} s on {}",
+                "{}: VAE {} -> {} -> {} ({} parameters) from {} pairs\n\
+                 loss {:.4} = reconstruction {:.4} + {} KL {:.2} + {} divergence {:.3}, {} epochs in {:.1} s on {}",
                 out.display(),
                 size.dim,
                 size.hidden,
                 size.latent,
-                super::table::count(size.parameters() as u64),
-                super::table::count(pairs.len() as u64),
+                count(size.parameters() as u64),
+                count(pairs.len() as u64),
                 last.total,
                 last.reconstruction,
-                how.objective.beta,
+                options.objective.beta,
                 last.kl,
-                how.objective.gamma,
+                options.objective.gamma,
                 last.divergence,
-                how.epochs,
+                options.epochs,
                 seconds,
                 engine.info().name,
             )

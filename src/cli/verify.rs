@@ -1,4 +1,4 @@
-//! `lensmith verify`.
+//! `lensmith verify`: shards against their checksums, and pairs against their recipe.
 
 use std::path::PathBuf;
 

@@ -1,17 +1,25 @@
-//! What commands that write pairs show meanwhile and in the end.
+//! What commands that write pairs share: options, progress and the summary.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use super::args::Named;
 use super::console::Console;
 use super::table::{bytes, count, duration};
 use crate::backend::DeviceInfo;
-use crate::data::WriteMode;
+use crate::data::{LatentSet, PairSet, WriteMode};
+use crate::dtype::Dtype;
+use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::synth::{Bound, Part, Progress, Speed, SynthSummary};
+use crate::model::Vae;
+use crate::synth::{Bound, OutputKind, Part, Progress, Recipe, Speed, SynthJob, SynthSummary};
+
+/// Time between progress lines, unless `--progress-every` says otherwise.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
 /// How pairs are written.
 #[derive(Clone, Debug, Args)]
@@ -26,14 +34,40 @@ pub struct WriteArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// How shards are written: direct (past the page cache, where the disk allows it) or cached
-    #[arg(long, default_value = "direct", value_parser = super::args::named::<WriteMode>, value_name = "HOW")]
-    pub write: WriteMode,
+    #[arg(long, default_value_t = Named(WriteMode::default()), value_name = "HOW")]
+    pub write: Named<WriteMode>,
     /// Seconds between progress lines where there is no terminal (with --json: JSON lines on standard error)
-    #[arg(long, allow_negative_numbers = true, default_value_t = 30.0, value_name = "SECONDS")]
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = PROGRESS_EVERY.as_secs_f64(),
+        value_name = "SECONDS"
+    )]
     pub progress_every: f64,
 }
 
 impl WriteArgs {
+    /// The job of writing `recipe` as `kind` into the folder `out`, from latents if there are some.
+    pub fn job<'a>(
+        &self,
+        recipe: &'a Recipe,
+        out: &'a Path,
+        (kind, dtype): (OutputKind, Dtype),
+        latents: Option<&'a LatentSet>,
+    ) -> SynthJob<'a> {
+        SynthJob {
+            recipe,
+            out,
+            kind,
+            dtype,
+            shard_rows: self.shard_rows,
+            part: self.part,
+            overwrite: self.overwrite,
+            write: self.write.0,
+            latents,
+        }
+    }
+
     /// Time between progress lines.
     pub fn every(&self) -> Result<Duration> {
         Duration::try_from_secs_f64(self.progress_every)
@@ -41,32 +75,44 @@ impl WriteArgs {
     }
 }
 
-/// Tells of a run that writes pairs: a bar on a terminal, else a line now and then.
-pub struct Writing<'c> {
+/// Writes a recipe's pairs and shows the progress: a bar on a terminal, elsewhere a line `every` so often.
+pub fn write_shards(
+    engine: &Engine,
+    console: &Console,
+    (what, every): (&str, Duration),
+    job: &SynthJob<'_>,
+    seeds: &PairSet,
+    vae: &Vae,
+) -> Result<SynthSummary> {
+    let mut shown = Shown::new(console, what, job.pairs()?, every);
+    let summary = engine.synthesize(job, seeds, vae, &mut |progress| shown.update(progress))?;
+    shown.bar.finish_and_clear();
+    Ok(summary)
+}
+
+struct Shown<'c> {
     console: &'c Console,
     bar: ProgressBar,
     every: Duration,
     last: Instant,
 }
 
-impl<'c> Writing<'c> {
-    /// Starts with nothing of `pairs` pairs done; a line every `every`.
-    pub fn new(console: &'c Console, what: &str, pairs: u64, every: Duration) -> Writing<'c> {
+impl<'c> Shown<'c> {
+    fn new(console: &'c Console, what: &str, pairs: u64, every: Duration) -> Shown<'c> {
         let bar = console.bar(what, pairs, "pairs");
-        Writing { console, bar, every, last: Instant::now() }
+        Shown { console, bar, every, last: Instant::now() }
     }
 
-    /// Hears how far the run is.
-    pub fn hear(&mut self, progress: &Progress) {
+    fn update(&mut self, progress: &Progress) {
         if progress.done == 0 {
-            // What was there already says nothing about the rate.
+            // Pairs written by an earlier run: they say nothing about the rate.
             self.bar.set_position(progress.resumed);
             self.bar.reset_eta();
             return;
         }
         self.bar.set_position(progress.resumed + progress.done);
         let speed = progress.speed();
-        self.bar.set_message(floor(&speed));
+        self.bar.set_message(bottleneck(&speed));
         if self.last.elapsed() < self.every {
             return;
         }
@@ -91,15 +137,10 @@ impl<'c> Writing<'c> {
                     count(progress.resumed + progress.total),
                     rates(&speed),
                     duration(eta),
-                    floor(&speed),
+                    bottleneck(&speed),
                 )
             },
         );
-    }
-
-    /// Takes the bar away.
-    pub fn finish(self) {
-        self.bar.finish_and_clear();
     }
 }
 
@@ -107,8 +148,8 @@ fn rates(speed: &Speed) -> String {
     format!("{} pairs/s ({}/s)", count(speed.pairs_per_second as u64), bytes(speed.bytes_per_second as u64))
 }
 
-/// "disk at work 93 % of the time (2.1 GiB/s)".
-fn floor(speed: &Speed) -> String {
+/// The slower of device and disk, as in "bound by the disk: 93 % of its 2.1 GiB/s".
+fn bottleneck(speed: &Speed) -> String {
     let (stage, rate) = match speed.bound_by {
         Bound::Disk => ("disk", format!("{}/s", bytes(speed.disk_bytes_per_second as u64))),
         Bound::Device => ("device", format!("{} pairs/s", count(speed.device_pairs_per_second as u64))),
@@ -116,7 +157,7 @@ fn floor(speed: &Speed) -> String {
     format!("bound by the {stage}: {:.0} % of its {rate}", 100.0 * speed.share_of_floor)
 }
 
-/// The fields of a summary.
+/// A summary as the fields of a JSON object.
 pub fn summary_json(summary: &SynthSummary) -> Value {
     json!({
         "pairs": summary.pairs, "resumed": summary.resumed, "shards": summary.shards, "bytes": summary.bytes,
@@ -124,7 +165,7 @@ pub fn summary_json(summary: &SynthSummary) -> Value {
     })
 }
 
-/// A summary for people: what is there, how fast it came, and what held it up.
+/// A summary for people: what is there, how long it took, and what limited the speed.
 pub fn summary_text(summary: &SynthSummary, devices: &[DeviceInfo]) -> String {
     let device = devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
     let resumed = match summary.resumed {
@@ -134,7 +175,7 @@ pub fn summary_text(summary: &SynthSummary, devices: &[DeviceInfo]) -> String {
     };
     let speed = match &summary.speed {
         Some(speed) => {
-            format!("\n{} in {} on {device}; {}", rates(speed), duration(summary.seconds), floor(speed))
+            format!("\n{} in {} on {device}; {}", rates(speed), duration(summary.seconds), bottleneck(speed))
         }
         None => String::new(),
     };

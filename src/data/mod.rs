@@ -4,6 +4,7 @@
 //! [`ShardWriter`] writes a shard whose checksums travel in its header; [`Manifest`] lists a folder of them.
 
 mod block;
+mod checkpoint;
 mod column;
 mod format;
 mod inputs;
@@ -15,6 +16,7 @@ mod source;
 mod writer;
 
 pub use block::sequential_write;
+pub use checkpoint::{Checkpoint, Provenance, file_fingerprint};
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};

@@ -1,4 +1,4 @@
-//! Synthetic embeddings without a VAE, the paper's baselines.
+//! Synthetic embeddings without a VAE: the paper's two baselines.
 
 use rayon::prelude::*;
 
@@ -6,8 +6,9 @@ use crate::matrix::{Matrix, RowSet, Side};
 use crate::model::Standardizer;
 use crate::noise::{NoiseCounter, Purpose, fill_normals};
 
-/// Direct perturbation: e' = e + sigma std_j eta_j, with std_j the standard deviation of dimension j over the seeds.
-/// `per_side` samples of every row, sample a of row i at `i * per_side + a`.
+/// Direct perturbation: e'_j = e_j + sigma std_j eta_j, with std_j the standard deviation of dimension j over
+/// the seeds and eta_j standard normal. `per_side` samples of every row, sample a of row i at `i * per_side +
+/// a`.
 pub fn direct_perturbation(
     rows: &RowSet<'_>,
     side: Side,
@@ -31,8 +32,9 @@ pub fn direct_perturbation(
     out
 }
 
-/// Gaussian sampling: samples of N(mean, covariance) of one side's rows, as mean + sum_i g_i (e_i - mean) / sqrt(n)
-/// with independent standard normal g_i, which has exactly the rows' covariance, without forming it.
+/// Gaussian sampling: samples of N(mean, covariance), fitted to the n rows of one side. The sum mean + sum_i
+/// g_i (e_i - mean) / sqrt(n), with independent standard normal g_i, has exactly the rows' covariance,
+/// without the d x d matrix. Sample a of row i is at `i * per_side + a`.
 pub fn gaussian_sampling(rows: &RowSet<'_>, side: Side, per_side: usize, seed: u64) -> Matrix {
     let (n, dim) = (rows.rows(), rows.cols());
     let mut centred = Matrix::zeros(n, dim);

@@ -1,4 +1,4 @@
-//! Best-of-N: how good is the candidate that a reward model ranks first?
+//! Best-of-N: the mean gold score of the candidate that a reward model ranks first, over prompts.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,9 @@ pub struct BestOfN {
 }
 
 /// Best-of-N figures from rewards and gold scores, both `[prompts * per_prompt]`, prompt after prompt.
+///
+/// # Panics
+/// If there is not one reward per gold score.
 pub fn best_of_n(rewards: &[f32], gold: &[f32], per_prompt: usize) -> BestOfN {
     assert_eq!(rewards.len(), gold.len(), "one reward per gold score");
     let prompts = gold.len() / per_prompt.max(1);

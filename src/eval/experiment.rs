@@ -1,10 +1,15 @@
-//! One row of the table: a way to augment, a reward model trained on it, and its figures on held-out data.
+//! Reward models of different augmentations, compared on the same data.
+//!
+//! ```text
+//! seeds -> augmented pairs (an Arm) -> reward model, stopped early on validation -> figures on test data
+//! ```
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BestOfN, best_of_n, direct_perturbation, gaussian_sampling};
+use super::baselines::{direct_perturbation, gaussian_sampling};
+use super::best_of_n::{BestOfN, best_of_n};
 use crate::backend::{Backend, DecodeMode, PairRows, RewardData, RewardSide};
 use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, Rows, Side};
@@ -22,7 +27,7 @@ pub enum Arm {
     None,
     /// The seed pairs alone, as many optimiser steps as an m-fold run.
     NoneMatched {
-        /// m.
+        /// Pairs per seed of that run, m.
         pairs_per_seed: u64,
     },
     /// Noise on the embeddings themselves.
@@ -74,7 +79,7 @@ pub struct Candidates<'a> {
     pub rows: RowSet<'a>,
     /// Gold scores, `[prompts * per_prompt]`.
     pub gold: &'a [f32],
-    /// N.
+    /// Candidates per prompt, N.
     pub per_prompt: usize,
 }
 
@@ -90,7 +95,7 @@ pub struct Experiment<'a> {
     pub candidates: Option<Candidates<'a>>,
     /// The VAE of the LENS arms.
     pub vae: Option<&'a Vae>,
-    /// How samples are made; an arm's fold and mode go first.
+    /// How samples are made; an arm replaces the pairs per seed and the mode by its own.
     pub synthesis: SynthesisOptions,
     /// How reward models are trained.
     pub reward: RewardTraining,
@@ -124,9 +129,9 @@ impl Experiment<'_> {
         on_epoch: &mut dyn FnMut(&RewardEpoch),
     ) -> Result<(ArmResult, RewardModel)> {
         let start = Instant::now();
-        let trained = self.train(backend, arm, on_epoch)?;
+        let (trained, pairs) = self.train(backend, arm, on_epoch)?;
         let seconds = start.elapsed().as_secs_f64();
-        let reward = backend.load_reward(&trained.0.model)?;
+        let reward = backend.load_reward(&trained.model)?;
         let test = match &self.test {
             Some([chosen, rejected]) => {
                 let sides = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
@@ -142,7 +147,6 @@ impl Experiment<'_> {
             }
             None => None,
         };
-        let (trained, pairs) = trained;
         let result = ArmResult {
             arm,
             pairs,
@@ -155,6 +159,7 @@ impl Experiment<'_> {
         Ok((result, trained.model))
     }
 
+    /// The arm's reward model, and the number of pairs it was trained on.
     fn train<B: Backend>(
         &self,
         backend: &B,
@@ -174,11 +179,12 @@ impl Experiment<'_> {
                     Updates::Steps(steps) => steps,
                 };
                 let evaluate_every = self.reward.evaluate_every * pairs_per_seed as usize;
-                let how = RewardTraining { updates: Updates::Steps(steps), evaluate_every, ..self.reward };
-                self.fit(backend, &self.seeds, seeds_only(), &standardizer, &how, on_epoch)
+                let options =
+                    RewardTraining { updates: Updates::Steps(steps), evaluate_every, ..self.reward };
+                self.fit(backend, &self.seeds, seeds_only(), &standardizer, &options, on_epoch)
             }
             Arm::DirectPerturbation { pairs_per_seed } => {
-                let (plan, p) = self.options(pairs_per_seed, DecodeMode::Plain).plan(n)?;
+                let (plan, p) = self.synthesis_of(pairs_per_seed, DecodeMode::Plain).plan(n)?;
                 let k = plan.per_side as usize;
                 let make = |side: Side| {
                     let rows = &self.seeds[side as usize];
@@ -188,7 +194,7 @@ impl Experiment<'_> {
                 self.fit_with(backend, &plan, &made, &standardizer, on_epoch)
             }
             Arm::GaussianSampling { pairs_per_seed } => {
-                let (plan, _) = self.options(pairs_per_seed, DecodeMode::Plain).plan(n)?;
+                let (plan, _) = self.synthesis_of(pairs_per_seed, DecodeMode::Plain).plan(n)?;
                 let make = |side: Side| {
                     gaussian_sampling(&self.seeds[side as usize], side, plan.per_side as usize, plan.seed)
                 };
@@ -197,7 +203,7 @@ impl Experiment<'_> {
             }
             Arm::Lens { pairs_per_seed, mode } => {
                 let vae = self.vae.expect("an experiment with LENS arms has a VAE");
-                let (plan, perturbation) = self.options(pairs_per_seed, mode).plan(n)?;
+                let (plan, perturbation) = self.synthesis_of(pairs_per_seed, mode).plan(n)?;
                 let augmented = Augmented::new(backend, vae, &self.seeds, &plan, &perturbation, mode)?;
                 let chosen = backend.embeddings(self.seeds[0].clone())?;
                 let rejected = backend.embeddings(self.seeds[1].clone())?;
@@ -208,11 +214,11 @@ impl Experiment<'_> {
         }
     }
 
-    fn options(&self, pairs_per_seed: u64, mode: DecodeMode) -> SynthesisOptions {
+    fn synthesis_of(&self, pairs_per_seed: u64, mode: DecodeMode) -> SynthesisOptions {
         SynthesisOptions { pairs_per_seed: Some(pairs_per_seed), mode, ..self.synthesis }
     }
 
-    /// Trains on the seeds with samples beside them, numbered as a plan numbers them.
+    /// Trains on the seeds followed by samples of them, in the order in which `plan` numbers both.
     fn fit_with<B: Backend>(
         &self,
         backend: &B,
@@ -231,13 +237,14 @@ impl Experiment<'_> {
         self.fit(backend, &sides, pairs, standardizer, &self.reward, on_epoch)
     }
 
+    /// Trains on embeddings.
     fn fit<B: Backend>(
         &self,
         backend: &B,
         sides: &[RowSet<'_>; 2],
         pairs: Vec<PairRows>,
         standardizer: &Standardizer,
-        how: &RewardTraining,
+        options: &RewardTraining,
         on_epoch: &mut dyn FnMut(&RewardEpoch),
     ) -> Result<(TrainedReward, u64)> {
         let (chosen, rejected) =
@@ -246,16 +253,17 @@ impl Experiment<'_> {
             chosen: RewardSide { originals: &chosen, synthetic: None },
             rejected: RewardSide { originals: &rejected, synthetic: None },
         };
-        self.fit_data(backend, &data, pairs, standardizer, how, on_epoch)
+        self.fit_data(backend, &data, pairs, standardizer, options, on_epoch)
     }
 
+    /// Trains on data that is on the device already.
     fn fit_data<'e, B: Backend + 'e>(
         &self,
         backend: &'e B,
         data: &RewardData<'_, 'e, B>,
         pairs: Vec<PairRows>,
         standardizer: &Standardizer,
-        how: &RewardTraining,
+        options: &RewardTraining,
         on_epoch: &mut dyn FnMut(&RewardEpoch),
     ) -> Result<(TrainedReward, u64)> {
         let count = pairs.len() as u64;
@@ -264,9 +272,9 @@ impl Experiment<'_> {
                 let pairs_held = chosen.rows();
                 let sides = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
                 let held = Validation { chosen: &sides.0, rejected: &sides.1, pairs: pairs_held };
-                train_reward(backend, data, pairs, standardizer, Some(held), how, on_epoch)?
+                train_reward(backend, data, pairs, standardizer, Some(held), options, on_epoch)?
             }
-            None => train_reward(backend, data, pairs, standardizer, None, how, on_epoch)?,
+            None => train_reward(backend, data, pairs, standardizer, None, options, on_epoch)?,
         };
         Ok((trained, count))
     }

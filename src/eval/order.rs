@@ -1,5 +1,5 @@
-//! Order preservation: how often does a reward function order a synthetic pair as it orders its seed? (The paper's
-//! Theorem 1 says that it mostly should.)
+//! Order preservation: the share of synthetic pairs that a reward function orders as it orders their seed
+//! pair. The paper's Theorem 1 says that it is close to 1 for small perturbations.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,10 +7,10 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::synth::Synthesizer;
 
-/// Shares of synthetic pairs.
+/// Order preservation of one reward model on one recipe.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OrderPreservation {
-    /// Synthetic pairs looked at.
+    /// Number of synthetic pairs.
     pub pairs: u64,
     /// Share that the reward function orders as their seed pair.
     pub preserved: f64,
@@ -18,8 +18,8 @@ pub struct OrderPreservation {
     pub chosen_higher: f64,
 }
 
-/// Scores all synthetic pairs of a plan and their seeds with `reward`, which `folded` is on the VAE's latents: nothing
-/// is decoded.
+/// Scores all synthetic pairs of a plan, and their seeds. `reward` scores embeddings and `folded`, the same
+/// model, scores latents, so that nothing is decoded.
 pub fn order_preservation<B: Backend>(
     make: &Synthesizer<'_, B>,
     reward: &B::Reward,
@@ -32,6 +32,7 @@ pub fn order_preservation<B: Backend>(
         for (i, (a, b)) in plus.iter().zip(minus).enumerate() {
             let j = first + i as u64;
             let margin = a - b;
+            // A plan lists the seed pairs first, then the synthetic pairs seed after seed.
             if j < plan.seeds {
                 margins.push(margin);
                 continue;

@@ -42,7 +42,7 @@ const SHARED: f32 = 0.6;
 const NOISE: f32 = 1.5;
 /// Weight of the gold reward's linear part, l; its network has weight 1.
 const LINEAR: f32 = 0.7;
-/// How surely annotators tell apart responses that differ by one standard deviation of gold, b.
+/// Log-odds of the better of two responses that differ by one standard deviation of gold, b.
 const SHARPNESS: f32 = 3.0;
 
 /// Sizes of a simulated preference set.
@@ -126,7 +126,7 @@ pub fn simulate(options: &SimulationOptions) -> Simulated {
     }
 }
 
-/// What a prompt is drawn for; keeps the sets' draws apart.
+/// What a prompt is drawn for: the high part of its row number, so that no two sets share draws.
 #[derive(Clone, Copy, Debug)]
 enum Set {
     Seeds,
@@ -136,7 +136,7 @@ enum Set {
     Calibration,
 }
 
-/// What a draw becomes: the candidate number of its address. Streams of labels use candidate 0.
+/// What a draw becomes: the candidate number of its noise counter. Streams of labels use candidate 0.
 #[derive(Clone, Copy, Debug)]
 enum Draw {
     /// Row k holds A_jk for all j.
@@ -189,11 +189,11 @@ impl World {
         let spectrum: Factors = std::array::from_fn(|k| 1.0 / ((k + 1) as f32).sqrt());
         let norm = spectrum.iter().map(|s| s * s).sum::<f32>().sqrt();
         for (k, row) in world.signal.chunks_exact_mut(dim).enumerate() {
-            fill_normals(seed, address(Draw::Signal, Side::Chosen, k as u64), row);
+            fill_normals(seed, counter(Draw::Signal, Side::Chosen, k as u64), row);
             row.iter_mut().for_each(|a| *a *= spectrum[k] / norm);
         }
-        fill_normals(seed, address(Draw::Scale, Side::Chosen, 0), &mut world.scale);
-        fill_normals(seed, address(Draw::Scale, Side::Chosen, 1), &mut world.mean);
+        fill_normals(seed, counter(Draw::Scale, Side::Chosen, 0), &mut world.scale);
+        fill_normals(seed, counter(Draw::Scale, Side::Chosen, 1), &mut world.mean);
         for (tau, mu) in world.scale.iter_mut().zip(&mut world.mean) {
             let outlier = if tau.abs() > 3.0 { 20.0 } else { 1.0 };
             *tau = outlier * 0.1 * exp(0.3 * *tau);
@@ -204,7 +204,7 @@ impl World {
     }
 
     fn draw_gold(&mut self) {
-        let normals = |row: u64| -> Factors { draw(self.seed, address(Draw::Gold, Side::Chosen, row)) };
+        let normals = |row: u64| -> Factors { draw(self.seed, counter(Draw::Gold, Side::Chosen, row)) };
         let k = (FACTORS as f32).sqrt();
         let outer = normals(1);
         self.linear = normals(0).map(|w| LINEAR * w / k);
@@ -226,14 +226,14 @@ impl World {
 
     /// Factors of a prompt.
     fn prompt(&self, set: Set, prompt: u64) -> Factors {
-        draw(self.seed, address(Draw::Prompt, Side::Chosen, row(set, prompt)))
+        draw(self.seed, counter(Draw::Prompt, Side::Chosen, row(set, prompt)))
     }
 
     /// Gold rewards of the two responses to a prompt, in the order in which they are drawn.
     fn golds(&self, set: Set, prompt: u64) -> [f32; 2] {
         let u = self.prompt(set, prompt);
         Side::BOTH
-            .map(|side| self.gold(&u, &draw(self.seed, address(Draw::Response, side, row(set, prompt)))))
+            .map(|side| self.gold(&u, &draw(self.seed, counter(Draw::Response, side, row(set, prompt)))))
     }
 
     /// R(u, v).
@@ -250,7 +250,7 @@ impl World {
             out.iter_mut().zip(row).for_each(|(x, a)| *x += f * a);
         }
         let mut noise = vec![0f32; self.dim];
-        fill_normals(self.seed, address(Draw::Noise, at.0, at.1), &mut noise);
+        fill_normals(self.seed, counter(Draw::Noise, at.0, at.1), &mut noise);
         for (j, x) in out.iter_mut().enumerate() {
             let signal = *x / (1.0 + 0.25 * *x * *x).sqrt();
             *x = self.mean[j] + self.scale[j] * (signal + NOISE * noise[j]);
@@ -268,7 +268,7 @@ impl World {
             self.rows(pairs, |i, out| {
                 let drawn = if swapped[i] { Side::BOTH[1 - side as usize] } else { side };
                 let at = (drawn, row(set, i as u64));
-                let v = draw(self.seed, address(Draw::Response, at.0, at.1));
+                let v = draw(self.seed, counter(Draw::Response, at.0, at.1));
                 self.embed(&self.prompt(set, i as u64), &v, at, out);
             })
         });
@@ -286,7 +286,7 @@ impl World {
         let factors = |i: usize| -> (Factors, Factors, (Side, u64)) {
             let at = (Side::Chosen, row(Set::Candidates, i as u64));
             let u = self.prompt(Set::Candidates, (i / per_prompt) as u64);
-            (u, draw(self.seed, address(Draw::Response, at.0, at.1)), at)
+            (u, draw(self.seed, counter(Draw::Response, at.0, at.1)), at)
         };
         let rows = prompts * per_prompt;
         let gold = (0..rows).map(|i| {
@@ -320,13 +320,13 @@ fn row(set: Set, number: u64) -> u64 {
     (set as u64) << 40 | number
 }
 
-fn address(draw: Draw, side: Side, row: u64) -> NoiseCounter {
+fn counter(draw: Draw, side: Side, row: u64) -> NoiseCounter {
     NoiseCounter { purpose: Purpose::Simulation, side, row, candidate: draw as u32 }
 }
 
-fn draw(seed: u64, address: NoiseCounter) -> Factors {
+fn draw(seed: u64, counter: NoiseCounter) -> Factors {
     let mut out = [0f32; FACTORS];
-    fill_normals(seed, address, &mut out);
+    fill_normals(seed, counter, &mut out);
     out
 }
 

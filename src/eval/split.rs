@@ -1,9 +1,31 @@
-//! Cutting one data set into seeds, validation and test pairs.
+//! One data set becomes seed, validation and test pairs.
+//!
+//! Groups of rows (those of one prompt, say) are shuffled and dealt out whole: to the seeds until there are
+//! enough, then to the validation pairs until there are enough, and the rest to the test pairs. A part may so
+//! get a few rows more than were asked for; without groups every row is a group of its own and the sizes are
+//! exact.
 
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 use crate::train::Shuffle;
+
+/// How many pairs the parts of a split get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SplitOptions {
+    /// Seed pairs.
+    pub seeds: usize,
+    /// Validation pairs; what remains are test pairs.
+    pub validation: usize,
+    /// Keys the shuffle.
+    pub seed: u64,
+}
+
+impl Default for SplitOptions {
+    fn default() -> SplitOptions {
+        SplitOptions { seeds: 1000, validation: 300, seed: 0 }
+    }
+}
 
 /// Row numbers of the three parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,18 +38,12 @@ pub struct Split {
     pub test: Vec<usize>,
 }
 
-/// Cuts `pairs` rows at random. Rows of one group (one prompt, say) stay in one part: groups are dealt out whole, so
-/// with groups a part may get a few rows more than asked for.
+/// Splits `pairs` rows at random; `group` names the group of each row.
 ///
 /// # Errors
 /// Too few pairs for the parts asked for.
-pub fn split(
-    pairs: usize,
-    seeds: usize,
-    validation: usize,
-    group: Option<&[i64]>,
-    seed: u64,
-) -> Result<Split> {
+pub fn split(pairs: usize, group: Option<&[i64]>, options: &SplitOptions) -> Result<Split> {
+    let SplitOptions { seeds, validation, seed } = *options;
     let taken = seeds.saturating_add(validation);
     if taken >= pairs {
         return Err(Error::TooFew {
@@ -66,18 +82,20 @@ mod tests {
 
     #[test]
     fn parts_are_disjoint_and_cover_everything() {
-        let s = split(100, 50, 20, None, 3).unwrap();
+        let options = SplitOptions { seeds: 50, validation: 20, seed: 3 };
+        let s = split(100, None, &options).unwrap();
         assert_eq!((s.seeds.len(), s.validation.len(), s.test.len()), (50, 20, 30));
         let mut all = [s.seeds.clone(), s.validation, s.test].concat();
         all.sort_unstable();
         assert_eq!(all, (0..100).collect::<Vec<_>>());
-        assert_ne!(s.seeds, split(100, 50, 20, None, 4).unwrap().seeds);
+        assert_ne!(s.seeds, split(100, None, &SplitOptions { seed: 4, ..options }).unwrap().seeds);
     }
 
     #[test]
     fn groups_stay_whole() {
         let group: Vec<i64> = (0..100).map(|r| r / 7).collect();
-        let s = split(100, 40, 20, Some(&group), 3).unwrap();
+        let options = SplitOptions { seeds: 40, validation: 20, seed: 3 };
+        let s = split(100, Some(&group), &options).unwrap();
         for (a, b) in [(&s.seeds, &s.validation), (&s.seeds, &s.test), (&s.validation, &s.test)] {
             assert!(a.iter().all(|&x| b.iter().all(|&y| group[x] != group[y])));
         }
@@ -85,6 +103,7 @@ mod tests {
 
     #[test]
     fn too_few_pairs() {
-        assert!(matches!(split(10, 8, 2, None, 0), Err(Error::TooFew { needed: 11, found: 10, .. })));
+        let options = SplitOptions { seeds: 8, validation: 2, seed: 0 };
+        assert!(matches!(split(10, None, &options), Err(Error::TooFew { needed: 11, found: 10, .. })));
     }
 }

@@ -1,4 +1,8 @@
-//! Memory in whole pages, so that files can be read and written past the page cache straight from it.
+//! Memory in whole pages.
+//!
+//! Direct I/O, which goes past the page cache, reads and writes whole aligned pages only. Large buffers are
+//! in huge pages besides: a write then reaches the disk as one piece of physical memory instead of thousands,
+//! and runs at twice the rate.
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
@@ -6,19 +10,18 @@ use memmap2::MmapMut;
 /// Bytes of a page: what direct reads and writes are aligned to, in memory and in files.
 pub const PAGE: usize = 4096;
 
-/// Bytes from which on a stretch gets a map of its own, in huge pages where the system has them: disks take large
-/// writes from those at twice the rate, since a write is one piece in memory and not thousands.
-const MAPPED: usize = 2 << 20;
+/// Bytes of a huge page; buffers from this size on are mapped, in whole huge pages where the system has them.
+const HUGE_PAGE: usize = 2 << 20;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
-/// A stretch of bytes that starts at a page boundary.
+/// Bytes that start at a page boundary.
 #[derive(Default)]
 pub struct Pages {
-    /// In front of the memory, which must outlast it.
-    note: Option<Box<dyn Send + Sync>>,
+    /// Before `memory`, since fields are dropped in order and the guard must go first.
+    guard: Option<Box<dyn Send + Sync>>,
     memory: Memory,
     len: usize,
 }
@@ -36,8 +39,8 @@ impl Default for Memory {
 
 impl Memory {
     fn zeros(len: usize) -> Memory {
-        if len >= MAPPED
-            && let Ok(map) = MmapMut::map_anon(len.next_multiple_of(MAPPED))
+        if len >= HUGE_PAGE
+            && let Ok(map) = MmapMut::map_anon(len.next_multiple_of(HUGE_PAGE))
         {
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
@@ -64,27 +67,28 @@ impl Memory {
 impl Pages {
     /// `len` zero bytes.
     pub fn zeros(len: usize) -> Pages {
-        Pages { note: None, memory: Memory::zeros(len), len }
+        Pages { guard: None, memory: Memory::zeros(len), len }
     }
 
-    /// Changes the length, in place where there is room. Bytes that come to the end are what was there before: zeros,
-    /// or the remains of a longer stretch.
+    /// Changes the length, in place where there is room. New bytes are zeros, or what they were before the
+    /// length was last made smaller.
     pub fn resize(&mut self, len: usize) {
         if len > self.memory.bytes().len() {
             let mut memory = Memory::zeros(len);
             memory.bytes_mut()[..self.len].copy_from_slice(self.bytes());
-            self.note = None;
+            self.guard = None;
             self.memory = memory;
         }
         self.len = len;
     }
 
-    /// Keeps what `take` answers for the whole memory (the length and the room behind it) until just before that memory
-    /// goes: when these pages are dropped, or resized past their room. Asks only where nothing is kept yet.
-    pub fn note(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
+    /// Attaches a guard, such as a registration of this memory with a GPU driver. `take` gets the whole
+    /// allocation, room beyond the length included; the guard that it returns is dropped just before the
+    /// allocation is freed or replaced. Does nothing if there is a guard already.
+    pub fn attach_guard(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
         let bytes = self.memory.bytes_mut();
-        if self.note.is_none() && !bytes.is_empty() {
-            self.note = take(bytes);
+        if self.guard.is_none() && !bytes.is_empty() {
+            self.guard = take(bytes);
         }
     }
 
@@ -130,37 +134,37 @@ mod tests {
         pages.resize(20_000);
         assert_eq!((pages.bytes()[19], pages.bytes()[19_999]), (0, 0));
         pages.bytes_mut()[19_999] = 9;
-        pages.resize(3 * MAPPED - 5);
+        pages.resize(3 * HUGE_PAGE - 5);
         assert!(pages.bytes().as_ptr().addr().is_multiple_of(PAGE));
-        assert_eq!((pages.bytes()[19_999], pages.bytes()[3 * MAPPED - 6]), (9, 0));
+        assert_eq!((pages.bytes()[19_999], pages.bytes()[3 * HUGE_PAGE - 6]), (9, 0));
         assert_eq!(pages.clone().bytes(), pages.bytes());
     }
 
     #[test]
-    fn a_note_is_kept_as_long_as_its_memory() {
+    fn a_guard_lives_as_long_as_its_memory() {
         let kept = Arc::new(());
-        let notes = || Arc::strong_count(&kept) - 1;
+        let guards = || Arc::strong_count(&kept) - 1;
         let take = |bytes: &mut [u8]| {
             assert_eq!(bytes.len() % PAGE, 0, "whole pages");
             Some(Box::new(kept.clone()) as Box<dyn Send + Sync>)
         };
         let mut pages = Pages::default();
-        pages.note(take);
-        assert_eq!(notes(), 0, "no memory, no note");
+        pages.attach_guard(take);
+        assert_eq!(guards(), 0, "no memory, no guard");
         pages.resize(3 * PAGE);
-        pages.note(|_| None);
-        pages.note(take);
-        pages.note(|_| panic!("there is one"));
+        pages.attach_guard(|_| None);
+        pages.attach_guard(take);
+        pages.attach_guard(|_| panic!("there is one"));
         let copy = pages.clone();
         pages.resize(PAGE);
         pages.resize(3 * PAGE - 5);
-        assert_eq!(notes(), 1, "the same memory; the copy has other memory");
+        assert_eq!(guards(), 1, "the same memory; the copy has other memory");
         pages.resize(3 * PAGE + 1);
-        assert_eq!(notes(), 0, "moved");
-        pages.note(take);
+        assert_eq!(guards(), 0, "moved");
+        pages.attach_guard(take);
         drop(copy);
-        assert_eq!(notes(), 1);
+        assert_eq!(guards(), 1);
         drop(pages);
-        assert_eq!(notes(), 0);
+        assert_eq!(guards(), 0);
     }
 }

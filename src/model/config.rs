@@ -1,12 +1,13 @@
-//! Sizes of the models, validated once.
+//! Sizes of the models, checked when they are made.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Hidden and latent sizes are multiples of this: what vector units and tensor cores take whole.
+/// Hidden and latent sizes are multiples of this, so that they are whole vectors and whole tiles of tensor
+/// cores.
 const GRANULE: usize = 16;
-/// Far above any use; keeps every product of two sizes within 64 bits.
+/// Far above any use; products of two sizes stay far below 2^64.
 const LARGEST: usize = 1 << 24;
 
 /// Sizes of a VAE: encoder d -> hidden -> 2 x latent, decoder latent -> hidden -> d.

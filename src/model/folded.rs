@@ -1,11 +1,22 @@
-//! A reward model on the latents of a VAE, without embeddings between them.
+//! The reward of a latent, without its embedding.
+//!
+//! The decoder's last layer (W_d, b_d) and the reward model's first (W_r, b_r) are both linear, with nothing
+//! in between. For the decoder's hidden layer h
+//!
+//! ```text
+//! W_r (W_d h + b_d) + b_r = (W_r W_d) h + (W_r b_d + b_r)
+//! ```
+//!
+//! so a latent is scored through latent -> hidden -> width -> 1, where hidden and width are a few hundred at
+//! most, instead of through all d dimensions. But for rounding the result is the same.
 
-use super::{Linear, RewardModel, Vae, VaeSize};
+use super::config::VaeSize;
+use super::linear::Linear;
+use super::reward::RewardModel;
+use super::vae::Vae;
 use crate::error::{Error, Result};
 
-/// The decoder's last layer and the reward model's first are both linear with nothing between them, so for the decoder's
-/// hidden layer h: W_r (W_d h + b_d) + b_r = (W_r W_d) h + (W_r b_d + b_r). Scoring a latent so takes latent -> hidden ->
-/// width -> 1 instead of the way through d dimensions, and is exact but for rounding.
+/// A VAE's decoder and a reward model as one network on latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FoldedReward {
     /// hidden -> width: W_r W_d and W_r b_d + b_r, summed in F64 and rounded once.

@@ -1,11 +1,11 @@
-//! A fully connected layer.
+//! A fully connected layer, y = W x + b.
 
 use rand::RngCore;
 
 use crate::error::{Error, Result};
 use crate::noise::{Purpose, Stream};
 
-/// y = W x + b, stored as PyTorch's `nn.Linear` stores it.
+/// A fully connected layer, stored as PyTorch's `nn.Linear` stores it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     /// Weight, row-major `[outputs, inputs]`.
@@ -19,7 +19,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Takes parameters as they are; fails unless the lengths fit the sizes.
+    /// A layer of these parameters; fails unless their lengths fit the sizes.
     pub fn new(weight: Vec<f32>, bias: Vec<f32>, inputs: usize, outputs: usize) -> Result<Linear> {
         if weight.len() != inputs * outputs {
             return Err(Error::shape("weight", format!("{outputs} x {inputs} values"), weight.len()));
@@ -30,12 +30,13 @@ impl Linear {
         Ok(Linear { weight, bias, inputs, outputs })
     }
 
-    /// The initialisation of PyTorch's `nn.Linear`: weight and bias uniform in +-1/sqrt(inputs). `tensor` numbers
-    /// the layer, so that layers differ.
+    /// A fresh layer as PyTorch initialises `nn.Linear`: weight and bias uniform in +-1/sqrt(inputs). Layers
+    /// of one seed differ by their number `tensor`.
     pub fn init(inputs: usize, outputs: usize, seed: u64, tensor: u64) -> Linear {
         let mut stream = Stream::new(seed, Purpose::Init, tensor);
         let bound = 1.0 / (inputs as f32).sqrt();
         let mut uniform = |_| {
+            // Uniform in [-1, 1), from 24 bits.
             let unit = (stream.next_u32() >> 8) as f32 * (2.0 / (1u32 << 24) as f32) - 1.0;
             unit * bound
         };
@@ -44,8 +45,8 @@ impl Linear {
         Linear { weight, bias, inputs, outputs }
     }
 
-    /// The same layer for inputs x where it was made for (x - mean) / std: W' = W / std, b' = b - W mean / std.
-    /// In F64, rounded once.
+    /// The layer that gives for x what this one gives for (x - mean) / std: W' = W diag(1 / std), b' = b - W'
+    /// mean. Computed in F64 and rounded once.
     pub fn fold_input(&self, mean: &[f32], std: &[f32]) -> Linear {
         let mut folded = self.clone();
         for (row, (weights, bias)) in
@@ -62,7 +63,7 @@ impl Linear {
         folded
     }
 
-    /// The same layer followed by y * std + mean: W' = diag(std) W, b' = std b + mean.
+    /// This layer followed by y -> std y + mean, elementwise: W' = diag(std) W, b' = std b + mean.
     pub fn fold_output(&self, mean: &[f32], std: &[f32]) -> Linear {
         let mut folded = self.clone();
         for (row, weights) in folded.weight.chunks_exact_mut(self.inputs).enumerate() {

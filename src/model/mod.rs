@@ -1,4 +1,15 @@
-//! The two models: sizes, parameters, initialisation, the affine map of the data, and checkpoints on disk.
+//! The two models of the method. They hold parameters; backends do the arithmetic.
+//!
+//! ```text
+//! VAE      e -> Linear(d, hidden), ReLU, Linear(hidden, 2 latent) -> (mu, logvar)
+//!          z -> Linear(latent, hidden), ReLU, Linear(hidden, d)   -> e
+//! reward   e -> Linear(d, hidden), ReLU, Linear(hidden, 1)        -> r
+//! ```
+//!
+//! Both are trained on embeddings that a [`Standardizer`] has mapped to mean 0 and standard deviation 1.
+//! Since the map is affine, it is folded into the first and last layers afterwards: saved models take and
+//! give raw embeddings. [`FoldedReward`] goes a step further and joins the decoder's last layer with the
+//! reward model's first.
 
 mod config;
 mod folded;
@@ -6,7 +17,6 @@ mod linear;
 mod reward;
 mod standardizer;
 mod vae;
-mod weights;
 
 pub use config::{RewardSize, VaeSize};
 pub use folded::FoldedReward;
@@ -14,4 +24,3 @@ pub use linear::Linear;
 pub use reward::RewardModel;
 pub use standardizer::Standardizer;
 pub use vae::Vae;
-pub use weights::{Checkpoint, Provenance, file_fingerprint};

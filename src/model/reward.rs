@@ -1,11 +1,12 @@
-//! The reward model.
+//! The reward model, r(e) = Linear(d, hidden), ReLU, Linear(hidden, 1).
 
+use super::config::RewardSize;
+use super::linear::Linear;
+use super::standardizer::Standardizer;
 use crate::error::{Error, Result};
 
-use super::{Linear, RewardSize, Standardizer};
-
-/// r(e) = Linear(d, hidden), ReLU, Linear(hidden, 1). Parameters apply to raw embeddings once
-/// [`RewardModel::fold`] has been called.
+/// A reward model. Training works on standardised embeddings; [`RewardModel::fold`] makes the model for raw
+/// ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RewardModel {
     /// The two layers.
@@ -13,14 +14,15 @@ pub struct RewardModel {
 }
 
 impl RewardModel {
-    /// A fresh model with PyTorch's initialisation, from `seed`.
+    /// A fresh model as PyTorch initialises it, from `seed`.
     pub fn init(size: RewardSize, seed: u64) -> RewardModel {
+        // Numbers of the layers; a VAE of the same seed has 0 to 3.
         RewardModel {
             layers: [Linear::init(size.dim, size.hidden, seed, 16), Linear::init(size.hidden, 1, seed, 17)],
         }
     }
 
-    /// Joins layers; fails unless their sizes fit each other.
+    /// A model of these layers; fails unless their sizes fit each other.
     pub fn new(layers: [Linear; 2]) -> Result<RewardModel> {
         if layers[1].inputs != layers[0].outputs {
             return Err(Error::shape("reward model, inputs of layer 2", layers[0].outputs, layers[1].inputs));

@@ -1,16 +1,17 @@
-//! The affine map that gives every embedding dimension mean 0 and standard deviation 1.
+//! Standardisation: the map x -> (x - mean) / std that gives every embedding dimension mean 0 and standard
+//! deviation 1.
 
 use std::ops::Range;
 
 use crate::matrix::RowSet;
 
-/// x -> (x - mean) / std, per dimension. Fitted on the seed pairs; folded into saved models, so that those take and
-/// give raw embeddings.
+/// The map x -> (x - mean) / std, per dimension. Fitted on the seed pairs and folded into the trained models.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standardizer {
     /// Mean of each dimension, `[d]`.
     pub mean: Vec<f32>,
-    /// Standard deviation of each dimension, `[d]`; 1 where the data is constant.
+    /// Standard deviation of each dimension, `[d]`; 1 where the data is constant, so that nothing is divided
+    /// by 0.
     pub std: Vec<f32>,
 }
 
@@ -20,12 +21,12 @@ impl Standardizer {
         Standardizer { mean: vec![0.0; dim], std: vec![1.0; dim] }
     }
 
-    /// Mean and (population) standard deviation over the rows of all sets together; two passes in F64.
+    /// Mean and population standard deviation over the rows of all sets together, in two passes of F64 sums.
     pub fn fit(sets: &[&RowSet<'_>]) -> Standardizer {
         let dim = sets.first().map_or(0, |s| s.cols());
         let n: usize = sets.iter().map(|s| s.rows()).sum();
         let mut row = vec![0f32; dim];
-        let mut each = |f: &mut dyn FnMut(&[f32])| {
+        let mut for_each_row = |f: &mut dyn FnMut(&[f32])| {
             for set in sets {
                 for r in 0..set.rows() {
                     set.row(r).widen(&mut row);
@@ -34,10 +35,10 @@ impl Standardizer {
             }
         };
         let mut mean = vec![0f64; dim];
-        each(&mut |row| mean.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v)));
+        for_each_row(&mut |row| mean.iter_mut().zip(row).for_each(|(sum, &v)| *sum += f64::from(v)));
         mean.iter_mut().for_each(|m| *m /= n.max(1) as f64);
         let mut variance = vec![0f64; dim];
-        each(&mut |row| {
+        for_each_row(&mut |row| {
             for ((sum, &m), &v) in variance.iter_mut().zip(&mean).zip(row) {
                 *sum += (f64::from(v) - m) * (f64::from(v) - m);
             }
@@ -47,7 +48,8 @@ impl Standardizer {
             .zip(&mean)
             .map(|(v, m)| {
                 let std = (v / n.max(1) as f64).sqrt();
-                // A dimension that is constant but for rounding carries nothing: leave its scale alone.
+                // A spread within the rounding of the mean is no information: scaling it up would train on
+                // noise.
                 let rounding = m.abs() * f64::from(f32::EPSILON);
                 if std > rounding && std > f64::from(f32::MIN_POSITIVE) { std as f32 } else { 1.0 }
             })

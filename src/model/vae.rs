@@ -1,11 +1,16 @@
 //! The variational auto-encoder of embeddings.
+//!
+//! ```text
+//! encoder   Linear(d, hidden), ReLU, Linear(hidden, 2 latent) -> (mu, logvar)
+//! decoder   Linear(latent, hidden), ReLU, Linear(hidden, d)
+//! ```
 
+use super::config::VaeSize;
+use super::linear::Linear;
+use super::standardizer::Standardizer;
 use crate::error::{Error, Result};
 
-use super::{Linear, Standardizer, VaeSize};
-
-/// Encoder Linear(d, hidden), ReLU, Linear(hidden, 2 latent) giving (mu, logvar); decoder Linear(latent, hidden),
-/// ReLU, Linear(hidden, d). Parameters apply to raw embeddings once [`Vae::fold`] has been called.
+/// A VAE. Training works on standardised embeddings; [`Vae::fold`] makes the model for raw ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vae {
     /// The two layers of the encoder.
@@ -15,7 +20,7 @@ pub struct Vae {
 }
 
 impl Vae {
-    /// A fresh model with PyTorch's initialisation, from `seed`.
+    /// A fresh model as PyTorch initialises it, from `seed`.
     pub fn init(size: VaeSize, seed: u64) -> Vae {
         let VaeSize { dim, hidden, latent } = size;
         Vae {
@@ -24,7 +29,7 @@ impl Vae {
         }
     }
 
-    /// Joins layers; fails unless their sizes fit each other.
+    /// A model of these layers; fails unless their sizes fit each other.
     pub fn new(encoder: [Linear; 2], decoder: [Linear; 2]) -> Result<Vae> {
         let vae = Vae { encoder, decoder };
         let size = vae.size();

@@ -1,6 +1,11 @@
-//! Logarithm, exponential, sine and cosine from integer operations, add, mul and fma alone, so that every device
-//! that rounds as IEEE 754 demands gives the same bits. Polynomials after Cephes (Moshier), errors about 1 ulp.
+//! Logarithm, exponential, sine and cosine from integer operations, add, mul and fma alone, so that every
+//! device that rounds as IEEE 754 demands gives the same bits. The polynomials are those of Cephes (Moshier);
+//! errors are about 1 ulp.
+//!
+//! Each reduces its argument to a small interval around 0 exactly, or nearly so, and evaluates a polynomial
+//! there.
 
+/// ln 2 in two parts: the first has few bits, so that an integer times it is exact.
 pub(super) const LN2_HIGH: f32 = 0.693_359_4;
 pub(super) const LN2_LOW: f32 = -2.121_944_4e-4;
 /// The bits of the square root of a half.
@@ -54,7 +59,7 @@ pub fn exp(x: f32) -> f32 {
         p = p.mul_add(r, c);
     }
     let y = p.mul_add(r * r, r) + 1.0;
-    // The integer stands in the lowest bits of the rounded sum: unlike a conversion this is one vector operation.
+    // The lowest bits of the rounded sum are the integer n: cheaper in vector code than a conversion.
     y * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 

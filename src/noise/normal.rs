@@ -1,16 +1,23 @@
 //! Standard normals from Philox words (Box-Muller), by a fixed sequence of IEEE operations.
 
+use super::counter::{NoiseCounter, key_words};
 use super::math::{ln, sin_cos_turn};
+use super::philox::philox_lanes;
 use super::vector::Fill;
-use super::{NoiseCounter, key_words, philox_lanes};
 use crate::simd::Isa;
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
-/// Words 0 and 1 make values 0 and 1, words 2 and 3 values 2 and 3: r = sqrt(-2 ln u) and
-/// value = r cos(2 pi t), r sin(2 pi t) with t = next word / 2^32 and u = fma(f32(word), 2^-32, 2^-33). The word is
-/// rounded to F32 first and u again, both to nearest even: near u = 1 that is coarser than (word + 1/2) / 2^32, and
-/// whoever repeats the sequence must do the same.
+/// Words 0 and 1 make values 0 and 1, words 2 and 3 make values 2 and 3 (Box-Muller). Of the words (a, b) of
+/// a pair
+///
+/// ```text
+/// u = fma(f32(a), 2^-32, 2^-33)    r = sqrt(-2 ln u)    t = b / 2^32
+/// values: r cos(2 pi t), r sin(2 pi t)
+/// ```
+///
+/// The word a is rounded to F32 and u is rounded again, both to nearest even, which near u = 1 is coarser
+/// than (a + 1/2) / 2^32. Other implementations must round the same way.
 #[inline(always)]
 pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2]) -> [[f32; LANES]; 4] {
     const SCALE: f32 = 1.0 / 4_294_967_296.0;
@@ -28,20 +35,20 @@ pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
     out
 }
 
-/// The standard normals of one address: element j of `out` is element j of the address.
-pub fn fill_normals(seed: u64, address: NoiseCounter, out: &mut [f32]) {
-    // Below a vector of blocks the scalar definition is as fast.
+/// Fills `out` with the vector of standard normals that belongs to `counter`.
+pub fn fill_normals(seed: u64, counter: NoiseCounter, out: &mut [f32]) {
+    // One block: the scalar definition is as fast.
     if out.len() <= 4 {
-        let four = normal_lanes::<1>(address.counter(0).map(|c| [c]), key_words(seed));
+        let four = normal_lanes::<1>(counter.counter(0).map(|c| [c]), key_words(seed));
         out.iter_mut().zip(four).for_each(|(value, normal)| *value = normal[0]);
         return;
     }
-    fill_normals_at(Isa::current(), seed, address, out);
+    fill_normals_at(Isa::current(), seed, counter, out);
 }
 
-/// [`fill_normals`] at a given level; every level gives the same bits.
-pub fn fill_normals_at(level: Isa, seed: u64, address: NoiseCounter, out: &mut [f32]) {
-    level.run(Fill { seed, address, out });
+/// [`fill_normals`] on a given instruction set; all give the same bits.
+pub fn fill_normals_at(isa: Isa, seed: u64, counter: NoiseCounter, out: &mut [f32]) {
+    isa.run(Fill { seed, address: counter, out });
 }
 
 #[cfg(test)]
@@ -52,14 +59,15 @@ mod tests {
     fn draws(n: usize) -> Vec<f32> {
         let mut out = vec![0f32; n];
         for (row, chunk) in out.chunks_mut(16).enumerate() {
-            let address =
+            let counter =
                 NoiseCounter { purpose: Purpose::Perturb, side: Side::Chosen, row: row as u64, candidate: 3 };
-            fill_normals(42, address, chunk);
+            fill_normals(42, counter, chunk);
         }
         out
     }
 
-    /// Standard normal distribution function, by the complementary error function's continued fraction and series.
+    /// The standard normal distribution function: a series for the centre, a continued fraction for the
+    /// tails.
     fn cdf(x: f64) -> f64 {
         let a = x.abs();
         let density = (-0.5 * a * a).exp() / std::f64::consts::TAU.sqrt();
@@ -105,7 +113,8 @@ mod tests {
         check_distribution(2_000_000);
     }
 
-    /// The large version, asked for by name: `LENSMITH_NORMAL_DRAWS=100000000 cargo test --release draws_at_scale`.
+    /// The large version, asked for by name: `LENSMITH_NORMAL_DRAWS=100000000 cargo test --release
+    /// draws_at_scale`.
     #[test]
     fn draws_at_scale() {
         let n = std::env::var("LENSMITH_NORMAL_DRAWS").map_or(100_000, |v| v.parse().expect("a count"));
@@ -113,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn values_depend_on_every_part_of_the_address() {
+    fn values_depend_on_every_part_of_the_counter() {
         let base = NoiseCounter { purpose: Purpose::Perturb, side: Side::Chosen, row: 1 << 33, candidate: 2 };
         let normals = |seed, a| {
             let mut out = [0f32; 8];
@@ -138,10 +147,10 @@ mod tests {
     /// Bits that every implementation must give: a change here changes every data set made before.
     #[test]
     fn pinned_bits() {
-        let address =
+        let counter =
             NoiseCounter { purpose: Purpose::Perturb, side: Side::Rejected, row: 12_345, candidate: 7 };
         let mut out = [0f32; 6];
-        fill_normals(0x0123_4567_89ab_cdef, address, &mut out);
+        fill_normals(0x0123_4567_89ab_cdef, counter, &mut out);
         assert_eq!(out.map(f32::to_bits), PINNED);
     }
     const PINNED: [u32; 6] =

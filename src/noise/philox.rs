@@ -1,14 +1,19 @@
-//! Philox4x32-10 and a sequential stream over it.
+//! Philox4x32-10, and a sequential stream over it.
+//!
+//! One round multiplies two of the four counter words by constants and mixes the halves of the products with
+//! the other two words and the key; the key then grows by the Weyl constants. Ten rounds make a block of four
+//! random words.
 
 use rand::RngCore;
 
-use super::{NoiseCounter, Purpose, Side, key_words};
+use super::counter::{NoiseCounter, Purpose, key_words};
+use crate::side::Side;
 
 pub(super) const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 pub(super) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 pub(super) const ROUNDS: usize = 10;
 
-/// `LANES` independent Philox4x32-10 blocks: word w of lane l is `[w][l]`.
+/// `LANES` independent blocks: word w of lane l is `[w][l]`.
 #[inline(always)]
 pub fn philox_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2]) -> [[u32; LANES]; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
@@ -28,17 +33,19 @@ pub fn philox_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
     [c0, c1, c2, c3]
 }
 
-/// One Philox4x32-10 block: four random words for a counter and a key.
+/// One block: four random words for a counter and a key.
 pub fn philox4x32_10(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     philox_lanes::<1>(counter.map(|c| [c]), key).map(|w| w[0])
 }
 
-/// Words of one address in order, for shuffles and draws; a [`rand::RngCore`] like any other.
+/// The words of one counter in order, block after block, for shuffles and draws; a [`rand::RngCore`].
 #[derive(Clone, Debug)]
 pub struct Stream {
     key: [u32; 2],
-    address: NoiseCounter,
+    counter: NoiseCounter,
+    /// The next block.
     block: u32,
+    /// The words of the block before it, of which `used` are used up.
     words: [u32; 4],
     used: usize,
 }
@@ -46,8 +53,8 @@ pub struct Stream {
 impl Stream {
     /// The stream number `index` for `purpose` under `seed`.
     pub fn new(seed: u64, purpose: Purpose, index: u64) -> Stream {
-        let address = NoiseCounter { purpose, side: Side::Chosen, row: index, candidate: 0 };
-        Stream { key: key_words(seed), address, block: 0, words: [0; 4], used: 4 }
+        let counter = NoiseCounter { purpose, side: Side::Chosen, row: index, candidate: 0 };
+        Stream { key: key_words(seed), counter, block: 0, words: [0; 4], used: 4 }
     }
 
     /// A uniform integer in `0..n`, without bias (Lemire's multiply-and-reject); `n` must not be 0.
@@ -67,8 +74,8 @@ impl Stream {
         (self.next_u32() >> 8) as f32 * (1.0 / (1u32 << 24) as f32)
     }
 
-    /// Shuffles in place (Fisher-Yates). At most 2^32 items. Written here rather than taken from `rand`, whose
-    /// shuffles may change between releases: outputs must not.
+    /// Shuffles in place (Fisher-Yates); at most 2^32 items. Not `rand`'s shuffle, which may change between
+    /// releases of `rand`: results must not.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             let n = u32::try_from(last + 1).expect("at most 2^32 items");
@@ -80,11 +87,12 @@ impl Stream {
 impl RngCore for Stream {
     fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
-            self.words = philox4x32_10(self.address.counter(self.block), self.key);
-            // 2^34 words per candidate; the next candidate goes on where they end.
+            self.words = philox4x32_10(self.counter.counter(self.block), self.key);
+            // After 2^34 words the blocks of this candidate are used up; the stream goes on with the next
+            // candidate's.
             self.block = self.block.wrapping_add(1);
             if self.block == 0 {
-                self.address.candidate += 1;
+                self.counter.candidate += 1;
             }
             self.used = 0;
         }

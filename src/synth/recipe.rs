@@ -7,9 +7,11 @@ use serde_json::Value;
 
 use super::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
-use crate::data::{Io, Manifest, PairOptions, PairSet, SourceFile, write_atomic};
+use crate::data::{
+    Checkpoint, Io, Manifest, PairOptions, PairSet, SourceFile, file_fingerprint, write_atomic,
+};
 use crate::error::{Error, Result};
-use crate::model::{Checkpoint, Vae, VaeSize, file_fingerprint};
+use crate::model::{Vae, VaeSize};
 
 const FORMAT: u32 = 1;
 

@@ -1,11 +1,12 @@
 //! Early stopping on a loss.
 
-/// Keeps the best epoch and says when `patience` epochs in a row were no better.
+/// Remembers the epoch with the lowest loss; tells when `patience` losses in a row were no lower.
 #[derive(Clone, Debug)]
 pub struct EarlyStop {
     patience: Option<usize>,
     best: f64,
     best_epoch: usize,
+    /// Losses recorded since the best.
     since: usize,
 }
 
@@ -15,7 +16,7 @@ impl EarlyStop {
         EarlyStop { patience, best: f64::INFINITY, best_epoch: 0, since: 0 }
     }
 
-    /// Records the loss of epoch `epoch` (from 1); true if it is the best so far. NaN never is.
+    /// Records the loss of epoch `epoch` (from 1); true if it is the lowest so far, which NaN never is.
     pub fn record(&mut self, epoch: usize, loss: f64) -> bool {
         let better = loss < self.best;
         if better {
@@ -26,7 +27,7 @@ impl EarlyStop {
         better
     }
 
-    /// Whether training should stop now.
+    /// Whether `patience` is used up.
     pub fn should_stop(&self) -> bool {
         self.patience.is_some_and(|p| self.since >= p)
     }

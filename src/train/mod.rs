@@ -1,37 +1,23 @@
-//! Epochs and schedules over a [`crate::backend::Backend`].
+//! Training loops over any [`Backend`](crate::backend::Backend), which computes the epochs.
+//!
+//! 1. [`train_vae`]: the VAE, on the seed pairs.
+//! 2. [`train_reward`]: the reward model, on seed pairs and synthetic samples, with early stopping on
+//!    held-out pairs.
+//! 3. [`pair_metrics`]: accuracy and loss of a reward model on pairs.
+//!
+//! Models are trained on standardised embeddings. The standardisation is folded into the model that comes
+//! out, which so takes and gives raw embeddings.
 
+mod check;
 mod early_stop;
 mod reward;
+mod shuffle;
 mod vae;
 
 pub use early_stop::EarlyStop;
-pub use reward::{PairMetrics, bradley_terry};
 pub use reward::{
-    RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, pair_metrics, train_reward,
+    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, bradley_terry,
+    pair_metrics, train_reward,
 };
+pub use shuffle::Shuffle;
 pub use vae::{TrainedVae, VaeTraining, train_vae};
-
-use crate::noise::{Purpose, Stream};
-
-/// Which shuffle: high words keep the shuffles of different uses apart.
-#[derive(Clone, Copy, Debug)]
-pub enum Shuffle {
-    /// Pairs of VAE training, by epoch.
-    VaeEpoch(u32),
-    /// Pairs of reward training, by epoch.
-    RewardEpoch(u32),
-    /// The split of a data set into seeds, validation and test.
-    Split,
-}
-
-impl Shuffle {
-    /// Shuffles `items` for this use under `seed`.
-    pub fn apply<T>(self, seed: u64, items: &mut [T]) {
-        let index = match self {
-            Shuffle::VaeEpoch(epoch) => u64::from(epoch),
-            Shuffle::RewardEpoch(epoch) => 1 << 32 | u64::from(epoch),
-            Shuffle::Split => 2 << 32,
-        };
-        Stream::new(seed, Purpose::Shuffle, index).shuffle(items);
-    }
-}

@@ -1,9 +1,15 @@
-//! Training of the reward model (ALGORITHM: section 3) and its figures on held-out pairs.
+//! Training of the reward model, and its figures on held-out pairs.
+//!
+//! The loss of a pair is that of Bradley and Terry, -log sigmoid(r(chosen) - r(rejected)). Every epoch visits
+//! all pairs once, in a new order. Of the epochs that are evaluated on held-out pairs, the one with the
+//! lowest loss is kept, and training stops early once `patience` evaluations in a row were no better.
 
 use serde::{Deserialize, Serialize};
 
-use super::{EarlyStop, Shuffle};
-use crate::backend::{Backend, PairRows, RewardData, RewardObjective};
+use super::check::{learning_rate, positive};
+use super::early_stop::EarlyStop;
+use super::shuffle::Shuffle;
+use crate::backend::{Adam, Backend, PairRows, RewardData, RewardObjective, SyntheticPath};
 use crate::error::{Error, Result};
 use crate::model::{RewardModel, RewardSize, Standardizer};
 
@@ -17,15 +23,24 @@ pub enum Updates {
     Steps(usize),
 }
 
-/// How a reward model is trained.
+impl Updates {
+    /// The number of epochs or steps.
+    pub fn count(self) -> usize {
+        match self {
+            Updates::Epochs(count) | Updates::Steps(count) => count,
+        }
+    }
+}
+
+/// How a reward model is trained; the paper's values by default.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardTraining {
-    /// Width of the hidden layer.
+    /// Width of the hidden layer, a multiple of 16.
     pub hidden: usize,
     /// Length of training.
     pub updates: Updates,
-    /// Early stopping on the validation loss after so many epochs (or stretches of
-    /// [`RewardTraining::evaluate_every`]) without gain; None trains to the end.
+    /// Evaluations on the validation pairs without a lower loss, after which training stops; None trains to
+    /// the end.
     pub patience: Option<usize>,
     /// Epochs between evaluations on the validation pairs.
     pub evaluate_every: usize,
@@ -35,13 +50,40 @@ pub struct RewardTraining {
     pub seed: u64,
 }
 
-/// Held-out pairs that early stopping looks at.
+impl Default for RewardTraining {
+    fn default() -> RewardTraining {
+        RewardTraining {
+            hidden: 256,
+            updates: Updates::Epochs(20),
+            patience: Some(5),
+            evaluate_every: 1,
+            objective: RewardObjective {
+                batch: 128,
+                adam: Adam::with_lr(1e-4),
+                synthetic: SyntheticPath::Folded,
+            },
+            seed: 0,
+        }
+    }
+}
+
+impl RewardTraining {
+    /// Fails on values that no training could start with; the sizes are checked by [`RewardSize::new`].
+    pub fn check(&self) -> Result<()> {
+        positive("--epochs", self.updates.count())?;
+        positive("evaluate_every", self.evaluate_every)?;
+        positive("--batch", self.objective.batch)?;
+        learning_rate("--lr", self.objective.adam.lr)
+    }
+}
+
+/// Held-out pairs for early stopping.
 pub struct Validation<'r, 'e, B: Backend + 'e> {
     /// Embeddings of preferred responses, `[n, d]`.
     pub chosen: &'r B::Embeddings<'e>,
     /// Embeddings of the others.
     pub rejected: &'r B::Embeddings<'e>,
-    /// n.
+    /// Number of pairs, n.
     pub pairs: usize,
 }
 
@@ -85,7 +127,7 @@ pub fn bradley_terry(margin: f64) -> f64 {
     (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()
 }
 
-/// Scores pairs and gives accuracy and loss.
+/// Accuracy and loss of a reward model on pairs.
 pub fn pair_metrics<B: Backend>(
     backend: &B,
     model: &B::Reward,
@@ -102,46 +144,49 @@ pub fn pair_metrics<B: Backend>(
     Ok(PairMetrics { pairs: pairs as u64, accuracy, loss: margins.map(bradley_terry).sum::<f64>() / n })
 }
 
-/// Trains a reward model on pairs of rows of `data`. `on_epoch` hears each epoch's figures.
+/// Trains a reward model on pairs of rows of `data`. Calls `on_epoch` with each epoch's figures.
 ///
 /// # Errors
-/// No pairs, sizes that do not fit, or a loss or a parameter that is no longer finite.
+/// No pairs, options out of range, or a loss or a parameter that is no longer finite.
 pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
     backend: &B,
     data: &RewardData<'_, 'e, B>,
     mut pairs: Vec<PairRows>,
     standardizer: &Standardizer,
     validation: Option<Validation<'_, 'v, B>>,
-    how: &RewardTraining,
+    options: &RewardTraining,
     on_epoch: &mut dyn FnMut(&RewardEpoch),
 ) -> Result<TrainedReward> {
+    options.check()?;
     if pairs.is_empty() {
         return Err(Error::TooFew { what: "pairs for reward training".into(), needed: 1, found: 0 });
     }
-    let size = RewardSize::new(standardizer.mean.len(), how.hidden)?;
+    let size = RewardSize::new(standardizer.mean.len(), options.hidden)?;
     let mut trainer =
-        backend.reward_trainer(&RewardModel::init(size, how.seed), standardizer, &how.objective)?;
-    let steps_per_epoch = pairs.len().div_ceil(how.objective.batch);
-    let epochs = match how.updates {
+        backend.reward_trainer(&RewardModel::init(size, options.seed), standardizer, &options.objective)?;
+    let steps_per_epoch = pairs.len().div_ceil(options.objective.batch);
+    let epochs = match options.updates {
         Updates::Epochs(epochs) => epochs,
         Updates::Steps(steps) => steps.div_ceil(steps_per_epoch),
     };
-    let mut stop = EarlyStop::new(how.patience);
+    let mut stop = EarlyStop::new(options.patience);
     let mut history = Vec::new();
     let mut best = None;
     for epoch in 1..=epochs {
-        Shuffle::RewardEpoch(epoch as u32).apply(how.seed, &mut pairs);
+        Shuffle::RewardEpoch(epoch as u32).apply(options.seed, &mut pairs);
         let train_loss = backend.reward_epoch(&mut trainer, data, &pairs)?;
         if !train_loss.is_finite() {
             return Err(Error::Diverged {
                 what: "reward training",
                 epoch,
                 loss: train_loss,
-                hint: "a lower --lr usually helps",
+                hint: "a lower learning rate usually helps",
             });
         }
         let mut figures = RewardEpoch { epoch, train_loss, validation: None };
-        if let Some(v) = validation.as_ref().filter(|_| epoch % how.evaluate_every == 0 || epoch == epochs) {
+        if let Some(v) =
+            validation.as_ref().filter(|_| epoch % options.evaluate_every == 0 || epoch == epochs)
+        {
             let candidate = backend.reward_parameters(&trainer)?.fold(standardizer);
             let loaded = backend.load_reward(&candidate)?;
             let metrics = pair_metrics(backend, &loaded, v.chosen, v.rejected, v.pairs)?;
@@ -166,7 +211,7 @@ pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
             what: "reward training",
             epoch: best_epoch,
             loss: history.last().map_or(f64::NAN, |e| e.train_loss),
-            hint: "a parameter is infinite or NaN; a lower --lr usually helps",
+            hint: "a parameter is infinite or NaN; a lower learning rate usually helps",
         });
     }
     Ok(TrainedReward { model, history, best_epoch, steps: (last * steps_per_epoch) as u64 })

@@ -1,24 +1,64 @@
-//! Training of the VAE with divergence (ALGORITHM: section 1; Tao et al. 2025, section 4).
+//! Training of the VAE with divergence (Tao et al. 2025, section 4).
+//!
+//! With the posteriors q+ and q- of the two sides of a pair, the loss of that pair is
+//!
+//! ```text
+//! reconstruction error + beta KL(q || N(0, I)) - gamma divergence(q+, q-)
+//! ```
+//!
+//! where the first two terms are summed over both sides. A step minimises the mean over a batch of pairs.
 
 use serde::{Deserialize, Serialize};
 
-use super::Shuffle;
-use crate::backend::{Backend, PairData, VaeLoss, VaeObjective};
+use super::check::{learning_rate, positive, weight};
+use super::shuffle::Shuffle;
+use crate::backend::{Adam, Backend, Divergence, PairData, Reduction, VaeLoss, VaeObjective};
 use crate::error::{Error, Result};
 use crate::matrix::RowSet;
 use crate::model::{Standardizer, Vae, VaeSize};
 
-/// How a VAE is trained.
+/// How a VAE is trained; the paper's values by default.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VaeTraining {
-    /// Width of the hidden layers.
+    /// Width of the hidden layers, a multiple of 16.
     pub hidden: usize,
-    /// Dimension of the latent space.
+    /// Dimension of the latent space, a multiple of 16.
     pub latent: usize,
     /// Passes over the seed pairs.
     pub epochs: usize,
     /// The loss and the optimiser; its seed also keys initialisation and shuffles.
     pub objective: VaeObjective,
+}
+
+impl Default for VaeTraining {
+    fn default() -> VaeTraining {
+        VaeTraining {
+            hidden: 64,
+            latent: 16,
+            epochs: 100,
+            objective: VaeObjective {
+                reconstruction: Reduction::Mean,
+                beta: 1e-3,
+                gamma: 0.1,
+                divergence: Divergence::W2,
+                batch: 128,
+                adam: Adam::with_lr(1e-4),
+                seed: 0,
+            },
+        }
+    }
+}
+
+impl VaeTraining {
+    /// Fails on values that no training could start with; the sizes are checked by [`VaeSize::new`].
+    pub fn check(&self) -> Result<()> {
+        let VaeObjective { beta, gamma, batch, adam, .. } = self.objective;
+        positive("--vae-epochs", self.epochs)?;
+        positive("--vae-batch", batch)?;
+        weight("--beta", beta)?;
+        weight("--gamma", gamma)?;
+        learning_rate("--vae-lr", adam.lr)
+    }
 }
 
 /// A trained VAE and how it came about.
@@ -30,17 +70,18 @@ pub struct TrainedVae {
     pub history: Vec<VaeLoss>,
 }
 
-/// Trains a VAE on seed pairs `[n, d]`. `on_epoch` hears the epoch (from 1) and its loss.
+/// Trains a VAE on seed pairs `[n, d]`. Calls `on_epoch` with the epoch (from 1) and its loss.
 ///
 /// # Errors
-/// Fewer than two pairs, sizes that do not fit, or a loss or a parameter that is no longer finite.
+/// Fewer than two pairs, options out of range, or a loss or a parameter that is no longer finite.
 pub fn train_vae<B: Backend>(
     backend: &B,
     chosen: &RowSet<'_>,
     rejected: &RowSet<'_>,
-    how: &VaeTraining,
+    options: &VaeTraining,
     on_epoch: &mut dyn FnMut(usize, &VaeLoss),
 ) -> Result<TrainedVae> {
+    options.check()?;
     let pairs = chosen.rows();
     if pairs < 2 {
         return Err(Error::TooFew {
@@ -49,23 +90,23 @@ pub fn train_vae<B: Backend>(
             found: pairs as u64,
         });
     }
-    let size = VaeSize::new(chosen.cols(), how.hidden, how.latent)?;
+    let size = VaeSize::new(chosen.cols(), options.hidden, options.latent)?;
     let standardizer = Standardizer::fit(&[chosen, rejected]);
-    let initial = Vae::init(size, how.objective.seed);
-    let mut trainer = backend.vae_trainer(&initial, &standardizer, &how.objective)?;
+    let initial = Vae::init(size, options.objective.seed);
+    let mut trainer = backend.vae_trainer(&initial, &standardizer, &options.objective)?;
     let (chosen, rejected) = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
     let data = PairData { chosen: &chosen, rejected: &rejected };
     let mut order: Vec<u32> = (0..pairs as u32).collect();
     let mut history = Vec::new();
-    for epoch in 0..how.epochs {
-        Shuffle::VaeEpoch(epoch as u32).apply(how.objective.seed, &mut order);
+    for epoch in 0..options.epochs {
+        Shuffle::VaeEpoch(epoch as u32).apply(options.objective.seed, &mut order);
         let loss = backend.vae_epoch(&mut trainer, &data, &order, epoch as u32)?;
         if !loss.total.is_finite() {
             return Err(Error::Diverged {
                 what: "VAE training",
                 epoch: epoch + 1,
                 loss: loss.total,
-                hint: "a lower --vae-lr, or --gamma 0 with --reduction sum, usually helps",
+                hint: "a lower learning rate, or gamma 0 with the reduction sum, usually helps",
             });
         }
         on_epoch(epoch + 1, &loss);
@@ -75,9 +116,9 @@ pub fn train_vae<B: Backend>(
     if !vae.is_finite() {
         return Err(Error::Diverged {
             what: "VAE training",
-            epoch: how.epochs,
+            epoch: options.epochs,
             loss: history.last().map_or(f64::NAN, |l| l.total),
-            hint: "a parameter is infinite or NaN; a lower --vae-lr usually helps",
+            hint: "a parameter is infinite or NaN; a lower learning rate usually helps",
         });
     }
     Ok(TrainedVae { vae, history })

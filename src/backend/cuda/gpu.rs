@@ -381,7 +381,7 @@ impl Driver for Gpu {
         if self.inner.unregistrable.load(Ordering::Relaxed) {
             return;
         }
-        memory.note(|bytes| match Inner::register(&self.inner, bytes) {
+        memory.attach_guard(|bytes| match Inner::register(&self.inner, bytes) {
             Ok(registered) => Some(Box::new(registered)),
             Err(refused) => {
                 if !self.inner.unregistrable.swap(true, Ordering::Relaxed) {

@@ -1,30 +1,32 @@
 //! `lensmith run`: the whole method into a run directory.
+//!
+//! 1. Here: options, checks of everything that can be checked before anything is written, and run.json at the
+//!    end.
+//! 2. `data`: the files, and the rows that a split takes of them.
+//! 3. `repeat`: one split, from training the VAE to the figures of each arm.
 
+mod data;
+mod repeat;
 mod report;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Args;
-use report::{Repeat, Report};
-use serde_json::json;
+use data::Data;
+use repeat::{Repeats, Settings};
+use report::Report;
+use serde_json::{Value, json};
 
-use super::args::{Common, PairArgs, RewardArgs, SynthArgs, VaeArgs};
+use super::args::{Common, Named, PairArgs, RewardArgs, SynthArgs, VaeArgs, positive};
 use super::console::Console;
-use super::train_reward::{open_checked, same_dim};
-use super::writing::Writing;
-use crate::data::{
-    CandidateSet, FolderLock, PairOptions, PairSet, SourceFile, WriteMode, write_atomic, write_pairs,
-};
-use crate::dtype::Dtype;
-use crate::engine::Engine;
+use super::inputs::open_held_out;
+use crate::data::{CandidateSet, FolderLock, PairOptions, PairSet, write_atomic};
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, Candidates, Experiment, Split, split};
-use crate::matrix::{RowSet, Side};
-use crate::model::{Checkpoint, Provenance, RewardModel, RewardSize, VaeSize};
-use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
-use crate::train::{RewardTraining, VaeTraining};
+use crate::eval::SplitOptions;
+use crate::model::{RewardSize, VaeSize};
+use crate::synth::OutputKind;
 
 /// The whole method: VAE, synthesis, reward models, and their figures, into a run directory
 #[derive(Debug, Args)]
@@ -51,7 +53,12 @@ pub struct Run {
     #[arg(long, value_name = "N")]
     seeds: Option<usize>,
     /// Pairs to take for early stopping
-    #[arg(long, value_name = "N", default_value_t = 300, conflicts_with = "validation")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = SplitOptions::default().validation,
+        conflicts_with = "validation"
+    )]
     validation_pairs: usize,
     /// Pairs for early stopping, from files of their own
     #[arg(long, value_name = "PAIRS", num_args = 1..)]
@@ -69,8 +76,8 @@ pub struct Run {
     #[arg(long, default_value_t = 1, value_name = "N")]
     repeats: usize,
     /// Write the synthetic pairs as well: embeddings or latents
-    #[arg(long, value_parser = super::args::named::<OutputKind>, value_name = "WHAT")]
-    output: Option<OutputKind>,
+    #[arg(long, value_name = "WHAT")]
+    output: Option<Named<OutputKind>>,
     /// Replace an earlier run
     #[arg(long)]
     overwrite: bool,
@@ -82,37 +89,12 @@ pub struct Run {
     reward: RewardArgs,
 }
 
-/// The data of a run, opened and looked at.
-struct Data {
-    pairs: PairSet,
-    validation: Option<PairSet>,
-    test: Option<PairSet>,
-    candidates: Option<CandidateSet>,
-    sources: Vec<SourceFile>,
-}
-
-impl Data {
-    /// Fails if a file was altered since it was opened: nothing that may come of that is saved.
-    fn require_unchanged(&self) -> Result<()> {
-        let sets = [Some(&self.pairs), self.validation.as_ref(), self.test.as_ref()];
-        sets.into_iter().flatten().try_for_each(PairSet::require_unchanged)?;
-        self.candidates.as_ref().map_or(Ok(()), CandidateSet::require_unchanged)
-    }
-}
-
-/// The checked settings of a run.
-struct Settings {
-    vae: VaeTraining,
-    synthesis: SynthesisOptions,
-    reward: RewardTraining,
-}
-
 impl Run {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        super::args::positive("--repeats", self.repeats)?;
-        self.settings(common.seed)?;
+        positive("--repeats", self.repeats)?;
+        let settings = self.settings(common.seed)?;
         let data = self.open(common)?;
-        self.check(common, &data)?;
+        self.check(&data, &settings)?;
         let run_json = self.out.join("run.json");
         if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
             return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
@@ -121,6 +103,16 @@ impl Run {
         let _lock = FolderLock::acquire(&self.out, "run")?;
         let engine = common.engine()?;
         let start = Instant::now();
+        let all = Repeats {
+            engine: &engine,
+            console,
+            data: &data,
+            rows: &data.rows()?,
+            sources: &self.pairs,
+            options: &self.tensors.options(common),
+            output: self.output.map(|kind| kind.0),
+            overwrite: self.overwrite,
+        };
         let mut repeats = Vec::new();
         for r in 0..self.repeats {
             let seed = common.seed.wrapping_add(r as u64);
@@ -129,9 +121,12 @@ impl Run {
                 _ => self.out.join(format!("seed-{seed}")),
             };
             fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-            repeats.push(self.repeat(&engine, console, common, &data, seed, &folder)?);
+            let split = data.split(self.seeds, self.validation_pairs, seed)?;
+            repeats.push(all.run(&self.settings(seed)?, &split, &folder)?);
         }
-        let settings = self.settings(common.seed)?;
+        let sources = |set: &Option<PairSet>| -> Result<Value> {
+            Ok(json!(set.as_ref().map(PairSet::scan).transpose()?.map(|scan| scan.sources)))
+        };
         let report = Report {
             format: 1,
             lensmith: env!("CARGO_PKG_VERSION"),
@@ -139,8 +134,8 @@ impl Run {
             seed: common.seed,
             sources: json!({
                 "pairs": data.sources,
-                "validation": data.validation.as_ref().map(|v| v.scan()).transpose()?.map(|s| s.sources),
-                "test": data.test.as_ref().map(|v| v.scan()).transpose()?.map(|s| s.sources),
+                "validation": sources(&data.validation)?,
+                "test": sources(&data.test)?,
                 "candidates": self.candidates,
             }),
             settings: json!({
@@ -178,13 +173,8 @@ impl Run {
         let pairs = PairSet::open(&self.pairs, &options)?;
         let sources = pairs.scan()?.sources;
         let held = PairOptions { group: None, ..options };
-        let open = |sources: &[String]| match sources {
-            [] => Ok(None),
-            sources => open_checked(sources, &held).map(Some),
-        };
-        let (validation, test) = (open(&self.validation)?, open(&self.test)?);
-        same_dim(validation.as_ref(), pairs.dim())?;
-        same_dim(test.as_ref(), pairs.dim())?;
+        let validation = open_held_out(&self.validation, &held, pairs.dim())?;
+        let test = open_held_out(&self.test, &held, pairs.dim())?;
         let candidates = match self.candidates.as_slice() {
             [] => None,
             sets => Some(CandidateSet::open(sets, "candidates", "gold", common.io)?),
@@ -203,237 +193,12 @@ impl Run {
         Ok(Data { pairs, validation, test, candidates, sources })
     }
 
-    /// Fails on sizes, folds and splits that training would refuse, before anything is written.
-    fn check(&self, common: &Common, data: &Data) -> Result<()> {
-        let Settings { vae, synthesis, reward } = self.settings(common.seed)?;
-        VaeSize::new(data.pairs.dim(), vae.hidden, vae.latent)?;
-        RewardSize::new(data.pairs.dim(), reward.hidden)?;
-        synthesis.plan(self.cut(data, common.seed)?.seeds.len())?;
+    /// Fails on the sizes, plans and splits that training would fail on, before anything is written.
+    fn check(&self, data: &Data, settings: &Settings) -> Result<()> {
+        VaeSize::new(data.pairs.dim(), settings.vae.hidden, settings.vae.latent)?;
+        RewardSize::new(data.pairs.dim(), settings.reward.hidden)?;
+        let split = data.split(self.seeds, self.validation_pairs, settings.synthesis.seed)?;
+        settings.synthesis.plan(split.seeds.len())?;
         Ok(())
-    }
-
-    /// Which rows of the pairs are seeds, validation and test.
-    fn cut(&self, data: &Data, seed: u64) -> Result<Split> {
-        let n = data.pairs.len();
-        let everything = |n: usize| (0..n).collect::<Vec<usize>>();
-        match (self.seeds, data.validation.is_some(), data.test.is_some()) {
-            (None, _, _) => Ok(Split { seeds: everything(n), validation: Vec::new(), test: Vec::new() }),
-            (Some(seeds), validation_apart, test_apart) => {
-                let validation = if validation_apart { 0 } else { self.validation_pairs };
-                if test_apart && seeds.checked_add(validation) == Some(n) {
-                    let mut rows = everything(n);
-                    crate::train::Shuffle::Split.apply(seed, &mut rows);
-                    let held = rows.split_off(seeds);
-                    return Ok(Split { seeds: rows, validation: held, test: Vec::new() });
-                }
-                let group = data.pairs.group();
-                split(n, seeds, validation, group.as_deref(), seed)
-            }
-        }
-    }
-
-    fn repeat(
-        &self,
-        engine: &Engine,
-        console: &Console,
-        common: &Common,
-        data: &Data,
-        seed: u64,
-        folder: &Path,
-    ) -> Result<Repeat> {
-        let Settings { vae, synthesis, reward } = self.settings(seed)?;
-        let cut = self.cut(data, seed)?;
-        let blocks = sides(&data.pairs)?;
-        let all = [blocks[0].view(), blocks[1].view()];
-        let pick = |rows: &[usize]| [all[0].pick(rows), all[1].pick(rows)];
-        let seeds = pick(&cut.seeds);
-        synthesis.plan(cut.seeds.len())?;
-
-        let validation_blocks = data.validation.as_ref().map(sides).transpose()?;
-        let validation = match &validation_blocks {
-            Some(v) => Some([v[0].view(), v[1].view()]),
-            None => (!cut.validation.is_empty()).then(|| pick(&cut.validation)),
-        };
-        let test_blocks = data.test.as_ref().map(sides).transpose()?;
-        let test = match &test_blocks {
-            Some(t) => [t[0].view(), t[1].view()],
-            None => pick(&cut.test),
-        };
-        let candidate_rows = match &data.candidates {
-            Some(c) => Some((c.rows(0..c.gold().len())?, c)),
-            None => None,
-        };
-
-        let bar = console.bar("VAE", vae.epochs as u64, "epochs");
-        let start = Instant::now();
-        let trained = engine.train_vae(&seeds, &vae, &mut |_, loss| {
-            bar.inc(1);
-            bar.set_message(format!("loss {:.4}", loss.total));
-        })?;
-        bar.finish_and_clear();
-        let vae_seconds = start.elapsed().as_secs_f64();
-        let provenance = Provenance::from([
-            ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
-            ("lensmith.training".into(), json!(vae).to_string()),
-        ]);
-        let vae_path = folder.join("vae.safetensors");
-        data.require_unchanged()?;
-        trained.vae.save(&vae_path, &provenance)?;
-
-        let counts = json!({
-            "seeds": cut.seeds.len(),
-            "validation": validation.as_ref().map_or(0, |v| v[0].rows()),
-            "test": test[0].rows(),
-        });
-        let experiment = Experiment {
-            seeds,
-            validation,
-            test: Some(test),
-            candidates: candidate_rows.as_ref().map(|(rows, set)| Candidates {
-                rows: rows.view(),
-                gold: set.gold(),
-                per_prompt: set.per_prompt(),
-            }),
-            vae: Some(&trained.vae),
-            synthesis,
-            reward,
-        };
-        let (plan, _) = synthesis.plan(cut.seeds.len())?;
-        let pairs_per_seed = plan.pairs_per_seed;
-        let arms = [
-            Arm::None,
-            Arm::NoneMatched { pairs_per_seed },
-            Arm::Lens { pairs_per_seed, mode: synthesis.mode },
-        ];
-        let mut results = Vec::new();
-        for arm in arms {
-            let bar = console.bar(&arm.to_string(), reward_epochs(&reward, arm), "epochs");
-            let (result, model) = engine.experiment(&experiment, arm, &mut |epoch| {
-                bar.inc(1);
-                if let Some(v) = epoch.validation {
-                    bar.set_message(format!("validation {:.4} / {:.3}", v.loss, v.accuracy));
-                }
-            })?;
-            bar.finish_and_clear();
-            data.require_unchanged()?;
-            match arm {
-                Arm::None => save_reward(&model, &folder.join("reward_none.safetensors"), &result)?,
-                Arm::Lens { .. } => save_reward(&model, &folder.join("reward.safetensors"), &result)?,
-                _ => {}
-            }
-            results.push(result);
-        }
-        let subset = cut.seeds.len() < data.pairs.len();
-        self.write_recipe(engine, console, common, (&experiment.seeds, subset), &synthesis, folder)?;
-        Ok(Repeat {
-            seed,
-            folder: folder.to_path_buf(),
-            pairs: counts,
-            vae_loss: json!(trained.history.last()),
-            vae_seconds,
-            arms: results,
-        })
-    }
-
-    /// Writes the seeds (where they are a part of the data) and the recipe, and on request the synthetic pairs.
-    fn write_recipe(
-        &self,
-        engine: &Engine,
-        console: &Console,
-        common: &Common,
-        (seeds, cut): (&[RowSet<'_>; 2], bool),
-        how: &SynthesisOptions,
-        folder: &Path,
-    ) -> Result<()> {
-        let vae = folder.join("vae.safetensors");
-        let (sources, options) = if cut {
-            let path = folder.join("seeds.safetensors");
-            write_pairs(&path, [&seeds[0], &seeds[1]])?;
-            (
-                vec![path.to_string_lossy().into_owned()],
-                PairOptions { io: common.io, ..PairOptions::default() },
-            )
-        } else {
-            (self.pairs.clone(), PairOptions { group: None, ..self.tensors.options(common) })
-        };
-        let (mut recipe, set, vae) = Recipe::new(&sources, &options, &vae, how)?;
-        // Files of the run directory by name, so that it can be moved.
-        recipe = recipe.with_absolute_paths()?;
-        recipe.vae.path = "vae.safetensors".into();
-        if cut {
-            recipe.seeds.sources = vec!["seeds.safetensors".into()];
-        }
-        recipe.write(&folder.join("recipe.json"))?;
-        let Some(kind) = self.output.filter(|k| *k != OutputKind::Recipe) else { return Ok(()) };
-        let out = folder.join("synthetic");
-        recipe.vae.path = "../vae.safetensors".into();
-        if cut {
-            recipe.seeds.sources = vec!["../seeds.safetensors".into()];
-        }
-        let job = SynthJob {
-            recipe: &recipe,
-            out: &out,
-            kind,
-            dtype: Dtype::Bf16,
-            shard_rows: None,
-            part: Part::WHOLE,
-            overwrite: self.overwrite,
-            write: WriteMode::default(),
-            latents: None,
-        };
-        let mut writing = Writing::new(console, "synthesis", job.pairs()?, Duration::from_secs(30));
-        engine.synthesize(&job, &set, &vae, &mut |progress| writing.hear(progress))?;
-        writing.finish();
-        Ok(())
-    }
-}
-
-/// Most epochs of an arm, for its progress bar.
-fn reward_epochs(how: &RewardTraining, arm: Arm) -> u64 {
-    let epochs = match how.updates {
-        crate::train::Updates::Epochs(e) => e as u64,
-        crate::train::Updates::Steps(s) => s as u64,
-    };
-    match arm {
-        Arm::NoneMatched { pairs_per_seed } => epochs.saturating_mul(pairs_per_seed),
-        _ => epochs,
-    }
-}
-
-fn save_reward(model: &RewardModel, path: &Path, result: &ArmResult) -> Result<()> {
-    let provenance = Provenance::from([
-        ("lensmith.version".into(), env!("CARGO_PKG_VERSION").into()),
-        ("lensmith.result".into(), json!(result).to_string()),
-    ]);
-    model.save(path, &provenance)
-}
-
-fn sides(pairs: &PairSet) -> Result<[crate::data::RowBlock<'_>; 2]> {
-    Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::DecodeMode;
-
-    #[test]
-    fn matched_arms_show_all_their_epochs() {
-        let how = RewardTraining {
-            hidden: 16,
-            updates: crate::train::Updates::Epochs(20),
-            patience: None,
-            evaluate_every: 1,
-            objective: crate::backend::RewardObjective {
-                batch: 8,
-                adam: crate::backend::Adam::with_lr(1e-3),
-                synthetic: crate::backend::SyntheticPath::Folded,
-            },
-            seed: 0,
-        };
-        assert_eq!(reward_epochs(&how, Arm::NoneMatched { pairs_per_seed: 8 }), 160);
-        assert_eq!(reward_epochs(&how, Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain }), 20);
-        let endless = RewardTraining { updates: crate::train::Updates::Epochs(usize::MAX), ..how };
-        assert_eq!(reward_epochs(&endless, Arm::NoneMatched { pairs_per_seed: 8 }), u64::MAX);
     }
 }

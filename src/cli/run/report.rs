@@ -1,4 +1,4 @@
-//! What a run leaves behind: run.json, and its table for people.
+//! The report of a run: run.json, and a table for people.
 
 use std::path::{Path, PathBuf};
 
@@ -36,11 +36,10 @@ pub struct Repeat {
 impl Report {
     /// The report for people; `run_json` is where the rest is.
     pub fn text(&self, run_json: &Path) -> String {
-        let report = self;
-        let first = &report.repeats[0];
+        let first = &self.repeats[0];
         let arms = first.arms.len();
         let column = |arm: usize, value: &dyn Fn(&ArmResult) -> Option<f64>| -> Option<Vec<f64>> {
-            report.repeats.iter().map(|r| value(&r.arms[arm])).collect()
+            self.repeats.iter().map(|r| value(&r.arms[arm])).collect()
         };
         let cell = |values: Option<Vec<f64>>, decimals: usize| {
             values.map_or_else(|| "-".to_string(), |v| mean_spread(&v, decimals))
@@ -72,12 +71,12 @@ impl Report {
             first.pairs["seeds"],
             first.pairs["validation"],
             first.pairs["test"],
-            match report.repeats.len() {
+            match self.repeats.len() {
                 1 => "one split".to_string(),
                 n => format!("mean ± standard deviation over {n} splits"),
             },
-            report.device.name,
-            report.device.threads,
+            self.device.name,
+            self.device.threads,
             table(&header, &rows),
         );
         if let Some(b) = first.arms[0].best_of_n {
@@ -86,10 +85,10 @@ impl Report {
                 b.per_prompt, b.random, b.oracle
             ));
         }
-        let vae: f64 = report.repeats.iter().map(|r| r.vae_seconds).sum();
+        let vae: f64 = self.repeats.iter().map(|r| r.vae_seconds).sum();
         text.push_str(&format!(
             "VAE {vae:.1} s; all {:.1} s. Everything is in {}",
-            report.seconds,
+            self.seconds,
             run_json.display()
         ));
         text

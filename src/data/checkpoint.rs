@@ -1,52 +1,53 @@
 //! Checkpoints: safetensors files whose tensors are PyTorch state dicts.
 //!
-//! A VAE holds `encoder.0.weight` `[hidden, d]`, `encoder.2.weight` `[2 latent, hidden]`, `decoder.0.weight`
-//! `[hidden, latent]`, `decoder.2.weight` `[d, hidden]` and their biases: the state dict of a module with
-//! `encoder = Sequential(Linear, ReLU, Linear)` and `decoder` alike. A reward model holds `0.weight` `[hidden, d]`,
-//! `2.weight` `[1, hidden]` and biases: the state dict of `Sequential(Linear, ReLU, Linear)`. Both apply to raw
-//! embeddings. Files written by PyTorch, without our metadata, load as well, in F32, F16 or BF16.
+//! - A VAE is a module of `encoder` and `decoder`, each `Sequential(Linear, ReLU, Linear)`:
+//!   `encoder.0.weight` `[hidden, d]`, `encoder.2.weight` `[2 latent, hidden]`, `decoder.0.weight` `[hidden,
+//!   latent]`, `decoder.2.weight` `[d, hidden]`, and a bias beside each.
+//! - A reward model is one `Sequential(Linear, ReLU, Linear)`: `0.weight` `[hidden, d]`, `2.weight` `[1,
+//!   hidden]`, and a bias beside each.
+//!
+//! Both take raw embeddings: the standardisation is folded into the first and last layers. Files that PyTorch
+//! wrote, which lack our metadata, load as well, in F32, F16 or BF16.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::Dtype as Stored;
+use safetensors::Dtype;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{Linear, RewardModel, Vae};
-use crate::data::{FileBytes, Header, Io, write_tensors};
+use crate::data::format::Header;
+use crate::data::map::{FileBytes, Io};
+use crate::data::writer::write_tensors;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::model::{Linear, RewardModel, Vae};
 
 /// Metadata of a checkpoint: free text under stated keys, such as the training settings as JSON.
 pub type Provenance = BTreeMap<String, String>;
 
+/// The metadata key under which a file says what it holds.
 const KIND: &str = "lensmith.kind";
 
 /// A model that can be saved and loaded.
 pub trait Checkpoint: Sized {
     /// The kind, as in error messages and metadata.
     const KIND: &'static str;
-    /// The layers with their state-dict prefixes.
-    fn layers(&self) -> Vec<(&'static str, &Linear)>;
-    /// The prefixes that [`Checkpoint::layers`] gives, in order.
-    fn prefixes() -> &'static [&'static str];
-    /// The model of layers in that order.
+    /// The state-dict prefix of each layer.
+    const PREFIXES: &'static [&'static str];
+    /// The layers in the order of [`Checkpoint::PREFIXES`].
+    fn layers(&self) -> Vec<&Linear>;
+    /// The model made of layers in that order, one per prefix.
     fn assemble(layers: Vec<Linear>) -> Result<Self>;
 
     /// Writes the model atomically: temporary name, fsync, rename.
     fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
         let mut tensors = Vec::new();
-        for (prefix, layer) in self.layers() {
+        for (prefix, layer) in Self::PREFIXES.iter().zip(self.layers()) {
             let (weight, bias) = (bytemuck::cast_slice(&layer.weight), bytemuck::cast_slice(&layer.bias));
-            tensors.push((
-                format!("{prefix}.weight"),
-                Stored::F32,
-                vec![layer.outputs, layer.inputs],
-                weight,
-            ));
-            tensors.push((format!("{prefix}.bias"), Stored::F32, vec![layer.outputs], bias));
+            tensors.push((format!("{prefix}.weight"), Dtype::F32, vec![layer.outputs, layer.inputs], weight));
+            tensors.push((format!("{prefix}.bias"), Dtype::F32, vec![layer.outputs], bias));
         }
         let mut metadata = provenance.clone();
         metadata.insert(KIND.into(), Self::KIND.into());
@@ -56,8 +57,8 @@ pub trait Checkpoint: Sized {
     /// Reads a model and its metadata.
     ///
     /// # Errors
-    /// A file that is not safetensors, holds another kind of model, lacks a tensor, or has a parameter of the wrong
-    /// size or that is not finite.
+    /// A file that is not safetensors, holds another kind of model, lacks a tensor, or has a parameter of the
+    /// wrong size or that is not finite.
     fn load(path: &Path) -> Result<(Self, Provenance)> {
         let file = FileBytes::open(path, Io::Read)?;
         let header = Header::parse(path, file.bytes())?;
@@ -70,7 +71,7 @@ pub trait Checkpoint: Sized {
             });
         }
         let mut layers = Vec::new();
-        for prefix in Self::prefixes() {
+        for prefix in Self::PREFIXES {
             let (shape, weight) = parameter(path, &header, file.bytes(), &format!("{prefix}.weight"))?;
             let (_, bias) = parameter(path, &header, file.bytes(), &format!("{prefix}.bias"))?;
             let &[outputs, inputs] = shape.as_slice() else {
@@ -87,8 +88,8 @@ pub trait Checkpoint: Sized {
     }
 }
 
-/// Names the file in a size mismatch found while putting a model together; sizes in a file are not the user's
-/// options.
+/// Names the file in an error about sizes. Sizes read from a file are no options of the caller, so an error
+/// about an option becomes one about shapes.
 fn in_file(path: &Path, layer: &str, error: Error) -> Error {
     match error {
         Error::Shape { what, expected, found } => {
@@ -101,7 +102,7 @@ fn in_file(path: &Path, layer: &str, error: Error) -> Error {
     }
 }
 
-/// What a file holds: its own word, else what its tensors look like.
+/// What a file holds: as its metadata says, else as the names of its tensors suggest.
 fn kind_of(header: &Header) -> Option<String> {
     if let Some(kind) = header.metadata.get(KIND) {
         return Some(kind.clone());
@@ -120,9 +121,9 @@ fn parameter(path: &Path, header: &Header, bytes: &[u8], name: &str) -> Result<(
     let info = header.tensor(path, name)?;
     let bytes = &bytes[info.range.clone()];
     let values = match info.dtype {
-        Stored::F32 => widen::<f32>(bytes),
-        Stored::F16 => widen::<f16>(bytes),
-        Stored::BF16 => widen::<bf16>(bytes),
+        Dtype::F32 => widen::<f32>(bytes),
+        Dtype::F16 => widen::<f16>(bytes),
+        Dtype::BF16 => widen::<bf16>(bytes),
         other => {
             return Err(Error::WrongDtype {
                 path: path.to_path_buf(),
@@ -161,12 +162,10 @@ pub fn file_fingerprint(path: &Path) -> Result<String> {
 impl Checkpoint for Vae {
     const KIND: &'static str = "VAE";
 
-    fn layers(&self) -> Vec<(&'static str, &Linear)> {
-        Self::prefixes().iter().copied().zip(self.encoder.iter().chain(&self.decoder)).collect()
-    }
+    const PREFIXES: &'static [&'static str] = &["encoder.0", "encoder.2", "decoder.0", "decoder.2"];
 
-    fn prefixes() -> &'static [&'static str] {
-        &["encoder.0", "encoder.2", "decoder.0", "decoder.2"]
+    fn layers(&self) -> Vec<&Linear> {
+        self.encoder.iter().chain(&self.decoder).collect()
     }
 
     fn assemble(layers: Vec<Linear>) -> Result<Vae> {
@@ -178,12 +177,10 @@ impl Checkpoint for Vae {
 impl Checkpoint for RewardModel {
     const KIND: &'static str = "reward model";
 
-    fn layers(&self) -> Vec<(&'static str, &Linear)> {
-        Self::prefixes().iter().copied().zip(&self.layers).collect()
-    }
+    const PREFIXES: &'static [&'static str] = &["0", "2"];
 
-    fn prefixes() -> &'static [&'static str] {
-        &["0", "2"]
+    fn layers(&self) -> Vec<&Linear> {
+        self.layers.iter().collect()
     }
 
     fn assemble(layers: Vec<Linear>) -> Result<RewardModel> {
