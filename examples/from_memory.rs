@@ -20,7 +20,7 @@ fn pairs(n: usize, seed: u64) -> [Vec<f32>; 2] {
 }
 
 fn rows(values: &[Vec<f32>; 2]) -> lensmith::Result<[RowSet<'_>; 2]> {
-    Ok([RowSet::from(Rows::from_f32(&values[0], DIM)?), RowSet::from(Rows::from_f32(&values[1], DIM)?)])
+    Ok([RowSet::from_f32(&values[0], DIM)?, RowSet::from_f32(&values[1], DIM)?])
 }
 
 fn main() -> lensmith::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example score -- reward.safetensors embeddings.safetensors TENSOR`
 
-use lensmith::{Checkpoint, EmbeddingSet, Engine, Io, RewardModel, RowSet, Rows};
+use lensmith::{Checkpoint, EmbeddingSet, Engine, Io, RewardModel, RowSet};
 
 fn main() -> lensmith::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,7 +21,7 @@ fn main() -> lensmith::Result<()> {
     println!("{first} embeddings, best reward {best:.4}");
 
     let zeros = vec![0f32; 2 * set.dim()];
-    let rows = RowSet::from(Rows::from_f32(&zeros, set.dim())?);
+    let rows = RowSet::from_f32(&zeros, set.dim())?;
     engine.score(&model, &rows, &mut |rewards| {
         println!("zeros: {rewards:?}");
         Ok(())
