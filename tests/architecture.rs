@@ -41,7 +41,7 @@ const SIDE_BY_SIDE: [&str; 3] = ["synth", "train", "eval"];
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("memmap2", &["data/map.rs", "matrix/pages.rs"]),
     ("libc", &["data/map.rs", "simd/amx.rs"]),
-    ("rustix", &["data/block.rs"]),
+    ("rustix", &["data/direct.rs"]),
     ("gemm", &["backend/cpu/"]),
     ("clap", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),

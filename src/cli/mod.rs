@@ -65,6 +65,7 @@ enum Command {
 
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+    crate::data::install_sigbus_guard();
     let arguments: Vec<_> = arguments.into_iter().collect();
     // Asked for before anything is parsed, since parsing may be what fails.
     let json = arguments.iter().any(|a| a == "--json");

@@ -14,6 +14,15 @@ use arrow_schema::DataType;
 use super::column::{Buffer, Kind};
 use crate::error::{Error, Result};
 
+/// Runs a decoder of another crate on a file that may hold anything. A panic becomes an error with its message.
+pub(super) fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its decoder gave up");
+        text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
+    })
+}
+
 /// Where an array comes from, for messages.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {

@@ -7,6 +7,9 @@ use half::{bf16, f16};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 
+/// Bytes of a column that are read at a time.
+pub(super) const BLOCK_BYTES: usize = 8 << 20;
+
 /// Element type of a column. Integers of every width are read as I64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -39,6 +42,19 @@ impl Kind {
             Kind::F32 => "F32",
             Kind::F64 => "F64",
             Kind::I64 => "I64",
+        }
+    }
+}
+
+/// How values of a kind are called in a shard.
+impl From<Kind> for safetensors::Dtype {
+    fn from(kind: Kind) -> safetensors::Dtype {
+        match kind {
+            Kind::F16 => safetensors::Dtype::F16,
+            Kind::Bf16 => safetensors::Dtype::BF16,
+            Kind::F32 => safetensors::Dtype::F32,
+            Kind::F64 => safetensors::Dtype::F64,
+            Kind::I64 => safetensors::Dtype::I64,
         }
     }
 }

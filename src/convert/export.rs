@@ -15,9 +15,9 @@ use arrow_array::{ArrayRef, FixedSizeListArray, PrimitiveArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 use serde::{Deserialize, Serialize};
 
-use super::column::{Buffer, Kind};
+use super::column::{BLOCK_BYTES, Buffer, Kind};
+use super::npy;
 use super::sources::{Column, ColumnSource, Format, column_names};
-use super::{BLOCK_BYTES, npy};
 use crate::data::{AtomicFile, Io, require_absent};
 use crate::error::{Error, Result};
 

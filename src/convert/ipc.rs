@@ -15,9 +15,8 @@ use arrow_ipc::reader::RecordBatchDecoder;
 use arrow_ipc::{Endianness, Message, MessageHeader, MetadataVersion, convert, root_as_message};
 use arrow_schema::SchemaRef;
 
-use super::arrays::{self, Place};
+use super::arrays::{self, Place, guarded};
 use super::column::{Buffer, ColumnInfo, ColumnReader};
-use super::guarded;
 use crate::data::{FileBytes, Io};
 use crate::error::{Error, Result};
 
@@ -65,7 +64,7 @@ impl Index {
                     return Err(bad(path, format!("truncated: {left} bytes after the last frame")));
                 }
                 // Allowed by the format, and also what a writer that was killed leaves behind.
-                log::warn!(
+                tracing::warn!(
                     "{}: no mark at the end of the stream: it may have been cut short",
                     path.display()
                 );

@@ -1,4 +1,7 @@
-//! One tensor over one or more files, read as one matrix. Everything that reads embeddings is made of these.
+//! One tensor over one or more files, read as one matrix: the part that every reader of embeddings is made of.
+//!
+//! Rows of a mapped file are borrowed where they are aligned for their type, else copied; a range that reaches over
+//! several files is a list of such parts.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,9 +11,9 @@ use safetensors::Dtype as FileDtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::data::format::TensorInfo;
-use crate::data::map::Io;
-use crate::data::source::{Source, expand};
+use super::format::{TensorInfo, hex};
+use super::map::Io;
+use super::source::{Source, expand};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, RowsBuf, Values};
@@ -308,11 +311,6 @@ pub(super) fn scan(columns: &[&Column]) -> Result<Scan> {
         });
     }
     Ok(Scan { sources })
-}
-
-/// A checksum as 32 hexadecimal digits.
-pub(super) fn hex(digest: u128) -> String {
-    format!("{digest:032x}")
 }
 
 /// Fails unless `info` has `rank` axes.

@@ -135,6 +135,11 @@ pub(super) fn bad(path: &Path, detail: impl Into<String>) -> Error {
     Error::Format { path: path.to_path_buf(), format: "safetensors", detail: detail.into() }
 }
 
+/// A checksum as 32 hexadecimal digits.
+pub(super) fn hex(digest: u128) -> String {
+    format!("{digest:032x}")
+}
+
 /// Foreign text made fit for a message: one line, bounded.
 pub(super) fn quote(text: &str) -> String {
     let mut line: String = text.chars().take(MAX_QUOTE).flat_map(char::escape_debug).collect();

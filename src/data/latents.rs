@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use safetensors::Dtype as FileDtype;
 
-use crate::data::column::{ShardFile, check_rank, open_all, wrong_dtype};
-use crate::data::format;
-use crate::data::map::Io;
-use crate::data::source::Source;
+use super::column::{ShardFile, check_rank, open_all, wrong_dtype};
+use super::format;
+use super::map::Io;
+use super::source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::Side;

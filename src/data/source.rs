@@ -6,22 +6,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::data::format::{self, Header};
-use crate::data::map::{FileBytes, Io};
+use super::format::{self, Header};
+use super::map::{FileBytes, Io, open_regular};
 use crate::error::{Error, Result};
-
-/// Opens a regular file and tells its length in bytes. Anything else is refused before it is opened: opening
-/// a pipe would wait for a writer, and a folder fails only later, with a message that says less.
-pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
-    if !meta.is_file() {
-        let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
-        return Err(format::bad(path, kind));
-    }
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let len = file.metadata().map_err(Error::io("open", path))?.len();
-    Ok((file, len))
-}
 
 /// Bytes of a copy from which on giving back what it was made of is worth a call to the system.
 const RELEASED: usize = 1 << 16;
