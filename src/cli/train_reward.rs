@@ -9,10 +9,10 @@ use serde_json::json;
 use super::args::{Common, OutArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::table::count;
-use crate::data::{Manifest, PairSet};
+use crate::data::{Manifest, PairSet, manifests};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Provenance};
-use crate::synth::{Recipe, manifests};
+use crate::synth::Recipe;
 
 /// Train a reward model on pairs, or straight from a recipe
 #[derive(Debug, Args)]
