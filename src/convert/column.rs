@@ -83,7 +83,7 @@ impl ColumnInfo {
         self.tail.iter().product()
     }
 
-    /// Fails on sizes that cannot be counted: all later products of them are then safe.
+    /// Fails unless the bytes of the column can be counted, so that no later product of its sizes overflows.
     pub fn check(self, path: &Path, name: &str) -> Result<ColumnInfo> {
         let bytes = self.tail.iter().try_fold(self.kind.size(), |n, &axis| n.checked_mul(axis));
         let all = bytes.and_then(|n| usize::try_from(self.rows).ok()?.checked_mul(n));
@@ -187,7 +187,7 @@ impl Buffer {
     }
 
     /// Appends the values as another kind, rounded to nearest, ties to even, once. What is too large becomes
-    /// infinite; I64 is left to itself and to F64, where scores are meant.
+    /// infinite. I64 becomes I64 (groups) or F64 (scores).
     fn append_to(&self, out: &mut Buffer) {
         fn narrow<T: Element>(wide: &[f32], out: &mut Vec<T>) {
             let old = out.len();
@@ -199,8 +199,8 @@ impl Buffer {
                 Buffer::F16(v) => widened(v),
                 Buffer::Bf16(v) => widened(v),
                 Buffer::F32(v) => v.clone(),
-                Buffer::F64(v) => v.iter().map(|&x| odd(x)).collect(),
-                Buffer::I64(v) => v.iter().map(|&x| odd(x as f64)).collect(),
+                Buffer::F64(v) => v.iter().map(|&x| round_to_odd(x)).collect(),
+                Buffer::I64(v) => v.iter().map(|&x| round_to_odd(x as f64)).collect(),
             }
         };
         match (self, out) {
@@ -226,9 +226,9 @@ fn widened<T: Element>(from: &[T]) -> Vec<f32> {
     wide
 }
 
-/// Rounds to F32 so that a second rounding, to a type of at most 22 bits, ends where a single one would: towards
-/// zero, with the last bit set where anything was cut off ("round to odd"). A plain cast first would round twice.
-fn odd(x: f64) -> f32 {
+/// Rounds to F32 so that a second rounding, to a type of at most 22 significant bits, gives what a single one would:
+/// towards zero, with the last bit set if anything was cut off. A plain cast would round to nearest twice.
+fn round_to_odd(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) == x || !near.is_finite() {
         return near;
@@ -284,7 +284,7 @@ impl FileColumn {
         let before = out.len();
         self.raw.append_to(out);
         if out.kind() != self.raw.kind() {
-            // The values before were checked when they came.
+            // Earlier values were checked when they were appended.
             if let Some(at) = overflow(out, before) {
                 let (row, column) = place(at);
                 let mut value = Buffer::F64(Vec::new());

@@ -103,7 +103,7 @@ pub struct ImportSummary {
     pub seconds: f64,
 }
 
-/// Converts foreign data to shards. `progress` hears how many rows are done, and of how many.
+/// Converts foreign data to shards. `on_progress` is told the rows that are done and all rows.
 ///
 /// The shards depend on the values, the dtype and the rows per shard alone, not on the format they came from. A shard
 /// that has its name is whole; an import that was interrupted begins again, to the same bytes.
@@ -112,16 +112,16 @@ pub struct ImportSummary {
 /// Sources that cannot be read, lack a column, differ in rows or shape, hold nulls, lists of another length
 /// ([`Error::Shape`]), NaN or infinity ([`Error::NonFinite`]) or values too large for `dtype`, each with file, row and
 /// column; an output that is complete, or of another import, unless `overwrite` ([`Error::Exists`]).
-pub fn import(job: &ImportJob, progress: &mut dyn FnMut(u64, u64)) -> Result<ImportSummary> {
+pub fn import(job: &ImportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<ImportSummary> {
     match &job.layout {
         ImportLayout::Pairs { chosen, rejected, group } => {
-            pairs(job, chosen, rejected, group.as_ref(), progress)
+            pairs(job, chosen, rejected, group.as_ref(), on_progress)
         }
-        ImportLayout::Embeddings { embeddings } => plain(job, embeddings, progress),
-        ImportLayout::BestOfN { candidates, gold } => best_of_n(job, candidates, gold, progress),
+        ImportLayout::Embeddings { embeddings } => plain(job, embeddings, on_progress),
+        ImportLayout::BestOfN { candidates, gold } => best_of_n(job, candidates, gold, on_progress),
         ImportLayout::Annotated { embeddings, rewards, rule, pairs_per_prompt, seed } => {
             let rule = PairRule::new(*rule, *pairs_per_prompt, *seed)?;
-            annotated(job, embeddings, rewards, &rule, progress)
+            annotated(job, embeddings, rewards, &rule, on_progress)
         }
     }
 }
@@ -178,7 +178,7 @@ fn block_rows(row_bytes: usize) -> u64 {
     (BLOCK_BYTES / row_bytes.max(1)).max(1) as u64
 }
 
-/// What the summary says beside the output's own figures.
+/// Completes the output.
 fn summary(
     kind: &'static str,
     output: ShardSequence,
@@ -196,7 +196,7 @@ fn pairs(
     chosen: &ColumnSource,
     rejected: &ColumnSource,
     group: Option<&ColumnSource>,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
     let start = Instant::now();
     let mut sides = [Column::open(chosen, job.io)?, Column::open(rejected, job.io)?];
@@ -257,7 +257,7 @@ fn pairs(
         }
         output.append(count, &bytes)?;
         done += count as u64;
-        progress(done, rows);
+        on_progress(done, rows);
     }
     summary("pairs", output, dim, dtype, start)
 }
@@ -265,7 +265,7 @@ fn pairs(
 fn plain(
     job: &ImportJob,
     source: &ColumnSource,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
     let start = Instant::now();
     let mut column = Column::open(source, job.io)?;
@@ -285,7 +285,7 @@ fn plain(
         column.read(count, &mut buffer)?;
         output.append(count, &[buffer.bytes()])?;
         done += count as u64;
-        progress(done, rows);
+        on_progress(done, rows);
     }
     summary("embeddings", output, dim, dtype, start)
 }
@@ -314,7 +314,7 @@ fn best_of_n(
     job: &ImportJob,
     candidates: &ColumnSource,
     gold: &ColumnSource,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
     let start = Instant::now();
     let [mut candidates, mut gold] = responses(job, candidates, gold)?;
@@ -338,7 +338,7 @@ fn best_of_n(
         gold.read(count, &mut scores)?;
         output.append(count, &[embeddings.bytes(), scores.bytes()])?;
         done += count as u64;
-        progress(done, rows);
+        on_progress(done, rows);
     }
     summary("candidates", output, dim, dtype, start)
 }
@@ -374,7 +374,7 @@ fn annotated(
     embeddings: &ColumnSource,
     rewards: &ColumnSource,
     rule: &PairRule,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
     let start = Instant::now();
     let [mut column, scores] = responses(job, embeddings, rewards)?;
@@ -388,7 +388,7 @@ fn annotated(
         let expected = format!("1 to {most}: {} of {per_prompt} responses gives no more", rule.rule);
         return Err(Error::option("--pairs-per-prompt", expected, rule.count));
     }
-    // A pass over the rewards alone tells how many pairs there will be: rewards may be equal.
+    // Equal rewards make no pair, so that a pass over the rewards has to count the pairs first.
     let mut scores = Rewards { column: scores, per_prompt, values: Buffer::new(Kind::F64), prompt: 0 };
     let (mut rows, mut without) = (0u64, 0u64);
     for prompt in 0..prompts {
@@ -421,7 +421,7 @@ fn annotated(
     let mut flush = |sides: &mut [Vec<u8>; 2], groups: &mut Vec<i64>| -> Result<()> {
         output.append(groups.len(), &[&sides[0], &sides[1], bytemuck::cast_slice(groups)])?;
         written += groups.len() as u64;
-        progress(written, rows);
+        on_progress(written, rows);
         sides.iter_mut().for_each(Vec::clear);
         groups.clear();
         Ok(())
@@ -492,10 +492,10 @@ pub struct VerifiedImport {
     pub bytes: u64,
 }
 
-/// Re-reads the shards of an import and compares sizes and checksums with its manifest. `progress` hears how many
-/// bytes are done, and of how many. Fails with [`Error::Mismatch`] on the first difference, also if the import is not
+/// Re-reads the shards of an import and compares sizes and checksums with its manifest. `on_progress` is told the
+/// bytes that are done and all bytes. Fails with [`Error::Mismatch`] on the first difference, also if the import is not
 /// complete.
-pub fn verify_import(folder: &Path, io: Io, progress: &mut dyn FnMut(u64, u64)) -> Result<VerifiedImport> {
+pub fn verify_import(folder: &Path, io: Io, on_progress: &mut dyn FnMut(u64, u64)) -> Result<VerifiedImport> {
     let path = folder.join(MANIFEST);
     let manifest = Manifest::read(&path)?;
     let differs = |path: &Path, what: &str, expected: String, found: String| {
@@ -512,7 +512,7 @@ pub fn verify_import(folder: &Path, io: Io, progress: &mut dyn FnMut(u64, u64)) 
     let total = manifest.shards.iter().fold(0u64, |n, shard| n.saturating_add(shard.bytes));
     let mut verified = VerifiedImport { shards: 0, rows: manifest.pairs, bytes: 0 };
     for record in &manifest.shards {
-        // The name of a file in this folder, not a way out of it.
+        // The last component alone: a manifest must not lead out of its folder.
         let name = Path::new(&record.file).file_name().unwrap_or_default();
         let shard = folder.join(name);
         let found = verify_shard(&shard, io)?;
@@ -521,7 +521,7 @@ pub fn verify_import(folder: &Path, io: Io, progress: &mut dyn FnMut(u64, u64)) 
         }
         verified.shards += 1;
         verified.bytes += record.bytes;
-        progress(verified.bytes, total);
+        on_progress(verified.bytes, total);
     }
     Ok(verified)
 }

@@ -33,7 +33,7 @@ pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet
 pub use manifest::Manifest;
 pub use map::{FileBytes, Io, install_sigbus_guard};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
-pub use source::{glob_matches, require_matches};
+pub use source::expand_sources;
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
     write_tensors,

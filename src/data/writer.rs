@@ -123,7 +123,7 @@ impl ShardWriter {
         metadata: &BTreeMap<String, String>,
         mode: WriteMode,
     ) -> Result<ShardWriter> {
-        // Zeros hold the places of the checksums: the header's length is fixed before they are known.
+        // Zeros stand for the checksums, which are known last: the length of the header is fixed now.
         let mut metadata = metadata.clone();
         for (name, ..) in &tensors {
             metadata.insert(tensor_key(name), hex(0));
@@ -139,14 +139,14 @@ impl ShardWriter {
         Ok(ShardWriter { out, file, layout, metadata, cursors, written, hashes })
     }
 
-    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns; stretches
-    /// of whole pages at page boundaries, in memory and in the tensor, are written without a copy.
+    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns; runs of
+    /// whole pages at page boundaries, in memory and in the tensor, are written without a copy.
     /// Fails if there is no such tensor, if it would overflow, or if the disk is full.
     pub fn append(&mut self, tensor: usize, bytes: &[u8]) -> Result<()> {
         self.append_all(&[(tensor, bytes)])
     }
 
-    /// Appends to several tensors. Large stretches are written while another thread takes their checksums.
+    /// Appends to several tensors. Large pieces are written while another thread takes their checksums.
     pub fn append_all(&mut self, pieces: &[(usize, &[u8])]) -> Result<()> {
         let path = self.out.path();
         for &(tensor, bytes) in pieces {
@@ -282,8 +282,8 @@ fn recorded(source: &Source) -> Result<Option<ShardRecord>> {
 
     let mut bytes = vec![0; header.payload];
     source.read(0, &mut bytes)?;
-    // Inside a JSON string quotes are escaped, so this text can only be the entry itself. A header that some
-    // other program wrote with other spacing is not found, hence not equal.
+    // Inside a JSON string quotes are escaped, so this text can only be the entry itself. In a header that another
+    // program wrote with other spacing it is not found, so that the checksum differs.
     let entry = format!("\"{HEADER_KEY}\":\"{expected}\"");
     if let Some(at) = bytes.windows(entry.len()).position(|w| w == entry.as_bytes()) {
         let digits = at + entry.len() - 1 - expected.len()..at + entry.len() - 1;
