@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -167,6 +168,42 @@ impl ImportJob {
         let manifest = Manifest::new(settings, rows, shard_rows, None);
         ShardSequence::start(OutputFolder::open(&self.out, manifest, options)?, tensors)
     }
+
+    /// Copies columns of equally many rows as the tensors of shards: each as the name and kind beside it. `row_bytes`
+    /// are those of a row's embeddings.
+    fn copy(
+        &self,
+        kind: &'static str,
+        layout: &str,
+        mut columns: Vec<(Column, &str, Kind)>,
+        (dim, dtype): (usize, Dtype),
+        row_bytes: usize,
+        on_progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImportSummary> {
+        let start = Instant::now();
+        let rows = columns[0].0.rows();
+        let block = block_rows(columns[0].0.tail().iter().product::<usize>() * 8);
+        let mut buffers: Vec<Buffer> = columns.iter().map(|&(.., kind)| Buffer::new(kind)).collect();
+        let tensors = columns.iter().map(|(column, name, kind)| spec(name, (*kind).into(), column.tail()));
+        let (tensors, sources) =
+            (tensors.collect(), columns.iter().map(|(column, ..)| column).collect::<Vec<_>>());
+        let mut output = self.start(kind, json!(layout), dtype, tensors, (rows, row_bytes), &sources)?;
+        let mut done = 0;
+        while done < rows {
+            let count = block.min(rows - done) as usize;
+            let read = columns.par_iter_mut().zip(&mut buffers).map(|((column, ..), buffer)| {
+                buffer.clear();
+                column.read(count, buffer)
+            });
+            // All of them first, so that of several errors the first column's is given every time.
+            let read: Vec<Result<()>> = read.collect();
+            read.into_iter().collect::<Result<()>>()?;
+            output.append(count, &buffers.iter().map(Buffer::bytes).collect::<Vec<_>>())?;
+            done += count as u64;
+            on_progress(done, rows);
+        }
+        summary(kind, output, dim, dtype, start)
+    }
 }
 
 fn spec(name: &str, dtype: safetensors::Dtype, tail: &[usize]) -> TensorSpec {
@@ -198,8 +235,7 @@ fn pairs(
     group: Option<&ColumnSource>,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
-    let start = Instant::now();
-    let mut sides = [Column::open(chosen, job.io)?, Column::open(rejected, job.io)?];
+    let sides = [Column::open(chosen, job.io)?, Column::open(rejected, job.io)?];
     for side in &sides {
         side.require_axes(1, "[n, d] with d of at least 1")?;
         side.require_floats()?;
@@ -218,48 +254,17 @@ fn pairs(
         Some(group) => Some(group.clone()),
         None => implied()?,
     };
-    let mut group = group.map(|group| Column::open(&group, job.io)).transpose()?;
+    let group = group.map(|group| Column::open(&group, job.io)).transpose()?;
     if let Some(group) = &group {
         group.require_axes(0, "[n]")?;
         group.require_integers()?;
         group.require_rows_of(&sides[0])?;
     }
-
     let dtype = job.stored_as(widest(sides[0].kind(), sides[1].kind()));
-    let mut tensors: Vec<TensorSpec> =
-        Side::BOTH.iter().map(|side| spec(side.name(), dtype.into(), &[dim])).collect();
-    if group.is_some() {
-        tensors.push(spec("group", safetensors::Dtype::I64, &[]));
-    }
-    let rows = sides[0].rows();
-    let columns: Vec<&Column> = sides.iter().chain(&group).collect();
-    let size = (rows, 2 * dim * dtype.size());
-    let mut output = job.start("pairs", json!("pairs"), dtype, tensors, size, &columns)?;
-
-    let mut buffers = [Buffer::new(dtype.into()), Buffer::new(dtype.into())];
-    let mut groups = Buffer::new(Kind::I64);
-    let block = block_rows(dim * 8);
-    let mut done = 0;
-    while done < rows {
-        let count = block.min(rows - done) as usize;
-        let [a, b] = &mut sides;
-        let [to_a, to_b] = &mut buffers;
-        to_a.clear();
-        to_b.clear();
-        let (a, b) = rayon::join(|| a.read(count, to_a), || b.read(count, to_b));
-        a?;
-        b?;
-        let mut bytes = vec![buffers[0].bytes(), buffers[1].bytes()];
-        if let Some(group) = &mut group {
-            groups.clear();
-            group.read(count, &mut groups)?;
-            bytes.push(groups.bytes());
-        }
-        output.append(count, &bytes)?;
-        done += count as u64;
-        on_progress(done, rows);
-    }
-    summary("pairs", output, dim, dtype, start)
+    let sides = sides.into_iter().zip(Side::BOTH);
+    let mut columns: Vec<_> = sides.map(|(column, side)| (column, side.name(), dtype.into())).collect();
+    columns.extend(group.map(|group| (group, "group", Kind::I64)));
+    job.copy("pairs", "pairs", columns, (dim, dtype), 2 * dim * dtype.size(), on_progress)
 }
 
 fn plain(
@@ -267,27 +272,12 @@ fn plain(
     source: &ColumnSource,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
-    let start = Instant::now();
-    let mut column = Column::open(source, job.io)?;
+    let column = Column::open(source, job.io)?;
     column.require_axes(1, "[n, d] with d of at least 1")?;
     column.require_floats()?;
-    let (rows, dim) = (column.rows(), column.tail()[0]);
-    let dtype = job.stored_as(column.kind());
-    let tensors = vec![spec("embeddings", dtype.into(), &[dim])];
-    let size = (rows, dim * dtype.size());
-    let mut output = job.start("embeddings", json!("embeddings"), dtype, tensors, size, &[&column])?;
-    let mut buffer = Buffer::new(dtype.into());
-    let block = block_rows(dim * 8);
-    let mut done = 0;
-    while done < rows {
-        let count = block.min(rows - done) as usize;
-        buffer.clear();
-        column.read(count, &mut buffer)?;
-        output.append(count, &[buffer.bytes()])?;
-        done += count as u64;
-        on_progress(done, rows);
-    }
-    summary("embeddings", output, dim, dtype, start)
+    let (dim, dtype) = (column.tail()[0], job.stored_as(column.kind()));
+    let columns = vec![(column, "embeddings", dtype.into())];
+    job.copy("embeddings", "embeddings", columns, (dim, dtype), dim * dtype.size(), on_progress)
 }
 
 /// Responses `[P, N, d]` and rewards `[P, N]` that belong together.
@@ -316,31 +306,13 @@ fn best_of_n(
     gold: &ColumnSource,
     on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
-    let start = Instant::now();
-    let [mut candidates, mut gold] = responses(job, candidates, gold)?;
-    let (rows, tail) = (candidates.rows(), candidates.tail().to_vec());
-    let (per_prompt, dim) = (tail[0], tail[1]);
+    let [candidates, gold] = responses(job, candidates, gold)?;
+    let (per_prompt, dim) = (candidates.tail()[0], candidates.tail()[1]);
     let dtype = job.stored_as(candidates.kind());
     let gold_kind = if gold.kind().is_float() { gold.kind() } else { Kind::F64 };
-    let tensors =
-        vec![spec("candidates", dtype.into(), &tail), spec("gold", gold_kind.into(), &[per_prompt])];
-    let size = (rows, per_prompt * dim * dtype.size());
-    let columns = [&candidates, &gold];
-    let mut output = job.start("candidates", json!("best-of-n"), dtype, tensors, size, &columns)?;
-    let (mut embeddings, mut scores) = (Buffer::new(dtype.into()), Buffer::new(gold_kind));
-    let block = block_rows(per_prompt * dim * 8);
-    let mut done = 0;
-    while done < rows {
-        let count = block.min(rows - done) as usize;
-        embeddings.clear();
-        scores.clear();
-        candidates.read(count, &mut embeddings)?;
-        gold.read(count, &mut scores)?;
-        output.append(count, &[embeddings.bytes(), scores.bytes()])?;
-        done += count as u64;
-        on_progress(done, rows);
-    }
-    summary("candidates", output, dim, dtype, start)
+    let columns = vec![(candidates, "candidates", dtype.into()), (gold, "gold", gold_kind)];
+    let row_bytes = per_prompt * dim * dtype.size();
+    job.copy("candidates", "best-of-n", columns, (dim, dtype), row_bytes, on_progress)
 }
 
 /// How pairs are made of the rewards of a prompt.

@@ -142,8 +142,8 @@ impl FileBytes {
     pub fn release(&self, at: usize, len: usize) {
         if let Inner::Map(_, map) = &self.0 {
             let len = len.min(map.len().saturating_sub(at));
-            // SAFETY: the map is a shared one of a file that is never written to through it, so that what is dropped is
-            // a copy: pages come back with the file's bytes, or as zeros where they were lost.
+            // SAFETY: the map is a shared one of a file that is never written to through it, so that only copies of the
+            // file's pages are dropped. Pages that the guard replaced come back as zeros.
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
         }
     }
@@ -152,7 +152,7 @@ impl FileBytes {
 /// Length of the table; maps opened while it is full are not guarded.
 const SLOTS: usize = 4096;
 
-/// A mapped stretch of memory; `end` is 0 where the slot is free.
+/// The addresses of a map; `end` is 0 where the slot is free.
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -233,8 +233,8 @@ fn install_handler() -> libc::sigaction {
 /// map is marked. Every other fault goes to whoever handled it before.
 extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the system gives a handler with SA_SIGINFO a valid structure. Only atomics, mmap and sigaction are used,
-    // which are safe in a handler. The new pages lie inside a map that this program owns: its slot
-    // is freed before it is unmapped, and a fault inside it means that a thread holds it at this moment.
+    // which are safe in a handler. The new pages are inside a map that this program owns: its slot
+    // is freed before it is unmapped, and a fault inside it means that a thread is reading it at this moment.
     unsafe {
         let at = (*info).si_addr().addr();
         for slot in &TABLE[..USED.load(Ordering::Acquire)] {

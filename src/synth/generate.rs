@@ -1,12 +1,12 @@
 //! Making pairs. Each block of seeds goes through four operations of the backend:
 //!
-//! 1. encode the originals to posteriors;
-//! 2. select the most likely of the perturbed candidates of each seed;
-//! 3. perturb: the latents of the samples that the block's pairs use;
-//! 4. decode them to embeddings, or score them without decoding.
+//! 1. encode: the posteriors of the originals;
+//! 2. select: the numbers of each seed's most likely candidates;
+//! 3. perturb: the latents of those candidates that the block's pairs use;
+//! 4. decode these to embeddings, or score them without decoding.
 //!
-//! Rows of originals and samples then go out in the plan's order. Only steps 3 and 4 depend on which pairs are asked for,
-//! and every row depends on its seed and its candidate number alone: a pair has the same bits in any batch.
+//! The rows of originals and samples then go out in the plan's order. Every row depends on its seed and its candidate
+//! number alone, so that a pair has the same bits in any batch.
 
 use std::ops::Range;
 
@@ -147,7 +147,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         &self.plan
     }
 
-    /// Fails if a file that was read since it was opened is not what it was.
+    /// Fails if a file is no longer the one that was opened.
     pub fn require_unchanged(&self) -> Result<()> {
         self.source.seeds.require_unchanged()?;
         self.source.stored.map_or(Ok(()), LatentSet::require_unchanged)
@@ -429,7 +429,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     }
 }
 
-/// The samples that a block needs, and their z `[samples, latent]`, out of the stored latents of its pairs. Fails if
+/// The samples that a block needs and their z `[samples, latent]`, taken from the stored latents of its pairs. Fails if
 /// these are not the pairs of the plan.
 fn stored_samples(
     side: Side,

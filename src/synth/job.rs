@@ -1,5 +1,5 @@
-//! A job: a recipe's pairs, written as shards into a folder, so that a killed run resumes to the same bytes (how is told
-//! in `data/folder.rs`); and what such a folder, or a recipe alone, can be made into again.
+//! A job writes a recipe's pairs as shards into a folder; `data/folder.rs` sees to it that a killed run resumes to the
+//! same bytes. The other way round, [`Source`] opens such a folder, or a recipe alone, to make embeddings of it.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

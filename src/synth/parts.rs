@@ -1,5 +1,5 @@
-//! Runs in parts: each part of a run writes its own manifest beside the others. Here they are read and checked, each in
-//! itself and against the others, and shards that are missing are named with the command that makes them.
+//! Runs in parts: each part of a run writes its own manifest beside the others. Here manifests are read and checked, each
+//! alone and against the others, and missing shards are named together with the command that makes them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -70,7 +70,7 @@ impl std::str::FromStr for Part {
     }
 }
 
-/// The manifest of a part or of a whole run, checked in itself.
+/// The manifest of a part or of a whole run, which does not contradict itself.
 #[derive(Debug)]
 pub(super) struct PartManifest {
     pub path: PathBuf,
@@ -189,7 +189,7 @@ fn check(path: &Path, manifest: &Manifest) -> Result<Range<u64>> {
     let mut next = mine.start;
     for record in &manifest.shards {
         let found = format!("{} with {} pairs", record.file, record.rows);
-        // A complete list leaves none out.
+        // A complete list has no gaps.
         let number = shard_number(PREFIX, &record.file).filter(|i| mine.contains(i) && *i >= next);
         let at = number.filter(|i| !manifest.complete || *i == next).unwrap_or(next);
         let rows =
@@ -265,7 +265,7 @@ pub(super) fn require_complete(folder: &Path, parts: &[PartManifest], wanted: Ra
     if gaps.is_empty() {
         return Ok(());
     }
-    // The number of parts that most manifests say.
+    // The number of parts that most manifests have.
     let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
     parts.iter().for_each(|p| *votes.entry(p.part().count).or_default() += 1);
     let usual = votes.into_iter().max_by_key(|&(count, votes)| (votes, count)).map_or(1, |v| v.0);
@@ -315,8 +315,8 @@ pub(super) fn require_complete(folder: &Path, parts: &[PartManifest], wanted: Ra
     })
 }
 
-/// The command that makes a part of the run in `folder`, for people to copy: from the recipe beside the manifest, as far
-/// as that is the manifest's.
+/// The command that makes a part of the run in `folder`, for people to copy. In full only if the recipe in the folder,
+/// which has the paths, belongs to the manifest.
 fn command(folder: &Path, manifest: &Manifest, part: Part) -> String {
     let cut = match part {
         Part::WHOLE => String::new(),

@@ -72,7 +72,7 @@ pub struct Verified {
     pub shards: usize,
     /// Pairs in them.
     pub pairs: u64,
-    /// Pairs of the whole run: more than are here where parts of it lie elsewhere.
+    /// Pairs of the whole run: more than `pairs` where some parts are elsewhere.
     pub run_pairs: u64,
     /// Bytes read.
     pub bytes: u64,
@@ -108,7 +108,7 @@ pub enum VerifyStep {
 /// # Errors
 /// [`Error::Mismatch`] with the first difference, and [`Error::Incomplete`] for a shard that is missing or a run that
 /// was interrupted, each with what the user can do. An interrupted part is no error where another cut of the same run
-/// has made its shards; neither are parts that lie elsewhere.
+/// has made its shards; neither are parts that are elsewhere.
 pub fn verify_folder<B: Backend>(
     folder: &Path,
     backend: &B,
