@@ -77,12 +77,7 @@ impl Common {
 
     /// Opens the device.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::builder()
-            .device(self.device)
-            .threads(self.threads)
-            .precision(self.precision)
-            .sigbus_guard(true)
-            .build()
+        Engine::builder().device(self.device).threads(self.threads).precision(self.precision).build()
     }
 }
 

@@ -81,6 +81,7 @@ enum Command {
 
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+    crate::data::install_sigbus_guard();
     let arguments: Vec<_> = arguments.into_iter().collect();
     // Looked for before parsing, which may itself fail and must then know how to report it.
     let json = arguments.iter().any(|a| a == "--json");

@@ -11,9 +11,9 @@ use super::console::Console;
 use super::inputs::open_held_out;
 use super::table::count;
 use super::training::{save, show_reward_epochs};
-use crate::data::{Manifest, PairSet, PairSource};
+use crate::data::{Manifest, PairSet, PairSource, manifests};
 use crate::error::Result;
-use crate::synth::{Recipe, manifests};
+use crate::synth::Recipe;
 
 /// Train a reward model on pairs, or straight from a recipe
 #[derive(Debug, Args)]

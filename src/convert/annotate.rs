@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::noise::{Purpose, Stream, math};
 
-/// How pairs are made of a prompt's responses. Draws come from the crate's own noise, by the seed and the number of
-/// the prompt, so that they are the same everywhere.
+/// How pairs are made of a prompt's responses. Draws are keyed by the seed and the number of the
+/// prompt, so that they are the same on every machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Annotation {
@@ -40,7 +40,7 @@ impl Annotation {
         }
     }
 
-    /// The pairs (preferred, other) of prompt number `prompt`, at most `count` of them, in the order of their making;
+    /// The pairs (preferred, other) of prompt number `prompt`, at most `count` of them, in the order they are drawn;
     /// `rewards` are finite.
     pub(super) fn pairs(self, seed: u64, prompt: u64, rewards: &[f64], count: u64) -> Vec<(u32, u32)> {
         let responses = rewards.len() as u32;
@@ -129,7 +129,7 @@ fn pair_at(index: u64) -> (u32, u32) {
     ((index - later * (later - 1) / 2) as u32, later as u32)
 }
 
-/// Numbers below a bound, evenly and without repeats: a Fisher-Yates shuffle that remembers only what it moved.
+/// Numbers below a bound, evenly and without repeats: a Fisher-Yates shuffle of which only the entries that were moved are held.
 struct Draw {
     stream: Stream,
     left: u64,

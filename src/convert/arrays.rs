@@ -14,6 +14,15 @@ use arrow_schema::DataType;
 use super::column::{Buffer, Kind};
 use crate::error::{Error, Result};
 
+/// Runs a decoder of another crate on a file that may hold anything. A panic becomes an error with its message.
+pub(super) fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its decoder gave up");
+        text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
+    })
+}
+
 /// Where an array comes from, for messages.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
@@ -56,7 +65,7 @@ pub(super) fn kind(place: Place<'_>, data_type: &DataType) -> Result<(Kind, usiz
     Ok((found, 0))
 }
 
-/// The shape of a row, where the type alone says: lists of fixed size.
+/// The shape of a row if the type alone tells it, as of lists of fixed size.
 pub(super) fn fixed_shape(data_type: &DataType) -> Option<Vec<usize>> {
     match data_type {
         DataType::FixedSizeList(field, size) => {
@@ -110,7 +119,7 @@ fn level(
     tail: &[usize],
     out: &mut Buffer,
 ) -> Result<()> {
-    // The rows before were taken off by the caller: `place` counts from the first of `items`.
+    // `place.row` is the row of the first of `items`.
     if let Some(nulls) = array.nulls().filter(|n| n.null_count() > 0)
         && let Some(at) = items.clone().find(|&i| nulls.is_null(i))
     {
@@ -146,7 +155,7 @@ fn level(
     }
 }
 
-/// Where the values of lists lie that must all have `length` values.
+/// The range of values that the lists `items` cover. Fails unless each list has `length` values.
 fn same_length<O: OffsetSizeTrait>(
     place: Place<'_>,
     offsets: &[O],

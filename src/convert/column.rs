@@ -7,6 +7,9 @@ use half::{bf16, f16};
 use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 
+/// Bytes of a column that are read at a time.
+pub(super) const BLOCK_BYTES: usize = 8 << 20;
+
 /// Element type of a column. Integers of every width are read as I64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -43,6 +46,19 @@ impl Kind {
     }
 }
 
+/// How values of a kind are called in a shard.
+impl From<Kind> for safetensors::Dtype {
+    fn from(kind: Kind) -> safetensors::Dtype {
+        match kind {
+            Kind::F16 => safetensors::Dtype::F16,
+            Kind::Bf16 => safetensors::Dtype::BF16,
+            Kind::F32 => safetensors::Dtype::F32,
+            Kind::F64 => safetensors::Dtype::F64,
+            Kind::I64 => safetensors::Dtype::I64,
+        }
+    }
+}
+
 impl From<Dtype> for Kind {
     fn from(dtype: Dtype) -> Kind {
         match dtype {
@@ -67,7 +83,7 @@ impl ColumnInfo {
         self.tail.iter().product()
     }
 
-    /// Fails on sizes that cannot be counted: all later products of them are then safe.
+    /// Fails unless the bytes of the column can be counted, so that no later product of its sizes overflows.
     pub fn check(self, path: &Path, name: &str) -> Result<ColumnInfo> {
         let bytes = self.tail.iter().try_fold(self.kind.size(), |n, &axis| n.checked_mul(axis));
         let all = bytes.and_then(|n| usize::try_from(self.rows).ok()?.checked_mul(n));
@@ -171,7 +187,7 @@ impl Buffer {
     }
 
     /// Appends the values as another kind, rounded to nearest, ties to even, once. What is too large becomes
-    /// infinite; I64 is left to itself and to F64, where scores are meant.
+    /// infinite. I64 becomes I64 (groups) or F64 (scores).
     fn append_to(&self, out: &mut Buffer) {
         fn narrow<T: Element>(wide: &[f32], out: &mut Vec<T>) {
             let old = out.len();
@@ -183,8 +199,8 @@ impl Buffer {
                 Buffer::F16(v) => widened(v),
                 Buffer::Bf16(v) => widened(v),
                 Buffer::F32(v) => v.clone(),
-                Buffer::F64(v) => v.iter().map(|&x| odd(x)).collect(),
-                Buffer::I64(v) => v.iter().map(|&x| odd(x as f64)).collect(),
+                Buffer::F64(v) => v.iter().map(|&x| round_to_odd(x)).collect(),
+                Buffer::I64(v) => v.iter().map(|&x| round_to_odd(x as f64)).collect(),
             }
         };
         match (self, out) {
@@ -210,9 +226,9 @@ fn widened<T: Element>(from: &[T]) -> Vec<f32> {
     wide
 }
 
-/// Rounds to F32 so that a second rounding, to a type of at most 22 bits, ends where a single one would: towards
-/// zero, with the last bit set where anything was cut off ("round to odd"). A plain cast first would round twice.
-fn odd(x: f64) -> f32 {
+/// Rounds to F32 so that a second rounding, to a type of at most 22 significant bits, gives what a single one would:
+/// towards zero, with the last bit set if anything was cut off. A plain cast would round to nearest twice.
+fn round_to_odd(x: f64) -> f32 {
     let near = x as f32;
     if f64::from(near) == x || !near.is_finite() {
         return near;
@@ -268,7 +284,7 @@ impl FileColumn {
         let before = out.len();
         self.raw.append_to(out);
         if out.kind() != self.raw.kind() {
-            // The values before were checked when they came.
+            // Earlier values were checked when they were appended.
             if let Some(at) = overflow(out, before) {
                 let (row, column) = place(at);
                 let mut value = Buffer::F64(Vec::new());

@@ -15,9 +15,9 @@ use arrow_array::{ArrayRef, FixedSizeListArray, PrimitiveArray, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 use serde::{Deserialize, Serialize};
 
-use super::column::{Buffer, Kind};
+use super::column::{BLOCK_BYTES, Buffer, Kind};
+use super::npy;
 use super::sources::{Column, ColumnSource, Format, column_names};
-use super::{BLOCK_BYTES, npy};
 use crate::data::{AtomicFile, Io, require_absent};
 use crate::error::{Error, Result};
 
@@ -47,7 +47,7 @@ impl FromStr for ExportFormat {
 }
 
 impl ExportFormat {
-    /// The format that the name of a file tells.
+    /// The format by a file's extension.
     pub fn of(path: &Path) -> Option<ExportFormat> {
         match Format::of(path) {
             Some(Format::Parquet) => Some(ExportFormat::Parquet),
@@ -143,7 +143,8 @@ pub struct ExportSummary {
     pub seconds: f64,
 }
 
-/// Writes tensors of shards as one file, whole or not at all. `progress` hears how many rows are done, and of how many.
+/// Writes tensors of shards as one file, whole or not at all. `on_progress` is told the
+/// rows that are done and all rows.
 ///
 /// F32, F16 and F64 stay what they are; BF16, which neither Arrow nor NumPy has, becomes F32, and I32 becomes I64: both
 /// exactly.
@@ -151,7 +152,7 @@ pub struct ExportSummary {
 /// # Errors
 /// Shards that cannot be read, lack a tensor or hold NaN or infinity; tensors of different lengths; several for .npy;
 /// an output that is there, unless `overwrite`.
-pub fn export(job: &ExportJob, progress: &mut dyn FnMut(u64, u64)) -> Result<ExportSummary> {
+pub fn export(job: &ExportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<ExportSummary> {
     let start = Instant::now();
     if !job.overwrite {
         require_absent(&job.out, "--overwrite replaces it")?;
@@ -181,13 +182,13 @@ pub fn export(job: &ExportJob, progress: &mut dyn FnMut(u64, u64)) -> Result<Exp
     };
     let out = AtomicFile::create(&job.out)?;
     match job.format {
-        ExportFormat::Parquet => parquet(job, &out, &names, &mut columns, rows, progress)?,
+        ExportFormat::Parquet => parquet(job, &out, &names, &mut columns, rows, on_progress)?,
         ExportFormat::Npy => {
             let [column] = columns.as_mut_slice() else {
                 let found = format!("{} ({})", names.len(), names.join(", "));
                 return Err(Error::option("--columns", "one tensor for a .npy file", found));
             };
-            array(job, &out, column, rows, progress)?;
+            array(job, &out, column, rows, on_progress)?;
         }
     }
     let bytes = out.file().metadata().map_err(Error::io("write", &job.out))?.len();
@@ -210,7 +211,7 @@ fn array(
     out: &AtomicFile,
     column: &mut Column,
     rows: u64,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
     let kind = written(column.kind());
     let mut shape = vec![rows];
@@ -227,7 +228,7 @@ fn array(
         column.read(count as usize, &mut buffer)?;
         write(buffer.bytes())?;
         done += count;
-        progress(done, rows);
+        on_progress(done, rows);
     }
     Ok(())
 }
@@ -238,7 +239,7 @@ fn parquet(
     names: &[String],
     columns: &mut [Column],
     rows: u64,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
     let row: usize = columns.iter().map(row_bytes).sum();
     let group = match job.row_group_rows {
@@ -254,7 +255,7 @@ fn parquet(
     let schema = Arc::new(Schema::new(fields?));
     let properties = WriterProperties::builder()
         .set_max_row_group_row_count(Some(group))
-        // Values of embeddings hardly repeat, and nobody looks for one by its size.
+        // Embeddings hardly repeat, so that a dictionary saves nothing, and nobody filters by their values.
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_compression(match job.compression {
@@ -264,7 +265,7 @@ fn parquet(
         })
         .build();
     let failed = |e: ::parquet::errors::ParquetError| {
-        // What the crate wraps is the error of the file below it.
+        // The crate wraps the error of the file that it writes to.
         Error::Io { action: "write", path: job.out.clone(), source: std::io::Error::other(e) }
     };
     let mut writer = ArrowWriter::try_new(out.file(), schema.clone(), Some(properties)).map_err(failed)?;
@@ -282,7 +283,7 @@ fn parquet(
             .map_err(|e| Error::shape(job.out.display(), "columns that fit their schema", e))?;
         writer.write(&batch).map_err(failed)?;
         done += count;
-        progress(done, rows);
+        on_progress(done, rows);
     }
     writer.close().map_err(failed)?;
     Ok(())

@@ -4,19 +4,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::annotate::Annotation;
-use super::column::{Buffer, Kind};
-use super::output::{IMPORT, Output, stored};
+use super::column::{BLOCK_BYTES, Buffer, Kind};
 use super::sources::{self, Column, ColumnSource, widest};
-use super::{BLOCK_BYTES, SHARD_BYTES};
-use crate::data::{Io, TensorSpec};
+use crate::data::{
+    Earlier, FolderOptions, Io, MANIFEST, Manifest, OutputFolder, ShardSequence, TensorSpec, rows_per_shard,
+    verify_shard,
+};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
 
+/// The entry of a manifest's settings that says that an import made it.
+const IMPORT: &str = "import";
 /// Most responses of a prompt that pairs are drawn from.
 const MAX_RESPONSES: usize = 1 << 16;
 
@@ -100,7 +104,7 @@ pub struct ImportSummary {
     pub seconds: f64,
 }
 
-/// Converts foreign data to shards. `progress` hears how many rows are done, and of how many.
+/// Converts foreign data to shards. `on_progress` is told the rows that are done and all rows.
 ///
 /// The shards depend on the values, the dtype and the rows per shard alone, not on the format they came from. A shard
 /// that has its name is whole; an import that was interrupted begins again, to the same bytes.
@@ -109,16 +113,16 @@ pub struct ImportSummary {
 /// Sources that cannot be read, lack a column, differ in rows or shape, hold nulls, lists of another length
 /// ([`Error::Shape`]), NaN or infinity ([`Error::NonFinite`]) or values too large for `dtype`, each with file, row and
 /// column; an output that is complete, or of another import, unless `overwrite` ([`Error::Exists`]).
-pub fn import(job: &ImportJob, progress: &mut dyn FnMut(u64, u64)) -> Result<ImportSummary> {
+pub fn import(job: &ImportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<ImportSummary> {
     match &job.layout {
         ImportLayout::Pairs { chosen, rejected, group } => {
-            pairs(job, chosen, rejected, group.as_ref(), progress)
+            pairs(job, chosen, rejected, group.as_ref(), on_progress)
         }
-        ImportLayout::Embeddings { embeddings } => plain(job, embeddings, progress),
-        ImportLayout::BestOfN { candidates, gold } => best_of_n(job, candidates, gold, progress),
+        ImportLayout::Embeddings { embeddings } => plain(job, embeddings, on_progress),
+        ImportLayout::BestOfN { candidates, gold } => best_of_n(job, candidates, gold, on_progress),
         ImportLayout::Annotated { embeddings, rewards, rule, pairs_per_prompt, seed } => {
-            let how = How::new(*rule, *pairs_per_prompt, *seed)?;
-            annotated(job, embeddings, rewards, &how, progress)
+            let rule = PairRule::new(*rule, *pairs_per_prompt, *seed)?;
+            annotated(job, embeddings, rewards, &rule, on_progress)
         }
     }
 }
@@ -133,27 +137,72 @@ impl ImportJob {
         })
     }
 
-    /// Rows per shard, for rows of `row_bytes`.
-    fn rows_per_shard(&self, row_bytes: usize) -> Result<u64> {
-        match self.shard_rows {
-            Some(0) => Err(Error::option("--shard-rows", "1 or more", 0)),
-            Some(rows) => Ok(rows),
-            None => Ok((SHARD_BYTES / row_bytes.max(1) as u64).next_power_of_two().max(1)),
+    /// Starts a folder of shards called `prefix` for `rows` rows of `row_bytes` bytes, made of `columns`.
+    fn start(
+        &self,
+        prefix: &'static str,
+        layout: Value,
+        dtype: Dtype,
+        tensors: Vec<TensorSpec>,
+        (rows, row_bytes): (u64, usize),
+        columns: &[&Column],
+    ) -> Result<ShardSequence> {
+        let shard_rows = rows_per_shard(self.shard_rows, rows, row_bytes)?;
+        // What determines the bytes of the shards, as far as names and lengths of files tell.
+        let paths: Vec<&Path> = columns.iter().flat_map(|column| column.paths()).collect();
+        let mut sources = Vec::new();
+        for path in &paths {
+            let bytes = fs::metadata(path).map_err(Error::io("open", path))?.len();
+            sources.push(json!({ "file": path, "bytes": bytes }));
         }
+        let settings = json!({
+            IMPORT: { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
+        });
+        let options = FolderOptions {
+            lock: "import",
+            manifest: MANIFEST,
+            prefix,
+            earlier: Earlier::Restart(&paths),
+            overwrite: self.overwrite,
+        };
+        let manifest = Manifest::new(settings, rows, shard_rows, None);
+        ShardSequence::start(OutputFolder::open(&self.out, manifest, options)?, tensors)
     }
 
-    /// What determines the bytes of the shards, as far as names and lengths of files tell.
-    fn settings(&self, layout: Value, dtype: Dtype, shard_rows: u64, columns: &[&Column]) -> Result<Value> {
-        let mut sources = Vec::new();
-        for column in columns {
-            for path in column.paths() {
-                let bytes = fs::metadata(path).map_err(Error::io("open", path))?.len();
-                sources.push(json!({ "file": path, "bytes": bytes }));
-            }
+    /// Copies columns of equally many rows as the tensors of shards: each as the name and kind beside it. `row_bytes`
+    /// are those of a row's embeddings.
+    fn copy(
+        &self,
+        kind: &'static str,
+        layout: &str,
+        mut columns: Vec<(Column, &str, Kind)>,
+        (dim, dtype): (usize, Dtype),
+        row_bytes: usize,
+        on_progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImportSummary> {
+        let start = Instant::now();
+        let rows = columns[0].0.rows();
+        let block = block_rows(columns[0].0.tail().iter().product::<usize>() * 8);
+        let mut buffers: Vec<Buffer> = columns.iter().map(|&(.., kind)| Buffer::new(kind)).collect();
+        let tensors = columns.iter().map(|(column, name, kind)| spec(name, (*kind).into(), column.tail()));
+        let (tensors, sources) =
+            (tensors.collect(), columns.iter().map(|(column, ..)| column).collect::<Vec<_>>());
+        let mut output = self.start(kind, json!(layout), dtype, tensors, (rows, row_bytes), &sources)?;
+        let mut done = 0;
+        while done < rows {
+            let count = block.min(rows - done) as usize;
+            let read = columns.par_iter_mut().zip(&mut buffers).map(|((column, ..), buffer)| {
+                buffer.clear();
+                column.read(count, buffer)
+            });
+            // All of them first, so that of several errors the first column's is given every time.
+            let read: Vec<Result<()>> = read.collect();
+            read.into_iter().collect::<Result<()>>()?;
+            output.append(count, &buffers.iter().map(Buffer::bytes).collect::<Vec<_>>())?;
+            done += count as u64;
+            on_progress(done, rows);
         }
-        Ok(json!({
-            IMPORT: { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
-        }))
+        summary(kind, output, dim, dtype, start)
     }
 }
 
@@ -166,10 +215,10 @@ fn block_rows(row_bytes: usize) -> u64 {
     (BLOCK_BYTES / row_bytes.max(1)).max(1) as u64
 }
 
-/// What the summary says beside the output's own figures.
+/// Completes the output.
 fn summary(
     kind: &'static str,
-    output: Output<'_>,
+    output: ShardSequence,
     dim: usize,
     dtype: Dtype,
     start: Instant,
@@ -184,10 +233,9 @@ fn pairs(
     chosen: &ColumnSource,
     rejected: &ColumnSource,
     group: Option<&ColumnSource>,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
-    let start = Instant::now();
-    let mut sides = [Column::open(chosen, job.io)?, Column::open(rejected, job.io)?];
+    let sides = [Column::open(chosen, job.io)?, Column::open(rejected, job.io)?];
     for side in &sides {
         side.require_axes(1, "[n, d] with d of at least 1")?;
         side.require_floats()?;
@@ -206,78 +254,30 @@ fn pairs(
         Some(group) => Some(group.clone()),
         None => implied()?,
     };
-    let mut group = group.map(|group| Column::open(&group, job.io)).transpose()?;
+    let group = group.map(|group| Column::open(&group, job.io)).transpose()?;
     if let Some(group) = &group {
         group.require_axes(0, "[n]")?;
         group.require_integers()?;
         group.require_rows_of(&sides[0])?;
     }
-
     let dtype = job.stored_as(widest(sides[0].kind(), sides[1].kind()));
-    let mut tensors: Vec<TensorSpec> =
-        Side::BOTH.iter().map(|side| spec(side.name(), dtype.into(), &[dim])).collect();
-    if group.is_some() {
-        tensors.push(spec("group", safetensors::Dtype::I64, &[]));
-    }
-    let rows = sides[0].rows();
-    let shard_rows = job.rows_per_shard(2 * dim * dtype.size())?;
-    let columns: Vec<&Column> = sides.iter().chain(&group).collect();
-    let settings = job.settings(json!("pairs"), dtype, shard_rows, &columns)?;
-    let mut output = Output::create(job, "pairs", tensors, (rows, shard_rows), settings, &columns)?;
-
-    let mut buffers = [Buffer::new(dtype.into()), Buffer::new(dtype.into())];
-    let mut groups = Buffer::new(Kind::I64);
-    let block = block_rows(dim * 8);
-    let mut done = 0;
-    while done < rows {
-        let count = block.min(rows - done) as usize;
-        let [a, b] = &mut sides;
-        let [to_a, to_b] = &mut buffers;
-        to_a.clear();
-        to_b.clear();
-        let (a, b) = rayon::join(|| a.read(count, to_a), || b.read(count, to_b));
-        a?;
-        b?;
-        let mut bytes = vec![buffers[0].bytes(), buffers[1].bytes()];
-        if let Some(group) = &mut group {
-            groups.clear();
-            group.read(count, &mut groups)?;
-            bytes.push(groups.bytes());
-        }
-        output.append(count, &bytes)?;
-        done += count as u64;
-        progress(done, rows);
-    }
-    summary("pairs", output, dim, dtype, start)
+    let sides = sides.into_iter().zip(Side::BOTH);
+    let mut columns: Vec<_> = sides.map(|(column, side)| (column, side.name(), dtype.into())).collect();
+    columns.extend(group.map(|group| (group, "group", Kind::I64)));
+    job.copy("pairs", "pairs", columns, (dim, dtype), 2 * dim * dtype.size(), on_progress)
 }
 
 fn plain(
     job: &ImportJob,
     source: &ColumnSource,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
-    let start = Instant::now();
-    let mut column = Column::open(source, job.io)?;
+    let column = Column::open(source, job.io)?;
     column.require_axes(1, "[n, d] with d of at least 1")?;
     column.require_floats()?;
-    let (rows, dim) = (column.rows(), column.tail()[0]);
-    let dtype = job.stored_as(column.kind());
-    let shard_rows = job.rows_per_shard(dim * dtype.size())?;
-    let settings = job.settings(json!("embeddings"), dtype, shard_rows, &[&column])?;
-    let tensors = vec![spec("embeddings", dtype.into(), &[dim])];
-    let mut output = Output::create(job, "embeddings", tensors, (rows, shard_rows), settings, &[&column])?;
-    let mut buffer = Buffer::new(dtype.into());
-    let block = block_rows(dim * 8);
-    let mut done = 0;
-    while done < rows {
-        let count = block.min(rows - done) as usize;
-        buffer.clear();
-        column.read(count, &mut buffer)?;
-        output.append(count, &[buffer.bytes()])?;
-        done += count as u64;
-        progress(done, rows);
-    }
-    summary("embeddings", output, dim, dtype, start)
+    let (dim, dtype) = (column.tail()[0], job.stored_as(column.kind()));
+    let columns = vec![(column, "embeddings", dtype.into())];
+    job.copy("embeddings", "embeddings", columns, (dim, dtype), dim * dtype.size(), on_progress)
 }
 
 /// Responses `[P, N, d]` and rewards `[P, N]` that belong together.
@@ -304,46 +304,26 @@ fn best_of_n(
     job: &ImportJob,
     candidates: &ColumnSource,
     gold: &ColumnSource,
-    progress: &mut dyn FnMut(u64, u64),
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
-    let start = Instant::now();
-    let [mut candidates, mut gold] = responses(job, candidates, gold)?;
-    let (rows, tail) = (candidates.rows(), candidates.tail().to_vec());
-    let (per_prompt, dim) = (tail[0], tail[1]);
+    let [candidates, gold] = responses(job, candidates, gold)?;
+    let (per_prompt, dim) = (candidates.tail()[0], candidates.tail()[1]);
     let dtype = job.stored_as(candidates.kind());
     let gold_kind = if gold.kind().is_float() { gold.kind() } else { Kind::F64 };
+    let columns = vec![(candidates, "candidates", dtype.into()), (gold, "gold", gold_kind)];
     let row_bytes = per_prompt * dim * dtype.size();
-    let shard_rows = job.rows_per_shard(row_bytes)?;
-    let columns = [&candidates, &gold];
-    let settings = job.settings(json!("best-of-n"), dtype, shard_rows, &columns)?;
-    let tensors =
-        vec![spec("candidates", dtype.into(), &tail), spec("gold", stored(gold_kind), &[per_prompt])];
-    let mut output = Output::create(job, "candidates", tensors, (rows, shard_rows), settings, &columns)?;
-    let (mut embeddings, mut scores) = (Buffer::new(dtype.into()), Buffer::new(gold_kind));
-    let block = block_rows(per_prompt * dim * 8);
-    let mut done = 0;
-    while done < rows {
-        let count = block.min(rows - done) as usize;
-        embeddings.clear();
-        scores.clear();
-        candidates.read(count, &mut embeddings)?;
-        gold.read(count, &mut scores)?;
-        output.append(count, &[embeddings.bytes(), scores.bytes()])?;
-        done += count as u64;
-        progress(done, rows);
-    }
-    summary("candidates", output, dim, dtype, start)
+    job.copy("candidates", "best-of-n", columns, (dim, dtype), row_bytes, on_progress)
 }
 
-/// How pairs are made of rewards.
-struct How {
+/// How pairs are made of the rewards of a prompt.
+struct PairRule {
     rule: Annotation,
     count: u64,
     seed: u64,
 }
 
-impl How {
-    fn new(rule: Annotation, count: Option<u64>, seed: u64) -> Result<How> {
+impl PairRule {
+    fn new(rule: Annotation, count: Option<u64>, seed: u64) -> Result<PairRule> {
         let count = match (rule, count) {
             (Annotation::AllPairs, Some(count)) => {
                 let expected = "none with all-pairs, which makes every pair";
@@ -353,7 +333,7 @@ impl How {
             (_, Some(0)) => return Err(Error::option("--pairs-per-prompt", "1 or more", 0)),
             (_, count) => count.unwrap_or(1),
         };
-        Ok(How { rule, count, seed })
+        Ok(PairRule { rule, count, seed })
     }
 
     fn pairs(&self, prompt: u64, rewards: &[f64]) -> Vec<(u32, u32)> {
@@ -365,8 +345,8 @@ fn annotated(
     job: &ImportJob,
     embeddings: &ColumnSource,
     rewards: &ColumnSource,
-    how: &How,
-    progress: &mut dyn FnMut(u64, u64),
+    rule: &PairRule,
+    on_progress: &mut dyn FnMut(u64, u64),
 ) -> Result<ImportSummary> {
     let start = Instant::now();
     let [mut column, scores] = responses(job, embeddings, rewards)?;
@@ -375,16 +355,16 @@ fn annotated(
         let what = format!("{}: responses per prompt", column.title());
         return Err(Error::shape(what, format!("{MAX_RESPONSES} at most"), per_prompt));
     }
-    let most = how.rule.most_pairs(per_prompt as u32);
-    if how.rule != Annotation::AllPairs && how.count > most {
-        let expected = format!("1 to {most}: {} of {per_prompt} responses gives no more", how.rule);
-        return Err(Error::option("--pairs-per-prompt", expected, how.count));
+    let most = rule.rule.most_pairs(per_prompt as u32);
+    if rule.rule != Annotation::AllPairs && rule.count > most {
+        let expected = format!("1 to {most}: {} of {per_prompt} responses gives no more", rule.rule);
+        return Err(Error::option("--pairs-per-prompt", expected, rule.count));
     }
-    // A pass over the rewards alone tells how many pairs there will be: rewards may be equal.
+    // Equal rewards make no pair, so that a pass over the rewards has to count the pairs first.
     let mut scores = Rewards { column: scores, per_prompt, values: Buffer::new(Kind::F64), prompt: 0 };
     let (mut rows, mut without) = (0u64, 0u64);
     for prompt in 0..prompts {
-        let count = how.pairs(prompt, scores.next()?).len() as u64;
+        let count = rule.pairs(prompt, scores.next()?).len() as u64;
         rows += count;
         without += u64::from(count == 0);
     }
@@ -395,16 +375,14 @@ fn annotated(
     }
 
     let dtype = job.stored_as(column.kind());
-    let shard_rows = job.rows_per_shard(2 * dim * dtype.size())?;
-    let layout = json!({ "annotate": how.rule, "pairs_per_prompt": how.count, "seed": how.seed });
-    let columns = [&column, &scores.column];
-    let settings = job.settings(layout, dtype, shard_rows, &columns)?;
+    let layout = json!({ "annotate": rule.rule, "pairs_per_prompt": rule.count, "seed": rule.seed });
     let tensors = vec![
         spec("chosen", dtype.into(), &[dim]),
         spec("rejected", dtype.into(), &[dim]),
         spec("group", safetensors::Dtype::I64, &[]),
     ];
-    let mut output = Output::create(job, "pairs", tensors, (rows, shard_rows), settings, &columns)?;
+    let (size, columns) = ((rows, 2 * dim * dtype.size()), [&column, &scores.column]);
+    let mut output = job.start("pairs", layout, dtype, tensors, size, &columns)?;
 
     let row_bytes = dim * dtype.size();
     let block = block_rows(per_prompt * dim * 8);
@@ -415,7 +393,7 @@ fn annotated(
     let mut flush = |sides: &mut [Vec<u8>; 2], groups: &mut Vec<i64>| -> Result<()> {
         output.append(groups.len(), &[&sides[0], &sides[1], bytemuck::cast_slice(groups)])?;
         written += groups.len() as u64;
-        progress(written, rows);
+        on_progress(written, rows);
         sides.iter_mut().for_each(Vec::clear);
         groups.clear();
         Ok(())
@@ -426,7 +404,7 @@ fn annotated(
         column.read(count, &mut buffer)?;
         for (i, prompt) in buffer.bytes().chunks_exact(per_prompt * row_bytes).enumerate() {
             let number = done + i as u64;
-            for (a, b) in how.pairs(number, scores.next()?) {
+            for (a, b) in rule.pairs(number, scores.next()?) {
                 for (side, response) in sides.iter_mut().zip([a as usize, b as usize]) {
                     side.extend_from_slice(&prompt[response * row_bytes..][..row_bytes]);
                 }
@@ -470,7 +448,52 @@ impl Rewards {
     }
 }
 
-/// Whether two paths lead to one file.
-pub(super) fn same_file(a: &Path, b: &Path) -> bool {
-    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+/// Whether `folder` holds the manifest of an import.
+pub fn is_import(folder: &Path) -> bool {
+    Manifest::read(&folder.join(MANIFEST)).is_ok_and(|found| found.settings.get(IMPORT).is_some())
+}
+
+/// What a check of an import's folder found in order.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VerifiedImport {
+    /// Shards read.
+    pub shards: usize,
+    /// Rows in them.
+    pub rows: u64,
+    /// Bytes read.
+    pub bytes: u64,
+}
+
+/// Re-reads the shards of an import and compares sizes and checksums with its manifest. `on_progress` is told the
+/// bytes that are done and all bytes. Fails with [`Error::Mismatch`] on the first difference, also if the import is not
+/// complete.
+pub fn verify_import(folder: &Path, io: Io, on_progress: &mut dyn FnMut(u64, u64)) -> Result<VerifiedImport> {
+    let path = folder.join(MANIFEST);
+    let manifest = Manifest::read(&path)?;
+    let differs = |path: &Path, what: &str, expected: String, found: String| {
+        Err(Error::Mismatch { path: path.to_path_buf(), what: what.into(), expected, found })
+    };
+    if !manifest.complete {
+        let found = "interrupted; run the same import again".to_string();
+        return differs(&path, "state of the import", "complete".into(), found);
+    }
+    let rows = manifest.shards.iter().try_fold(0u64, |n, shard| n.checked_add(shard.rows));
+    if rows != Some(manifest.pairs) {
+        return differs(&path, "rows of the shards", manifest.pairs.to_string(), format!("{rows:?}"));
+    }
+    let total = manifest.shards.iter().fold(0u64, |n, shard| n.saturating_add(shard.bytes));
+    let mut verified = VerifiedImport { shards: 0, rows: manifest.pairs, bytes: 0 };
+    for record in &manifest.shards {
+        // The last component alone: a manifest must not lead out of its folder.
+        let name = Path::new(&record.file).file_name().unwrap_or_default();
+        let shard = folder.join(name);
+        let found = verify_shard(&shard, io)?;
+        if found != *record {
+            return differs(&shard, "record in the manifest", format!("{record:?}"), format!("{found:?}"));
+        }
+        verified.shards += 1;
+        verified.bytes += record.bytes;
+        on_progress(verified.bytes, total);
+    }
+    Ok(verified)
 }

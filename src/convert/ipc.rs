@@ -1,4 +1,4 @@
-//! Arrow IPC, the stream and the file format: a file of the latter is a stream between two signatures.
+//! Arrow IPC, the stream format and the file format, which is a stream between two signatures.
 //!
 //! The frames of a file are found by their headers before any is decoded: that gives the number of rows, and finds a
 //! file that was cut short before anything is allocated for what it claims to hold.
@@ -15,13 +15,12 @@ use arrow_ipc::reader::RecordBatchDecoder;
 use arrow_ipc::{Endianness, Message, MessageHeader, MetadataVersion, convert, root_as_message};
 use arrow_schema::SchemaRef;
 
-use super::arrays::{self, Place};
+use super::arrays::{self, Place, guarded};
 use super::column::{Buffer, ColumnInfo, ColumnReader};
-use super::guarded;
 use crate::data::{FileBytes, Io};
 use crate::error::{Error, Result};
 
-/// Opens a file of the file format, and closes it after the length of its footer.
+/// The signature at both ends of the file format; the length of the footer is before the last one.
 const MAGIC: &[u8] = b"ARROW1";
 /// Longest header of a frame that is read.
 const MAX_HEADER: u64 = 256 << 20;
@@ -228,7 +227,7 @@ pub(super) fn open(path: &Path, name: &str, io: Io) -> Result<(ColumnInfo, Box<d
     Ok((ColumnInfo { rows, tail, kind }.check(path, name)?, Box::new(reader)))
 }
 
-/// A map as an owner of bytes.
+/// Lets `bytes::Bytes` own a map.
 struct Mapped(Arc<FileBytes>);
 
 impl AsRef<[u8]> for Mapped {
@@ -247,21 +246,22 @@ struct Column {
     name: String,
     schema: SchemaRef,
     column: usize,
-    /// The batches that come.
+    /// The batches that are not read yet.
     frames: std::vec::IntoIter<Frame>,
     source: Source,
     tail: Vec<usize>,
     /// The batch at hand, and how many of its rows are taken.
     batch: Option<(RecordBatch, usize)>,
-    /// Where the batch at hand lies.
+    /// Where the batch at hand is in the file.
     frame: Option<Frame>,
     /// Row of the file that comes next.
     row: u64,
 }
 
 impl Column {
-    /// Fails if bytes that were read since the last call were not there any more; then takes them out of memory.
-    fn let_go(&self) -> Result<()> {
+    /// Releases the pages of the batch at hand. With the SIGBUS guard, fails if pages were lost while they were read;
+    /// without it, reading a lost page has ended the process.
+    fn release_batch(&self) -> Result<()> {
         let Source::Map(_, map) = &self.source else { return Ok(()) };
         if !map.is_whole() {
             return Err(bad(&self.path, CHANGED));
@@ -313,10 +313,10 @@ impl Column {
     }
 }
 
-/// Fails unless every buffer lies in the body of its batch, and none claims to be far larger than it can be once it is
-/// unpacked: the decoder trusts both.
+/// Fails unless every buffer is inside the body of its batch, and none claims to unpack to more than it can: the decoder
+/// trusts both.
 fn check_buffers(path: &Path, batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<()> {
-    /// More than any of the two compressions can save: LZ4 255-fold, Zstandard 128 KiB in 4 bytes.
+    /// More than either compression can save: LZ4 255-fold, Zstandard 128 KiB in 4 bytes.
     const MOST: u64 = 1 << 16;
     for buffer in batch.buffers().into_iter().flatten() {
         let (offset, len) = (buffer.offset(), buffer.length());
@@ -343,9 +343,9 @@ impl ColumnReader for Column {
         while wanted > 0 {
             let Some((batch, taken)) = self.batch.as_mut().filter(|(batch, taken)| *taken < batch.num_rows())
             else {
-                // The one before goes first: two at a time would be twice the memory.
+                // The batch before is dropped first: two at a time would take twice the memory.
                 self.batch = None;
-                self.let_go()?;
+                self.release_batch()?;
                 self.batch = Some((self.next_batch()?, 0));
                 continue;
             };
@@ -356,6 +356,6 @@ impl ColumnReader for Column {
             self.row += count as u64;
             wanted -= count;
         }
-        self.let_go()
+        self.release_batch()
     }
 }

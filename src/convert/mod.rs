@@ -1,5 +1,9 @@
-//! The door to other programs' data: [`import`] makes shards of NumPy, safetensors, Parquet and Arrow files, and
-//! [`export`] makes Parquet or NumPy files of shards. Both stream: they hold some blocks, never a file.
+//! Other programs' files in and out: [`import`] makes shards of NumPy, safetensors, Parquet and Arrow files, and
+//! [`export`] makes Parquet or NumPy files of shards.
+//!
+//! Data flows one way, a block of some MiB at a time, so that no file is ever held whole: `npy`, `tensors`, `parquet` and
+//! `ipc` read one column of one file; `sources` joins a column over files; `import` appends the columns to a folder of
+//! shards, and `export` writes them as one file.
 //!
 //! ```no_run
 //! use lensmith::convert::{ColumnSource, ImportJob, ImportLayout, import};
@@ -32,29 +36,11 @@ mod export;
 mod import;
 mod ipc;
 mod npy;
-mod output;
 mod parquet;
 mod sources;
 mod tensors;
 
 pub use annotate::Annotation;
 pub use export::{Compression, ExportColumn, ExportFormat, ExportJob, ExportSummary, export};
-pub use import::{ImportJob, ImportLayout, ImportSummary, import};
-pub use output::{VerifiedImport, is_import, verify_import};
+pub use import::{ImportJob, ImportLayout, ImportSummary, VerifiedImport, import, is_import, verify_import};
 pub use sources::{ColumnSource, Format, column_names};
-
-/// Bytes of a column that are read at a time.
-const BLOCK_BYTES: usize = 8 << 20;
-
-/// Bytes of a shard where the user does not say otherwise.
-const SHARD_BYTES: u64 = 256 << 20;
-
-/// Runs a decoder of another crate on a file that may hold anything: what it answers with a panic becomes an error
-/// like any other. The text says what it said.
-fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its decoder gave up");
-        text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
-    })
-}

@@ -1,7 +1,7 @@
 //! NumPy's formats: .npy, and .npz, a zip of them. Both are read in one pass with the memory of a block.
 //!
-//! The header is a Python literal of which NumPy writes one form, parsed here: the crates that read it bring a parser
-//! generator along, and read values one by one.
+//! The header is a Python literal of which NumPy writes one form, parsed here: the crates that read it depend on a parser
+//! generator, and read values one by one.
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom, Take};
@@ -36,7 +36,7 @@ struct Header {
     len: u64,
 }
 
-/// How values lie in the file.
+/// How values are stored in the file.
 #[derive(Clone, Copy, Debug)]
 struct Stored {
     kind: Kind,
@@ -105,7 +105,7 @@ impl Header {
         let Some((&rows, tail)) = self.shape.split_first() else {
             return Err(Error::shape(format!("{}: axes", path.display()), "1 or more", "0 (a single value)"));
         };
-        // One long axis has no order.
+        // With at most one axis longer than 1 both orders are the same.
         if self.fortran && self.shape.iter().filter(|&&axis| axis > 1).count() > 1 {
             let detail = "it is in Fortran order, where a row is scattered over the file: save \
                           numpy.ascontiguousarray(x) instead";
@@ -254,7 +254,7 @@ enum Unpacked {
     Deflated(DeflateDecoder<Take<BufReader<File>>>),
 }
 
-/// The bytes of an array in a zip, held against their checksum when the last one is read.
+/// The bytes of an array in a zip; their checksum is compared when the last one is read.
 struct Member {
     path: PathBuf,
     name: String,

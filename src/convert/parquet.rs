@@ -9,9 +9,8 @@ use ::parquet::arrow::arrow_reader::{
 };
 use arrow_array::{Array, RecordBatch};
 
-use super::arrays::{self, Place};
-use super::column::{Buffer, ColumnInfo, ColumnReader};
-use super::guarded;
+use super::arrays::{self, Place, guarded};
+use super::column::{BLOCK_BYTES, Buffer, ColumnInfo, ColumnReader};
 use crate::error::{Error, Result};
 
 fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
@@ -71,7 +70,7 @@ pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn Colum
     };
     let info = ColumnInfo { rows, tail, kind }.check(path, name)?;
     // Batches of about the size of a block; a reader decodes no more at a time.
-    let per_batch = (super::BLOCK_BYTES / (info.width() * kind.size()).max(1)).clamp(1, 1 << 16);
+    let per_batch = (BLOCK_BYTES / (info.width() * kind.size()).max(1)).clamp(1, 1 << 16);
     let reader = Column {
         path: path.to_path_buf(),
         name: name.to_string(),

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::column::{Buffer, ColumnInfo, FileColumn, Kind};
 use super::{ipc, npy, parquet, tensors};
-use crate::data::{Io, glob_matches, require_matches};
+use crate::data::{Io, expand_sources};
 use crate::error::{Error, Result};
 
 /// A file format that is read.
@@ -45,7 +45,7 @@ impl Format {
         }
     }
 
-    /// The format that a file's name tells.
+    /// The format by a file's extension.
     pub fn of(path: &Path) -> Option<Format> {
         let extension = path.extension()?.to_str()?.to_ascii_lowercase();
         Format::ALL.into_iter().find(|format| format.extensions().contains(&extension.as_str()))
@@ -76,8 +76,8 @@ impl FromStr for Format {
 /// A column and the files that hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ColumnSource {
-    /// Files, folders and glob patterns, joined in the order given. A folder stands for the data set that Hugging
-    /// Face's `datasets` saved there, or else for the files of one format directly inside, by name.
+    /// Files, folders and glob patterns, joined in the order given. A folder is the data set that Hugging Face's
+    /// `datasets` saved there, or else all files of one format directly inside, by name.
     pub files: Vec<String>,
     /// Their format; `None` goes by the names of the files.
     pub format: Option<Format>,
@@ -106,7 +106,7 @@ fn names(path: &Path, format: Format) -> Result<Vec<String>> {
 fn open(path: &Path, format: Format, name: &str, io: Io) -> Result<FileColumn> {
     let meta = fs::metadata(path).map_err(Error::io("open", path))?;
     if !meta.is_file() {
-        // A pipe has no length to hold the contents against.
+        // A pipe has no length that its contents could be compared with.
         let detail = "it is not a regular file".to_string();
         return Err(Error::Format { path: path.to_path_buf(), format: "data", detail });
     }
@@ -141,7 +141,7 @@ impl Column {
         let mut files: Vec<(PathBuf, Format, ColumnInfo)> = Vec::new();
         for (path, format) in expand(&source.files, source.format)? {
             let info = open(&path, format, &source.name, io)?.info;
-            // A file without rows may not even tell its shape.
+            // A file without rows may not know the shape of a row.
             if info.rows == 0 {
                 continue;
             }
@@ -180,7 +180,7 @@ impl Column {
         &self.files[0].2.tail
     }
 
-    /// The type of all files, or one that holds those of all.
+    /// The type of all files, or one that holds the values of all.
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -241,7 +241,7 @@ impl Column {
         Ok(())
     }
 
-    /// Appends the next `rows` rows to `out`, in its type; there are as many.
+    /// Appends the next `rows` rows to `out`, in its type. Fails if fewer are left.
     pub fn read(&mut self, rows: usize, out: &mut Buffer) -> Result<()> {
         let mut wanted = rows as u64;
         while wanted > 0 {
@@ -278,32 +278,9 @@ pub(super) fn widest(a: Kind, b: Kind) -> Kind {
 }
 
 /// The files that `sources` stand for, with their formats.
-pub(super) fn expand(sources: &[String], format: Option<Format>) -> Result<Vec<(PathBuf, Format)>> {
-    if sources.is_empty() {
-        return Err(Error::TooFew { what: "data sources".into(), needed: 1, found: 0 });
-    }
-    let mut files = Vec::new();
-    for source in sources {
-        let path = Path::new(source);
-        // A path that exists is never a pattern, whatever characters it holds.
-        if path.is_dir() {
-            files.extend(folder(path, format)?);
-        } else if !path.exists() && source.contains(['*', '?', '[']) {
-            for path in pattern(source)? {
-                files.push((path.clone(), format_of(&path, format)?));
-            }
-        } else {
-            files.push((path.to_path_buf(), format_of(path, format)?));
-        }
-    }
-    let mut seen = BTreeSet::new();
-    for (file, _) in &files {
-        let real = fs::canonicalize(file).map_err(Error::io("open", file))?;
-        if !seen.insert(real) {
-            return Err(Error::shape(format!("{}: times it is given as a source", file.display()), 1, 2));
-        }
-    }
-    Ok(files)
+fn expand(sources: &[String], format: Option<Format>) -> Result<Vec<(PathBuf, Format)>> {
+    let file = |path: PathBuf| format_of(&path, format).map(|format| (path, format));
+    expand_sources(sources, |path| folder(path, format), file, |(path, _)| path)
 }
 
 fn format_of(path: &Path, given: Option<Format>) -> Result<Format> {
@@ -386,8 +363,4 @@ fn dataset(path: &Path, state: &Path) -> Result<Vec<(PathBuf, Format)>> {
         return Err(bad("it lists no data files"));
     }
     Ok(files)
-}
-
-fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
-    require_matches(pattern, glob_matches(pattern)?)
 }

@@ -1,4 +1,7 @@
-//! One tensor over one or more files, read as one matrix. Everything that reads embeddings is made of these.
+//! One tensor over one or more files, read as one matrix: the part that every reader of embeddings is made of.
+//!
+//! Rows of a mapped file are borrowed where they are aligned for their type, else copied; a range that reaches over
+//! several files is a list of such parts.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,14 +11,14 @@ use safetensors::Dtype as FileDtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::data::format::TensorInfo;
-use crate::data::map::Io;
-use crate::data::source::{Source, expand};
+use super::format::{TensorInfo, hex};
+use super::map::Io;
+use super::source::{Source, expand};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, RowsBuf, Values};
 
-/// Bytes held at a time by a pass over all data.
+/// Bytes that a pass over all data holds at a time.
 const BLOCK_BYTES: usize = 16 << 20;
 const EMBEDDING_DTYPES: &str = "F32, F16 or BF16";
 
@@ -32,7 +35,7 @@ pub struct ShardFile {
     pub bytes: u64,
 }
 
-/// What identifies the data of one file, wherever the file lies.
+/// What identifies the data of one file, wherever the file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceFile {
     /// File name without its folder.
@@ -90,7 +93,7 @@ pub(super) fn open_all(sources: &[String], io: Io) -> Result<Vec<Arc<Source>>> {
 
 /// One tensor's rows in one file.
 #[derive(Debug)]
-struct Stretch {
+struct FileTensor {
     source: Arc<Source>,
     /// First byte in the file.
     at: u64,
@@ -102,8 +105,8 @@ struct Stretch {
 #[derive(Debug)]
 pub(super) struct Column {
     name: String,
-    stretches: Vec<Stretch>,
-    /// First row of each stretch, and the total at the end.
+    tensors: Vec<FileTensor>,
+    /// First row of each file, and the total at the end.
     starts: Vec<usize>,
     dim: usize,
 }
@@ -113,7 +116,7 @@ impl Column {
     /// number the rows. Fails on a missing tensor, another rank or type, no columns, widths that differ
     /// between files, or no row at all.
     pub fn new(sources: &[Arc<Source>], name: &str, rank: usize) -> Result<Column> {
-        let mut column = Column { name: name.into(), stretches: Vec::new(), starts: vec![0], dim: 0 };
+        let mut column = Column { name: name.into(), tensors: Vec::new(), starts: vec![0], dim: 0 };
         let mut total = 0usize;
         for source in sources {
             let info = source.header.tensor(&source.path, name)?;
@@ -124,20 +127,19 @@ impl Column {
                 let what = format!("{}: columns of tensor `{name}`", source.path.display());
                 return Err(Error::TooFew { what, needed: 1, found: 0 });
             }
-            if let Some(first) = column.stretches.first().filter(|_| dim != column.dim) {
+            if let Some(first) = column.tensors.first().filter(|_| dim != column.dim) {
                 let what = format!("{}: columns of tensor `{name}`", source.path.display());
                 let expected = format!("{} as in {}", column.dim, first.source.path.display());
                 return Err(Error::shape(what, expected, dim));
             }
             column.dim = dim;
-            // Cannot overflow: each file holds its rows, and files are bounded by the address space; but a
-            // sparse file costs nothing, so the sum is checked all the same.
+            // Each file's rows fit the address space, but their sum over sparse files may not.
             total = total.checked_add(rows).ok_or_else(|| {
                 Error::shape(format!("{}: rows", source.path.display()), "a countable number", "more")
             })?;
             column.starts.push(total);
             let at = info.range.start as u64;
-            column.stretches.push(Stretch { source: source.clone(), at, rows, dtype });
+            column.tensors.push(FileTensor { source: source.clone(), at, rows, dtype });
         }
         if total == 0 {
             let path = sources.first().map_or(String::new(), |s| format!("{}: ", s.path.display()));
@@ -152,7 +154,7 @@ impl Column {
 
     /// Fails unless `other`, which was made from the same files, has the same rows, width and type in each.
     pub fn require_same_shape(&self, other: &Column) -> Result<()> {
-        for (a, b) in self.stretches.iter().zip(&other.stretches) {
+        for (a, b) in self.tensors.iter().zip(&other.tensors) {
             let path = &b.source.path;
             if (a.rows, self.dim) != (b.rows, other.dim) {
                 let what = format!("{}: tensor `{}`", path.display(), other.name);
@@ -180,18 +182,18 @@ impl Column {
     }
 
     pub fn files(&self) -> Vec<ShardFile> {
-        let file = |s: &Stretch| ShardFile {
+        let file = |s: &FileTensor| ShardFile {
             path: s.source.path.clone(),
             rows: s.rows,
             dtype: s.dtype,
             bytes: s.source.len,
         };
-        self.stretches.iter().map(file).collect()
+        self.tensors.iter().map(file).collect()
     }
 
-    /// Fails with [`Error::Changed`] if a file is not the one that was opened any more.
+    /// Fails with [`Error::Changed`] if a file is no longer the one that was opened.
     pub fn require_unchanged(&self) -> Result<()> {
-        self.stretches.iter().try_for_each(|stretch| stretch.source.require_unchanged())
+        self.tensors.iter().try_for_each(|tensor| tensor.source.require_unchanged())
     }
 
     /// Asks the system to have the rows in `range` in memory soon, where files are mapped.
@@ -206,11 +208,11 @@ impl Column {
 
     /// Tells `each` where the bytes of the rows in `range` are.
     fn for_bytes(&self, range: Range<usize>, each: impl Fn(&Source, u64, usize)) {
-        for (stretch, &start) in self.stretches.iter().zip(&self.starts) {
-            let (from, to) = (range.start.max(start), range.end.min(start + stretch.rows));
+        for (tensor, &start) in self.tensors.iter().zip(&self.starts) {
+            let (from, to) = (range.start.max(start), range.end.min(start + tensor.rows));
             if from < to {
-                let row = self.dim * stretch.dtype.size();
-                each(&stretch.source, stretch.at + ((from - start) * row) as u64, (to - from) * row);
+                let row = self.dim * tensor.dtype.size();
+                each(&tensor.source, tensor.at + ((from - start) * row) as u64, (to - from) * row);
             }
         }
     }
@@ -222,21 +224,21 @@ impl Column {
             return Err(Error::shape(what, format!("a range in 0..{}", self.len()), format!("{range:?}")));
         }
         let mut parts = Vec::new();
-        for (stretch, &start) in self.stretches.iter().zip(&self.starts) {
+        for (tensor, &start) in self.tensors.iter().zip(&self.starts) {
             let from = range.start.max(start);
-            let to = range.end.min(start + stretch.rows);
+            let to = range.end.min(start + tensor.rows);
             if from < to {
-                parts.push(stretch.rows(from - start..to - start, self.dim)?);
+                parts.push(tensor.rows(from - start..to - start, self.dim)?);
             }
         }
         if parts.is_empty() {
-            parts.push(Part::Owned(RowsBuf::zeros(self.stretches[0].dtype, 0, self.dim)));
+            parts.push(Part::Owned(RowsBuf::zeros(self.tensors[0].dtype, 0, self.dim)));
         }
         Ok(RowBlock(parts))
     }
 }
 
-impl Stretch {
+impl FileTensor {
     fn rows(&self, range: Range<usize>, dim: usize) -> Result<Part<'_>> {
         let row_bytes = dim * self.dtype.size();
         let at = self.at + (range.start * row_bytes) as u64;
@@ -278,12 +280,12 @@ impl Stretch {
 pub(super) fn scan(columns: &[&Column]) -> Result<Scan> {
     let Some(first) = columns.first() else { return Ok(Scan { sources: Vec::new() }) };
     let mut sources = Vec::new();
-    for (i, file) in first.stretches.iter().enumerate() {
+    for (i, file) in first.tensors.iter().enumerate() {
         let mut hash = Xxh3::new();
         let mut error = None;
         let mut limit = usize::MAX;
         for column in columns {
-            if let Some((row, at, value)) = column.stretches[i].scan(column.dim, limit, &mut hash)? {
+            if let Some((row, at, value)) = column.tensors[i].scan(column.dim, limit, &mut hash)? {
                 limit = row;
                 error = Some(Error::NonFinite {
                     path: file.source.path.clone(),
@@ -308,11 +310,6 @@ pub(super) fn scan(columns: &[&Column]) -> Result<Scan> {
         });
     }
     Ok(Scan { sources })
-}
-
-/// A checksum as 32 hexadecimal digits.
-pub(super) fn hex(digest: u128) -> String {
-    format!("{digest:032x}")
 }
 
 /// Fails unless `info` has `rank` axes.

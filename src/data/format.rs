@@ -1,8 +1,8 @@
 //! The safetensors format as bytes: an 8-byte little-endian header length, a JSON header, the payload.
 //!
-//! Headers are parsed and proved (tensors contiguous, without holes, sizes equal to shape times dtype) by the
-//! safetensors crate itself; here they are bounded before that, held against the length of the file after it,
-//! and refused with a sentence that says what to look for.
+//! Headers are parsed and checked (tensors contiguous, without holes, sizes equal to shape times dtype) by the
+//! safetensors crate. Here their length is bounded before that and the length of the file checked after it, and a header
+//! that is refused gets a message that says what to look for.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,19 +20,17 @@ pub(super) const LEN_BYTES: usize = 8;
 const MAX_HEADER: u64 = 100_000_000;
 /// The payload starts at a multiple of this: a page, so that a map of it suits SIMD and pinned copies.
 const PAYLOAD_ALIGN: usize = 4096;
-/// Longest stretch of foreign text that a message repeats.
+/// Most characters of foreign text that a message repeats.
 const MAX_QUOTE: usize = 200;
 
-/// One tensor of a file, as its header declares it; proved to lie inside the file.
+/// One tensor of a file, as its header declares it, checked to be inside the file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// Name.
     pub name: String,
-    /// Element type.
     pub dtype: Dtype,
     /// Sizes of the axes, slowest first.
     pub shape: Vec<usize>,
-    /// Where its bytes lie, counted from the start of the file.
+    /// Its bytes, counted from the start of the file.
     pub range: Range<usize>,
 }
 
@@ -41,7 +39,7 @@ pub struct TensorInfo {
 pub struct Header {
     /// The tensors in the order of their bytes.
     pub tensors: Vec<TensorInfo>,
-    /// Free text entries.
+    /// The entry `__metadata__`.
     pub metadata: BTreeMap<String, String>,
     /// First byte of the payload, counted from the start of the file.
     pub payload: usize,
@@ -62,7 +60,7 @@ impl Header {
         let refuse = |detail| bad(path, detail);
         let text = std::str::from_utf8(json)
             .map_err(|e| refuse(format!("the header is not UTF-8 text after byte {}", e.valid_up_to())))?;
-        // The crate's parser checks every tensor before it returns.
+        // Parsing includes the checks of every tensor.
         let parsed: Metadata = serde_json::from_str(text).map_err(|e| refuse(diagnose(text, &e)))?;
 
         let payload = prefix.len();
@@ -103,7 +101,7 @@ impl Header {
     }
 }
 
-/// Where the header of a file of `len` bytes ends, told from its first bytes. The error is a detail for
+/// Where the header of a file of `len` bytes ends, from its `first` bytes. The error is the detail of an
 /// [`Error::Format`].
 pub(super) fn header_end(first: &[u8], len: u64) -> Result<usize, String> {
     if len == 0 {
@@ -135,6 +133,11 @@ pub(super) fn bad(path: &Path, detail: impl Into<String>) -> Error {
     Error::Format { path: path.to_path_buf(), format: "safetensors", detail: detail.into() }
 }
 
+/// A checksum as 32 hexadecimal digits.
+pub(super) fn hex(digest: u128) -> String {
+    format!("{digest:032x}")
+}
+
 /// Foreign text made fit for a message: one line, bounded.
 pub(super) fn quote(text: &str) -> String {
     let mut line: String = text.chars().take(MAX_QUOTE).flat_map(char::escape_debug).collect();
@@ -144,7 +147,7 @@ pub(super) fn quote(text: &str) -> String {
     line
 }
 
-/// Why a header was refused. The crate's verdict names no tensor when sizes disagree, so look for one.
+/// Why a header was refused. Where sizes disagree, the crate's error does not name the tensor: it is looked for here.
 fn diagnose(json: &str, verdict: &serde_json::Error) -> String {
     let entries: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
     for (name, value) in entries {
@@ -240,7 +243,7 @@ impl Layout {
 struct HeaderJson<'a> {
     tensors: &'a [TensorInfo],
     metadata: &'a BTreeMap<String, String>,
-    /// What to take off the ranges to count from the start of the payload.
+    /// Start of the payload, from which the format counts byte ranges.
     payload: usize,
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use safetensors::Dtype as FileDtype;
 
-use crate::data::column::{ShardFile, check_rank, open_all, wrong_dtype};
-use crate::data::format;
-use crate::data::map::Io;
-use crate::data::source::Source;
+use super::column::{ShardFile, check_rank, open_all, wrong_dtype};
+use super::format;
+use super::map::Io;
+use super::source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
@@ -35,7 +35,7 @@ pub struct LatentRows {
 /// Pairs as latents on disk, over one or more files.
 #[derive(Debug)]
 pub struct LatentSet {
-    stretches: Vec<Stretch>,
+    parts: Vec<FileLatents>,
     /// First pair of each file, and the total at the end.
     starts: Vec<usize>,
     latent: usize,
@@ -44,7 +44,7 @@ pub struct LatentSet {
 
 /// One file: where each tensor's bytes begin.
 #[derive(Debug)]
-struct Stretch {
+struct FileLatents {
     source: Arc<Source>,
     rows: usize,
     seed: u64,
@@ -60,11 +60,11 @@ impl LatentSet {
     /// shape than [`LATENT_Z`], [`LATENT_CANDIDATE`] and [`LATENT_SEED`] say, if the widths of two files differ, if
     /// there is no pair, or if a file is given twice.
     pub fn open(sources: &[String], io: Io) -> Result<LatentSet> {
-        let mut set = LatentSet { stretches: Vec::new(), starts: vec![0], latent: 0, files: Vec::new() };
+        let mut set = LatentSet { parts: Vec::new(), starts: vec![0], latent: 0, files: Vec::new() };
         let mut total = 0usize;
         for source in open_all(sources, io)? {
-            let (stretch, latent) = Stretch::new(source)?;
-            let path = &stretch.source.path;
+            let (part, latent) = FileLatents::new(source)?;
+            let path = &part.source.path;
             if let Some(first) = set.files.first().filter(|_| latent != set.latent) {
                 let what = format!("{}: columns of tensor `{}`", path.display(), LATENT_Z[0]);
                 return Err(Error::shape(
@@ -74,13 +74,13 @@ impl LatentSet {
                 ));
             }
             set.latent = latent;
-            total = total.checked_add(stretch.rows).ok_or_else(|| {
+            total = total.checked_add(part.rows).ok_or_else(|| {
                 Error::shape(format!("{}: rows", path.display()), "a countable number", "more")
             })?;
             set.starts.push(total);
-            let bytes = stretch.source.len;
-            set.files.push(ShardFile { path: path.clone(), rows: stretch.rows, dtype: Dtype::F32, bytes });
-            set.stretches.push(stretch);
+            let bytes = part.source.len;
+            set.files.push(ShardFile { path: path.clone(), rows: part.rows, dtype: Dtype::F32, bytes });
+            set.parts.push(part);
         }
         if total == 0 {
             let path = set.files.first().map_or(String::new(), |f| format!("{}: ", f.path.display()));
@@ -112,7 +112,7 @@ impl LatentSet {
 
     /// Fails with [`Error::Changed`] if a file is no longer the one that was opened: what was read since may be wrong.
     pub fn require_unchanged(&self) -> Result<()> {
-        self.stretches.iter().try_for_each(|s| s.source.require_unchanged())
+        self.parts.iter().try_for_each(|s| s.source.require_unchanged())
     }
 
     /// The pairs in `range`, copied.
@@ -131,20 +131,20 @@ impl LatentSet {
             z: [(); 2].map(|()| vec![0.0; count * self.latent]),
             candidate: [(); 2].map(|()| vec![0; count]),
         };
-        for (stretch, &start) in self.stretches.iter().zip(&self.starts) {
+        for (part, &start) in self.parts.iter().zip(&self.starts) {
             let from = range.start.max(start);
-            let to = range.end.min(start + stretch.rows);
+            let to = range.end.min(start + part.rows);
             if from < to {
-                stretch.read(from - start..to - start, from - range.start, self.latent, &mut out)?;
+                part.read(from - start..to - start, from - range.start, self.latent, &mut out)?;
             }
         }
         Ok(out)
     }
 }
 
-impl Stretch {
+impl FileLatents {
     /// Finds the tensors of a file; gives the width of z as well.
-    fn new(source: Arc<Source>) -> Result<(Stretch, usize)> {
+    fn new(source: Arc<Source>) -> Result<(FileLatents, usize)> {
         let path = &source.path;
         let find = |name: &str, dtype: FileDtype, words: &'static str, rank: usize| {
             let info = source.header.tensor(path, name)?;
@@ -180,7 +180,7 @@ impl Stretch {
         let seed = list(LATENT_SEED, FileDtype::I64, "I64")?;
         let [chosen, rejected] = LATENT_CANDIDATE.map(|name| list(name, FileDtype::I32, "I32"));
         let candidate = [chosen?, rejected?];
-        Ok((Stretch { rows, seed, z: [chosen_z, rejected_z], candidate, source }, latent))
+        Ok((FileLatents { rows, seed, z: [chosen_z, rejected_z], candidate, source }, latent))
     }
 
     /// Copies rows `range` of this file to place `at` of `out`, and checks them.

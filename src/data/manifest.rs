@@ -1,15 +1,16 @@
-//! A folder of shards: what is in it, under which settings it was made, and who writes there.
+//! The manifest of a folder of shards: which run it belongs to, the settings that determine its bytes, and the shards
+//! that are finished.
 
-use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
+use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::data::column::hex;
-use crate::data::writer::{ShardRecord, write_atomic};
+use super::atomic::write_atomic;
+use super::format::hex;
+use super::writer::ShardRecord;
 use crate::error::{Error, Result};
 
 /// The version of the manifest that this code reads and writes.
@@ -23,13 +24,13 @@ pub struct Manifest {
     pub format: u32,
     /// Whether every shard is there.
     pub complete: bool,
-    /// Digest of the settings and the data that the shards were made from.
+    /// [`Manifest::digest`] of the settings.
     pub fingerprint: String,
-    /// The settings, for people and for [`Manifest::difference`].
+    /// Everything that determines the bytes of the shards, for people and for [`Manifest::difference`].
     pub settings: Value,
-    /// Pairs over all shards.
+    /// Rows over all shards.
     pub pairs: u64,
-    /// Pairs of each shard but the last.
+    /// Rows of each shard but the last.
     pub shard_rows: u64,
     /// Part i of N of a run that was cut, as `(i, N)`.
     pub part: Option<(u64, u64)>,
@@ -38,6 +39,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// The manifest of a run that has no shard yet.
+    pub fn new(settings: Value, rows: u64, shard_rows: u64, part: Option<(u64, u64)>) -> Manifest {
+        let fingerprint = Manifest::digest(&settings);
+        let (format, complete, pairs, shards) = (FORMAT, false, rows, Vec::new());
+        Manifest { format, complete, fingerprint, settings, pairs, shard_rows, part, shards }
+    }
+
     /// Reads a manifest. Fails with [`Error::Format`] if it is not one, or of another version.
     pub fn read(path: &Path) -> Result<Manifest> {
         let bad = |detail| Error::Format { path: path.to_path_buf(), format: "manifest", detail };
@@ -94,35 +102,5 @@ fn first_difference(path: &str, a: Option<&Value>, b: Option<&Value>) -> Option<
             let text = |value: Option<&Value>| value.map_or("nothing".to_string(), Value::to_string);
             Some((path.to_string(), text(a), text(b)))
         }
-    }
-}
-
-/// The right to write something in a folder, held by one process at a time.
-#[derive(Debug)]
-pub struct FolderLock(#[expect(dead_code, reason = "the lock lasts as long as this file is open")] File);
-
-impl FolderLock {
-    /// Locks `name` in the folder `dir`, which must exist, through a file `.NAME.lock` that stays behind. Fails
-    /// with [`Error::Busy`] at once if another process, or another lock of this one, holds it. The system
-    /// releases it when the process ends, however it ends.
-    pub fn acquire(dir: &Path, name: &str) -> Result<FolderLock> {
-        let path = dir.join(format!(".{name}.lock"));
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Error::io("create", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(FolderLock(file)),
-            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: dir.to_path_buf() }),
-            Err(TryLockError::Error(source)) => Err(Error::Io { action: "lock", path, source }),
-        }
-    }
-}
-
-/// Fails with [`Error::Exists`] and `hint` (what the user can do) if anything is at `path`.
-pub fn require_absent(path: &Path, hint: &str) -> Result<()> {
-    // A dangling link counts: writing to it would create a file somewhere else.
-    match fs::symlink_metadata(path) {
-        Ok(_) => Err(Error::Exists { path: path.to_path_buf(), hint: hint.to_string() }),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io("open", path)(e)),
     }
 }

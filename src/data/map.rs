@@ -1,12 +1,21 @@
 //! A whole file as bytes: a memory map, or a copy in memory.
 //!
-//! A map whose file shrinks under it, or whose disk fails, raises SIGBUS where it is read. So that this is an error and
-//! not the end of the program, maps are registered: the handler puts zeros in place of what is lost and marks the map,
-//! and whoever read it asks [`FileBytes::is_whole`] before anything that came of it is kept.
+//! Where a mapped file shrinks, or its disk fails, reading the lost pages raises SIGBUS, and the system ends the process.
+//! A library has no business in its host's signal handlers, so that is what happens unless the program asks for the
+//! guard, see [`install_sigbus_guard`]:
+//!
+//! 1. every map is listed in a table that a signal handler can read;
+//! 2. the handler puts pages of zeros in place of the lost ones, marks the map, and lets the read go on;
+//! 3. whoever read it asks [`FileBytes::is_whole`] before anything that was made of these bytes is kept.
+//!
+//! With or without the guard, [`super::PairSet::require_unchanged`] and its like hold the identity of each file (device,
+//! inode, length, time of its last change) against that at opening before a result is committed: a file that was
+//! replaced, rewritten or cut short without a lost page being read is an error either way. What the guard adds is that
+//! reading a lost page is an error as well, and that a disk's failure is found though the file looks the same.
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
@@ -16,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 
-use crate::data::source::open_regular;
+use super::format;
 use crate::error::{Error, Result};
 
 /// How files are read.
@@ -51,14 +60,27 @@ impl FromStr for Io {
     }
 }
 
+/// Opens a regular file and tells its length in bytes. Anything else is refused before it is opened: opening
+/// a pipe would wait for a writer, and a folder fails only later, with a message that says less.
+pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
+    if !meta.is_file() {
+        let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
+        return Err(format::bad(path, kind));
+    }
+    let file = File::open(path).map_err(Error::io("open", path))?;
+    let len = file.metadata().map_err(Error::io("open", path))?.len();
+    Ok((file, len))
+}
+
 /// The contents of one file.
 #[derive(Debug)]
 pub struct FileBytes(Inner);
 
 #[derive(Debug)]
 enum Inner {
-    // The watch ends before the map does.
-    Map(Option<Watch>, Mmap),
+    // Fields are dropped in order: the entry in the table goes before the map does.
+    Map(Option<TableEntry>, Mmap),
     Copy(Vec<u8>),
 }
 
@@ -77,10 +99,11 @@ impl FileBytes {
                 // SAFETY: the map is private to this value, read-only, and lent out no longer than `self`
                 // lives. Bytes that another process changes meanwhile are only ever read as integers and
                 // floats, for which every bit pattern is valid; lengths and offsets come from a header that
-                // was parsed into owned values once. Pages that are lost to truncation become zeros, see `on_fault`.
+                // was parsed into owned values once. Reading a page that was lost to truncation ends the process or,
+                // with the guard, gives zeros: it never gives memory of something else.
                 let map = unsafe { Mmap::map(file) }.map_err(Error::io("map", path))?;
-                let watch = Watch::over(&map);
-                Ok(FileBytes(Inner::Map(watch, map)))
+                let entry = TableEntry::add(&map);
+                Ok(FileBytes(Inner::Map(entry, map)))
             }
             Io::Read => {
                 let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
@@ -98,10 +121,11 @@ impl FileBytes {
         }
     }
 
-    /// Whether every byte that was read so far was there: false once zeros stood in for lost pages of a map.
+    /// Whether every byte that was read so far was there: false once the guard put zeros in place of lost pages. Without
+    /// the guard always true, since reading a lost page ends the process.
     pub fn is_whole(&self) -> bool {
         match &self.0 {
-            Inner::Map(Some(watch), _) => !watch.slot().lost.load(Ordering::Acquire),
+            Inner::Map(Some(entry), _) => !entry.slot().lost.load(Ordering::Acquire),
             _ => true,
         }
     }
@@ -112,83 +136,84 @@ impl FileBytes {
             let _ = map.advise_range(Advice::WillNeed, at, len.min(map.len().saturating_sub(at)));
         }
     }
-}
 
-impl FileBytes {
     /// Takes `len` bytes from `at` out of this process's memory; the next access brings them back from the file. So a
     /// pass over a file larger than memory does not look as if it held it all.
     pub fn release(&self, at: usize, len: usize) {
         if let Inner::Map(_, map) = &self.0 {
             let len = len.min(map.len().saturating_sub(at));
-            // SAFETY: the map is a shared one of a file that is never written to through it, so that what is dropped is
-            // a copy: pages come back with the file's bytes, or as zeros where they were lost.
+            // SAFETY: the map is a shared one of a file that is never written to through it, so that only copies of the
+            // file's pages are dropped. Pages that the guard replaced come back as zeros.
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, at, len) };
         }
     }
 }
 
-/// Maps that are watched at a time; what is mapped beyond them is not.
-const WATCHED: usize = 4096;
+/// Length of the table; maps opened while it is full are not guarded.
+const SLOTS: usize = 4096;
 
-/// A mapped stretch of memory; `end` is 0 where the slot is free.
+/// The addresses of a map; `end` is 0 where the slot is free.
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
     lost: AtomicBool,
 }
 
-static SLOTS: [Slot; WATCHED] =
+static TABLE: [Slot; SLOTS] =
     [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), lost: AtomicBool::new(false) } };
-        WATCHED];
+        SLOTS];
 /// Slots below this have been used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of the system's pages.
 static PAGE_SIZE: AtomicUsize = AtomicUsize::new(4096);
-/// What handled SIGBUS before.
+/// What handled SIGBUS before the guard; set while the guard is installed.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// A slot of one map, free again when the map goes.
+/// The slot of one map, free again when the map goes. Maps are listed whether the guard is installed or not, so that a
+/// guard that comes later covers them too.
 #[derive(Debug)]
-struct Watch(usize);
+struct TableEntry(usize);
 
-impl Watch {
-    fn over(map: &Mmap) -> Option<Watch> {
+impl TableEntry {
+    fn add(map: &Mmap) -> Option<TableEntry> {
         if map.is_empty() {
             return None;
         }
-        BEFORE.get()?;
         let start = map.as_ptr().addr();
-        // Taking a slot: from free (end 0) to taken (start above end), then to this map.
-        let taken = SLOTS
+        // Taking a slot: from free (end 0) to taken (end 1, below any start), then to this map.
+        let taken = TABLE
             .iter()
             .position(|slot| slot.end.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
-        let slot = &SLOTS[taken];
+        let slot = &TABLE[taken];
         slot.start.store(start, Ordering::Relaxed);
         slot.lost.store(false, Ordering::Relaxed);
         slot.end.store(start + map.len(), Ordering::Release);
         USED.fetch_max(taken + 1, Ordering::AcqRel);
-        Some(Watch(taken))
+        Some(TableEntry(taken))
     }
 
     fn slot(&self) -> &'static Slot {
-        &SLOTS[self.0]
+        &TABLE[self.0]
     }
 }
 
-impl Drop for Watch {
+impl Drop for TableEntry {
     fn drop(&mut self) {
         self.slot().end.store(0, Ordering::Release);
     }
 }
 
-/// Installs the handler of SIGBUS for the whole process, once: see [`crate::EngineBuilder::sigbus_guard`]. Maps that are
-/// made from then on are watched.
+/// Handles SIGBUS for this process from now on, so that a mapped file that is cut short, or whose disk fails, becomes
+/// an [`Error::Changed`] instead of the end of the process. Faults outside this crate's maps go to the handler that was
+/// there before. Calling it again does nothing.
+///
+/// For programs, which own their process's signal handlers; a library should leave the choice to its user.
 pub fn install_sigbus_guard() {
-    BEFORE.get_or_init(handle_faults);
+    BEFORE.get_or_init(install_handler);
 }
 
 /// Installs [`on_fault`]; gives what was there.
-fn handle_faults() -> libc::sigaction {
+fn install_handler() -> libc::sigaction {
     // SAFETY: both structures are plain data for which zeros are valid, and are filled or read by the call alone; the
     // handler does nothing but what a signal handler may.
     unsafe {
@@ -204,15 +229,15 @@ fn handle_faults() -> libc::sigaction {
     }
 }
 
-/// A page of a watched map that is not there any more becomes zeros, as do those behind it, and the map is marked.
-/// Every other fault goes to whoever handled it before.
+/// The signal handler: a page of a listed map that is not there any more becomes zeros, as do those behind it, and the
+/// map is marked. Every other fault goes to whoever handled it before.
 extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the system gives a handler with SA_SIGINFO a valid structure. Only atomics, mmap and sigaction are used,
-    // which are safe in a handler. The new pages lie inside a map that this program owns: its slot
-    // is freed before it is unmapped, and a fault inside it means that a thread holds it at this moment.
+    // which are safe in a handler. The new pages are inside a map that this program owns: its slot
+    // is freed before it is unmapped, and a fault inside it means that a thread is reading it at this moment.
     unsafe {
         let at = (*info).si_addr().addr();
-        for slot in &SLOTS[..USED.load(Ordering::Acquire)] {
+        for slot in &TABLE[..USED.load(Ordering::Acquire)] {
             let end = slot.end.load(Ordering::Acquire);
             if at < slot.start.load(Ordering::Relaxed) || at >= end {
                 continue;
@@ -227,7 +252,7 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
                 return;
             }
         }
-        // The instruction runs again and faults again, now in the other's hands.
+        // On return the instruction runs again and faults again, which the earlier handler then sees.
         if let Some(before) = BEFORE.get() {
             libc::sigaction(libc::SIGBUS, before, std::ptr::null_mut());
         }

@@ -1,11 +1,17 @@
 //! Embedding shards on disk: safetensors files, read through memory maps and written atomically.
 //!
-//! [`PairSet`], [`CandidateSet`], [`EmbeddingSet`] and [`LatentSet`] read files, folders or glob patterns as one matrix;
-//! [`ShardWriter`] writes a shard whose checksums travel in its header; [`Manifest`] lists a folder of them.
+//! Reading: [`PairSet`], [`CandidateSet`], [`EmbeddingSet`] and [`LatentSet`] join files, folders or glob patterns to
+//! one matrix each. They are made of columns (one tensor over several files), these of sources (one open file with its
+//! parsed header), and these of memory maps.
+//!
+//! Writing: [`ShardWriter`] writes one shard whose checksums travel in its header, [`Manifest`] lists the shards of a
+//! folder, and [`OutputFolder`] fills a folder so that an interrupted run can be continued.
 
-mod block;
+mod atomic;
 mod checkpoint;
 mod column;
+mod direct;
+mod folder;
 mod format;
 mod inputs;
 mod latents;
@@ -15,17 +21,22 @@ mod reader;
 mod source;
 mod writer;
 
-pub use block::sequential_write;
+pub use atomic::{AtomicFile, require_absent, write_atomic};
 pub use checkpoint::{Checkpoint, Provenance, file_fingerprint};
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
+pub use direct::sequential_write;
+pub use folder::{
+    Earlier, FolderLock, FolderOptions, MANIFEST, MAX_SHARDS, OutputFolder, PlannedShard, ShardSequence,
+    manifests, rows_per_shard, shard_name, shard_number,
+};
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};
 pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
-pub use manifest::{FolderLock, Manifest, require_absent};
+pub use manifest::Manifest;
 pub use map::{FileBytes, Io, install_sigbus_guard};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
-pub use source::{glob_matches, require_matches};
+pub use source::expand_sources;
 pub use writer::{
-    AtomicFile, NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard,
-    write_atomic, write_pairs, write_tensors,
+    NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
+    write_tensors,
 };

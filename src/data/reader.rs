@@ -6,10 +6,10 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use safetensors::Dtype as FileDtype;
 
-use crate::data::column::{self, Column, RowBlock, Scan, ShardFile, check_rank, wrong_dtype};
-use crate::data::format::TensorInfo;
-use crate::data::map::Io;
-use crate::data::source::Source;
+use super::column::{self, Column, RowBlock, Scan, ShardFile, check_rank, wrong_dtype};
+use super::format::TensorInfo;
+use super::map::Io;
+use super::source::Source;
 use crate::error::{Error, Result};
 use crate::matrix::Side;
 

@@ -1,32 +1,19 @@
 //! From what a user names (files, folders, patterns) to open files with parsed headers.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::data::format::{self, Header};
-use crate::data::map::{FileBytes, Io};
+use super::format::{self, Header};
+use super::map::{FileBytes, Io, open_regular};
 use crate::error::{Error, Result};
 
-/// Opens a regular file and tells its length in bytes. Anything else is refused before it is opened: opening
-/// a pipe would wait for a writer, and a folder fails only later, with a message that says less.
-pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
-    if !meta.is_file() {
-        let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
-        return Err(format::bad(path, kind));
-    }
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let len = file.metadata().map_err(Error::io("open", path))?.len();
-    Ok((file, len))
-}
+/// From this many copied bytes on, releasing the mapped pages that they came from is worth a system call.
+const RELEASE_BYTES: usize = 1 << 16;
 
-/// Bytes of a copy from which on giving back what it was made of is worth a call to the system.
-const RELEASED: usize = 1 << 16;
-
-/// One open file: its header, and a way to its payload.
+/// One open file: its parsed header, and its payload as a map or through reads.
 #[derive(Debug)]
 pub(super) struct Source {
     pub path: PathBuf,
@@ -93,8 +80,8 @@ impl Source {
         Ok(Source { path: path.to_path_buf(), header, len, access, identity })
     }
 
-    /// Fails with [`Error::Changed`] if the file is no longer the one that was opened, or bytes of it were lost while
-    /// they were read.
+    /// Fails with [`Error::Changed`] if the file is no longer the one that was opened (by device, inode, length and time
+    /// of its last change) or, with the SIGBUS guard, if pages of a map were lost while they were read.
     pub fn require_unchanged(&self) -> Result<()> {
         let changed = |how: String| Err(Error::Changed { path: self.path.clone(), how });
         match fs::metadata(&self.path) {
@@ -144,8 +131,8 @@ impl Source {
             Access::Map(_) => {
                 let bytes = self.mapped(at, out.len()).ok_or_else(|| changed(&self.path))?;
                 out.copy_from_slice(bytes);
-                // The copy is what is worked on.
-                if out.len() >= RELEASED {
+                // Only the copy is used from here on.
+                if out.len() >= RELEASE_BYTES {
                     self.release(at, out.len());
                 }
                 Ok(())
@@ -178,31 +165,56 @@ fn read_prefix(path: &Path, file: &File, len: u64) -> Result<Vec<u8>> {
 }
 
 /// The files that `sources` stand for, in order: a file itself; every `*.safetensors` directly in a folder,
-/// by name; the matches of a glob pattern, by name. Fails if a source stands for nothing or a file for two.
+/// by name; the matches of a glob pattern, by name. Fails if a source stands for no file, or two for the same one.
 pub(super) fn expand(sources: &[String]) -> Result<Vec<PathBuf>> {
+    expand_sources(sources, folder, Ok, |path| path)
+}
+
+/// What `sources` stand for, in order: `file` of a file, the entries `folder` of a folder, and the matches of a glob
+/// pattern, by name. A pattern's `*` finds no hidden files and does not reach into subfolders.
+///
+/// # Errors
+/// A source that stands for nothing, a file that is given twice (`path` tells the file of an entry), an invalid pattern,
+/// and what `file` and `folder` fail with.
+pub fn expand_sources<T>(
+    sources: &[String],
+    folder: impl Fn(&Path) -> Result<Vec<T>>,
+    file: impl Fn(PathBuf) -> Result<T>,
+    path: impl Fn(&T) -> &Path,
+) -> Result<Vec<T>> {
     if sources.is_empty() {
         return Err(Error::TooFew { what: "data sources".into(), needed: 1, found: 0 });
     }
-    let mut files = Vec::new();
+    let mut entries = Vec::new();
     for source in sources {
-        let path = Path::new(source);
+        let named = Path::new(source);
         // A path that exists is never a pattern, whatever characters it holds.
-        if path.is_dir() {
-            files.extend(folder(path)?);
-        } else if !path.exists() && source.contains(['*', '?', '[']) {
-            files.extend(pattern(source)?);
+        if named.is_dir() {
+            entries.extend(folder(named)?);
+        } else if !named.exists() && source.contains(['*', '?', '[']) {
+            let before = entries.len();
+            for found in glob_matches(source)? {
+                if found.is_dir() {
+                    entries.extend(folder(&found)?);
+                } else if !found.file_name().is_some_and(hidden_or_temporary) {
+                    entries.push(file(found)?);
+                }
+            }
+            if entries.len() == before {
+                let what = format!("{source}: files that match this pattern");
+                return Err(Error::TooFew { what, needed: 1, found: 0 });
+            }
         } else {
-            files.push(path.to_path_buf());
+            entries.push(file(named.to_path_buf())?);
         }
     }
-    let mut seen = HashMap::new();
-    for file in &files {
-        let real = fs::canonicalize(file).map_err(Error::io("open", file))?;
-        if seen.insert(real, file).is_some() {
+    let mut seen = HashSet::new();
+    for file in entries.iter().map(path) {
+        if !seen.insert(fs::canonicalize(file).map_err(Error::io("open", file))?) {
             return Err(Error::shape(format!("{}: times it is given as a source", file.display()), 1, 2));
         }
     }
-    Ok(files)
+    Ok(entries)
 }
 
 fn hidden_or_temporary(name: &OsStr) -> bool {
@@ -227,9 +239,7 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What matches a glob pattern, by name. Its `*` finds no hidden files and does not reach into subfolders. Fails if the
-/// pattern is none or a folder cannot be read.
-pub fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
+fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
     let options = glob::MatchOptions {
         case_sensitive: true,
         require_literal_separator: true,
@@ -245,25 +255,4 @@ pub fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
         })
     });
     found.collect()
-}
-
-/// Fails if nothing matches a pattern.
-pub fn require_matches(pattern: &str, files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
-    if files.is_empty() {
-        let what = format!("{pattern}: files that match this pattern");
-        return Err(Error::TooFew { what, needed: 1, found: 0 });
-    }
-    Ok(files)
-}
-
-fn pattern(pattern: &str) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for found in glob_matches(pattern)? {
-        if found.is_dir() {
-            files.extend(folder(&found)?);
-        } else if !found.file_name().is_some_and(hidden_or_temporary) {
-            files.push(found);
-        }
-    }
-    require_matches(pattern, files)
 }

@@ -1,122 +1,28 @@
-//! Writing: files that appear whole or not at all, and shards whose checksums travel in their headers.
+//! Writing shards, whose checksums travel in their headers, and checking them.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::thread;
 
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use crate::data::block::{BlockFile, Lane};
-use crate::data::column::hex;
-use crate::data::format::{self, Header, Layout, TensorInfo};
-use crate::data::map::Io;
-use crate::data::source::Source;
+use super::atomic::AtomicFile;
+use super::direct::{DirectFile, TensorCursor};
+use super::format::{self, Header, Layout, TensorInfo, hex};
+use super::map::Io;
+use super::source::Source;
 use crate::dtype::Dtype as RowDtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, Side};
 
-/// A file that is written beside its final place and moved there when it is complete. The temporary name is
-/// fixed (`.NAME.tmp`), so that a crash leaves at most one file, which the next attempt replaces; a lock on the
-/// temporary file, released by the system when its writer ends, keeps two writers of one file apart.
-#[derive(Debug)]
-pub struct AtomicFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: File,
-    moved: bool,
-}
-
-impl AtomicFile {
-    /// Creates the temporary file beside `path`; whatever is at `path` stays as it is. Fails if the folder is
-    /// missing or cannot be written, and with [`Error::Busy`] if somebody else is writing the same file.
-    pub fn create(path: &Path) -> Result<AtomicFile> {
-        AtomicFile::create_locked(path, File::try_lock)
-    }
-
-    fn create_locked(
-        path: &Path,
-        lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
-    ) -> Result<AtomicFile> {
-        let name = path.file_name().ok_or(ErrorKind::InvalidFilename);
-        let name = name.map_err(|kind| Error::io("create", path)(kind.into()))?;
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(".tmp");
-        let temporary = path.with_file_name(hidden);
-        loop {
-            let file = File::options().create(true).truncate(false).write(true).open(&temporary);
-            let file = file.map_err(Error::io("create", path))?;
-            match lock(&file) {
-                Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
-                // Some network filesystems have no locks.
-                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
-                result => result.map_err(|e| Error::io("lock", path)(e.into()))?,
-            }
-            // While we waited its last writer may have moved the file to its final place: then it is not ours.
-            let ours = file.metadata().map_err(Error::io("open", path))?;
-            if fs::metadata(&temporary).is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino())) {
-                file.set_len(0).map_err(Error::io("write", path))?;
-                return Ok(AtomicFile { path: path.to_path_buf(), temporary, file, moved: false });
-            }
-        }
-    }
-
-    /// The file to write to.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Where the file lies until it is complete.
-    pub fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-
-    /// Forces the bytes to the disk, moves the file over its final path and forces the folder to the disk.
-    /// After a crash the path holds the old file or the new one, never a part.
-    pub fn commit(mut self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io("write", &self.path))?;
-        fs::rename(&self.temporary, &self.path).map_err(Error::io("create", &self.path))?;
-        self.moved = true;
-        let folder = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        match File::open(folder).and_then(|f| f.sync_all()) {
-            // Some network filesystems keep no folders to be forced to the disk, and say so.
-            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
-            result => result.map_err(Error::io("write folder", folder)),
-        }
-    }
-}
-
-impl Drop for AtomicFile {
-    fn drop(&mut self) {
-        if !self.moved {
-            // The error that led here is the one to report; a leftover is replaced by the next attempt.
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// Writes a small file, whole or not at all; waits while somebody else writes it.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let out = AtomicFile::create_locked(path, |file| file.lock().map_err(TryLockError::Error))?;
-    out.file().write_all_at(bytes, 0).map_err(Error::io("write", path))?;
-    out.commit()
-}
-
 /// A tensor of a shard to be written: its shape is `[rows]` followed by `shape_tail`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
-    /// Name.
     pub name: String,
-    /// Element type.
     pub dtype: Dtype,
     /// The axes after the first.
     pub shape_tail: Vec<usize>,
@@ -151,8 +57,8 @@ impl ShardRecord {
     }
 }
 
-/// Bytes from which on a thread for their checksum pays.
-const APART: usize = 1 << 20;
+/// From this many bytes on, a thread that takes their checksum during the write pays.
+const HASH_THREAD_BYTES: usize = 1 << 20;
 
 /// Metadata entry with the checksum of the header, taken with its own digits as zeros.
 const HEADER_KEY: &str = "xxh3";
@@ -166,10 +72,10 @@ fn tensor_key(name: &str) -> String {
 /// unfinished shard leaves nothing behind.
 pub struct ShardWriter {
     out: AtomicFile,
-    file: BlockFile,
+    file: DirectFile,
     layout: Layout,
     metadata: BTreeMap<String, String>,
-    lanes: Vec<Lane>,
+    cursors: Vec<TensorCursor>,
     /// Bytes of each tensor that are written.
     written: Vec<usize>,
     hashes: Vec<Xxh3>,
@@ -198,7 +104,7 @@ impl ShardWriter {
         ShardWriter::create_with(path, tensors, rows, metadata, WriteMode::default())
     }
 
-    /// The same with a choice of how.
+    /// As [`ShardWriter::create`], past the page cache or through it.
     pub fn create_with(
         path: &Path,
         tensors: &[TensorSpec],
@@ -217,7 +123,7 @@ impl ShardWriter {
         metadata: &BTreeMap<String, String>,
         mode: WriteMode,
     ) -> Result<ShardWriter> {
-        // Zeros hold the places of the checksums: the header's length is fixed before they are known.
+        // Zeros stand for the checksums, which are known last: the length of the header is fixed now.
         let mut metadata = metadata.clone();
         for (name, ..) in &tensors {
             metadata.insert(tensor_key(name), hex(0));
@@ -227,22 +133,22 @@ impl ShardWriter {
         let layout = Layout::new(path, tensors, &metadata)?;
         let out = AtomicFile::create(path)?;
         let direct = mode == WriteMode::Direct;
-        let file = BlockFile::new(&out, layout.total as u64, direct).map_err(Error::io("write", path))?;
-        let lanes = layout.tensors.iter().map(|t| Lane::new(t.range.start as u64)).collect();
+        let file = DirectFile::new(&out, layout.total as u64, direct).map_err(Error::io("write", path))?;
+        let cursors = layout.tensors.iter().map(|t| TensorCursor::new(t.range.start as u64)).collect();
         let (written, hashes) = (vec![0; count], vec![Xxh3::new(); count]);
-        Ok(ShardWriter { out, file, layout, metadata, lanes, written, hashes })
+        Ok(ShardWriter { out, file, layout, metadata, cursors, written, hashes })
     }
 
-    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns; stretches
-    /// of whole pages at page boundaries, in memory and in the tensor, are written without a copy.
+    /// Appends the next bytes (little endian) of tensor number `tensor`. Tensors may be appended to in turns; runs of
+    /// whole pages at page boundaries, in memory and in the tensor, are written without a copy.
     /// Fails if there is no such tensor, if it would overflow, or if the disk is full.
     pub fn append(&mut self, tensor: usize, bytes: &[u8]) -> Result<()> {
         self.append_all(&[(tensor, bytes)])
     }
 
-    /// Appends to several tensors. Large stretches are written while another thread takes their checksums.
+    /// Appends to several tensors. Large pieces are written while another thread takes their checksums.
     pub fn append_all(&mut self, pieces: &[(usize, &[u8])]) -> Result<()> {
-        let path = &self.out.path;
+        let path = self.out.path();
         for &(tensor, bytes) in pieces {
             let Some(info) = self.layout.tensors.get(tensor) else {
                 let what = format!("{}: number of the tensor", path.display());
@@ -255,10 +161,10 @@ impl ShardWriter {
             }
             self.written[tensor] += bytes.len();
         }
-        let (hashes, lanes, file) = (&mut self.hashes, &mut self.lanes, &mut self.file);
+        let (hashes, cursors, file) = (&mut self.hashes, &mut self.cursors, &mut self.file);
         let mut hash = || pieces.iter().for_each(|&(tensor, bytes)| hashes[tensor].update(bytes));
-        let mut write = || pieces.iter().try_for_each(|&(tensor, bytes)| lanes[tensor].append(file, bytes));
-        let written = if pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < APART {
+        let mut write = || pieces.iter().try_for_each(|&(tensor, bytes)| cursors[tensor].append(file, bytes));
+        let written = if pieces.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() < HASH_THREAD_BYTES {
             hash();
             write()
         } else {
@@ -273,9 +179,9 @@ impl ShardWriter {
     /// Writes the header with the checksums, forces everything to the disk and moves the shard to its place.
     /// Fails, and leaves nothing, if a tensor is not full or the length on disk is not the one computed.
     pub fn finish(mut self) -> Result<ShardRecord> {
-        let path = self.out.path.clone();
-        for lane in &mut self.lanes {
-            lane.flush(&mut self.file).map_err(Error::io("write", &path))?;
+        let path = self.out.path().to_path_buf();
+        for cursor in &mut self.cursors {
+            cursor.flush(&mut self.file).map_err(Error::io("write", &path))?;
         }
         let mut digests = BTreeMap::new();
         for ((info, &written), hash) in self.layout.tensors.iter().zip(&self.written).zip(&self.hashes) {
@@ -351,7 +257,7 @@ pub fn verify_shard(path: &Path, io: Io) -> Result<ShardRecord> {
         let what = || format!("checksum of tensor `{}`", format::quote(&info.name));
         let found = hex(hash.digest128());
         if found != record.tensors[&info.name] {
-            // Changed under our eyes is another matter than changed before.
+            // A file that changed during this pass is reported as such, not as damaged.
             source.require_unchanged()?;
         }
         compare(path, what, &record.tensors[&info.name], found)?;
@@ -376,8 +282,8 @@ fn recorded(source: &Source) -> Result<Option<ShardRecord>> {
 
     let mut bytes = vec![0; header.payload];
     source.read(0, &mut bytes)?;
-    // Inside a JSON string quotes are escaped, so this text can only be the entry itself. A header that some
-    // other program wrote with other spacing is not found, hence not equal.
+    // Inside a JSON string quotes are escaped, so this text can only be the entry itself. In a header that another
+    // program wrote with other spacing it is not found, so that the checksum differs.
     let entry = format!("\"{HEADER_KEY}\":\"{expected}\"");
     if let Some(at) = bytes.windows(entry.len()).position(|w| w == entry.as_bytes()) {
         let digits = at + entry.len() - 1 - expected.len()..at + entry.len() - 1;

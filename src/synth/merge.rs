@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Part;
-use super::folder::{Listed, all_shards, check_header, read_run, require_complete};
+use super::parts::{Part, PartManifest, all_shards, check_header, read_run, require_complete};
 use crate::data::{FolderLock, Manifest, ShardRecord};
 use crate::error::{Error, Result};
 
@@ -26,7 +25,7 @@ pub struct Merged {
     pub pairs: u64,
     /// Bytes of its shards.
     pub bytes: u64,
-    /// Shards that stand in more than one part, as happens with different cuts of one run.
+    /// Shards that are in more than one part, as happens where one run was cut in different ways.
     pub overlapping: u64,
     /// Which parts share them.
     pub overlaps: Vec<Overlap>,
@@ -50,15 +49,15 @@ pub struct Overlap {
 /// and for a shard that is not as recorded; [`Error::Incomplete`] for shards that are missing, with their parts and the
 /// command that makes them; [`Error::Busy`] while a whole run writes to the folder.
 pub fn merge_manifests(folder: &Path) -> Result<Merged> {
-    let listed = read_run(folder)?;
-    let run = &listed[0].manifest;
+    let manifests = read_run(folder)?;
+    let run = &manifests[0].manifest;
     let shards = all_shards(run);
-    require_complete(folder, &listed, 0..shards)?;
+    require_complete(folder, &manifests, 0..shards)?;
 
-    let mut records: BTreeMap<u64, (&Listed, &ShardRecord)> = BTreeMap::new();
+    let mut records: BTreeMap<u64, (&PartManifest, &ShardRecord)> = BTreeMap::new();
     let mut overlaps: BTreeMap<(&Path, &Path), u64> = BTreeMap::new();
-    let complete = || listed.iter().filter(|l| l.manifest.complete);
-    let parts = || complete().filter(|l| l.part() != Part::WHOLE);
+    let complete = || manifests.iter().filter(|m| m.manifest.complete);
+    let parts = || complete().filter(|m| m.part() != Part::WHOLE);
     for part in parts() {
         for (index, record) in part.records() {
             let (first, _) = *records.entry(index).or_insert((part, record));
@@ -68,13 +67,13 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
         }
     }
     let overlapping = parts().map(|p| p.manifest.shards.len() as u64).sum::<u64>() - records.len() as u64;
-    for whole in complete().filter(|l| l.part() == Part::WHOLE) {
+    for whole in complete().filter(|m| m.part() == Part::WHOLE) {
         for (index, record) in whole.records() {
             records.entry(index).or_insert((whole, record));
         }
     }
-    for (&index, (whose, record)) in &records {
-        check_header(folder, whose, index, record)?;
+    for (&index, (part, record)) in &records {
+        check_header(folder, part, index, record)?;
     }
 
     let merged = Manifest {

@@ -1,30 +1,30 @@
-//! Latent synthesis: what to make ([`Recipe`], [`Plan`]), making it ([`Synthesizer`]), and writing it down
-//! ([`write_synthetic`]).
-
-mod augment;
-mod blocks;
-mod folder;
-mod lanes;
-mod make;
-mod materialize;
+//! Latent synthesis: making synthetic pairs of a recipe, and writing them as shards.
+//!
+//! Data flows down this list, and no file imports one below it:
+//!
+//! 1. `plan`: which pairs a run makes;
+//! 2. `recipe`: everything that determines them, on disk;
+//! 3. `seeds`: reading seed pairs block by block;
+//! 4. `generate`: making the pairs of a block on a backend;
+//! 5. `write`: making and writing shards at once;
+//! 6. `parts`: the manifests of runs that were cut into parts;
+//! 7. `job`: a whole run into a folder;
+//! 8. `verify` and `merge`: checking a folder, and joining the manifests of its parts.
+mod generate;
+mod job;
 mod merge;
-mod pairing;
-mod pipeline;
-mod progress;
+mod parts;
+mod plan;
 mod recipe;
-mod remake;
 mod seeds;
 mod verify;
+mod write;
 
-pub use augment::Augmented;
-pub use folder::manifests;
-pub use make::{LatentBatch, PairBatch, Sink, Synthesizer};
-pub use materialize::Source;
+pub use generate::{Augmented, BatchSink, LatentBatch, PairBatch, Synthesizer};
+pub use job::{OutputKind, Source, SynthJob, SynthSummary, write_synthetic};
 pub use merge::{Merged, Overlap, merge_manifests};
-pub use pairing::{MAX_PER_SIDE, PairId, Pairing, Plan};
-pub use pipeline::{OutputKind, Part, SynthJob, SynthSummary, write_synthetic};
-pub use progress::{Bound, Progress, Speed};
+pub use parts::Part;
+pub use plan::{MAX_PER_SIDE, PairId, Pairing, Plan};
 pub use recipe::{Moved, Recipe, SeedSource, SynthesisOptions, VaeSource};
-pub use remake::Recompute;
-pub use seeds::{SeedBlock, Seeds};
-pub use verify::{Verified, VerifyOptions, VerifyStep, verify_folder};
+pub use verify::{Recompute, Verified, VerifyOptions, VerifyStep, verify_folder};
+pub use write::{Bound, Progress, Speed};

@@ -1,11 +1,15 @@
 //! A recipe: everything that determines a synthetic data set, in a few kilobytes. Any pair of it can be made alone.
+//!
+//! It names the seed pairs and the VAE by paths and checksums, and holds the options in full, so that defaults of later
+//! versions change nothing. Paths and storage of the output do not belong to [`Recipe::settings`]: two recipes of one
+//! fingerprint make the same bytes wherever their files are.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Pairing, Plan};
+use super::plan::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
 use crate::data::{
     Checkpoint, Io, Manifest, PairOptions, PairSet, SourceFile, file_fingerprint, write_atomic,
@@ -18,7 +22,7 @@ const FORMAT: u32 = 1;
 /// The VAE that a recipe decodes with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VaeSource {
-    /// Where it lies; relative paths are relative to the recipe's folder.
+    /// Where it is; relative paths are relative to the recipe's folder.
     pub path: PathBuf,
     /// xxh3-128 of the file, 32 hex digits.
     pub xxh3: String,
@@ -26,7 +30,7 @@ pub struct VaeSource {
     pub size: VaeSize,
 }
 
-/// Where a recipe's seed pairs lie.
+/// Where a recipe's seed pairs are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeedSource {
     /// Files, folders or patterns as given; relative paths are relative to the recipe's folder.
@@ -39,7 +43,7 @@ pub struct SeedSource {
     pub files: Vec<SourceFile>,
 }
 
-/// Where the files of a recipe are, if not where it says; empty or None: there.
+/// Where the files of a recipe are now; what is empty or None is where the recipe says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Files, folders or patterns of the seed pairs, in the recipe's order.
@@ -107,12 +111,7 @@ impl Default for SynthesisOptions {
 impl SynthesisOptions {
     /// Checks the values and gives the plan and the perturbation for `seeds` seed pairs.
     pub fn plan(&self, seeds: usize) -> Result<(Plan, Perturbation)> {
-        if !(self.sigma2.is_finite() && self.sigma2 >= 0.0) {
-            return Err(Error::option("--sigma2", "a finite number, 0 or more", self.sigma2));
-        }
-        if !(1..=64).contains(&self.oversample) {
-            return Err(Error::option("--oversample", "1 to 64", self.oversample));
-        }
+        check_perturbation(self.sigma2, self.oversample)?;
         let plan = Plan::new(seeds as u64, self.pairs_per_seed, self.per_side, self.pairing, self.seed)?;
         let perturbation = Perturbation {
             sigma2: self.sigma2,
@@ -125,17 +124,27 @@ impl SynthesisOptions {
     }
 }
 
+fn check_perturbation(sigma2: f64, oversample: u32) -> Result<()> {
+    if !(sigma2.is_finite() && sigma2 >= 0.0) {
+        return Err(Error::option("--sigma2", "a finite number, 0 or more", sigma2));
+    }
+    if !(1..=64).contains(&oversample) {
+        return Err(Error::option("--oversample", "1 to 64", oversample));
+    }
+    Ok(())
+}
+
 impl Recipe {
     /// A recipe for seed pairs on disk and a saved VAE. Reads every seed row once: values must be finite, and their
     /// checksums become part of the recipe.
     pub fn new(
         sources: &[String],
-        options: &PairOptions,
+        pairs: &PairOptions,
         vae: &Path,
-        how: &SynthesisOptions,
+        options: &SynthesisOptions,
     ) -> Result<(Recipe, PairSet, Vae)> {
-        let seeds = PairSet::open(sources, options)?;
-        let (plan, perturbation) = how.plan(seeds.len())?;
+        let seeds = PairSet::open(sources, pairs)?;
+        let (plan, perturbation) = options.plan(seeds.len())?;
         let (model, _) = Vae::load(vae)?;
         require_dim(vae, &model, seeds.dim())?;
         let files = seeds.scan()?.sources;
@@ -143,13 +152,13 @@ impl Recipe {
             format: FORMAT,
             seeds: SeedSource {
                 sources: sources.to_vec(),
-                chosen: options.chosen.clone(),
-                rejected: options.rejected.clone(),
+                chosen: pairs.chosen.clone(),
+                rejected: pairs.rejected.clone(),
                 files,
             },
             vae: VaeSource { path: vae.to_path_buf(), xxh3: file_fingerprint(vae)?, size: model.size() },
             perturbation,
-            mode: how.mode,
+            mode: options.mode,
             plan,
         };
         Ok((recipe, seeds, model))
@@ -181,8 +190,8 @@ impl Recipe {
         })
     }
 
-    /// As [`Recipe::open`] for a user who can say where the files are now: the checksums tell whether they are the same,
-    /// under whatever names. Where one is missing, the error tells how to say so.
+    /// As [`Recipe::open`], with files that may have moved: checksums tell whether they are the same, under whatever
+    /// names. Where one is missing, the error says how to name its new place.
     pub fn open_moved(&self, path: &Path, io: Io, moved: &Moved) -> Result<(PairSet, Vae)> {
         let gone = |what: &str, option: &str| {
             let missing = format!("No such file, which is {what} of {}", path.display());
@@ -228,14 +237,14 @@ impl Recipe {
             io,
         };
         let seeds = PairSet::open(&sources, &options).map_err(|error| match error {
-            // Not the user's word but the recipe's.
+            // The wrong pattern is in the recipe, not in what the user gave.
             Error::InvalidArgument { .. } if moved.is_empty() => {
                 Error::Format { path: path.to_path_buf(), format: "recipe", detail: error.to_string() }
             }
             other => other,
         })?;
         let found = seeds.scan()?.sources;
-        // The data, not the file: one that has moved may have another name, and a header of another length.
+        // Only the data counts: a file that has moved may have another name, and a header of another length.
         let data = |f: &SourceFile| (f.rows, f.dtype.clone(), f.dim, f.xxh3.clone());
         let differs = found.iter().zip(&self.seeds.files).find(|(a, b)| data(a) != data(b));
         let (found, expected) = match differs {
@@ -262,11 +271,8 @@ impl Recipe {
         }
         // The same bounds as for options, since the file may have been written by hand.
         Plan::new(p.seeds, Some(p.pairs_per_seed), Some(p.per_side), p.pairing, p.seed)
+            .and_then(|_| check_perturbation(recipe.perturbation.sigma2, recipe.perturbation.oversample))
             .map_err(|e| bad(e.to_string()))?;
-        let Perturbation { sigma2, oversample, .. } = recipe.perturbation;
-        if !(sigma2.is_finite() && sigma2 >= 0.0 && (1..=64).contains(&oversample)) {
-            return Err(bad(format!("sigma2 {sigma2} or oversample {oversample} is out of range")));
-        }
         Ok(recipe)
     }
 
@@ -287,7 +293,7 @@ impl Recipe {
         Ok(self)
     }
 
-    /// The recipe read from `path` with absolute paths, those of `moved` where it says.
+    /// The recipe read from `path`, with absolute paths and the new places of files that moved.
     pub(super) fn located(mut self, path: &Path, moved: &Moved) -> Result<Recipe> {
         self.vae.path = moved.vae.clone().unwrap_or_else(|| beside(path, &self.vae.path));
         if moved.seeds.is_empty() {
@@ -311,6 +317,13 @@ impl Recipe {
             "mode": self.mode,
             "plan": self.plan,
         })
+    }
+
+    /// The first setting in which this is not the recipe of a manifest: its name, the manifest's value, the recipe's.
+    pub(super) fn difference(&self, manifest: &Manifest) -> Option<(String, String, String)> {
+        let mut settings = self.settings();
+        settings["output"] = manifest.settings["output"].clone();
+        manifest.difference(&settings)
     }
 
     /// xxh3-128 of [`Recipe::settings`], 32 hex digits: equal for equal data sets.

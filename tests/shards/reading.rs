@@ -1,9 +1,11 @@
 //! What is on disk arrives, whichever way it is read.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use lensmith::Error;
-use lensmith::data::{CandidateSet, EmbeddingSet, Io, PairOptions, PairSet};
+use lensmith::data::{CandidateSet, EmbeddingSet, Io, PairOptions, PairSet, install_sigbus_guard};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::Side;
 use proptest::prelude::*;
@@ -239,9 +241,10 @@ fn a_file_that_shrinks_is_an_error_and_no_crash() {
     assert!(set.scan().is_err());
 }
 
-/// What a mapped file lost reads as zeros, and the set says so before anything is kept.
+/// With the guard, what a mapped file lost reads as zeros, and the set says so before anything is kept.
 #[test]
 fn a_mapped_file_that_shrinks_is_an_error_and_no_crash() {
+    install_sigbus_guard();
     let dir = folder();
     let paths = ["a.safetensors", "b.safetensors"].map(|name| dir.path().join(name));
     let write = |path: &std::path::Path| write_pairs(path, Dtype::F32, 4096, 8);
@@ -270,4 +273,30 @@ fn a_mapped_file_that_shrinks_is_an_error_and_no_crash() {
     fs::remove_file(&paths[0]).unwrap();
     let error = set.require_unchanged().unwrap_err().to_string();
     assert!(error.contains("a.safetensors changed") && error.contains("removed"), "{error}");
+}
+
+/// Without the guard a cut file is found by its identity as long as no lost page is read, and reading one ends the
+/// process. In a process of its own, since the guard stays installed for all other tests of this one.
+#[test]
+fn without_the_guard_the_system_ends_the_process() {
+    const CHILD: &str = "LENSMITH_TEST_WITHOUT_GUARD";
+    if std::env::var_os(CHILD).is_none() {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let name = "reading::without_the_guard_the_system_ends_the_process";
+        let done = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(said.contains("found by its identity"), "{done:?}");
+        assert!(!said.contains("read a lost page") && done.status.signal().is_some(), "{done:?}");
+        return;
+    }
+    let dir = folder();
+    let path = dir.path().join("a.safetensors");
+    write_pairs(&path, Dtype::F32, 4096, 8);
+    let set = open(&path, Io::Mmap).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(9000).unwrap();
+    let error = set.require_unchanged().unwrap_err();
+    assert!(matches!(&error, Error::Changed { how, .. } if how.contains("9000")), "{error}");
+    println!("found by its identity");
+    widened(&set.rows(Side::Rejected, 0..set.len()).unwrap().view());
+    println!("read a lost page");
 }

@@ -1,4 +1,5 @@
-//! A folder of shards as its manifests tell it: one run, in one cut or in several.
+//! Runs in parts: each part of a run writes its own manifest beside the others. Here manifests are read and checked, each
+//! alone and against the others, and missing shards are named together with the command that makes them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,32 +8,82 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::lanes::{FINGERPRINT, FIRST_PAIR};
-use super::pipeline::{MAX_SHARDS, shard_name};
-use super::{Part, Recipe};
-use crate::data::{Manifest, ShardRecord, inspect_shard};
+use super::recipe::Recipe;
+use crate::data::{
+    MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, inspect_shard, manifests, shard_name,
+    shard_number,
+};
 use crate::error::{Error, Result};
+
+/// What names of shards start with.
+pub(super) const PREFIX: &str = "pairs";
 
 /// Most parts that a message names.
 const NAMED: usize = 4;
 
-/// A manifest of a folder, in order in itself.
-#[derive(Debug)]
-pub(super) struct Listed {
-    /// Where it is.
-    pub path: PathBuf,
-    /// What it says.
-    pub manifest: Manifest,
-    /// Numbers of the shards of its part.
-    pub mine: Range<u64>,
+/// Part `index` (from 0) of `count` of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which part.
+    pub index: u64,
+    /// Of how many.
+    pub count: u64,
 }
 
-impl Listed {
-    /// Reads a manifest and checks that what it says goes together.
-    fn read(path: PathBuf) -> Result<Listed> {
+impl Part {
+    /// The whole run.
+    pub const WHOLE: Part = Part { index: 0, count: 1 };
+
+    /// Which of `all` shards this part makes.
+    pub fn of(self, all: u64) -> std::ops::Range<u64> {
+        // In 128 bits: a manifest may claim any numbers.
+        let cut = |i: u64| (u128::from(i) * u128::from(all) / u128::from(self.count)) as u64;
+        cut(self.index)..cut(self.index + 1)
+    }
+
+    /// File name of its manifest.
+    pub(super) fn manifest_name(self) -> String {
+        match self {
+            Part::WHOLE => MANIFEST.into(),
+            Part { index, count } => format!("manifest.part-{index}-of-{count}.json"),
+        }
+    }
+
+    /// The part of `count` that holds shard `index` of `all`.
+    fn holding(index: u64, all: u64, count: u64) -> Part {
+        // The last one that starts at this shard or before it.
+        let part = ((u128::from(index) + 1) * u128::from(count) - 1) / u128::from(all);
+        Part { index: part as u64, count }
+    }
+}
+
+impl std::str::FromStr for Part {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Part> {
+        let parse = || {
+            let (index, count) = text.split_once('/')?;
+            let (index, count) = (index.parse().ok()?, count.parse().ok()?);
+            (index < count).then_some(Part { index, count })
+        };
+        parse().ok_or_else(|| Error::option("--part", "i/N with i from 0 to N - 1, as in 0/4", text))
+    }
+}
+
+/// The manifest of a part or of a whole run, which does not contradict itself.
+#[derive(Debug)]
+pub(super) struct PartManifest {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+    /// Numbers of the shards of its part.
+    pub shards: Range<u64>,
+}
+
+impl PartManifest {
+    fn read(path: PathBuf) -> Result<PartManifest> {
         let manifest = Manifest::read(&path)?;
-        let mine = check(&path, &manifest)?;
-        Ok(Listed { path, manifest, mine })
+        let shards = check(&path, &manifest)?;
+        Ok(PartManifest { path, manifest, shards })
     }
 
     /// File name of the manifest.
@@ -40,35 +91,15 @@ impl Listed {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Its part of the run.
     pub fn part(&self) -> Part {
         self.manifest.part.map_or(Part::WHOLE, |(index, count)| Part { index, count })
     }
 
     /// The numbers of the shards it lists, with their records.
     pub fn records(&self) -> impl Iterator<Item = (u64, &ShardRecord)> {
-        let number = |record: &ShardRecord| shard_number(&record.file).expect("the list was checked");
+        let number = |record: &ShardRecord| shard_number(PREFIX, &record.file).expect("the list was checked");
         self.manifest.shards.iter().map(move |record| (number(record), record))
     }
-
-    /// Numbers of the first pair of shard `index`.
-    pub fn first_pair(&self, index: u64) -> u64 {
-        index * self.manifest.shard_rows
-    }
-}
-
-/// The manifests in a folder, of a whole run and of parts, by name.
-pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with("manifest.") && name.ends_with(".json") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
 }
 
 /// Reads the manifests of a folder, by name; at least one.
@@ -76,15 +107,15 @@ pub fn manifests(folder: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// [`Error::Mismatch`] if one contradicts itself, if two are of different runs (the first setting that differs is
 /// named), or if two know the same shard by different records.
-pub(super) fn read_run(folder: &Path) -> Result<Vec<Listed>> {
+pub(super) fn read_run(folder: &Path) -> Result<Vec<PartManifest>> {
     let paths = manifests(folder)?;
     if paths.is_empty() {
         return Err(Error::TooFew { what: format!("{}: manifests", folder.display()), needed: 1, found: 0 });
     }
-    let listed = paths.into_iter().map(Listed::read).collect::<Result<Vec<_>>>()?;
-    let first = &listed[0];
-    let mut known: BTreeMap<&str, (&Listed, &ShardRecord)> = BTreeMap::new();
-    for other in &listed {
+    let parts = paths.into_iter().map(PartManifest::read).collect::<Result<Vec<_>>>()?;
+    let first = &parts[0];
+    let mut known: BTreeMap<&str, (&PartManifest, &ShardRecord)> = BTreeMap::new();
+    for other in &parts {
         let differs = |what: String, expected: String, found: String| {
             Err(Error::Mismatch { path: other.path.clone(), what, expected, found })
         };
@@ -104,24 +135,7 @@ pub(super) fn read_run(folder: &Path) -> Result<Vec<Listed>> {
             }
         }
     }
-    Ok(listed)
-}
-
-impl Part {
-    /// File name of its manifest.
-    pub(super) fn manifest_name(self) -> String {
-        match self {
-            Part::WHOLE => "manifest.json".into(),
-            Part { index, count } => format!("manifest.part-{index}-of-{count}.json"),
-        }
-    }
-
-    /// The part of `count` that holds shard `index` of `all`.
-    fn holding(index: u64, all: u64, count: u64) -> Part {
-        // The last one that starts at this shard or before it.
-        let part = ((u128::from(index) + 1) * u128::from(count) - 1) / u128::from(all);
-        Part { index: part as u64, count }
-    }
+    Ok(parts)
 }
 
 /// Number of shards of the whole run; a recipe has none.
@@ -175,62 +189,54 @@ fn check(path: &Path, manifest: &Manifest) -> Result<Range<u64>> {
     let mut next = mine.start;
     for record in &manifest.shards {
         let found = format!("{} with {} pairs", record.file, record.rows);
-        // A complete list leaves none out.
-        let number = shard_number(&record.file).filter(|i| mine.contains(i) && *i >= next);
+        // A complete list has no gaps.
+        let number = shard_number(PREFIX, &record.file).filter(|i| mine.contains(i) && *i >= next);
         let at = number.filter(|i| !manifest.complete || *i == next).unwrap_or(next);
         let rows =
             manifest.shard_rows.min(manifest.pairs.saturating_sub(at.saturating_mul(manifest.shard_rows)));
-        require("list of shards", format!("{} with {rows} pairs", shard_name(at)), found)?;
+        require("list of shards", format!("{} with {rows} pairs", shard_name(PREFIX, at)), found)?;
         next = at + 1;
     }
     Ok(mine)
 }
 
-/// The number of a shard by its file name.
-fn shard_number(name: &str) -> Option<u64> {
-    let number = name.strip_prefix("pairs-")?.strip_suffix(".safetensors")?.parse().ok()?;
-    (shard_name(number) == name).then_some(number)
-}
-
-/// Fails unless a shard's file is there with the size and the header that the manifest records.
-pub(super) fn check_header(folder: &Path, listed: &Listed, index: u64, record: &ShardRecord) -> Result<()> {
-    let path = folder.join(&record.file);
-    if !fs::exists(&path).map_err(Error::io("open", &path))? {
-        return Err(missing_file(folder, listed, path));
+/// Fails unless shard `index` is there with the size and the header that `part` records.
+pub(super) fn check_header(
+    folder: &Path,
+    part: &PartManifest,
+    index: u64,
+    record: &ShardRecord,
+) -> Result<PlannedShard> {
+    let shard = PlannedShard::new(folder, PREFIX, &part.manifest, index);
+    if !fs::exists(&shard.path).map_err(Error::io("open", &shard.path))? {
+        return Err(missing_file(folder, part, shard.path));
     }
-    let (header, found) = inspect_shard(&path).map_err(|e| advise(e, SHARD_AGAIN))?;
-    let differs = |what: String, expected: String, found: String| {
-        Err(advise(Error::Mismatch { path: path.clone(), what, expected, found }, SHARD_AGAIN))
-    };
-    if found.as_ref() != Some(record) {
-        let found = found.map_or("no checksums".into(), |f| format!("{f:?}"));
-        return differs(format!("record in the manifest ({})", listed.name()), format!("{record:?}"), found);
-    }
-    let expected = [
-        (FINGERPRINT, listed.manifest.fingerprint.clone()),
-        (FIRST_PAIR, listed.first_pair(index).to_string()),
-    ];
-    for (key, expected) in expected {
-        let found = header.metadata.get(key).cloned().unwrap_or_default();
-        if found != expected {
-            return differs(format!("metadata `{key}`"), expected, found);
+    let check = || {
+        let (header, found) = inspect_shard(&shard.path)?;
+        if found.as_ref() != Some(record) {
+            let what = format!("record in the manifest ({})", part.name());
+            let found = found.map_or("no checksums".into(), |f| format!("{f:?}"));
+            let (path, expected) = (shard.path.clone(), format!("{record:?}"));
+            return Err(Error::Mismatch { path, what, expected, found });
         }
-    }
-    Ok(())
+        shard.require_metadata(&header)
+    };
+    check().map_err(|e| advise(e, SHARD_AGAIN))?;
+    Ok(shard)
 }
 
-/// What makes a damaged shard good.
+/// What the user can do about a damaged shard.
 pub(super) const SHARD_AGAIN: &str =
     "remove the file and run the same synth command again: it makes the shard anew";
 
-/// What makes a damaged manifest good.
+/// What the user can do about a damaged manifest.
 pub(super) const MANIFEST_AGAIN: &str = "if the file is damaged, put a copy in its place, or remove it and run the same \
                                          synth command again (with --overwrite where no other manifest is left)";
 
 /// The error for a shard that a manifest lists and that is gone.
-fn missing_file(folder: &Path, listed: &Listed, path: PathBuf) -> Error {
-    let missing = format!("No such file, though {} lists it", listed.name());
-    let hint = format!("it is made again by {}", command(folder, &listed.manifest, listed.part()));
+fn missing_file(folder: &Path, part: &PartManifest, path: PathBuf) -> Error {
+    let missing = format!("No such file, though {} lists it", part.name());
+    let hint = format!("it is made again by {}", command(folder, &part.manifest, part.part()));
     Error::Incomplete { path, missing, hint }
 }
 
@@ -247,41 +253,43 @@ pub(super) fn advise(error: Error, hint: &str) -> Error {
     }
 }
 
-/// Fails with [`Error::Incomplete`] unless a complete manifest lists every shard of `wanted`. The error names the parts
-/// that lack and the commands that make them.
-pub(super) fn require_complete(folder: &Path, listed: &[Listed], wanted: Range<u64>) -> Result<()> {
+/// Fails with [`Error::Incomplete`] unless complete manifests list every shard of `wanted`. The error names what is
+/// missing by parts, and the commands that make them.
+pub(super) fn require_complete(folder: &Path, parts: &[PartManifest], wanted: Range<u64>) -> Result<()> {
     let mut covered = vec![false; (wanted.end - wanted.start) as usize];
-    for part in listed.iter().filter(|l| l.manifest.complete) {
-        let within = part.mine.start.max(wanted.start)..part.mine.end.min(wanted.end);
+    for part in parts.iter().filter(|p| p.manifest.complete) {
+        let within = part.shards.start.max(wanted.start)..part.shards.end.min(wanted.end);
         within.for_each(|index| covered[(index - wanted.start) as usize] = true);
     }
     let gaps: Vec<u64> = wanted.clone().filter(|i| !covered[(i - wanted.start) as usize]).collect();
     if gaps.is_empty() {
         return Ok(());
     }
-    // The cut that most manifests belong to.
+    // The number of parts that most manifests have.
     let mut votes: BTreeMap<u64, usize> = BTreeMap::new();
-    listed.iter().for_each(|l| *votes.entry(l.part().count).or_default() += 1);
+    parts.iter().for_each(|p| *votes.entry(p.part().count).or_default() += 1);
     let usual = votes.into_iter().max_by_key(|&(count, votes)| (votes, count)).map_or(1, |v| v.0);
-    let begun: Vec<&Listed> = listed.iter().filter(|l| !l.manifest.complete).collect();
-    let manifest = &listed[0].manifest;
-    // Shards that lack, by the part that is to make them: one that was interrupted, or one of the usual cut.
-    let mut parts: Vec<(Part, Option<&Listed>, Vec<u64>)> = Vec::new();
+    let interrupted: Vec<&PartManifest> = parts.iter().filter(|p| !p.manifest.complete).collect();
+    let manifest = &parts[0].manifest;
+    // Missing shards by the part that makes them: one that was interrupted, else one of the usual number.
+    let mut makers: Vec<(Part, Option<&PartManifest>, Vec<u64>)> = Vec::new();
     for &index in &gaps {
-        let begun = begun.iter().copied().find(|l| l.mine.contains(&index));
-        let part = begun.map_or_else(|| Part::holding(index, all_shards(manifest), usual), Listed::part);
-        match parts.last_mut().filter(|p| p.0 == part) {
+        let begun = interrupted.iter().copied().find(|p| p.shards.contains(&index));
+        let part =
+            begun.map_or_else(|| Part::holding(index, all_shards(manifest), usual), PartManifest::part);
+        match makers.last_mut().filter(|m| m.0 == part) {
             Some((.., shards)) => shards.push(index),
-            None => parts.push((part, begun, vec![index])),
+            None => makers.push((part, begun, vec![index])),
         }
     }
-    let described = parts.iter().take(NAMED).map(|(part, begun, shards)| {
+    let described = makers.iter().take(NAMED).map(|(part, begun, shards)| {
+        let name = |index| shard_name(PREFIX, index);
         let range = match shards[..] {
-            [one] => shard_name(one),
-            _ => format!("{} to {}", shard_name(shards[0]), shard_name(shards[shards.len() - 1])),
+            [one] => name(one),
+            _ => format!("{} to {}", name(shards[0]), name(shards[shards.len() - 1])),
         };
         let state = match begun {
-            Some(listed) => format!("{} was interrupted", listed.name()),
+            Some(manifest) => format!("{} was interrupted", manifest.name()),
             None => format!("no complete {}", part.manifest_name()),
         };
         match *part {
@@ -289,31 +297,33 @@ pub(super) fn require_complete(folder: &Path, listed: &[Listed], wanted: Range<u
             Part { index, count } => format!("{range} of part {index}/{count} ({state})"),
         }
     });
-    let mut lacks = described.collect::<Vec<_>>().join(", ");
-    if parts.len() > NAMED {
-        lacks.push_str(&format!(" and those of {} more parts", parts.len() - NAMED));
+    let mut missing = described.collect::<Vec<_>>().join(", ");
+    if makers.len() > NAMED {
+        missing.push_str(&format!(" and those of {} more parts", makers.len() - NAMED));
     }
-    let others = parts[1..].iter().take(NAMED - 1).map(|(p, ..)| format!("--part {}/{}", p.index, p.count));
-    let others = others.collect::<Vec<_>>();
+    let others = makers[1..].iter().take(NAMED - 1);
+    let others: Vec<String> = others.map(|(p, ..)| format!("--part {}/{}", p.index, p.count)).collect();
     let others = match others.is_empty() {
         true => String::new(),
         false => format!(", and with {}", others.join(", ")),
     };
+    let (gaps, all) = (gaps.len(), all_shards(manifest));
     Err(Error::Incomplete {
         path: folder.to_path_buf(),
-        missing: format!("{} of the run's {} shards are missing: {lacks}", gaps.len(), all_shards(manifest)),
-        hint: format!("they are made by {}{others}", command(folder, manifest, parts[0].0)),
+        missing: format!("{gaps} of the run's {all} shards are missing: {missing}"),
+        hint: format!("they are made by {}{others}", command(folder, manifest, makers[0].0)),
     })
 }
 
-/// The command that makes a part of the run in `folder`, for people to copy.
+/// The command that makes a part of the run in `folder`, for people to copy. In full only if the recipe in the folder,
+/// which has the paths, belongs to the manifest.
 fn command(folder: &Path, manifest: &Manifest, part: Part) -> String {
     let cut = match part {
         Part::WHOLE => String::new(),
         Part { index, count } => format!(" --part {index}/{count}"),
     };
     let recipe = Recipe::read(&folder.join("recipe.json")).ok();
-    let recipe = recipe.filter(|r| recipe_difference(manifest, r).is_none());
+    let recipe = recipe.filter(|r| r.difference(manifest).is_none());
     match recipe.and_then(|r| synth_command(folder, manifest, &r)) {
         Some(command) => format!("`{command}{cut}`"),
         None if cut.is_empty() => "the same synth command".into(),
@@ -321,44 +331,39 @@ fn command(folder: &Path, manifest: &Manifest, part: Part) -> String {
     }
 }
 
-/// The first setting in which a recipe is not the one of a manifest: its name, the manifest's value, the recipe's.
-pub(super) fn recipe_difference(manifest: &Manifest, recipe: &Recipe) -> Option<(String, String, String)> {
-    let mut settings = recipe.settings();
-    settings["output"] = manifest.settings["output"].clone();
-    manifest.difference(&settings)
-}
-
+/// The command of a run in full, every option as its manifest records it: so it makes the same bytes whatever the
+/// defaults are. None if a setting is missing.
 fn synth_command(folder: &Path, manifest: &Manifest, recipe: &Recipe) -> Option<String> {
-    let text = |value: &Value| match value {
-        Value::String(text) => quoted(text),
-        other => other.to_string(),
-    };
     let mut words = vec!["lensmith synth".to_string()];
     words.extend(recipe.seeds.sources.iter().map(|s| quoted(s)));
     words.push(format!("--vae {}", quoted(&recipe.vae.path.to_string_lossy())));
     words.push(format!("--out {}", quoted(&folder.to_string_lossy())));
-    let settings = &manifest.settings;
-    for (option, pointer, usual) in [
-        ("--chosen", "/chosen_tensor", Value::from("chosen")),
-        ("--rejected", "/rejected_tensor", Value::from("rejected")),
-        ("--output", "/output/kind", Value::from("embeddings")),
-        ("--dtype", "/output/dtype", Value::from("bf16")),
-        ("--shard-rows", "/output/shard_rows", Value::Null),
-        ("--fold", "/plan/fold", Value::Null),
-        ("--per-side", "/plan/per_side", Value::Null),
-        ("--pairing", "/plan/pairing", Value::from("combine")),
-        ("--seed", "/plan/seed", Value::from(0)),
-        ("--sigma2", "/perturbation/sigma2", Value::from(0.01)),
-        ("--oversample", "/perturbation/oversample", Value::from(4)),
-        ("--likelihood", "/perturbation/likelihood", Value::from("posterior")),
-        ("--source", "/perturbation/source", Value::from("sample")),
-        ("--mode", "/mode", Value::from("plain")),
+    for (option, setting) in [
+        ("--chosen", "/chosen_tensor"),
+        ("--rejected", "/rejected_tensor"),
+        ("--output", "/output/kind"),
+        ("--dtype", "/output/dtype"),
+        ("--precision", "/output/precision"),
+        ("--shard-rows", "/output/shard_rows"),
+        ("--fold", "/plan/fold"),
+        ("--per-side", "/plan/per_side"),
+        ("--pairing", "/plan/pairing"),
+        ("--seed", "/plan/seed"),
+        ("--sigma2", "/perturbation/sigma2"),
+        ("--oversample", "/perturbation/oversample"),
+        ("--likelihood", "/perturbation/likelihood"),
+        ("--source", "/perturbation/source"),
+        ("--mode", "/mode"),
     ] {
-        match settings.pointer(pointer) {
-            Some(value) if *value != usual => words.push(format!("{option} {}", text(value))),
-            Some(_) => {}
-            // Latents have no dtype.
-            None if pointer == "/output/dtype" => {}
+        match manifest.settings.pointer(setting) {
+            // The arithmetic is recorded as type and kind of device, as in bf16-amx.
+            Some(Value::String(text)) if option == "--precision" => {
+                words.push(format!("{option} {}", quoted(text.split('-').next().unwrap_or(text))));
+            }
+            Some(Value::String(text)) => words.push(format!("{option} {}", quoted(text))),
+            Some(value) => words.push(format!("{option} {value}")),
+            // Latents have no dtype, and a recipe alone no arithmetic either.
+            None if matches!(option, "--dtype" | "--precision") => {}
             None => return None,
         }
     }
@@ -377,15 +382,6 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shards_are_known_by_their_names_alone() {
-        assert_eq!(shard_number("pairs-00042.safetensors"), Some(42));
-        for name in ["pairs-42.safetensors", "pairs-+0042.safetensors", "pairs-00042", "x-00042.safetensors"]
-        {
-            assert_eq!(shard_number(name), None, "{name}");
-        }
-    }
 
     #[test]
     fn the_part_that_holds_a_shard_is_found() {

@@ -1,6 +1,11 @@
 //! Which pairs a run makes: the originals first, then a deterministic draw from each seed's combinations.
+//!
+//! With k samples per side a seed has (k + 1)^2 combinations, the original pair among them; the plan takes m of them.
+//! Nothing is listed in advance: pair j follows from j and the run's seed alone. Runs work on the pairs in blocks of
+//! consecutive seeds ([`Plan::blocks`]), and of each block only make the samples that its pairs use ([`SampleList`]).
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::matrix::Side;
 use crate::noise::{Purpose, Stream};
 
-/// Candidates kept per seed and side, at most (2^16 combinations per seed).
+/// Most candidates kept per seed and side (2^16 combinations per seed).
 pub const MAX_PER_SIDE: u32 = 256;
 
 /// Which synthetic samples of a seed meet.
@@ -44,7 +49,6 @@ pub struct PairId {
 }
 
 impl PairId {
-    /// The sample of one side.
     pub fn sample(&self, side: Side) -> u32 {
         match side {
             Side::Chosen => self.chosen,
@@ -55,8 +59,8 @@ impl PairId {
 
 /// The list of all pairs of a run, never held in memory: pair j follows from j alone.
 ///
-/// Pairs 0 to n - 1 are the originals. The others stand seed by seed, `pairs_per_seed - 1` each: all combinations of a seed in
-/// order where all are taken, else a draw without replacement keyed by (seed of the run, row).
+/// Pairs 0 to n - 1 are the originals. The others follow seed by seed, `pairs_per_seed - 1` each: all combinations of a
+/// seed in order where all are taken, else a draw without replacement keyed by (seed of the run, row).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Number of seed pairs, n.
@@ -73,8 +77,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan from what the user gave: `pairs_per_seed` (m pairs per seed), `per_side` (k), or both. Without `per_side` the
-    /// smallest k that allows that many; without `pairs_per_seed` every combination.
+    /// A plan from what the user gave: `pairs_per_seed` (m), `per_side` (k), or both. Without `per_side` the smallest k
+    /// that allows m pairs; without `pairs_per_seed` every combination.
     pub fn new(
         seeds: u64,
         pairs_per_seed: Option<u64>,
@@ -141,7 +145,7 @@ impl Plan {
         if extra == all {
             return (1..=all).map(pair).collect();
         }
-        // The first `extra` steps of a Fisher-Yates shuffle of 1..=all, holding only the moved entries.
+        // The first `extra` steps of a Fisher-Yates shuffle of 1..=all. Only the entries that were moved are held.
         let mut stream = Stream::new(self.seed, Purpose::Pairing, seed);
         let mut moved: HashMap<u32, u32> = HashMap::new();
         (0..extra)
@@ -153,6 +157,106 @@ impl Plan {
                 pair(drawn + 1)
             })
             .collect()
+    }
+}
+
+/// Bytes of decoded samples held at a time, per side.
+const DECODED_BYTES: usize = 8 << 20;
+/// Most seeds of a block.
+const MAX_SEEDS: usize = 1024;
+/// Most pairs of a block, unless one seed alone has more (up to 2^16 - 1).
+const MAX_PAIRS: usize = 1 << 18;
+
+/// Consecutive pairs of consecutive seeds.
+pub(super) struct PairBlock {
+    pub seeds: Range<usize>,
+    /// Number of the first pair.
+    pub first: u64,
+    pub ids: Vec<PairId>,
+}
+
+impl PairBlock {
+    /// Row of a pair's seed within the block.
+    pub fn row(&self, id: &PairId) -> usize {
+        id.seed as usize - self.seeds.start
+    }
+
+    /// Runs of at most `most` pairs with the number of their first.
+    pub fn chunks(&self, most: usize) -> impl Iterator<Item = (u64, &[PairId])> {
+        self.ids.chunks(most).enumerate().map(move |(i, ids)| (self.first + (i * most) as u64, ids))
+    }
+}
+
+impl Plan {
+    /// Pairs `pairs` in blocks, sized so that the samples of a block, of `row_bytes` each, take some MiB.
+    pub(super) fn blocks(
+        self,
+        pairs: Range<u64>,
+        row_bytes: usize,
+    ) -> impl Iterator<Item = PairBlock> + Send {
+        let n = self.seeds;
+        let extra = self.pairs_per_seed - 1;
+        let per_seed = row_bytes * (self.per_side as usize + 1);
+        let step = (DECODED_BYTES / per_seed).min(MAX_PAIRS / extra as usize).clamp(1, MAX_SEEDS) as u64;
+        let mut from = pairs.start;
+        std::iter::from_fn(move || {
+            if from >= pairs.end {
+                return None;
+            }
+            let first = from;
+            if from < n {
+                // Originals: pair j is seed j.
+                let to = (from + step).min(pairs.end.min(n));
+                from = to;
+                let ids = (first..to).map(|j| self.pair(j)).collect();
+                return Some(PairBlock { seeds: first as usize..to as usize, first, ids });
+            }
+            // The others, seed by seed; the first and the last seed may be taken in part.
+            let seed = (from - n) / extra;
+            let last_seed = ((pairs.end - 1 - n) / extra).min(seed + step - 1);
+            let to = (n + (last_seed + 1) * extra).min(pairs.end);
+            let mut ids = Vec::with_capacity((to - from) as usize);
+            for seed in seed..=last_seed {
+                let start = n + seed * extra;
+                let taken = (from.max(start) - start) as usize..(to - start).min(extra) as usize;
+                let combinations = self.combinations(seed);
+                let taken = combinations[taken].iter();
+                ids.extend(taken.map(|&(chosen, rejected)| PairId { seed, chosen, rejected }));
+            }
+            from = to;
+            Some(PairBlock { seeds: seed as usize..last_seed as usize + 1, first, ids })
+        })
+    }
+}
+
+/// The samples that the pairs of a block need on one side.
+pub(super) struct SampleList {
+    /// Samples as (row in the block, rank - 1), by row and rank.
+    pub ranks: Vec<(u32, u32)>,
+    /// Where sample (row, rank) is in `ranks`: `index[row * per_side + rank - 1]`.
+    index: Vec<u32>,
+    per_side: usize,
+}
+
+impl SampleList {
+    pub fn of(block: &PairBlock, side: Side, per_side: u32) -> SampleList {
+        let per_side = per_side as usize;
+        let slots = block.seeds.len() * per_side;
+        let mut used = vec![false; slots];
+        for id in block.ids.iter().filter(|id| id.sample(side) > 0) {
+            used[block.row(id) * per_side + id.sample(side) as usize - 1] = true;
+        }
+        let mut list = SampleList { ranks: Vec::new(), index: vec![u32::MAX; slots], per_side };
+        for slot in (0..slots).filter(|&slot| used[slot]) {
+            list.index[slot] = list.ranks.len() as u32;
+            list.ranks.push(((slot / per_side) as u32, (slot % per_side) as u32));
+        }
+        list
+    }
+
+    /// Where sample `rank` (from 1) of a row is in the list.
+    pub fn position(&self, row: usize, rank: u32) -> usize {
+        self.index[row * self.per_side + rank as usize - 1] as usize
     }
 }
 

@@ -1,32 +1,43 @@
-//! Making pairs: blocks of seeds through encode, select, perturb and decode, and out in the plan's order.
+//! Making pairs. Each block of seeds goes through four operations of the backend:
+//!
+//! 1. encode: the posteriors of the originals;
+//! 2. select: the numbers of each seed's most likely candidates;
+//! 3. perturb: the latents of those candidates that the block's pairs use;
+//! 4. decode these to embeddings, or score them without decoding.
+//!
+//! The rows of originals and samples then go out in the plan's order. Every row depends on its seed and its candidate
+//! number alone, so that a pair has the same bits in any batch.
 
 use std::ops::Range;
 
-use super::blocks::{self, Block, Loaded, Needed, Sources};
-use super::{PairId, Plan, Seeds};
-use crate::backend::{Backend, DecodeMode, NoiseKey, Perturbation, Residual, Sample, Synthetic};
-use crate::data::{LatentRows, LatentSet};
+use super::plan::{PairBlock, PairId, Plan, SampleList};
+use super::seeds::{LoadedBlock, SeedReader};
+use crate::backend::{
+    Backend, DecodeMode, NoiseKey, PairRows, Perturbation, Residual, RewardData, RewardSide, Sample,
+    Synthetic,
+};
+use crate::data::{LatentRows, LatentSet, PairSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, PAGE, RowsBuf, Side};
 use crate::model::Vae;
 
-/// Bytes of pairs handed out at a time, per side.
-pub(super) const HANDED: usize = 8 << 20;
+/// Bytes of a batch, per side.
+const BATCH_BYTES: usize = 8 << 20;
 
-/// A stretch of pairs as embeddings, `[count, d]` per side.
+/// Consecutive pairs as embeddings, `[count, d]` per side.
 #[derive(Debug)]
 pub struct PairBatch {
     /// Number of the first pair.
     pub first: u64,
     /// Preferred responses.
     pub chosen: RowsBuf,
-    /// The others.
+    /// The other responses.
     pub rejected: RowsBuf,
 }
 
 impl PairBatch {
-    /// Room for pairs of width `dim`.
+    /// A batch of no pairs, of width `dim`.
     pub fn empty(dtype: Dtype, dim: usize) -> PairBatch {
         let none = || RowsBuf::zeros(dtype, 0, dim);
         PairBatch { first: 0, chosen: none(), rejected: none() }
@@ -37,7 +48,7 @@ impl PairBatch {
     }
 }
 
-/// A stretch of pairs as latents.
+/// Consecutive pairs as latents.
 #[derive(Debug, Default)]
 pub struct LatentBatch {
     /// Number of the first pair.
@@ -50,25 +61,28 @@ pub struct LatentBatch {
     pub candidate: [Vec<i32>; 2],
 }
 
-/// Where batches are made and where they go, in order.
-pub trait Sink<T> {
+/// Lends the memory of batches and takes the filled ones, in order.
+pub trait BatchSink<T> {
     /// A batch to fill; what it holds does not matter.
-    fn spare(&mut self) -> Result<T>;
-    /// Takes a batch that is made.
+    fn take_empty(&mut self) -> Result<T>;
+    /// Takes a batch that is filled.
     fn put(&mut self, batch: T) -> Result<()>;
 }
 
-/// One batch, filled again and again and shown to a function.
-struct Shown<'f, T>(Option<T>, &'f mut dyn FnMut(&T) -> Result<()>);
+/// One batch that is filled again and again and shown to a function.
+struct ReusedBatch<'f, T> {
+    batch: Option<T>,
+    show: &'f mut dyn FnMut(&T) -> Result<()>,
+}
 
-impl<T> Sink<T> for Shown<'_, T> {
-    fn spare(&mut self) -> Result<T> {
-        Ok(self.0.take().expect("one batch is asked for at a time"))
+impl<T> BatchSink<T> for ReusedBatch<'_, T> {
+    fn take_empty(&mut self) -> Result<T> {
+        Ok(self.batch.take().expect("one batch is asked for at a time"))
     }
 
     fn put(&mut self, batch: T) -> Result<()> {
-        (self.1)(&batch)?;
-        self.0 = Some(batch);
+        (self.show)(&batch)?;
+        self.batch = Some(batch);
         Ok(())
     }
 }
@@ -79,13 +93,13 @@ pub struct Synthesizer<'a, B: Backend> {
     vae: B::Vae,
     dim: usize,
     latent: usize,
-    from: Sources<'a>,
+    source: SeedReader<'a>,
     plan: Plan,
     perturbation: Perturbation,
     mode: DecodeMode,
 }
 
-/// Hears the number of a first pair and the rewards of both sides from there on.
+/// Takes the number of a first pair and the rewards of both sides from there on.
 pub type EachRewards<'a> = &'a mut dyn FnMut(u64, [&[f32]; 2]) -> Result<()>;
 
 /// One side of a block of seeds as latents.
@@ -100,7 +114,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     pub fn new(
         backend: &'a B,
         vae: &Vae,
-        seeds: &'a dyn Seeds,
+        seeds: &'a dyn PairSource,
         (plan, perturbation): (Plan, Perturbation),
         mode: DecodeMode,
     ) -> Result<Synthesizer<'a, B>> {
@@ -109,14 +123,14 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             dim: vae.size().dim,
             latent: vae.size().latent,
             vae: backend.load_vae(vae)?,
-            from: Sources { seeds, stored: None },
+            source: SeedReader { seeds, stored: None },
             plan,
             perturbation,
             mode,
         })
     }
 
-    /// Decodes latents that [`Synthesizer::latents`] made of the same recipe, in place of making them again: the bytes of
+    /// Decodes latents that [`Synthesizer::latents`] made of the same recipe instead of making them again; the bytes of
     /// embeddings are the same. Fails unless there are as many as the plan has pairs, of the VAE's width.
     pub fn with_latents(mut self, stored: &'a LatentSet) -> Result<Synthesizer<'a, B>> {
         let expected = (self.plan.pairs(), self.latent);
@@ -125,32 +139,31 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             let text = |(pairs, latent): (u64, usize)| format!("{pairs} pairs of {latent} values");
             return Err(Error::shape("latents of the run", text(expected), text(found)));
         }
-        self.from.stored = Some(stored);
+        self.source.stored = Some(stored);
         Ok(self)
     }
 
-    /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Fails if a file that was read since it was opened is not what it was.
+    /// Fails if a file is no longer the one that was opened.
     pub fn require_unchanged(&self) -> Result<()> {
-        self.from.seeds.require_unchanged()?;
-        self.from.stored.map_or(Ok(()), LatentSet::require_unchanged)
+        self.source.seeds.require_unchanged()?;
+        self.source.stored.map_or(Ok(()), LatentSet::require_unchanged)
     }
 
-    /// The arithmetic of the device: the same recipe has other bytes in another one.
+    /// The arithmetic of the device, on which the bytes that a recipe makes depend.
     pub fn arithmetic(&self) -> &'static str {
         self.backend.arithmetic()
     }
 
-    /// Dimension of the latents.
+    /// Values of a latent.
     pub fn latent(&self) -> usize {
         self.latent
     }
 
-    /// Dimension of the embeddings.
+    /// Values of an embedding.
     pub fn dim(&self) -> usize {
         self.dim
     }
@@ -158,31 +171,31 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     /// Makes pairs `pairs` as embeddings of `dtype` and hands them to `sink` in order, a batch at a time.
     ///
     /// # Errors
-    /// What reading or the device fails with, what `sink` answers, and a value that `dtype` cannot hold.
+    /// What reading or the device fails with, what `sink` fails with, and a value that `dtype` cannot hold.
     pub fn embeddings(
         &self,
         pairs: Range<u64>,
         dtype: Dtype,
         sink: &mut dyn FnMut(&PairBatch) -> Result<()>,
     ) -> Result<()> {
-        let batch = PairBatch::empty(dtype, self.dim);
-        self.embeddings_into(pairs, dtype, &mut Shown(Some(batch), sink))
+        let batch = Some(PairBatch::empty(dtype, self.dim));
+        self.embeddings_into(pairs, dtype, &mut ReusedBatch { batch, show: sink })
     }
 
-    /// The same into batches of the sink's, which may be worked on elsewhere meanwhile.
+    /// The same into batches of the sink's, so that a batch may be written while the next one is filled.
     pub fn embeddings_into(
         &self,
         pairs: Range<u64>,
         dtype: Dtype,
-        sink: &mut dyn Sink<PairBatch>,
+        sink: &mut dyn BatchSink<PairBatch>,
     ) -> Result<()> {
         let row = self.dim * dtype.size();
-        // Whole pages: they are written without a copy.
+        // Batches of whole pages, which the direct writer takes without a copy.
         let rows_of_pages = PAGE >> row.trailing_zeros().min(PAGE.trailing_zeros());
-        let most = (HANDED / row / rows_of_pages).max(1) * rows_of_pages;
-        // Both sides' rows of a block, filled block after block.
+        let most = (BATCH_BYTES / row / rows_of_pages).max(1) * rows_of_pages;
+        // The backend's memory for both sides of a block, used again for each block.
         let mut sides = Side::BOTH.map(|_| self.backend.rows(dtype, self.dim));
-        blocks::for_each(self.plan, self.from, pairs, row, &mut |loaded| {
+        self.source.for_each_block(self.plan, pairs, row, &mut |loaded| {
             let needed = self.needed(&loaded.block);
             for (side, to) in Side::BOTH.into_iter().zip(&mut sides) {
                 if !needed[side as usize].ranks.is_empty() {
@@ -190,7 +203,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                 }
             }
             for (first, ids) in loaded.block.chunks(most) {
-                let mut batch = sink.spare()?;
+                let mut batch = sink.take_empty()?;
                 batch.first = first;
                 for ((side, to), rows) in Side::BOTH.into_iter().zip(batch.sides()).zip(&sides) {
                     to.resize_rows(ids.len());
@@ -198,7 +211,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                     if needed.ranks.is_empty() {
                         originals(side, &loaded, ids, to)?;
                     } else {
-                        self.backend.pick_rows(rows, &places(side, &loaded.block, ids, needed), to)?;
+                        self.backend.pick_rows(rows, &row_numbers(side, &loaded.block, ids, needed), to)?;
                     }
                 }
                 sink.put(batch)?;
@@ -209,13 +222,13 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
 
     /// Makes pairs `pairs` as latents and hands them to `sink` in order, a batch at a time.
     pub fn latents(&self, pairs: Range<u64>, sink: &mut dyn FnMut(&LatentBatch) -> Result<()>) -> Result<()> {
-        self.latents_into(pairs, &mut Shown(Some(LatentBatch::default()), sink))
+        self.latents_into(pairs, &mut ReusedBatch { batch: Some(LatentBatch::default()), show: sink })
     }
 
     /// The same into batches of the sink's.
-    pub fn latents_into(&self, pairs: Range<u64>, sink: &mut dyn Sink<LatentBatch>) -> Result<()> {
-        let most = (HANDED / (4 * self.latent)).max(1);
-        blocks::for_each(self.plan, self.from, pairs, 4 * self.latent, &mut |loaded| {
+    pub fn latents_into(&self, pairs: Range<u64>, sink: &mut dyn BatchSink<LatentBatch>) -> Result<()> {
+        let most = (BATCH_BYTES / (4 * self.latent)).max(1);
+        self.source.for_each_block(self.plan, pairs, 4 * self.latent, &mut |loaded| {
             let block = &loaded.block;
             let needed = self.needed(block);
             let sides = [
@@ -223,7 +236,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                 self.side_latents(Side::Rejected, &loaded, &needed[1])?,
             ];
             for (first, ids) in block.chunks(most) {
-                let mut batch = sink.spare()?;
+                let mut batch = sink.take_empty()?;
                 batch.first = first;
                 batch.seed.clear();
                 batch.seed.extend(ids.iter().map(|id| id.seed as i64));
@@ -239,7 +252,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                                 candidate.push(-1);
                             }
                             rank => {
-                                let at = needed[side as usize].at(row, rank);
+                                let at = needed[side as usize].position(row, rank);
                                 z.extend_from_slice(samples.latents.row(at));
                                 candidate.push(samples.candidates[at] as i32);
                             }
@@ -261,7 +274,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         folded: &B::Folded,
         sink: EachRewards<'_>,
     ) -> Result<()> {
-        blocks::for_each(self.plan, self.from, pairs, 4 * self.latent, &mut |loaded| {
+        self.source.for_each_block(self.plan, pairs, 4 * self.latent, &mut |loaded| {
             let block = &loaded.block;
             let needed = self.needed(block);
             let mut rewards = [Vec::new(), Vec::new()];
@@ -270,7 +283,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                 let (originals, samples) = self.side_rewards(side, &loaded, needed, reward, folded)?;
                 out.extend(block.ids.iter().map(|id| match id.sample(side) {
                     0 => originals[block.row(id)],
-                    rank => samples[needed.at(block.row(id), rank)],
+                    rank => samples[needed.position(block.row(id), rank)],
                 }));
             }
             sink(block.first, [&rewards[0], &rewards[1]])
@@ -281,8 +294,8 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     fn side_rewards(
         &self,
         side: Side,
-        loaded: &Loaded<'_>,
-        needed: &Needed,
+        loaded: &LoadedBlock<'_>,
+        needed: &SampleList,
         reward: &B::Reward,
         folded: &B::Folded,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
@@ -293,9 +306,9 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         let mut scores = vec![0f32; needed.ranks.len()];
         if !needed.ranks.is_empty() {
             let posteriors = b.encode(&self.vae, &embeddings)?;
-            let origin = self.origin(side, &loaded.block);
-            let samples = self.samples(&posteriors, origin, needed)?;
-            let latents = b.perturb(&posteriors, origin, &self.perturbation, &samples)?;
+            let key = self.noise_key(side, &loaded.block);
+            let samples = self.samples(&posteriors, key, needed)?;
+            let latents = b.perturb(&posteriors, key, &self.perturbation, &samples)?;
             let residual = (self.mode == DecodeMode::Residual)
                 .then_some(Residual { embeddings: &embeddings, posteriors: &posteriors });
             b.score_latents(folded, &latents, residual, &mut scores)?;
@@ -303,17 +316,17 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         Ok((originals, scores))
     }
 
-    fn needed(&self, block: &Block) -> [Needed; 2] {
-        Side::BOTH.map(|side| Needed::of(block, side, self.plan.per_side))
+    fn needed(&self, block: &PairBlock) -> [SampleList; 2] {
+        Side::BOTH.map(|side| SampleList::of(block, side, self.plan.per_side))
     }
 
-    fn origin(&self, side: Side, block: &Block) -> NoiseKey {
+    fn noise_key(&self, side: Side, block: &PairBlock) -> NoiseKey {
         NoiseKey { seed: self.plan.seed, side, first_row: block.seeds.start as u64 }
     }
 
     /// The samples that a block needs: the candidates of its ranks.
-    fn samples(&self, posteriors: &B::Posteriors, origin: NoiseKey, needed: &Needed) -> Result<Vec<Sample>> {
-        let selection = self.backend.select(posteriors, origin, &self.perturbation)?;
+    fn samples(&self, posteriors: &B::Posteriors, key: NoiseKey, needed: &SampleList) -> Result<Vec<Sample>> {
+        let selection = self.backend.select(posteriors, key, &self.perturbation)?;
         let sample = |&(row, rank): &(u32, u32)| Sample {
             row,
             candidate: selection.candidates[row as usize * selection.top_k + rank as usize],
@@ -349,12 +362,12 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         self.batch(j..j.saturating_add(1), dtype)
     }
 
-    /// Encodes, selects, perturbs and decodes one side of a block: its originals, and behind them its samples.
+    /// One side of a block as rows: its originals, and behind them its samples.
     fn side_rows(
         &self,
         side: Side,
-        loaded: &Loaded<'_>,
-        needed: &Needed,
+        loaded: &LoadedBlock<'_>,
+        needed: &SampleList,
         dtype: Dtype,
         to: &mut B::Rows,
     ) -> Result<()> {
@@ -371,9 +384,9 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             }
             (None, posteriors) => {
                 let posteriors = posteriors.as_ref().expect("encoded where nothing is stored");
-                let origin = self.origin(side, &loaded.block);
-                let samples = self.samples(posteriors, origin, needed)?;
-                let latents = b.perturb(posteriors, origin, &self.perturbation, &samples)?;
+                let key = self.noise_key(side, &loaded.block);
+                let samples = self.samples(posteriors, key, needed)?;
+                let latents = b.perturb(posteriors, key, &self.perturbation, &samples)?;
                 (samples, latents)
             }
         };
@@ -396,8 +409,8 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         }
     }
 
-    /// Encodes, selects and perturbs one side of a block.
-    fn side_latents(&self, side: Side, loaded: &Loaded<'_>, needed: &Needed) -> Result<SideLatents> {
+    /// One side of a block as latents.
+    fn side_latents(&self, side: Side, loaded: &LoadedBlock<'_>, needed: &SampleList) -> Result<SideLatents> {
         let b = self.backend;
         let embeddings = b.embeddings(loaded.rows[side as usize].view())?;
         let posteriors = b.encode(&self.vae, &embeddings)?;
@@ -407,21 +420,21 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
             mu: b.posteriors(&posteriors)?.mu,
         };
         if !needed.ranks.is_empty() {
-            let origin = self.origin(side, &loaded.block);
-            let samples = self.samples(&posteriors, origin, needed)?;
+            let key = self.noise_key(side, &loaded.block);
+            let samples = self.samples(&posteriors, key, needed)?;
             out.candidates = samples.iter().map(|s| s.candidate).collect();
-            out.latents = b.latents(&b.perturb(&posteriors, origin, &self.perturbation, &samples)?)?;
+            out.latents = b.latents(&b.perturb(&posteriors, key, &self.perturbation, &samples)?)?;
         }
         Ok(out)
     }
 }
 
-/// The samples that a block needs, and their z `[samples, latent]`, out of the stored latents of its pairs. Fails if
+/// The samples that a block needs and their z `[samples, latent]`, taken from the stored latents of its pairs. Fails if
 /// these are not the pairs of the plan.
 fn stored_samples(
     side: Side,
-    block: &Block,
-    needed: &Needed,
+    block: &PairBlock,
+    needed: &SampleList,
     stored: &LatentRows,
     latent: usize,
 ) -> Result<(Vec<Sample>, Matrix)> {
@@ -437,7 +450,7 @@ fn stored_samples(
             return Err(Error::shape(what, expected, format!("{} of seed {seed}", kind(candidate < 0))));
         }
         if !original {
-            let at = needed.at(block.row(id), id.sample(side));
+            let at = needed.position(block.row(id), id.sample(side));
             samples[at] = Sample { row: block.row(id) as u32, candidate: candidate as u32 };
             z.row_mut(at).copy_from_slice(&stored.z[side as usize][i * latent..][..latent]);
         }
@@ -445,8 +458,8 @@ fn stored_samples(
     Ok((samples, z))
 }
 
-/// Pairs of originals alone: copies from where the seeds are into their places.
-fn originals(side: Side, loaded: &Loaded<'_>, ids: &[PairId], to: &mut RowsBuf) -> Result<()> {
+/// Fills a batch of originals alone: copies of seeds.
+fn originals(side: Side, loaded: &LoadedBlock<'_>, ids: &[PairId], to: &mut RowsBuf) -> Result<()> {
     loaded.rows[side as usize].view().copy_rows(&|i| loaded.block.row(&ids[i]), to);
     match to.view().values().first_non_finite() {
         None => Ok(()),
@@ -457,13 +470,13 @@ fn originals(side: Side, loaded: &Loaded<'_>, ids: &[PairId], to: &mut RowsBuf) 
     }
 }
 
-/// Where the rows of pairs stand among the originals of a block and the samples behind them.
-fn places(side: Side, block: &Block, ids: &[PairId], needed: &Needed) -> Vec<u32> {
-    let place = |id: &PairId| match id.sample(side) {
+/// Numbers of the pairs' rows among the originals of a block and the samples behind them.
+fn row_numbers(side: Side, block: &PairBlock, ids: &[PairId], needed: &SampleList) -> Vec<u32> {
+    let number = |id: &PairId| match id.sample(side) {
         0 => block.row(id),
-        rank => block.seeds.len() + needed.at(block.row(id), rank),
+        rank => block.seeds.len() + needed.position(block.row(id), rank),
     };
-    ids.iter().map(|id| place(id) as u32).collect()
+    ids.iter().map(|id| number(id) as u32).collect()
 }
 
 fn unstorable_original(seed: usize, side: Side, column: usize, dtype: Dtype) -> Error {
@@ -476,4 +489,81 @@ fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
         format!("a finite value that {dtype} can hold"),
         "infinity or NaN; try another --dtype",
     )
+}
+
+/// The synthetic samples of a whole plan in a device's memory, for training straight from a recipe: k latents per seed
+/// and side, and the pairs over them.
+pub struct Augmented<B: Backend> {
+    vae: B::Vae,
+    posteriors: [B::Posteriors; 2],
+    latents: [B::Latents; 2],
+    mode: DecodeMode,
+    /// The plan's pairs as rows of [`RewardSide`]: see [`Plan::rows`].
+    pub pairs: Vec<PairRows>,
+}
+
+impl<B: Backend> Augmented<B> {
+    /// Encodes, selects and perturbs all seeds of a plan.
+    pub fn new(
+        backend: &B,
+        vae: &Vae,
+        seeds: &dyn PairSource,
+        plan: &Plan,
+        perturbation: &Perturbation,
+        mode: DecodeMode,
+    ) -> Result<Augmented<B>> {
+        let (n, k) = (plan.seeds, u64::from(plan.per_side));
+        if n * (k + 1) > u64::from(u32::MAX) {
+            return Err(Error::option(
+                "--fold or --per-side",
+                format!("at most {} samples per side for training", u32::MAX),
+                n * (k + 1),
+            ));
+        }
+        let vae = backend.load_vae(vae)?;
+        let make = |side: Side| -> Result<(B::Posteriors, B::Latents)> {
+            let block = seeds.block(side, 0..seeds.pairs())?;
+            let rows = block.view();
+            let posteriors = backend.encode(&vae, &backend.embeddings(rows.clone())?)?;
+            let key = NoiseKey { seed: plan.seed, side, first_row: 0 };
+            let selection = backend.select(&posteriors, key, perturbation)?;
+            let samples: Vec<Sample> = selection
+                .candidates
+                .iter()
+                .enumerate()
+                .map(|(i, &candidate)| Sample { row: (i / selection.top_k) as u32, candidate })
+                .collect();
+            let latents = backend.perturb(&posteriors, key, perturbation, &samples)?;
+            Ok((posteriors, latents))
+        };
+        let (chosen, rejected) = (make(Side::Chosen)?, make(Side::Rejected)?);
+        Ok(Augmented {
+            vae,
+            posteriors: [chosen.0, rejected.0],
+            latents: [chosen.1, rejected.1],
+            mode,
+            pairs: plan.rows(),
+        })
+    }
+
+    /// The samples with the originals that they were made from, for [`crate::train::train_reward`].
+    pub fn data<'r, 'e>(
+        &'r self,
+        chosen: &'r B::Embeddings<'e>,
+        rejected: &'r B::Embeddings<'e>,
+    ) -> RewardData<'r, 'e, B>
+    where
+        B: 'e,
+    {
+        let side = |side: usize, originals: &'r B::Embeddings<'e>| RewardSide {
+            originals,
+            synthetic: Some(Synthetic {
+                vae: &self.vae,
+                latents: &self.latents[side],
+                residual: (self.mode == DecodeMode::Residual)
+                    .then_some(Residual { embeddings: originals, posteriors: &self.posteriors[side] }),
+            }),
+        };
+        RewardData { chosen: side(0, chosen), rejected: side(1, rejected) }
+    }
 }

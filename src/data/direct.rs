@@ -1,5 +1,14 @@
-//! A file written in whole blocks past the page cache, where the file system allows it: one copy less, no cache
-//! displaced, and several times the rate of cached writes followed by a sync.
+//! Direct writes: a file of known length, filled with positioned writes past the page cache (O_DIRECT).
+//!
+//! The kernel takes direct writes only in whole pages from page-aligned memory, so bytes on their way into a tensor go
+//! one of three ways:
+//!
+//! 1. whole aligned pages are written from where they lie, without a copy;
+//! 2. everything else is gathered in a page-aligned buffer and written once that is full;
+//! 3. the ends of a tensor, which share a page with its neighbours, are written through the page cache.
+//!
+//! Beside cached writes followed by a sync this saves a copy, leaves the page cache to others, and is several times as
+//! fast. Where the file system refuses direct writes, everything goes through the page cache.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,44 +16,44 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use super::writer::AtomicFile;
+use super::atomic::AtomicFile;
 use crate::error::{Error, Result};
 use crate::matrix::{PAGE, Pages};
 
-/// Bytes that are gathered for one write where they come in smaller or unaligned pieces.
+/// Bytes gathered for one write where they come in smaller or unaligned pieces.
 const STAGE: usize = 4 << 20;
 /// Files below this are written through the page cache.
 const SMALL: u64 = 1 << 20;
 
-/// A file of known length, open for positioned writes.
+/// A file of known length, open for positioned writes through the page cache (`plain`) and past it.
 #[derive(Debug)]
-pub(super) struct BlockFile {
+pub(super) struct DirectFile {
     plain: File,
     direct: Option<File>,
 }
 
-impl BlockFile {
+impl DirectFile {
     /// Takes the temporary file of `out`, which will have `len` bytes, and reserves the space for them, so that a full
     /// disk is found out at once. `direct` false writes through the page cache.
-    pub fn new(out: &AtomicFile, len: u64, direct: bool) -> io::Result<BlockFile> {
+    pub fn new(out: &AtomicFile, len: u64, direct: bool) -> io::Result<DirectFile> {
         let plain = out.file().try_clone()?;
         if len < SMALL {
-            return Ok(BlockFile { plain, direct: None });
+            return Ok(DirectFile { plain, direct: None });
         }
         reserve(&plain, len)?;
         let direct = if direct { open_direct(out.temporary()) } else { None };
-        Ok(BlockFile { plain, direct })
+        Ok(DirectFile { plain, direct })
     }
 
     fn write_plain(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.plain.write_all_at(bytes, at)
     }
 
-    /// Writes whole blocks from page-aligned memory at a multiple of the block.
+    /// Writes whole pages from page-aligned memory to a page boundary of the file.
     fn write_blocks(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
         if let Some(direct) = &self.direct {
             match direct.write_all_at(bytes, at) {
-                // A file system that takes the flag and refuses the write, as some network ones do.
+                // Some network file systems accept O_DIRECT when the file is opened and refuse the write.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.direct = None,
                 result => return result,
             }
@@ -56,7 +65,7 @@ impl BlockFile {
 #[cfg(target_os = "linux")]
 fn open_direct(path: &Path) -> Option<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    // File systems without it (tmpfs on older systems) refuse to open.
+    // File systems without direct writes (tmpfs on older systems) refuse to open.
     File::options().write(true).custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32).open(path).ok()
 }
 
@@ -70,7 +79,7 @@ fn reserve(file: &File, len: u64) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     use rustix::io::Errno;
     match fallocate(file, FallocateFlags::empty(), 0, len) {
-        // Not every file system can; writing extends the file then.
+        // Not every file system can reserve space; writing extends the file then.
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(()),
         result => result.map_err(io::Error::from),
     }
@@ -81,24 +90,24 @@ fn reserve(_: &File, _: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The bytes of one tensor on their way into a file, in order.
+/// Where the next bytes of one tensor go, with those that wait to be written.
 #[derive(Debug)]
-pub(super) struct Lane {
-    /// Where the first byte goes that is not in the file yet.
+pub(super) struct TensorCursor {
+    /// Place in the file of the first byte that is not written yet; a page boundary where bytes wait.
     at: u64,
-    /// Bytes waiting for a whole block; they start at `at`, a multiple of the block unless there are none.
+    /// The first `waiting` bytes of `stage` are gathered and not written yet.
     stage: Pages,
     waiting: usize,
 }
 
-impl Lane {
+impl TensorCursor {
     /// Starts at byte `at` of the file.
-    pub fn new(at: u64) -> Lane {
-        Lane { at, stage: Pages::default(), waiting: 0 }
+    pub fn new(at: u64) -> TensorCursor {
+        TensorCursor { at, stage: Pages::default(), waiting: 0 }
     }
 
-    /// Appends bytes; what is aligned goes to the file from where it lies.
-    pub fn append(&mut self, file: &mut BlockFile, mut bytes: &[u8]) -> io::Result<()> {
+    /// Appends bytes to the tensor; see the head of this file.
+    pub fn append(&mut self, file: &mut DirectFile, mut bytes: &[u8]) -> io::Result<()> {
         if file.direct.is_none() {
             self.flush(file)?;
             file.write_plain(bytes, self.at)?;
@@ -107,7 +116,7 @@ impl Lane {
         }
         let off_boundary = self.at as usize % PAGE;
         if self.waiting == 0 && off_boundary > 0 {
-            // Up to the boundary the ordinary way: the block is shared with the tensor before.
+            // Up to the boundary through the page cache: the page is shared with the tensor before.
             let (head, rest) = bytes.split_at((PAGE - off_boundary).min(bytes.len()));
             file.write_plain(head, self.at)?;
             self.at += head.len() as u64;
@@ -135,8 +144,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Writes what waits.
-    pub fn flush(&mut self, file: &mut BlockFile) -> io::Result<()> {
+    /// Writes the bytes that wait.
+    pub fn flush(&mut self, file: &mut DirectFile) -> io::Result<()> {
         let (blocks, rest) = self.stage.bytes()[..self.waiting].split_at(self.waiting / PAGE * PAGE);
         if !blocks.is_empty() {
             file.write_blocks(blocks, self.at)?;
@@ -151,8 +160,8 @@ impl Lane {
 }
 
 /// Bytes per second that the disk of `folder` takes in one file of `bytes` bytes, written as shards are (space
-/// reserved, whole blocks of `block` bytes past the page cache where possible) and synced: the floor of writing there.
-/// The file is removed.
+/// reserved, `block` bytes at a time past the page cache where possible) and synced: the most that a run can write
+/// there. The file is removed.
 ///
 /// # Errors
 /// The folder cannot be written, or the disk is full.
@@ -160,7 +169,7 @@ pub fn sequential_write(folder: &Path, bytes: u64, block: usize) -> Result<f64> 
     let path = folder.join(format!("write-rate-{}", std::process::id()));
     let failed = |e| Error::io("write", &path)(e);
     let mut pages = Pages::zeros(block.next_multiple_of(PAGE));
-    // Not zeros, which disks may store otherwise.
+    // Random bytes: some disks store zeros, or what they can compress, faster.
     let mut state = 1u64;
     for byte in pages.bytes_mut() {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -168,15 +177,15 @@ pub fn sequential_write(folder: &Path, bytes: u64, block: usize) -> Result<f64> 
     }
     let start = Instant::now();
     let out = AtomicFile::create(&path)?;
-    let mut file = BlockFile::new(&out, bytes, true).map_err(failed)?;
-    let mut lane = Lane::new(0);
+    let mut file = DirectFile::new(&out, bytes, true).map_err(failed)?;
+    let mut cursor = TensorCursor::new(0);
     let mut left = bytes;
     while left > 0 {
         let now = left.min(pages.bytes().len() as u64);
-        lane.append(&mut file, &pages.bytes()[..now as usize]).map_err(failed)?;
+        cursor.append(&mut file, &pages.bytes()[..now as usize]).map_err(failed)?;
         left -= now;
     }
-    lane.flush(&mut file).map_err(failed)?;
+    cursor.flush(&mut file).map_err(failed)?;
     drop(file);
     out.commit()?;
     let seconds = start.elapsed().as_secs_f64();
@@ -188,7 +197,7 @@ pub fn sequential_write(folder: &Path, bytes: u64, block: usize) -> Result<f64> 
 mod tests {
     use super::*;
 
-    /// Pieces of odd sizes from aligned and unaligned memory, into two lanes that share a block.
+    /// Pieces of odd sizes from aligned and unaligned memory, into two tensors that share a block.
     #[test]
     fn every_byte_lands_where_it_belongs() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -200,25 +209,25 @@ mod tests {
         }
         for direct in [false, true] {
             let out = AtomicFile::create(&path).expect("creates");
-            let mut file = BlockFile::new(&out, (first + second) as u64, direct).expect("opens");
-            let mut lanes = [Lane::new(0), Lane::new(first as u64)];
+            let mut file = DirectFile::new(&out, (first + second) as u64, direct).expect("opens");
+            let mut cursors = [TensorCursor::new(0), TensorCursor::new(first as u64)];
             let sizes = [PAGE, 1, 4095, 3 * PAGE, 8, 100_000, PAGE - 1, 1 << 20, 2 * PAGE + 1];
-            for (lane, (offset, len)) in lanes.iter_mut().zip([(0, first), (1, second)]) {
-                let (mut done, mut turn) = (0, 0);
+            for (cursor, (offset, len)) in cursors.iter_mut().zip([(0, first), (1, second)]) {
+                let (mut done, mut piece) = (0, 0);
                 while done < len {
-                    let now = sizes[turn % sizes.len()].min(len - done);
+                    let now = sizes[piece % sizes.len()].min(len - done);
                     let bytes = &pages.bytes()[offset + done..][..now];
-                    lane.append(&mut file, bytes).expect("writes");
-                    (done, turn) = (done + now, turn + 1);
+                    cursor.append(&mut file, bytes).expect("writes");
+                    (done, piece) = (done + now, piece + 1);
                 }
-                lane.flush(&mut file).expect("writes");
+                cursor.flush(&mut file).expect("writes");
             }
             drop(file);
             out.commit().expect("commits");
             let written = fs::read(&path).expect("reads");
             assert_eq!(written.len(), first + second);
-            assert!(written[..first] == pages.bytes()[..first], "first lane, direct {direct}");
-            assert!(written[first..] == pages.bytes()[1..=second], "second lane, direct {direct}");
+            assert!(written[..first] == pages.bytes()[..first], "first tensor, direct {direct}");
+            assert!(written[first..] == pages.bytes()[1..=second], "second tensor, direct {direct}");
         }
     }
 
