@@ -1,5 +1,5 @@
-//! README's table of speed says what the recorded results say: it is made again from `benches/results/*.json`, as
-//! `tools/bench_peers.py --readme` makes it, and compared letter by letter.
+//! The tables of docs/performance.md say what the recorded results say: they are made again from
+//! `benches/results/*.json`, as `tools/bench_peers.py` makes them, and compared letter by letter.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -128,8 +128,9 @@ fn results() -> Vec<Value> {
 
 #[test]
 fn the_table_is_that_of_the_results() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README");
-    let (_, rest) = readme.split_once(MARKS[0]).expect("the first mark");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
+    let page = fs::read_to_string(page).expect("docs/performance.md");
+    let (_, rest) = page.split_once(MARKS[0]).expect("the first mark");
     let (there, _) = rest.split_once(MARKS[1]).expect("the second mark");
     let made: Vec<String> = results().iter().map(table).collect();
     assert_eq!(there, made.join("\n\n"), "tools/bench_peers.py --readme writes the table");
