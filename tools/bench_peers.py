@@ -7,7 +7,9 @@
     tools/bench_peers.py --candle              candle too (builds benches/candle.rs)
     tools/bench_peers.py --device cuda         the same on a GPU, in parts of a minute or so, 9 minutes in all;
                                                --out FOLDER keeps a copy, --dry-run prints the plan
-    tools/bench_peers.py --table               prints README's table from the files; --readme puts it there
+    tools/bench_peers.py --write               puts the tables of the recorded figures into docs/performance.md
+    tools/bench_peers.py --check               whether the figures agree with themselves, and the page with them; needs
+                                               nothing but Python
 
 Each operation is done by every variant and by lensmith in turns, several rounds long; medians count, and the best
 variant at its best batch size is the one that lensmith is held against. Inputs are random and larger than caches;
@@ -24,6 +26,7 @@ that `tools/gpu_check --build` packed.
 Exit codes: 0 done, 1 something failed, 2 wrong usage or something is missing.
 """
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -417,7 +420,7 @@ def in_parts(options, names):
         part = {"status": done.status, "seconds": round(done.seconds, 1), "said": said}
 
         def put(old, name=name, part=part):
-            # Beside the figures, which README's table is made from.
+            # Beside the figures, which the tables are made from.
             old.setdefault("peer_parts", {})[name] = part
             return old
 
@@ -443,14 +446,17 @@ def main():
     parser.add_argument("--scratch", type=Path, help="folder that pairs are written to and removed from")
     parser.add_argument("--dry-run", action="store_true", help="on a GPU: print the parts and their limits")
     parser.add_argument("--part", choices=list(ON_GPU), help=argparse.SUPPRESS)
-    parser.add_argument("--table", action="store_true", help="print README's table")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--check", action="store_true", help="fail if docs/performance.md is not what --write makes")
     options = parser.parse_args()
     if options.setup:
         return setup()
-    if options.table or options.readme:
-        print(peer_record.tables()) if options.table else peer_record.write_readme()
-        return None
+    if options.write or options.check:
+        # Writing what contradicts itself is an error too.
+        complaints = [text for text in [options.write and peer_record.write_page()] if text] or peer_record.complaints()
+        for text in complaints:
+            print(f"tools/bench_peers.py: {text}", file=sys.stderr)
+        return 1 if complaints else None
     gpu = options.device == "cuda"
     names = options.only or (list(ON_GPU) if gpu else ON_CPU)
     if gpu and "normals" in names:
