@@ -12,8 +12,10 @@ pub mod eval;
 pub mod matrix;
 pub mod model;
 pub mod noise;
+pub mod report;
 pub mod simd;
 pub mod synth;
+mod timing;
 pub mod train;
 
 pub use data::PairSet;

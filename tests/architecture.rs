@@ -16,21 +16,23 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     // Foreign files in and out; the noise draws the pairs that are annotated.
     ("convert", &["error", "dtype", "matrix", "data", "noise"]),
     ("model", &["error", "dtype", "matrix", "noise", "data"]),
-    ("backend", &["error", "dtype", "matrix", "simd", "noise", "model"]),
+    ("timing", &[]),
+    ("backend", &["error", "dtype", "matrix", "simd", "noise", "model", "timing"]),
     ("synth", METHOD),
     ("train", METHOD),
     ("eval", METHOD),
-    // All above the method, and not each other.
+    // All above the method, and not each other, but for the report, which draws what the benchmark measured.
     ("engine", METHOD),
     ("bench", METHOD),
-    ("report", METHOD),
+    ("report", REPORTED),
     ("cli", ABOVE),
     ("main", ABOVE),
 ];
 
 /// The parts of the method stand side by side and may build on each other, but not in a circle.
 const METHOD: &[&str] =
-    &["error", "dtype", "matrix", "noise", "model", "data", "backend", "synth", "train", "eval"];
+    &["error", "dtype", "matrix", "noise", "model", "data", "timing", "backend", "synth", "train", "eval"];
+const REPORTED: &[&str] = &["error", "backend", "data", "bench"];
 const ABOVE: &[&str] = &[
     "error", "dtype", "matrix", "noise", "model", "data", "convert", "backend", "synth", "train", "eval",
     "engine", "bench", "report", "cli",
@@ -45,7 +47,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("gemm", &["backend/cpu/"]),
     ("clap", &["cli/", "main.rs"]),
     ("indicatif", &["cli/"]),
-    ("plotters", &["bench/plot.rs"]),
+    ("plotters", &["report/"]),
     ("cudarc", &["backend/cuda/"]),
     ("arrow_array", &["convert/"]),
     ("arrow_ipc", &["convert/"]),
