@@ -11,17 +11,17 @@
     tools/bench_peers.py --check               whether the figures agree with themselves, and the page with them; needs
                                                nothing but Python
 
-Each operation is done by every variant and by lensmith in turns, several rounds long; medians count, and the best
-variant at its best batch size is the one that lensmith is held against. Inputs are random and larger than caches;
-threads are as many for all, and an operation during which others took more than 5 % of the processors is not recorded.
-What rounds to BF16 before products is held against what does so too, lensmith's `--precision bf16` against the peers'
-BF16, and exact F32 against F32. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would
-write it there. lensmith's own part is `lensmith bench --only ...`, so limits and shares come from the same run.
+Every operation is done by each variant of the peers, at its best batch size, and by lensmith, in turns and
+several rounds long. Medians count, and lensmith is compared with the best variant: F32 with exact F32,
+`--precision bf16` with the peers' BF16, since both round the operands of products. Inputs are random and
+larger than caches, and all have equally many threads. An operation during which others took more than 5 % of
+the processors is not recorded. tools/peer_torch.py is the PyTorch side; lensmith's is `lensmith bench --only
+...`, so that limits and shares come from the same run.
 
-On a GPU the kernels are held against PyTorch on data that lies there (benches/gpu.rs), variants include
-`torch.compile(mode="reduce-overhead")`, and the product of the score alone is measured by cuBLAS, as a floor. Each part
-runs in a process of its own under its own limit and is recorded when it is done. Without cargo, the programs are those
-that `tools/gpu_check --build` packed.
+On a GPU, lensmith's kernels (benches/gpu.rs) and PyTorch work on data that is there already; variants include
+`torch.compile(mode="reduce-overhead")`, and cuBLAS does the product of the score alone, which bounds it. Each
+operation runs in a process of its own with a time limit, and is recorded when it is done. Without cargo, the
+programs are those that `tools/gpu_check --build` packed.
 
 Exit codes: 0 done, 1 something failed, 2 wrong usage or something is missing.
 """
@@ -46,7 +46,7 @@ from results import Copies, read, write  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / "target" / "peers"
 PACKAGES = ["torch", "numpy", "safetensors"]
-# What a GPU has a part in, in order of worth, and the seconds that it may take, compilers included.
+# The operations on a GPU, the most telling first, and the seconds that each may take, compilers included.
 ON_GPU = {
     "score": 80,
     "decode": 80,
@@ -59,7 +59,7 @@ ON_GPU = {
     "decode-score": 60,
     "synth-disk": 60,
 }
-# The CPU's operations: synthesis ends in its memory anyway.
+# On a CPU, decoding ends in the host's memory anyway.
 ON_CPU = [name for name in OPERATIONS if name not in ("synth", "synth-disk")]
 TRIAL = 0.2
 SEEDS = 1000
@@ -149,8 +149,8 @@ class Others:
 
 
 def in_rounds(rounds, works):
-    """Runs every work once a round, in turns, so that a slow minute of the machine is one for all. A work gives rates by
-    name. Gives the rates of all rounds by name, and the share of the processors that others took meanwhile."""
+    """Runs every work once a round, in turns, so that a slow minute of the machine slows all of them. A work gives
+    rates by name. Gives the rates of all rounds by name, and the share of the processors that others took."""
     found, others = {}, Others()
     for _ in range(rounds):
         for work in works:
@@ -179,7 +179,7 @@ class Comparison:
         return [lambda kind=kind: work(kind) for kind in self.kinds]
 
     def record(self, found, disturbed, batches=None, floors=()):
-        """The record of the rates that were found. `floors` are names of what is no peer."""
+        """The record of the rates that were found. `floors` names those that bound a rate, and are no peers."""
         of = {name: figures(rates) for name, rates in found.items()}
         for name, batch in (batches or {}).items():
             of[name]["batch"] = batch
@@ -191,7 +191,7 @@ class Comparison:
 
 
 def in_turns(options, name, variants, unit, count, candle, floors=()):
-    """Rounds of every variant and lensmith; gives the record of the operation. `floors` take part, but not as peers."""
+    """Rounds of every variant and lensmith; gives the record of the operation. `floors` take part, but as bounds."""
     comparison = Comparison(options, name, unit)
 
     def peer(variant, work):
