@@ -225,8 +225,8 @@ fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
 fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
     let (n, dim) = (seeds[0].rows(), seeds[0].cols());
     let (vae_training, reward_training) = trainings(options);
-    let (mut losses, mut steps, mut vae_seconds) = ((f64::NAN, f64::NAN, f64::NAN), 0, Vec::new());
-    let mut vae_terms = None;
+    let (mut vae_terms, mut vae_seconds) = (None, Vec::new());
+    let (mut first_reward_loss, mut reward_loss, mut steps) = (f64::NAN, f64::NAN, 0);
     let synthesis = SynthesisOptions {
         pairs_per_seed: Some(options.pairs_per_seed),
         seed: options.seed,
@@ -237,7 +237,6 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
         let trained = train_vae(b, &seeds[0], &seeds[1], &vae_training, &mut |_, _| ())?;
         vae_seconds.push(start.elapsed().as_secs_f64());
         vae_terms = trained.history.last().copied();
-        losses.0 = vae_terms.map_or(f64::NAN, |l| l.total);
         let experiment = Experiment {
             seeds: seeds.clone(),
             validation: None,
@@ -250,14 +249,14 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
         let arm = Arm::Lens { pairs_per_seed: options.pairs_per_seed, mode: DecodeMode::Plain };
         let (result, _) = experiment.run(b, arm, &mut |epoch| {
             if epoch.epoch == 1 {
-                losses.1 = epoch.train_loss;
+                first_reward_loss = epoch.train_loss;
             }
-            losses.2 = epoch.train_loss;
+            reward_loss = epoch.train_loss;
         })?;
         steps = result.steps;
         b.finish()
     })?;
-    let models = Options { dim, ..options.clone() }.models(dim)?;
+    let models = options.models(dim)?;
     let (plan, _) = synthesis.plan(n)?;
     let run = work::Run {
         seeds: n,
@@ -274,8 +273,9 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
     );
     let mut entry = Entry::new(Operation::Run, what, "runs", timing, &needs);
     entry.details = json!({
-        "vae_loss": losses.0, "vae_terms": vae_terms, "first_reward_loss": losses.1, "reward_loss": losses.2,
-        "steps": steps, "vae_seconds": Timing::of(vae_seconds).median, "pairs": plan.pairs(), "seeds": n,
+        "vae_loss": vae_terms.map_or(f64::NAN, |terms| terms.total), "vae_terms": vae_terms,
+        "first_reward_loss": first_reward_loss, "reward_loss": reward_loss, "steps": steps,
+        "vae_seconds": Timing::of(vae_seconds).median, "pairs": plan.pairs(), "seeds": n,
     });
     Ok(entry)
 }
