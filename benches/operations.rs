@@ -1,14 +1,13 @@
 //! Operations of the CPU backend at the paper's sizes (d = 4096, hidden 64, latent 16, reward hidden 256) on random
 //! data: `cargo bench --bench operations`. Rates are rows (or normals, or training pairs) per second; compare runs on
-//! one machine only. The device's limits are printed first; `lensmith bench` holds rates against them.
+//! one machine only. `lensmith bench` holds the same operations against the machine's limits.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, NoiseKey, PairData, Perturbation,
-    Precision, Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath,
-    VaeObjective,
+    Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, Perturbation, Precision,
+    Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values};
@@ -51,10 +50,6 @@ fn operations(c: &mut Criterion) {
 fn inference(c: &mut Criterion, precision: Precision) {
     let cpu = Cpu::new(0, precision).expect("threads start");
     let (vae_model, reward_model) = models();
-    let (limits, _) = cpu.measure(&vae_model, &reward_model, ROWS).expect("measures");
-    for limit in limits {
-        println!("limit: {}, {:.1} G/s", limit.what, limit.per_second / 1e9);
-    }
     let vae = cpu.load_vae(&vae_model).expect("loads");
     let reward = cpu.load_reward(&reward_model).expect("loads");
     let folded = FoldedReward::new(&vae_model, &reward_model).expect("folds");

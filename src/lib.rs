@@ -78,6 +78,8 @@ mod matrix;
 mod model;
 #[cfg(not(feature = "internals"))]
 mod noise;
+#[cfg(all(feature = "cli", not(feature = "internals")))]
+mod report;
 #[cfg(not(feature = "internals"))]
 mod simd;
 #[cfg(not(feature = "internals"))]
@@ -105,6 +107,8 @@ pub mod matrix;
 pub mod model;
 #[cfg(feature = "internals")]
 pub mod noise;
+#[cfg(all(feature = "cli", feature = "internals"))]
+pub mod report;
 #[cfg(feature = "internals")]
 pub mod simd;
 #[cfg(feature = "internals")]
@@ -117,6 +121,7 @@ pub mod train;
 pub mod cli;
 mod engine;
 mod side;
+mod timing;
 
 pub use backend::{
     Adam, DecodeMode, DeviceChoice, DeviceInfo, Divergence, LatentSource, Likelihood, Perturbation,

@@ -9,5 +9,7 @@ mod common;
 mod disk;
 #[path = "cli/good.rs"]
 mod good;
+#[path = "cli/peers.rs"]
+mod peers;
 #[path = "cli/support.rs"]
 mod support;

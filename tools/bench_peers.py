@@ -7,23 +7,26 @@
     tools/bench_peers.py --candle              candle too (builds benches/candle.rs)
     tools/bench_peers.py --device cuda         the same on a GPU, in parts of a minute or so, 9 minutes in all;
                                                --out FOLDER keeps a copy, --dry-run prints the plan
-    tools/bench_peers.py --table               prints README's table from the files; --readme puts it there
+    tools/bench_peers.py --write               puts the tables of the recorded figures into docs/performance.md
+    tools/bench_peers.py --check               whether the figures agree with themselves, and the page with them; needs
+                                               nothing but Python
 
-Each operation is done by every variant and by lensmith in turns, several rounds long; medians count, and the best
-variant at its best batch size is the one that lensmith is held against. Inputs are random and larger than caches;
-threads are as many for all, and an operation during which others took more than 5 % of the processors is not recorded.
-What rounds to BF16 before products is held against what does so too, lensmith's `--precision bf16` against the peers'
-BF16, and exact F32 against F32. `tools/peer_torch.py` holds the PyTorch side: the whole of LENS as one would
-write it there. lensmith's own part is `lensmith bench --only ...`, so limits and shares come from the same run.
+Every operation is done by each variant of the peers, at its best batch size, and by lensmith, in turns and
+several rounds long. Medians count, and lensmith is compared with the best variant: F32 with exact F32,
+`--precision bf16` with the peers' BF16, since both round the operands of products. Inputs are random and
+larger than caches, and all have equally many threads. An operation during which others took more than 5 % of
+the processors is not recorded. tools/peer_torch.py is the PyTorch side; lensmith's is `lensmith bench --only
+...`, so that limits and shares come from the same run.
 
-On a GPU the kernels are held against PyTorch on data that lies there (benches/gpu.rs), variants include
-`torch.compile(mode="reduce-overhead")`, and the product of the score alone is measured by cuBLAS, as a floor. Each part
-runs in a process of its own under its own limit and is recorded when it is done. Without cargo, the programs are those
-that `tools/gpu_check --build` packed.
+On a GPU, lensmith's kernels (benches/gpu.rs) and PyTorch work on data that is there already; variants include
+`torch.compile(mode="reduce-overhead")`, and cuBLAS does the product of the score alone, which bounds it. Each
+operation runs in a process of its own with a time limit, and is recorded when it is done. Without cargo, the
+programs are those that `tools/gpu_check --build` packed.
 
 Exit codes: 0 done, 1 something failed, 2 wrong usage or something is missing.
 """
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -43,7 +46,7 @@ from results import Copies, read, write  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / "target" / "peers"
 PACKAGES = ["torch", "numpy", "safetensors"]
-# What a GPU has a part in, in order of worth, and the seconds that it may take, compilers included.
+# The operations on a GPU, the most telling first, and the seconds that each may take, compilers included.
 ON_GPU = {
     "score": 80,
     "decode": 80,
@@ -56,7 +59,7 @@ ON_GPU = {
     "decode-score": 60,
     "synth-disk": 60,
 }
-# The CPU's operations: synthesis ends in its memory anyway.
+# On a CPU, decoding ends in the host's memory anyway.
 ON_CPU = [name for name in OPERATIONS if name not in ("synth", "synth-disk")]
 TRIAL = 0.2
 SEEDS = 1000
@@ -120,8 +123,9 @@ def tuned(variants, least=TRIAL):
 
 
 class Others:
-    """How much of the machine others use meanwhile: a rate beside which something else runs is none."""
+    """What other processes take of the processors: rates measured beside them are not recorded."""
 
+    # The largest share at which rates still are.
     MOST = 0.05
 
     def __init__(self):
@@ -129,13 +133,13 @@ class Others:
 
     @staticmethod
     def now():
-        """Seconds: elapsed, busy on all processors, used by this process and its children."""
+        """Seconds elapsed, seconds of all processors that were busy, and those of this process and its children."""
         times = os.times()
         own = times.user + times.system + times.children_user + times.children_system
         if not Path("/proc/stat").exists():
             return time.perf_counter(), own, own
         ticks = [int(t) for t in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        # All but idle and waiting for the disk.
+        # Fields 4 and 5 are idle time and waiting for the disk.
         return time.perf_counter(), (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK"), own
 
     def share(self):
@@ -144,34 +148,64 @@ class Others:
         return max(busy - own, 0.0) / (elapsed * os.cpu_count())
 
 
+def in_rounds(rounds, works):
+    """Runs every work once a round, in turns, so that a slow minute of the machine slows all of them. A work gives
+    rates by name. Gives the rates of all rounds by name, and the share of the processors that others took."""
+    found, others = {}, Others()
+    for _ in range(rounds):
+        for work in works:
+            for name, rate in work().items():
+                found.setdefault(name, []).append(rate)
+    return found, others.share()
+
+
+class Comparison:
+    """One operation of lensmith beside its peers."""
+
+    def __init__(self, options, name, unit, *more):
+        self.options, self.name, self.unit, self.more = options, name, unit, more
+        self.lensmith = Lensmith(options)
+        # Normals are no products, and have no operand type.
+        self.kinds = KINDS[:1] if name == "normals" else KINDS
+        # Limits are measured here, and the rounds do without them.
+        self.first = {kind: self.lensmith.measured(name, kind, *more) for kind in self.kinds}
+
+    def ours(self, *more):
+        """Works of lensmith for `in_rounds`."""
+
+        def work(kind):
+            return {kind: self.lensmith.measured(self.name, kind, *self.more, *more, limits=False)["per_second"]}
+
+        return [lambda kind=kind: work(kind) for kind in self.kinds]
+
+    def record(self, found, disturbed, batches=None, floors=()):
+        """The record of the rates that were found. `floors` names those that bound a rate, and are no peers."""
+        of = {name: figures(rates) for name, rates in found.items()}
+        for name, batch in (batches or {}).items():
+            of[name]["batch"] = batch
+        ours = {kind: of.pop(kind) for kind in self.kinds}
+        floors = {name: of.pop(name) for name in floors}
+        limits = self.first[self.kinds[-1]]["limits"]
+        result = record(limits, self.first, self.unit, ours, of) | {"others": disturbed}
+        return result | ({"floors": floors} if floors else {})
+
+
 def in_turns(options, name, variants, unit, count, candle, floors=()):
-    """Rounds of every variant and lensmith; gives the record of the operation. `floors` take part, but not as peers."""
-    lensmith = Lensmith(options)
-    # Noise has no operands.
-    kinds = KINDS[:1] if name == "normals" else KINDS
-    first = {kind: lensmith.measured(name, kind) for kind in kinds}
-    rates = {variant: [] for variant, _, _ in [*variants, *floors]}
-    ours, theirs = {kind: [] for kind in kinds}, []
-    others = Others()
-    for _ in range(options.rounds):
-        for variant, _, work in [*variants, *floors]:
-            # Whatever ran before has displaced the data and sent the threads to sleep.
-            work()
-            rates[variant].append(count / seconds_of(work, 2 * TRIAL))
-        if candle is not None and name in ("decode", "encode", "score"):
-            theirs.append(candle_rates(candle, options, name))
-        for kind in kinds:
-            again = lensmith.measured(name, kind, "--repeat", 3, limits=False)
-            ours[kind].append(again["per_second"])
-    disturbed = others.share()
-    peers = {v: figures(rates[v], batch=batch) for v, batch, _ in variants}
-    for variant in theirs[0] if theirs else ():
-        peers[variant] = figures([t[variant] for t in theirs])
-    ours = {kind: figures(ours[kind]) for kind in kinds}
-    result = record(first[kinds[-1]]["limits"], first, unit, ours, peers) | {"others": disturbed}
-    if floors:
-        result["floors"] = {v: figures(rates[v], batch=batch) for v, batch, _ in floors}
-    return result
+    """Rounds of every variant and lensmith; gives the record of the operation. `floors` take part, but as bounds."""
+    comparison = Comparison(options, name, unit)
+
+    def peer(variant, work):
+        # Not counted: the work before this one has evicted its data from the caches and let its threads sleep.
+        work()
+        return {variant: count / seconds_of(work, 2 * TRIAL)}
+
+    every = [*variants, *floors]
+    works = [lambda variant=variant, work=work: peer(variant, work) for variant, _, work in every]
+    if candle is not None and name in ("decode", "encode", "score"):
+        works.append(lambda: candle_rates(candle, options, name))
+    found, disturbed = in_rounds(options.rounds, works + comparison.ours("--repeat", 3))
+    batches = {variant: batch for variant, batch, _ in every}
+    return comparison.record(found, disturbed, batches, [variant for variant, _, _ in floors])
 
 
 def candle_rates(program, options, name):
@@ -254,14 +288,13 @@ def whole_run(options):
     import torch
     from safetensors.torch import save_file
 
-    lensmith = Lensmith(options)
     chosen, rejected = peer_torch.simulated_pairs(SEEDS, options.dim, 3)
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.safetensors"
         save_file({"chosen": chosen, "rejected": rejected}, str(pairs))
         data = chosen.to(options.device), rejected.to(options.device)
         ways = list(trainings(options))
-        # What compiles does so before it counts, and the slower half is left out of the rounds.
+        # A short run first, so that compiling is not timed; then a tenth of a run, by which the two fastest are chosen.
         once = {}
         for variant, how in ways:
             models = [m.to(options.device) for m in peer_torch.initial_models(options.dim, 64, 16, 256, 0)]
@@ -272,28 +305,28 @@ def whole_run(options):
         best = sorted(ways, key=lambda way: once[way[0]])[:2]
         # F32 is what losses are compared with, so it takes part in any case.
         best += [way for way in ways if way[0] == "PyTorch F32" and way not in best]
-        more = ["--pairs", pairs, "--repeat", 1]
-        first = {kind: lensmith.measured("run", kind, *more) for kind in KINDS}
-        ours = {kind: [1 / first[kind]["per_second"]] for kind in KINDS}
-        theirs, losses = {way[0]: [] for way in best}, {f"lensmith {kind}": [] for kind in KINDS}
-        others = Others()
-        for r in range(options.rounds_of_run):
-            for variant, how in best:
-                torch.manual_seed(r)
-                models = [m.to(options.device) for m in peer_torch.initial_models(options.dim, 64, 16, 256, r)]
-                found = peer_torch.whole_run(how, *data, models)
-                theirs[variant].append(found["seconds"])
-                losses.setdefault(variant, []).append(found)
-                print(f"  {variant}: {found}", flush=True)
-            for kind in KINDS:
-                entry = lensmith.measured("run", kind, *more, "--seed", r, limits=False)
-                ours[kind].append(1 / entry["per_second"])
-                losses[f"lensmith {kind}"].append(entry["details"])
-                print(f"  lensmith {kind}: {ours[kind][-1]:.2f} s {entry['details']}", flush=True)
-        disturbed = others.share()
-    peers = {v: figures([1 / s for s in theirs[v]]) for v in theirs}
-    ours = {kind: figures([1 / s for s in ours[kind]]) for kind in KINDS}
-    result = record(first[KINDS[-1]]["limits"], first, "runs", ours, peers) | {"others": disturbed}
+        comparison = Comparison(options, "run", "runs", "--pairs", pairs, "--repeat", 1)
+        losses = {variant: [] for variant, _ in best} | {f"lensmith {kind}": [] for kind in KINDS}
+
+        def peer(variant, how):
+            seed = len(losses[variant])
+            torch.manual_seed(seed)
+            models = [m.to(options.device) for m in peer_torch.initial_models(options.dim, 64, 16, 256, seed)]
+            losses[variant].append(peer_torch.whole_run(how, *data, models))
+            print(f"  {variant}: {losses[variant][-1]}", flush=True)
+            return {variant: 1 / losses[variant][-1]["seconds"]}
+
+        def ours(kind):
+            details = losses[f"lensmith {kind}"]
+            more = [*comparison.more, "--seed", len(details)]
+            entry = comparison.lensmith.measured("run", kind, *more, limits=False)
+            details.append(entry["details"])
+            print(f"  lensmith {kind}: {1 / entry['per_second']:.2f} s {entry['details']}", flush=True)
+            return {kind: entry["per_second"]}
+
+        works = [lambda variant=variant, how=how: peer(variant, how) for variant, how in best]
+        works += [lambda kind=kind: ours(kind) for kind in KINDS]
+        result = comparison.record(*in_rounds(options.rounds_of_run, works))
     names = ["vae_loss", "first_reward_loss", "reward_loss"]
     # Each seed draws other noise, batches and pairs: what is compared is the mean over the rounds, and it is as sure as
     # its standard error says.
@@ -315,23 +348,16 @@ def synthesis(options, name):
         to_disk = name == "synth-disk"
         path = Path(folder) / "pairs" if to_disk else None
         how = peer_torch.Synthesis(options.device, 4096, options.dim, path)
-        variants = [("PyTorch F32", None, how.work(False)), ("PyTorch BF16", None, how.work(True))]
-        lensmith = Lensmith(options)
+        works = {"PyTorch F32": how.work(False), "PyTorch BF16": how.work(True)}
         # As many bytes for both; `lensmith bench` writes four pairs for each of --rows.
-        more = ["--seeds", 4096, "--repeat", 2]
-        more += ["--rows", 8192, "--folder", folder] if to_disk else []
-        first = {kind: lensmith.measured(name, kind, *more) for kind in KINDS}
-        theirs, ours = {variant: [] for variant, _, _ in variants}, {kind: [] for kind in KINDS}
-        others = Others()
-        for _ in range(options.rounds):
-            for variant, _, work in variants:
-                theirs[variant].append(how.pairs / seconds_of(work, 0))
-            for kind in KINDS:
-                ours[kind].append(lensmith.measured(name, kind, *more, limits=False)["per_second"])
-        disturbed = others.share()
-    peers = {variant: figures(rates) for variant, rates in theirs.items()}
-    ours = {kind: figures(rates) for kind, rates in ours.items()}
-    return record(first[KINDS[-1]]["limits"], first, "pairs", ours, peers) | {"others": disturbed}
+        more = ["--rows", 8192, "--folder", folder] if to_disk else []
+        comparison = Comparison(options, name, "pairs", "--seeds", 4096, "--repeat", 2, *more)
+
+        def peer(variant):
+            return {variant: how.pairs / seconds_of(works[variant], 0)}
+
+        peers = [lambda variant=variant: peer(variant) for variant in works]
+        return comparison.record(*in_rounds(options.rounds, peers + comparison.ours()))
 
 
 # Parts -----------------------------------------------------------------------------------------------------------
@@ -417,7 +443,7 @@ def in_parts(options, names):
         part = {"status": done.status, "seconds": round(done.seconds, 1), "said": said}
 
         def put(old, name=name, part=part):
-            # Beside the figures, which README's table is made from.
+            # Beside the figures, which the tables are made from.
             old.setdefault("peer_parts", {})[name] = part
             return old
 
@@ -443,14 +469,17 @@ def main():
     parser.add_argument("--scratch", type=Path, help="folder that pairs are written to and removed from")
     parser.add_argument("--dry-run", action="store_true", help="on a GPU: print the parts and their limits")
     parser.add_argument("--part", choices=list(ON_GPU), help=argparse.SUPPRESS)
-    parser.add_argument("--table", action="store_true", help="print README's table")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--check", action="store_true", help="fail if docs/performance.md is not what --write makes")
     options = parser.parse_args()
     if options.setup:
         return setup()
-    if options.table or options.readme:
-        print(peer_record.tables()) if options.table else peer_record.write_readme()
-        return None
+    if options.write or options.check:
+        # Writing what contradicts itself is an error too.
+        complaints = [text for text in [options.write and peer_record.write_page()] if text] or peer_record.complaints()
+        for text in complaints:
+            print(f"tools/bench_peers.py: {text}", file=sys.stderr)
+        return 1 if complaints else None
     gpu = options.device == "cuda"
     names = options.only or (list(ON_GPU) if gpu else ON_CPU)
     if gpu and "normals" in names:

@@ -1,4 +1,4 @@
-"""lensmith's side of tools/bench_peers.py: what its programs say of an operation."""
+"""lensmith's side of tools/bench_peers.py: runs `lensmith bench` or, on a GPU, benches/gpu.rs, and reads figures."""
 import json
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from programs import built
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = ROOT / "target" / "release" / "lensmith"
-# Where a GPU holds the data, the kernel alone is measured: by benches/gpu.rs, on 2^18 rows of d = 4096.
+# On a GPU these operations are measured without copies to the host, by benches/gpu.rs on 2^18 rows of d = 4096.
 KERNELS = {
     "decode": "decode_{}_bf16",
     "encode": "encode_{}_bf16",
@@ -69,10 +69,10 @@ class Lensmith:
         return found[0]
 
     def measured(self, name, kind, *more, limits=True):
-        """Rate, share of what bounds it and the limits themselves; the latter two only where `limits` are measured."""
+        """Rate, share of the limit that bounds it, and the limits; without `limits`, the rate alone."""
         if self.on_gpu(name):
             return self.kernel(name, kind, limits)
-        # What a GPU's kernels are shares of is measured above; calls that end on the host are held against nothing.
+        # On a GPU only kernels have shares (see `kernel`): the calls of `lensmith bench` end with a copy to the host.
         quick = [] if limits and self.options.device == "cpu" else ["--no-limits"]
         report = self.report(OPERATIONS[name][1], kind, *more, *quick)
         return self.entry(report, name) | {"limits": report["limits"]}

@@ -1,6 +1,7 @@
-"""What tools/bench_peers.py records, and README's table of it."""
+"""What tools/bench_peers.py records in benches/results, and the tables of docs/performance.md that are made from it."""
 import datetime
 import json
+import math
 import platform
 import re
 import statistics
@@ -10,8 +11,10 @@ from results import slug
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
-MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
-# Name here, name in words, lensmith's operation and the start of its entry in the report of `lensmith bench`.
+PAGE = ROOT / "docs" / "performance.md"
+# The tables stand between these lines of the page.
+MARKS = ("<!-- bench:begin -->\n", "\n<!-- bench:end -->")
+# Key in the result files: name in the tables, `--only` of `lensmith bench`, start of the entry's `what` in its report.
 OPERATIONS = {
     "decode": ("decode to BF16", "decode", "decode to BF16"),
     "encode": ("encode from BF16", "encode", "encode from BF16"),
@@ -25,7 +28,7 @@ OPERATIONS = {
     "synth": ("synthesise pairs to host memory", "synthesise", "synthesise pairs"),
     "synth-disk": ("synthesise pairs to disk", "disk", "synthesise pairs to disk"),
 }
-# Operands of products, of peers and of lensmith.
+# Operand types of the matrix products, in lensmith and in its peers.
 KINDS = ["F32", "BF16"]
 
 
@@ -93,7 +96,7 @@ def with_operation(whole, options, operation, result, versions, report):
     return whole
 
 
-# README's table: tests/readme.rs makes the same text from the same files ------------------------------------------
+# The tables of docs/performance.md --------------------------------------------------------------------------------
 
 
 def short(value):
@@ -152,19 +155,69 @@ def table(peers):
     return "\n".join(lines)
 
 
+def recorded():
+    """What the result files hold about peers, by file name."""
+    found = {path.name: json.loads(path.read_text()).get("peers") for path in sorted(RESULTS.glob("*.json"))}
+    return {name: peers for name, peers in found.items() if peers}
+
+
 def tables():
-    """The tables of all files that hold peers, by file name."""
+    return "\n\n".join(table(peers) for peers in recorded().values())
+
+
+def parts_of_page():
+    """The page before its tables, the tables, and the page after them; None if the page or a mark is missing."""
+    try:
+        before, rest = PAGE.read_text().split(MARKS[0])
+        there, after = rest.split(MARKS[1])
+    except (OSError, ValueError):
+        return None
+    return before, there, after
+
+
+def write_page():
+    """Puts the tables into the page; gives a complaint, or None."""
+    parts = parts_of_page()
+    if parts is None:
+        return f"{PAGE.relative_to(ROOT)} is missing, or does not have the two lines that the tables stand between"
+    PAGE.write_text(parts[0] + MARKS[0] + tables() + MARKS[1] + parts[2])
+    return None
+
+
+def contradictions(name, operation):
+    """Where the figures of one operation contradict each other."""
+    ours, peers = operation["lensmith"], operation["peers"]
+    if not ours or not set(ours) <= set(KINDS):
+        yield f"{name}: lensmith was measured in {list(ours)}"
+        return
+    for who, found in (ours | peers).items():
+        if not 0 < found["low"] <= found["per_second"] <= found["high"] < math.inf:
+            yield f"{name}, {who}: the median is not between the lowest and the highest rate"
+    for kind in KINDS:
+        rates = [peer["per_second"] for who, peer in peers.items() if ("BF16" in who) == (kind == "BF16")]
+        best = operation["best"].get(kind)
+        if (best is not None) != bool(rates) or (rates and peers[best]["per_second"] != max(rates)):
+            yield f"{name}: {best} is not the best peer in {kind}"
+        elif rates and kind not in ours:
+            yield f"{name}: a peer in {kind}, but not lensmith"
+        elif rates and not math.isclose(operation["ratios"][kind] * max(rates), ours[kind]["per_second"], rel_tol=1e-9):
+            yield f"{name}: the ratio in {kind} is not that of the rates"
+
+
+def complaints():
+    """What is wrong with the result files, or with the page that shows them."""
     found = []
-    for path in sorted(RESULTS.glob("*.json")):
-        peers = json.loads(path.read_text()).get("peers")
-        if peers:
-            found.append(table(peers))
-    return "\n\n".join(found)
-
-
-def write_readme():
-    path = ROOT / "README.md"
-    text = path.read_text()
-    before, rest = text.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    path.write_text(f"{before}{MARKS[0]}\n{tables()}\n{MARKS[1]}{after}")
+    for file, peers in recorded().items():
+        for name, operation in peers["operations"].items():
+            if name in OPERATIONS:
+                found += [f"{file}: {text}" for text in contradictions(name, operation)]
+            else:
+                found.append(f"{file}: unknown operation {name}")
+    if found:
+        return found
+    parts, page = parts_of_page(), PAGE.relative_to(ROOT)
+    if parts is None:
+        return [f"{page} is missing, or does not have the two lines that the tables stand between"]
+    if parts[1] != tables():
+        return [f"the tables of {page} are not those of benches/results: tools/bench_peers.py --write makes them anew"]
+    return []

@@ -1,4 +1,4 @@
-"""LENS in PyTorch, fully and plainly, and its single operations: what tools/bench_peers.py holds lensmith against.
+"""LENS in PyTorch, from first to last, and its single operations: what tools/bench_peers.py compares lensmith with.
 
 Nothing of lensmith is used here but, where the same initial weights are wanted, the plain definition of its noise in
 make_golden.py. Every operation comes in several variants (eager, torch.compile and, on a GPU, its CUDA graphs; F32,
@@ -21,7 +21,7 @@ W2_EPS = 1e-8
 def modes(device):
     """Ways to run a function: words for a variant's name, and `mode` of torch.compile, or None for eager."""
     ways = [("", None), (", compiled", "default")]
-    # CUDA graphs: what is launched from them costs the host nothing.
+    # With CUDA graphs, which cost the host no time for each launch.
     return ways + ([(", reduce-overhead", "reduce-overhead")] if torch.device(device).type == "cuda" else [])
 
 
@@ -34,7 +34,7 @@ def compiled(function, mode):
         return made
 
     def step(*arguments):
-        # What the last call gave was copied, and may be overwritten by this one.
+        # The result of the last call was copied, so that this call may overwrite it.
         torch.compiler.cudagraph_mark_step_begin()
         return made(*arguments)
 
@@ -72,7 +72,7 @@ def reward_loss(reward, x):
 
 
 class Training:
-    """How epochs are trained: how the loss is compiled, and whether products are in BF16."""
+    """One way to train: how the loss is compiled, and whether products are in BF16."""
 
     def __init__(self, device, mode=None, bf16=False):
         self.device, self.bf16 = device, bf16
@@ -131,7 +131,7 @@ def synthesise(vae, x, per_side):
     likelihood = -0.5 * (((drawn - mu[:, None]) / sigma[:, None]) ** 2 + logvar[:, None]).sum(dim=-1)
     best = likelihood.topk(per_side, dim=1).indices
     kept = torch.gather(drawn, 1, best[:, :, None].expand(-1, -1, z.shape[1]))
-    # Noise is F32 in any case; the decoder takes its own type.
+    # Noise is drawn in F32, and latents are converted to the decoder's type.
     return vae.decoder(kept.reshape(-1, z.shape[1]).to(z.dtype))
 
 
@@ -192,7 +192,7 @@ def simulated_pairs(n, dim, seed):
 
 
 class Inference:
-    """Single operations over `rows` random rows, in chunks, into memory that is there already.
+    """Single operations over `rows` random rows, in chunks, into memory that was allocated before.
 
     Each of `variants(operation)` is (name, batch sizes, make): make(batch) gives a function that does all rows once.
     """
@@ -227,7 +227,7 @@ class Inference:
 
     def variants(self, operation):
         batches = self.batches()
-        # Each batch size is compiled anew.
+        # Each batch size is compiled by itself.
         few = batches[1:] if self.device == "cpu" else batches[-1:]
         make = getattr(self, operation.replace("-", "_"))
         for bf16 in (False, True):
@@ -241,7 +241,7 @@ class Inference:
         return [b for b in batches if b <= self.rows] or [self.rows]
 
     def floors(self, operation):
-        """Variants that do a part of the operation, which bounds it: on a GPU, cuBLAS for the score."""
+        """Lower bounds of the operation's time, as variants: on a GPU, the product of the score by cuBLAS."""
         if operation == "score" and self.device != "cpu":
             for bf16 in (False, True):
                 name = f"cuBLAS {'BF16' if bf16 else 'F32'}, product of the first layer alone"
@@ -279,13 +279,13 @@ class Inference:
         turned = last.weight.t()
 
         if mode == "reduce-overhead":
-            # A graph that writes to its inputs would not be made.
+            # torch.compile makes no CUDA graph of a function that writes to its inputs.
             made = self.ready(lambda z: decoder(z), mode)
             return self.chunks(lambda i, j: out[i:j].copy_(made(z[i:j])), batch, self.rows)
 
         def decoded(z, out):
             if bf16 and mode is None:
-                # The one spelling that writes where the result is wanted.
+                # Of all spellings, this one writes to `out` without a copy.
                 torch.addmm(last.bias, F.relu(first(z)), turned, out=out)
             else:
                 out.copy_(decoder(z))
@@ -378,7 +378,7 @@ class Synthesis:
         self.vae_bf16 = Vae(dim, 64, 16).to(device, torch.bfloat16).eval().requires_grad_(False)
         self.vae_bf16.load_state_dict(self.vae.state_dict())
         self.sides = [torch.randn(seeds, dim, device=device).to(torch.bfloat16) for _ in range(2)]
-        # Copies from a GPU to pages that cannot move go at the link's rate.
+        # Copies from a GPU to pinned memory reach the link's rate.
         pinned = torch.device(device).type == "cuda"
         shape = (2, self.CHUNK * self.FOLD, dim)
         self.host = torch.zeros(shape, dtype=torch.bfloat16, pin_memory=pinned)

@@ -6,10 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::operations::{objectives, random_rows};
-use super::timing::{Timing, time, time_once};
-use super::{
-    Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
-};
+use super::report::{Entry, Models, Operation, Options};
+use super::work;
 use crate::backend::{DecodeMode, Limit, Measurable, Resource};
 use crate::data::{Checkpoint, PairOptions, PairSet, Provenance, WriteMode, sequential_write, write_pairs};
 use crate::dtype::Dtype;
@@ -20,13 +18,14 @@ use crate::synth::{
     OutputKind, Part, Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions,
     verify_folder, write_synthetic,
 };
+use crate::timing::{Timing, time, time_once};
 use crate::train::{RewardTraining, Updates, VaeTraining, train_vae};
 
 /// Bytes of one write when the limit of the disk is measured.
 const BLOCK: usize = 8 << 20;
 /// Trials of the disk.
 const DISK_TRIALS: usize = 3;
-/// Passes of the whole method.
+/// Epochs of the whole run.
 const VAE_EPOCHS: usize = 100;
 const REWARD_EPOCHS: usize = 20;
 
@@ -43,7 +42,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Whatever stays says so by its name.
+        // What cannot be removed can be recognised by its name.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -71,50 +70,44 @@ pub fn measure<B: Measurable + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
-    says: &mut dyn FnMut(&str),
+    on_status: &mut dyn FnMut(&str),
     entries: &mut Vec<Entry>,
 ) -> Result<()> {
     let wants = |op| options.only.contains(&op);
     if wants(Operation::Synthesise) {
-        says("synthesis in memory");
+        on_status("synthesis in memory");
         entries.push(synthesise(b, options, models)?);
     }
     if wants(Operation::Disk) || wants(Operation::Verify) {
-        says("synthesis to disk");
+        on_status("synthesis to disk");
         to_disk(b, options, models, entries)?;
     }
     if wants(Operation::Run) {
-        says("whole run");
+        on_status("whole run");
         entries.push(run(b, options)?);
     }
     Ok(())
 }
 
-/// FLOP of the pairs of a plan with `per_side` samples for each of its seeds, per pair.
-fn synthesis_flop(models: &Models, per_side: u32, pairs_per_seed: u64) -> f64 {
-    let size = models.vae.size();
-    2.0 * (encode_flop(size) + f64::from(per_side) * decode_flop(size)) / pairs_per_seed as f64
-}
-
 fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
     let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
     let seeds: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
-    let how = SynthesisOptions {
+    let synthesis = SynthesisOptions {
         pairs_per_seed: Some(options.pairs_per_seed),
         seed: options.seed,
         ..SynthesisOptions::default()
     };
-    let setup = how.plan(options.seeds)?;
-    let make = Synthesizer::new(b, &models.vae, &seeds, setup, DecodeMode::Plain)?;
-    let pairs = make.plan().pairs();
-    let timing = time(options.repeat, &mut || {
-        make.embeddings(0..pairs, Dtype::Bf16, &mut |batch| {
+    let setup = synthesis.plan(options.seeds)?;
+    let synthesizer = Synthesizer::new(b, &models.vae, &seeds, setup, DecodeMode::Plain)?;
+    let pairs = synthesizer.plan().pairs();
+    let timing = time(options.repeat, || {
+        synthesizer.embeddings(0..pairs, Dtype::Bf16, &mut |batch| {
             std::hint::black_box(batch);
             Ok(())
         })
     })?;
     let needs = [
-        (Resource::Flop, synthesis_flop(models, setup.0.per_side, options.pairs_per_seed)),
+        (Resource::Flop, work::synthesis(models.vae.size(), setup.0.per_side, options.pairs_per_seed)),
         (Resource::Write, 4.0 * options.dim as f64),
     ];
     let what = format!("synthesise pairs, {}-fold, BF16", options.pairs_per_seed);
@@ -134,10 +127,10 @@ fn to_disk<B: Measurable + 'static>(
     write_pairs(&seeds, [&views[0], &views[1]])?;
     models.vae.save(&vae, &Provenance::default())?;
     let fold = pairs_on_disk(options) / options.seeds as u64;
-    let how =
+    let synthesis =
         SynthesisOptions { pairs_per_seed: Some(fold), seed: options.seed, ..SynthesisOptions::default() };
     let sources = [seeds.to_string_lossy().into_owned()];
-    let (recipe, seeds, vae) = Recipe::new(&sources, &PairOptions::default(), &vae, &how)?;
+    let (recipe, seeds, vae) = Recipe::new(&sources, &PairOptions::default(), &vae, &synthesis)?;
     let recipe = recipe.with_absolute_paths()?;
     let out = scratch.0.join("pairs");
     let job = SynthJob {
@@ -152,20 +145,20 @@ fn to_disk<B: Measurable + 'static>(
         latents: None,
     };
     let (mut bytes, mut speed) = (0, None);
-    let timing = time_once(DISK_TRIALS, &mut || {
+    let timing = time_once(DISK_TRIALS, || {
         if out.exists() {
             fs::remove_dir_all(&out).map_err(Error::io("remove", &out))?;
         }
         let setup = (recipe.plan, recipe.perturbation);
-        let make = Synthesizer::new(b, &vae, &seeds, setup, recipe.mode)?;
-        let summary = write_synthetic(&job, &[make], &mut |_| ())?;
+        let synthesizer = Synthesizer::new(b, &vae, &seeds, setup, recipe.mode)?;
+        let summary = write_synthetic(&job, &[synthesizer], &mut |_| ())?;
         (bytes, speed) = (summary.bytes, summary.speed);
         Ok(())
     })?;
     let pairs = recipe.plan.pairs() as f64;
     if options.only.contains(&Operation::Disk) {
         let needs = [
-            (Resource::Flop, synthesis_flop(models, recipe.plan.per_side, fold)),
+            (Resource::Flop, work::synthesis(models.vae.size(), recipe.plan.per_side, fold)),
             (Resource::Disk, bytes as f64 / pairs),
         ];
         let mut entry =
@@ -174,8 +167,8 @@ fn to_disk<B: Measurable + 'static>(
         entries.push(entry);
     }
     if options.only.contains(&Operation::Verify) {
-        let how = VerifyOptions { recompute: Recompute::NONE, ..VerifyOptions::default() };
-        let timing = time(options.repeat, &mut || verify_folder(&out, b, &how, &mut |_| ()).map(drop))?;
+        let verify = VerifyOptions { recompute: Recompute::NONE, ..VerifyOptions::default() };
+        let timing = time(options.repeat, || verify_folder(&out, b, &verify, &mut |_| ()).map(drop))?;
         let needs = [(Resource::Copy, bytes as f64 / pairs)];
         entries.push(Entry::new(
             Operation::Verify,
@@ -230,20 +223,19 @@ fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
 
 fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
     let (n, dim) = (seeds[0].rows(), seeds[0].cols());
-    let (vae_how, reward_how) = trainings(options);
-    let (mut losses, mut steps, mut vae_seconds) = ((f64::NAN, f64::NAN, f64::NAN), 0, Vec::new());
-    let mut vae_terms = None;
+    let (vae_training, reward_training) = trainings(options);
+    let (mut vae_terms, mut vae_seconds) = (None, Vec::new());
+    let (mut first_reward_loss, mut reward_loss, mut steps) = (f64::NAN, f64::NAN, 0);
     let synthesis = SynthesisOptions {
         pairs_per_seed: Some(options.pairs_per_seed),
         seed: options.seed,
         ..SynthesisOptions::default()
     };
-    let timing = time_once(options.repeat.min(3), &mut || {
+    let timing = time_once(options.repeat.min(3), || {
         let start = std::time::Instant::now();
-        let trained = train_vae(b, &seeds[0], &seeds[1], &vae_how, &mut |_, _| ())?;
+        let trained = train_vae(b, &seeds[0], &seeds[1], &vae_training, &mut |_, _| ())?;
         vae_seconds.push(start.elapsed().as_secs_f64());
         vae_terms = trained.history.last().copied();
-        losses.0 = vae_terms.map_or(f64::NAN, |l| l.total);
         let experiment = Experiment {
             seeds: seeds.clone(),
             validation: None,
@@ -251,48 +243,38 @@ fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>;
             candidates: None,
             vae: Some(&trained.vae),
             synthesis,
-            reward: reward_how,
+            reward: reward_training,
         };
         let arm = Arm::Lens { pairs_per_seed: options.pairs_per_seed, mode: DecodeMode::Plain };
         let (result, _) = experiment.run(b, arm, &mut |epoch| {
             if epoch.epoch == 1 {
-                losses.1 = epoch.train_loss;
+                first_reward_loss = epoch.train_loss;
             }
-            losses.2 = epoch.train_loss;
+            reward_loss = epoch.train_loss;
         })?;
         steps = result.steps;
         b.finish()
     })?;
-    let models = Options { dim, ..options.clone() }.models(dim)?;
+    let models = options.models(dim)?;
     let (plan, _) = synthesis.plan(n)?;
-    let needs = [(Resource::Flop, run_flop(&models, n, plan.per_side, options.pairs_per_seed, steps))];
+    let run = work::Run {
+        seeds: n,
+        per_side: plan.per_side,
+        pairs_per_seed: options.pairs_per_seed,
+        vae_epochs: VAE_EPOCHS,
+        reward_epochs: REWARD_EPOCHS,
+        steps,
+    };
+    let needs = [(Resource::Flop, work::run(models.vae.size(), models.reward.size(), run))];
     let what = format!(
         "whole run: VAE {VAE_EPOCHS} epochs, {}-fold, reward model {REWARD_EPOCHS} epochs, {n} seeds",
         options.pairs_per_seed
     );
     let mut entry = Entry::new(Operation::Run, what, "runs", timing, &needs);
     entry.details = json!({
-        "vae_loss": losses.0, "vae_terms": vae_terms, "first_reward_loss": losses.1, "reward_loss": losses.2,
-        "steps": steps, "vae_seconds": Timing::of(vae_seconds).median, "pairs": plan.pairs(), "seeds": n,
+        "vae_loss": vae_terms.map_or(f64::NAN, |terms| terms.total), "vae_terms": vae_terms,
+        "first_reward_loss": first_reward_loss, "reward_loss": reward_loss, "steps": steps,
+        "vae_seconds": Timing::of(vae_seconds).median, "pairs": plan.pairs(), "seeds": n,
     });
     Ok(entry)
-}
-
-/// FLOP of the whole method. A synthetic sample takes part in a reward step by its decoder's hidden layer, through the
-/// product of the reward model's weights and the decoder's, made once a step and once more for its gradient.
-fn run_flop(models: &Models, seeds: usize, per_side: u32, pairs_per_seed: u64, steps: u64) -> f64 {
-    let (size, reward) = (models.vae.size(), models.reward.size());
-    let n = seeds as f64;
-    let vae = VAE_EPOCHS as f64 * n * vae_step_flop(size);
-    let encode = 2.0 * n * encode_flop(size);
-    let hidden = 2.0 * n * f64::from(per_side) * 2.0 * (size.latent * size.hidden) as f64;
-    let epochs = REWARD_EPOCHS as f64;
-    // Of the (k + 1)^2 - 1 pairs of a seed that are not its original, k have the original on one side.
-    let k = f64::from(per_side);
-    let synthetic_pairs = n * (pairs_per_seed - 1) as f64;
-    let original = k / ((k + 1.0).powi(2) - 1.0);
-    let originals = epochs * (n + synthetic_pairs * original) * reward_step_flop(reward);
-    let synthetic = epochs * synthetic_pairs * (1.0 - original) * 2.0 * 3.0 * folded_flop(size, reward);
-    let joint = steps as f64 * 4.0 * (reward.hidden * size.hidden * size.dim) as f64;
-    vae + encode + hidden + originals + synthetic + joint
 }

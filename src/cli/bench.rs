@@ -8,10 +8,16 @@ use super::args::{Common, named};
 use super::console::Console;
 use super::table::table;
 use crate::backend::{AnyBackend, Resource};
-use crate::bench::{
-    Entry, Operation, Options, Report, Scaling, measure, measure_scaling, rate, roofline, scaling_plot,
-};
+use crate::bench::{Entry, Operation, Options, Report, Ticks, limit_of, measure, rate};
 use crate::error::{Error, Result};
+use crate::report::roofline;
+
+/// Rows of one call at most.
+const MOST_ROWS: usize = 1 << 26;
+/// Share of the processors that others may take before the figures come with a warning.
+const DISTURBED: f64 = 0.05;
+/// How long the machine is watched before anything is measured.
+const WATCHED: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// Measure every operation and the whole method on this device, beside the device's own limits
 #[derive(Debug, Args)]
@@ -19,11 +25,11 @@ use crate::error::{Error, Result};
   lensmith bench                                    the table, at d = 4096
   lensmith bench --only decode --only encode        two operations
   lensmith bench --plot roofline.svg --json         a picture, and every figure
-  lensmith bench --scaling --plot scaling.svg       costs over rows and dimensions: minutes
 
 Operations: normals, encode, select, perturb, decode, score, folded, vae-epoch, reward-epoch,
 synthesise, disk, verify, run. The limits (memory, arithmetic, disk) are measured in the same
-process; the share is of what the nearest of them allows. Compare rates of one machine only.")]
+process; the share is of what the nearest of them allows. Compare rates of one machine only, and
+only while nothing else runs there: what others take of the processors is measured too.")]
 pub struct Bench {
     /// Dimension of the embeddings
     #[arg(long, default_value_t = 4096, value_name = "D")]
@@ -61,47 +67,48 @@ pub struct Bench {
     /// Leave the limits out, and with them the shares
     #[arg(long, conflicts_with = "plot")]
     no_limits: bool,
-    /// Costs over 10^4 to 10^7 rows and d = 512 to 8192 instead
-    #[arg(long)]
-    scaling: bool,
-    /// Seconds that one point of --scaling may take; larger ones are left out
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
-    point_seconds: f64,
-    /// Draw the roofline, or with --scaling the costs, into an SVG file
+    /// Draw the roofline into an SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
 
 impl Bench {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        if !(self.point_seconds.is_finite() && self.point_seconds > 0.0) {
-            return Err(Error::option("--point-seconds", "seconds above 0", self.point_seconds));
-        }
+        let options = self.options(common.seed)?;
         let device = AnyBackend::open(common.device, common.threads, common.precision)?;
+        if !console.is_json()
+            && !common.quiet
+            && let Some(warning) = watched().and_then(|share| disturbance(share, "take"))
+        {
+            eprintln!("lensmith: {warning}");
+        }
         let bar = console.bar("bench", 0, "");
-        let mut says = |what: &str| bar.set_message(what.to_string());
-        let mut options = self.options(common.seed);
-        if self.scaling {
-            // The report then holds the limits alone.
-            options.only.clear();
-        }
-        let mut report = measure(&device, &options, &mut says)?;
-        if self.scaling {
-            report.scaling = Some(measure_scaling(&device, &options, self.point_seconds, &mut says)?);
-        }
+        let report = measure(&device, &options, &mut |what| bar.set_message(what.to_string()))?;
         bar.finish_and_clear();
         if let Some(path) = &self.plot {
-            match &report.scaling {
-                Some(scaling) => scaling_plot(&report, scaling, path)?,
-                None => roofline(&report, path)?,
+            if limit_of(&report.limits, Resource::Copy).is_none() {
+                let name = &report.device.name;
+                return Err(Error::option("--plot", "a device with a measured limit of memory", name));
             }
+            roofline(&report, path)?;
         }
         console.result(&report, || text(&report));
         Ok(())
     }
 
-    fn options(&self, seed: u64) -> Options {
-        Options {
+    fn options(&self, seed: u64) -> Result<Options> {
+        for (name, value) in [("--rows", self.rows), ("--repeat", self.repeat)] {
+            if value == 0 {
+                return Err(Error::option(name, "1 or more", value));
+            }
+        }
+        if self.rows > MOST_ROWS {
+            return Err(Error::option("--rows", format!("at most {MOST_ROWS}"), self.rows));
+        }
+        if self.seeds < 2 {
+            return Err(Error::option("--seeds", "2 or more", self.seeds));
+        }
+        Ok(Options {
             dim: self.dim,
             hidden: self.hidden,
             latent: self.latent,
@@ -115,8 +122,26 @@ impl Bench {
             folder: self.folder.clone(),
             pairs: self.pairs.clone(),
             seed,
-        }
+        })
     }
+}
+
+/// What others take of the processors while this program does nothing.
+fn watched() -> Option<f64> {
+    let start = Ticks::now()?;
+    std::thread::sleep(WATCHED);
+    Ticks::now()?.others_since(start)
+}
+
+/// A warning, if others take too much of the machine.
+fn disturbance(share: f64, take: &str) -> Option<String> {
+    (share > DISTURBED).then(|| {
+        format!(
+            "warning: other processes {take} {:.0} % of the processors, so the rates are lower than what this machine \
+             can do",
+            100.0 * share
+        )
+    })
 }
 
 /// The report for people.
@@ -142,19 +167,17 @@ fn text(report: &Report) -> String {
     if !limits.is_empty() {
         parts.push(table(&["limit", "rate"], &limits));
     }
-    if !report.entries.is_empty() {
-        let rows: Vec<Vec<String>> = report.entries.iter().map(row).collect();
-        let header = ["operation", "rate", "±", "bytes", "FLOP", "GB/s", "GFLOP/s", "share", "bound by"];
-        parts.push(table(&header, &rows));
-        parts.push(
-            "Bytes and FLOP are those of one row, latent or pair; ± is half the spread of the trials. The share is\n\
-             that of the highest rate which the limits above allow. FLOP are those of whole products: decode and the\n\
-             folded score leave out the terms of hidden units that are zero, which can bring a share past 100 %."
-                .into(),
-        );
-    }
+    let rows: Vec<Vec<String>> = report.entries.iter().map(row).collect();
+    let header = ["operation", "rate", "±", "bytes", "FLOP", "GB/s", "GFLOP/s", "share", "bound by"];
+    parts.push(table(&header, &rows));
+    parts.push(
+        "Bytes and FLOP are those of one row, latent or pair; ± is half the spread of the trials. The share is\n\
+         that of the highest rate which the limits above allow. FLOP are those of whole products: decode and the\n\
+         folded score leave out the terms of hidden units that are zero, which can bring a share past 100 %."
+            .into(),
+    );
     parts.extend(report.entries.iter().filter_map(whole_run));
-    parts.extend(report.scaling.as_ref().map(scaling_text));
+    parts.extend(report.others.and_then(|share| disturbance(share, "took")));
     parts.join("\n\n")
 }
 
@@ -185,45 +208,28 @@ fn row(entry: &Entry) -> Vec<String> {
     ]
 }
 
-/// What the whole run came to.
+/// Losses of the whole run: they show that it trained.
 fn whole_run(entry: &Entry) -> Option<String> {
-    let figure = |name: &str| entry.details.get(name).and_then(serde_json::Value::as_f64);
+    let figure = |name: &str| entry.details.get(name).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
     (entry.operation == Operation::Run).then(|| {
-        let or_nan = |name| figure(name).unwrap_or(f64::NAN);
         format!(
             "Whole run: VAE loss {:.4} after {:.2} s; reward loss {:.4} in the first epoch, {:.4} in the last.",
-            or_nan("vae_loss"),
-            or_nan("vae_seconds"),
-            or_nan("first_reward_loss"),
-            or_nan("reward_loss"),
+            figure("vae_loss"),
+            figure("vae_seconds"),
+            figure("first_reward_loss"),
+            figure("reward_loss"),
         )
     })
 }
 
-fn scaling_text(scaling: &Scaling) -> String {
-    let mut rows = Vec::new();
-    for name in scaling.operations() {
-        for p in scaling.over_rows.iter().chain(&scaling.over_dims).filter(|p| p.what == name) {
-            rows.push(vec![
-                name.to_string(),
-                p.dim.to_string(),
-                super::table::count(p.rows),
-                format!("{:.1}", 1e9 * p.seconds_per_row),
-                p.seconds_per_byte.map_or(String::new(), |s| format!("{:.4}", 1e9 * s)),
-            ]);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_named_only_where_they_disturb() {
+        assert_eq!(disturbance(0.05, "took"), None);
+        let warning = disturbance(0.312, "took").unwrap();
+        assert!(warning.starts_with("warning: other processes took 31 % of the processors"), "{warning}");
     }
-    let mut parts = vec![table(&["operation", "d", "rows", "ns/row", "ns/byte"], &rows)];
-    for name in scaling.operations() {
-        let percent = |spread: Option<f64>| 100.0 * spread.unwrap_or(f64::NAN);
-        parts.push(format!(
-            "{name}: the dearest number of rows costs {:.0} % more a row than the cheapest, the dearest d {:.0} %",
-            percent(Scaling::spread(&scaling.over_rows, name, |p| p.seconds_per_row)),
-            percent(Scaling::spread(&scaling.over_dims, name, |p| p.cost_over_dims())),
-        ));
-    }
-    if !scaling.left_out.is_empty() {
-        parts.push(format!("Left out, as too slow: {}", scaling.left_out.join("; ")));
-    }
-    parts.join("\n")
 }

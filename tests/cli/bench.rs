@@ -2,6 +2,7 @@
 //! nothing stays on the disk.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
@@ -84,7 +85,8 @@ fn every_operation_is_held_against_the_limits() {
 #[test]
 fn one_operation_alone_and_without_limits() {
     let lab = Lab::new();
-    let said = lab.fine(&format!("{SMALL} --only decode --no-limits"));
+    // Quiet: others may well use the machine while tests run.
+    let said = lab.fine(&format!("{SMALL} --only decode --no-limits --quiet"));
     for words in ["decode to BF16", "decode to F16", "decode to F32", "embeddings/s"] {
         assert!(said.out.contains(words), "{words}: {}", said.out);
     }
@@ -106,4 +108,28 @@ fn the_whole_run_takes_pairs_from_a_file() {
     for loss in ["vae_loss", "reward_loss"] {
         assert_eq!(one[loss], two[loss], "the same seed, another {loss}");
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn others_on_the_machine_are_named() {
+    let lab = Lab::new();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let said = lab.run(&format!("{SMALL} --only verify --no-limits --folder @"));
+        let report = lab.run(&format!("{SMALL} --only verify --no-limits --folder @ --json"));
+        done.store(true, Ordering::Relaxed);
+        let warned = |text: &str, verb: &str| text.contains(&format!("warning: other processes {verb} "));
+        assert!(said.code == Some(0) && warned(&said.err, "take") && warned(&said.out, "took"), "{said:?}");
+        assert!(said.err.lines().count() == 1 && said.err.starts_with("lensmith: "), "{said:?}");
+        assert!(number(&report.fine().json()["others"]) > 0.05);
+    });
 }

@@ -1,0 +1,5 @@
+//! Pictures of what was measured, as SVG.
+
+mod roofline;
+
+pub use roofline::roofline;
