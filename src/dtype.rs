@@ -70,7 +70,7 @@ impl FromStr for Dtype {
         Dtype::ALL
             .into_iter()
             .find(|d| d.to_string().eq_ignore_ascii_case(text))
-            .ok_or_else(|| Error::option("--dtype", "f32, f16 or bf16", text))
+            .ok_or_else(|| Error::argument("dtype", "f32, f16 or bf16", text))
     }
 }
 

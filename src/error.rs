@@ -187,11 +187,6 @@ impl Error {
     pub fn argument(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Error {
         Error::InvalidArgument { field, expected: expected.to_string(), found: found.to_string() }
     }
-
-    /// Where call sites still name command-line options.
-    pub(crate) fn option(name: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Error {
-        Error::argument(name, expected, found)
-    }
 }
 
 /// Names in a list, shortened past eight.

@@ -7,6 +7,7 @@ mod common;
 #[path = "cuda/steps.rs"]
 mod steps;
 
+use std::fmt::Debug;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
@@ -25,6 +26,9 @@ use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Side};
 use lensmith::model::{FoldedReward, RewardModel, RewardSize, Vae, VaeSize};
 use serde_json::Value;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata};
 
 const HIDDEN: [usize; 5] = [16, 48, 64, 80, 256];
 const LATENT: [usize; 3] = [16, 32, 48];
@@ -179,22 +183,33 @@ static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Listener;
 
-impl log::Log for Listener {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target().starts_with("lensmith")
     }
 
-    fn log(&self, record: &log::Record<'_>) {
-        SAID.lock().expect("no test panics here").push(record.args().to_string());
+    fn event(&self, event: &Event<'_>) {
+        struct Message;
+        impl Visit for Message {
+            fn record_debug(&mut self, _: &Field, value: &dyn Debug) {
+                SAID.lock().expect("no test panics here").push(format!("{value:?}"));
+            }
+        }
+        event.record(&mut Message);
     }
 
-    fn flush(&self) {}
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
 }
 
 #[test]
 fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
-    log::set_logger(&Listener).expect("the only logger");
-    log::set_max_level(log::LevelFilter::Warn);
+    tracing::subscriber::set_global_default(Listener).expect("the only subscriber");
     let dim = 128;
     let rows = data_buf(Dtype::F32, 3, 700, dim);
     let set = || RowSet::from(rows.view());

@@ -45,7 +45,7 @@ pub fn latent_rows(z: &Matrix, rows: &[u32]) -> Result<()> {
 /// At least one candidate is kept, all that are kept are drawn, and their numbers fit 32 bits.
 pub fn perturbation(how: &Perturbation) -> Result<()> {
     if !(how.sigma2.is_finite() && how.sigma2 >= 0.0) {
-        return Err(Error::option("--sigma2", "a finite number, 0 or more", how.sigma2));
+        return Err(Error::argument("sigma2", "a finite number, 0 or more", how.sigma2));
     }
     if how.top_k == 0 || how.oversample == 0 || how.top_k.checked_mul(how.oversample).is_none() {
         let found = format!("{} kept, {} drawn for each", how.top_k, how.oversample);
@@ -59,7 +59,7 @@ pub fn trainer(dim: usize, standardizer: &Standardizer, batch: usize) -> Result<
     length("the standardiser's mean", dim, standardizer.mean.len())?;
     length("the standardiser's standard deviation", dim, standardizer.std.len())?;
     if batch == 0 {
-        return Err(Error::option("batch", "1 or more", batch));
+        return Err(Error::argument("batch", "1 or more", batch));
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ impl FromStr for DeviceChoice {
             _ => match text.strip_prefix("cuda:").and_then(number) {
                 Some(index) => Ok(DeviceChoice::Cuda(index.into())),
                 None => {
-                    Err(Error::option("--device", "auto, cpu, cuda, cuda:N, cuda:all or reference", text))
+                    Err(Error::argument("device", "auto, cpu, cuda, cuda:N, cuda:all or reference", text))
                 }
             },
         }
@@ -112,7 +112,7 @@ impl AnyBackend {
     /// [`Error::Device`] with what is missing; [`Error::InvalidArgument`] for a precision that the device has not.
     pub fn open(choice: DeviceChoice, threads: usize, precision: Precision) -> Result<AnyBackend> {
         if precision != Precision::F32 && choice == DeviceChoice::Reference {
-            return Err(Error::option("--precision", "f32 with --device reference", precision));
+            return Err(Error::argument("precision", "f32 with --device reference", precision));
         }
         match choice {
             DeviceChoice::Auto => match Cuda::open(0, precision) {

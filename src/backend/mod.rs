@@ -66,7 +66,7 @@ impl FromStr for Precision {
         [Precision::F32, Precision::Bf16]
             .into_iter()
             .find(|p| p.to_string().eq_ignore_ascii_case(text))
-            .ok_or_else(|| Error::option("--precision", "f32 or bf16", text))
+            .ok_or_else(|| Error::argument("precision", "f32 or bf16", text))
     }
 }
 

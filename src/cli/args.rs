@@ -68,7 +68,7 @@ impl Common {
     /// well.
     pub fn bind_threads(&self) -> Result<()> {
         if self.threads > MAX_THREADS {
-            return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), self.threads));
+            return Err(Error::argument("--threads", format!("0 to {MAX_THREADS}"), self.threads));
         }
         // Fails only where the pool is running already, in a program that calls the command as a function.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global();
@@ -362,7 +362,7 @@ impl OutArgs {
 /// A count of at least 1.
 pub fn positive(name: &'static str, value: usize) -> Result<usize> {
     if value == 0 {
-        return Err(Error::option(name, "1 or more", value));
+        return Err(Error::argument(name, "1 or more", value));
     }
     Ok(value)
 }

@@ -88,7 +88,7 @@ impl Bench {
         if let Some(path) = &self.plot {
             if limit_of(&report.limits, Resource::Copy).is_none() {
                 let name = &report.device.name;
-                return Err(Error::option("--plot", "a device with a measured limit of memory", name));
+                return Err(Error::argument("--plot", "a device with a measured limit of memory", name));
             }
             roofline(&report, path)?;
         }
@@ -99,14 +99,14 @@ impl Bench {
     fn options(&self, seed: u64) -> Result<Options> {
         for (name, value) in [("--rows", self.rows), ("--repeat", self.repeat)] {
             if value == 0 {
-                return Err(Error::option(name, "1 or more", value));
+                return Err(Error::argument(name, "1 or more", value));
             }
         }
         if self.rows > MOST_ROWS {
-            return Err(Error::option("--rows", format!("at most {MOST_ROWS}"), self.rows));
+            return Err(Error::argument("--rows", format!("at most {MOST_ROWS}"), self.rows));
         }
         if self.seeds < 2 {
-            return Err(Error::option("--seeds", "2 or more", self.seeds));
+            return Err(Error::argument("--seeds", "2 or more", self.seeds));
         }
         Ok(Options {
             dim: self.dim,

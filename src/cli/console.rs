@@ -14,7 +14,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
 use super::args::Common;
-use super::flags::flag_of;
+use super::flags::{flag_of, with_flags};
 use super::table::count;
 use crate::error::Error;
 
@@ -107,10 +107,10 @@ pub fn exit_code(error: &Error) -> u8 {
 fn message(error: &Error) -> String {
     match error {
         Error::InvalidArgument { field, expected, found } => {
-            let flag = flag_of(field).unwrap_or(field);
-            format!("option {flag}: {found} is out of range: expected {expected}")
+            let flags: Vec<&str> = field.split(' ').map(|word| flag_of(word).unwrap_or(word)).collect();
+            format!("option {}: {found} is out of range: expected {expected}", flags.join(" "))
         }
-        other => other.to_string(),
+        other => with_flags(&other.to_string()),
     }
 }
 

@@ -81,10 +81,10 @@ impl Demo {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         positive("--repeats", self.repeats)?;
         if !(1..=WIDEST).contains(&self.dim) {
-            return Err(Error::option("--dim", format!("1 to {WIDEST}"), self.dim));
+            return Err(Error::argument("--dim", format!("1 to {WIDEST}"), self.dim));
         }
         if self.seeds < 2 {
-            return Err(Error::option("--seeds", "2 or more", self.seeds));
+            return Err(Error::argument("--seeds", "2 or more", self.seeds));
         }
         let engine = common.engine()?;
         let bar = console.bar("demo", self.repeats.saturating_mul(ARMS.len() + 1) as u64, "models");

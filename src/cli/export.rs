@@ -43,7 +43,7 @@ impl Export {
         let out = self.out.check()?;
         let format = self.format.or_else(|| ExportFormat::of(out)).ok_or_else(|| {
             let found = format!("none for {}", out.display());
-            Error::option("--format", "parquet or npy where the name of the output does not tell", found)
+            Error::argument("--format", "parquet or npy where the name of the output does not tell", found)
         })?;
         let job = ExportJob {
             sources: self.shards.clone(),

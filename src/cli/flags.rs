@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 35] = [
+const FLAGS: [(&str, &str); 36] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -14,6 +14,7 @@ const FLAGS: [(&str, &str); 35] = [
     ("io", "--io"),
     ("dtype", "--dtype"),
     ("out", "--out"),
+    ("overwrite", "--overwrite"),
     // Training.
     ("vae.hidden", "--hidden"),
     ("vae.latent", "--latent"),
@@ -52,6 +53,15 @@ const FLAGS: [(&str, &str); 35] = [
 /// The flag that sets `field`.
 pub fn flag_of(field: &str) -> Option<&'static str> {
     FLAGS.iter().find(|(name, _)| *name == field).map(|(_, flag)| *flag)
+}
+
+/// A message of the library with flags for the fields that stand in it between backticks.
+pub fn with_flags(message: &str) -> String {
+    let mut text = message.to_string();
+    for field in ["overwrite", "recompute"] {
+        text = text.replace(&format!("`{field}`"), flag_of(field).unwrap_or(field));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ impl FromStr for Target {
         if text.eq_ignore_ascii_case("keep") {
             return Ok(Target(None));
         }
-        let wrong = |_| Error::option("--dtype", "f32, f16, bf16 or keep", text);
+        let wrong = |_| Error::argument("--dtype", "f32, f16, bf16 or keep", text);
         text.parse().map(|dtype| Target(Some(dtype))).map_err(wrong)
     }
 }
@@ -135,7 +135,7 @@ impl Import {
     fn source(&self, option: &'static str, files: &[String], name: &str) -> Result<ColumnSource> {
         let files = if files.is_empty() { &self.data } else { files };
         if files.is_empty() {
-            return Err(Error::option(option, "data: DATA, or this option", "neither"));
+            return Err(Error::argument(option, "data: DATA, or this option", "neither"));
         }
         Ok(ColumnSource { files: files.to_vec(), format: self.format, name: name.into() })
     }
@@ -156,7 +156,7 @@ impl Import {
             // Files without column names hold one array each.
             if files.rewards_file.is_empty() && source.files.iter().any(|f| f.ends_with(".npy")) {
                 let expected = "the file of the rewards: a .npy file holds one array";
-                return Err(Error::option("--rewards-file", expected, "none"));
+                return Err(Error::argument("--rewards-file", expected, "none"));
             }
             Ok(source)
         };
@@ -173,7 +173,7 @@ impl Import {
         for (option, given) in [("--embeddings", &columns.embeddings), ("--rewards", &columns.rewards)] {
             if given.is_some() {
                 let expected = "--plain, --best-of-n or --annotate beside it";
-                return Err(Error::option(option, expected, "none of them"));
+                return Err(Error::argument(option, expected, "none of them"));
             }
         }
         let chosen = self.source("--chosen-file", &files.chosen_file, &columns.chosen)?;
@@ -181,7 +181,7 @@ impl Import {
         if chosen.files == rejected.files && chosen.files.iter().any(|f| f.ends_with(".npy")) {
             let expected = "--chosen-file and --rejected-file (a .npy file holds one array), --plain, \
                             --best-of-n or --annotate";
-            return Err(Error::option("DATA", expected, "a .npy file for both sides of the pairs"));
+            return Err(Error::argument("DATA", expected, "a .npy file for both sides of the pairs"));
         }
         let name = columns.group.as_deref();
         let group = match (name, files.group_file.is_empty()) {

@@ -80,7 +80,7 @@ impl Inspect {
     fn show_pair(&self, path: &Path, j: u64, common: &Common, console: &Console) -> Result<()> {
         let recipe = Recipe::read(path)?;
         if j >= recipe.plan.pairs() {
-            return Err(Error::option("--pair", format!("below {}", recipe.plan.pairs()), j));
+            return Err(Error::argument("--pair", format!("below {}", recipe.plan.pairs()), j));
         }
         let (seeds, vae) = recipe.open_moved(path, common.io, &self.files.moved())?;
         let engine = common.engine()?;

@@ -47,7 +47,7 @@ impl Materialize {
         let (found, made_in) = (engine.arithmetic(), source.latents.as_ref().map(|(_, made_in)| made_in));
         if let Some(made_in) = made_in.filter(|made_in| *made_in != found) {
             let expected = format!("{made_in}, in which these latents were made");
-            return Err(Error::option("--precision and --device", expected, found));
+            return Err(Error::argument("--precision and --device", expected, found));
         }
         let latents = source.latents.as_ref().map(|(set, _)| set);
         let kind = (OutputKind::Embeddings, self.dtype);

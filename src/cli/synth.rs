@@ -50,7 +50,7 @@ pub struct Synth {
 impl Synth {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         if self.output.0 == OutputKind::Recipe && self.writing.part != Part::WHOLE {
-            return Err(Error::option("--part", "no --part with --output recipe", "both"));
+            return Err(Error::argument("--part", "no --part with --output recipe", "both"));
         }
         let engine = common.engine()?;
         let options = self.synthesis.options(common.seed);

@@ -44,7 +44,7 @@ impl Verify {
             return self.folder(common, console);
         }
         if self.files.vae.is_some() || !self.files.seeds.is_empty() {
-            return Err(Error::option("--seeds or --vae", "a folder made by synth", "one shard"));
+            return Err(Error::argument("--seeds or --vae", "a folder made by synth", "one shard"));
         }
         let record = verify_shard(&self.path, common.io)?;
         console.result(&json!(record), || {

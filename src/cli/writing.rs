@@ -71,7 +71,7 @@ impl WriteArgs {
     /// Time between progress lines.
     pub fn every(&self) -> Result<Duration> {
         Duration::try_from_secs_f64(self.progress_every)
-            .map_err(|_| Error::option("--progress-every", "seconds, 0 or more", self.progress_every))
+            .map_err(|_| Error::argument("--progress-every", "seconds, 0 or more", self.progress_every))
     }
 }
 

@@ -106,7 +106,7 @@ impl FromStr for Annotation {
     fn from_str(text: &str) -> Result<Annotation> {
         let found = Annotation::ALL.into_iter().find(|rule| rule.to_string() == text);
         found.ok_or_else(|| {
-            Error::option("--annotate", "best-worst, random-pair, bradley-terry or all-pairs", text)
+            Error::argument("rule", "best-worst, random-pair, bradley-terry or all-pairs", text)
         })
     }
 }

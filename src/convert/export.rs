@@ -41,7 +41,7 @@ impl FromStr for ExportFormat {
         match text {
             "parquet" => Ok(ExportFormat::Parquet),
             "npy" => Ok(ExportFormat::Npy),
-            _ => Err(Error::option("--format", "parquet or npy", text)),
+            _ => Err(Error::argument("format", "parquet or npy", text)),
         }
     }
 }
@@ -86,7 +86,7 @@ impl FromStr for Compression {
     fn from_str(text: &str) -> Result<Compression> {
         let found = [Compression::Zstd, Compression::Snappy, Compression::None];
         let found = found.into_iter().find(|c| c.to_string() == text);
-        found.ok_or_else(|| Error::option("--compression", "zstd, snappy or none", text))
+        found.ok_or_else(|| Error::argument("compression", "zstd, snappy or none", text))
     }
 }
 
@@ -105,7 +105,7 @@ impl FromStr for ExportColumn {
     fn from_str(text: &str) -> Result<ExportColumn> {
         let (tensor, column) = text.split_once('=').unwrap_or((text, text));
         if tensor.is_empty() || column.is_empty() {
-            return Err(Error::option("--columns", "TENSOR or TENSOR=COLUMN", text));
+            return Err(Error::argument("columns", "TENSOR or TENSOR=COLUMN", text));
         }
         Ok(ExportColumn { tensor: tensor.into(), column: column.into() })
     }
@@ -155,7 +155,7 @@ pub struct ExportSummary {
 pub fn export(job: &ExportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<ExportSummary> {
     let start = Instant::now();
     if !job.overwrite {
-        require_absent(&job.out, "--overwrite replaces it")?;
+        require_absent(&job.out, "`overwrite` replaces it")?;
     }
     let format = Some(Format::Safetensors);
     let mut wanted = job.columns.clone();
@@ -165,7 +165,7 @@ pub fn export(job: &ExportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<
     }
     let names: Vec<String> = wanted.iter().map(|c| c.column.clone()).collect();
     if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return Err(Error::option("--columns", "columns of different names", format!("`{}` twice", twice.1)));
+        return Err(Error::argument("columns", "columns of different names", format!("`{}` twice", twice.1)));
     }
     let mut columns = Vec::new();
     for name in &wanted {
@@ -186,7 +186,7 @@ pub fn export(job: &ExportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<
         ExportFormat::Npy => {
             let [column] = columns.as_mut_slice() else {
                 let found = format!("{} ({})", names.len(), names.join(", "));
-                return Err(Error::option("--columns", "one tensor for a .npy file", found));
+                return Err(Error::argument("columns", "one tensor for a .npy file", found));
             };
             array(job, &out, column, rows, on_progress)?;
         }
@@ -243,7 +243,7 @@ fn parquet(
 ) -> Result<()> {
     let row: usize = columns.iter().map(row_bytes).sum();
     let group = match job.row_group_rows {
-        Some(0) => return Err(Error::option("--row-group-rows", "1 or more", 0)),
+        Some(0) => return Err(Error::argument("row_group_rows", "1 or more", 0)),
         Some(rows) => rows,
         None => (ROW_GROUP_BYTES / row.max(1)).clamp(1, 1 << 20),
     };

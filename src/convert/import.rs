@@ -327,10 +327,10 @@ impl PairRule {
         let count = match (rule, count) {
             (Annotation::AllPairs, Some(count)) => {
                 let expected = "none with all-pairs, which makes every pair";
-                return Err(Error::option("--pairs-per-prompt", expected, count));
+                return Err(Error::argument("pairs_per_prompt", expected, count));
             }
             (Annotation::AllPairs, None) => u64::MAX,
-            (_, Some(0)) => return Err(Error::option("--pairs-per-prompt", "1 or more", 0)),
+            (_, Some(0)) => return Err(Error::argument("pairs_per_prompt", "1 or more", 0)),
             (_, count) => count.unwrap_or(1),
         };
         Ok(PairRule { rule, count, seed })
@@ -358,7 +358,7 @@ fn annotated(
     let most = rule.rule.most_pairs(per_prompt as u32);
     if rule.rule != Annotation::AllPairs && rule.count > most {
         let expected = format!("1 to {most}: {} of {per_prompt} responses gives no more", rule.rule);
-        return Err(Error::option("--pairs-per-prompt", expected, rule.count));
+        return Err(Error::argument("pairs_per_prompt", expected, rule.count));
     }
     // Equal rewards make no pair, so that a pass over the rewards has to count the pairs first.
     let mut scores = Rewards { column: scores, per_prompt, values: Buffer::new(Kind::F64), prompt: 0 };

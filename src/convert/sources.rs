@@ -69,7 +69,7 @@ impl FromStr for Format {
 
     fn from_str(text: &str) -> Result<Format> {
         let found = Format::ALL.into_iter().find(|format| format.to_string().eq_ignore_ascii_case(text));
-        found.ok_or_else(|| Error::option("--format", Format::EXPECTED, text))
+        found.ok_or_else(|| Error::argument("format", Format::EXPECTED, text))
     }
 }
 
@@ -286,7 +286,7 @@ fn expand(sources: &[String], format: Option<Format>) -> Result<Vec<(PathBuf, Fo
 fn format_of(path: &Path, given: Option<Format>) -> Result<Format> {
     given.or_else(|| Format::of(path)).ok_or_else(|| {
         let expected = format!("{} where the name of a file does not tell", Format::EXPECTED);
-        Error::option("--format", expected, format!("none for {}", path.display()))
+        Error::argument("format", expected, format!("none for {}", path.display()))
     })
 }
 
@@ -318,7 +318,7 @@ fn folder(path: &Path, format: Option<Format>) -> Result<Vec<(PathBuf, Format)>>
     if formats.len() > 1 {
         let names: Vec<String> = formats.iter().map(Format::to_string).collect();
         let found = format!("{} in {}", names.join(" and "), path.display());
-        return Err(Error::option("--format", "one of the formats that the folder holds", found));
+        return Err(Error::argument("format", "one of the formats that the folder holds", found));
     }
     if files.is_empty() {
         let what = format!("{}: files of a known format in this folder", path.display());

@@ -65,11 +65,11 @@ pub fn rows_per_shard(asked: Option<u64>, rows: u64, row_bytes: usize) -> Result
     let automatic = (SHARD_BYTES / row_bytes.max(1) as u64).next_power_of_two().max(1);
     let shard_rows = asked.unwrap_or(automatic);
     if shard_rows == 0 {
-        return Err(Error::option("--shard-rows", "1 or more", 0));
+        return Err(Error::argument("shard_rows", "1 or more", 0));
     }
     if rows.div_ceil(shard_rows) > MAX_SHARDS {
         let expected = format!("{} or more for {MAX_SHARDS} shards", rows.div_ceil(MAX_SHARDS));
-        return Err(Error::option("--shard-rows", expected, shard_rows));
+        return Err(Error::argument("shard_rows", expected, shard_rows));
     }
     Ok(shard_rows)
 }
@@ -134,7 +134,7 @@ impl Contents {
         let all = || self.outputs.iter().chain(&self.unfinished);
         let same_file = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
         if let Some(source) = sources.iter().find(|source| all().any(|path| same_file(path, source))) {
-            return Err(Error::option("--out", "a folder other than that of the sources", source.display()));
+            return Err(Error::argument("out", "a folder other than that of the sources", source.display()));
         }
         all().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
     }
@@ -387,7 +387,7 @@ fn resume_or_replace(
         None => Ok(recorded),
         Some(_) if overwrite => contents.remove(&[]).map(|()| BTreeMap::new()),
         Some((path, why)) => {
-            Err(Error::Exists { path: path.clone(), hint: format!("{why}; --overwrite replaces it") })
+            Err(Error::Exists { path: path.clone(), hint: format!("{why}; `overwrite` replaces it") })
         }
     }
 }
@@ -402,7 +402,7 @@ fn require_replaceable(dir: &Path, contents: &Contents, manifest: &Manifest, ove
     if replaceable || overwrite {
         return Ok(());
     }
-    let hint = "the folder holds the output of another run; --overwrite replaces it".to_string();
+    let hint = "the folder holds the output of another run; `overwrite` replaces it".to_string();
     Err(Error::Exists { path: first.clone(), hint })
 }
 

@@ -56,7 +56,7 @@ impl FromStr for Io {
         [Io::Mmap, Io::Read]
             .into_iter()
             .find(|io| io.to_string().eq_ignore_ascii_case(text))
-            .ok_or_else(|| Error::option("--io", "mmap or read", text))
+            .ok_or_else(|| Error::argument("io", "mmap or read", text))
     }
 }
 

@@ -246,7 +246,7 @@ fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
         require_literal_leading_dot: true,
     };
     let matches = glob::glob_with(pattern, options).map_err(|e| {
-        Error::option("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
+        Error::argument("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
     })?;
     let found = matches.map(|found| {
         found.map_err(|e| {

@@ -25,8 +25,8 @@ impl VaeSize {
     /// Checks the sizes: d at least 1, hidden and latent multiples of 16.
     pub fn new(dim: usize, hidden: usize, latent: usize) -> Result<VaeSize> {
         check_dim(dim)?;
-        check_granule("--hidden", hidden)?;
-        check_granule("--latent", latent)?;
+        check_granule("vae.hidden", hidden)?;
+        check_granule("vae.latent", latent)?;
         Ok(VaeSize { dim, hidden, latent })
     }
 
@@ -50,7 +50,7 @@ impl RewardSize {
     /// Checks the sizes: d at least 1, hidden a multiple of 16.
     pub fn new(dim: usize, hidden: usize) -> Result<RewardSize> {
         check_dim(dim)?;
-        check_granule("--reward-hidden", hidden)?;
+        check_granule("reward.hidden", hidden)?;
         Ok(RewardSize { dim, hidden })
     }
 
@@ -69,7 +69,7 @@ fn check_dim(dim: usize) -> Result<()> {
 
 fn check_granule(name: &'static str, size: usize) -> Result<()> {
     if size == 0 || size > LARGEST || !size.is_multiple_of(GRANULE) {
-        return Err(Error::option(
+        return Err(Error::argument(
             name,
             format!("a multiple of {GRANULE} from {GRANULE} to {LARGEST}"),
             size,

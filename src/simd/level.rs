@@ -47,7 +47,7 @@ impl Isa {
             Some(level) => Ok(*level),
             None => {
                 let names: Vec<&str> = levels.iter().map(|level| level.name()).collect();
-                Err(Error::option("LENSMITH_SIMD", names.join(" or "), wanted))
+                Err(Error::argument("LENSMITH_SIMD", names.join(" or "), wanted))
             }
         }
     }

@@ -514,8 +514,8 @@ impl<B: Backend> Augmented<B> {
     ) -> Result<Augmented<B>> {
         let (n, k) = (plan.seeds, u64::from(plan.per_side));
         if n * (k + 1) > u64::from(u32::MAX) {
-            return Err(Error::option(
-                "--fold or --per-side",
+            return Err(Error::argument(
+                "pairs_per_seed or per_side",
                 format!("at most {} samples per side for training", u32::MAX),
                 n * (k + 1),
             ));

@@ -107,7 +107,7 @@ impl SynthJob<'_> {
         if self.part.count > shards {
             let expected = format!("at most {shards} parts: there are {shards} shards of {shard_rows} pairs");
             let found = format!("{}/{}", self.part.index, self.part.count);
-            return Err(Error::option("--part", expected, found));
+            return Err(Error::argument("part", expected, found));
         }
         Ok(shard_rows)
     }

@@ -66,7 +66,7 @@ impl std::str::FromStr for Part {
             let (index, count) = (index.parse().ok()?, count.parse().ok()?);
             (index < count).then_some(Part { index, count })
         };
-        parse().ok_or_else(|| Error::option("--part", "i/N with i from 0 to N - 1, as in 0/4", text))
+        parse().ok_or_else(|| Error::argument("part", "i/N with i from 0 to N - 1, as in 0/4", text))
     }
 }
 

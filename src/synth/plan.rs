@@ -87,7 +87,7 @@ impl Plan {
         seed: u64,
     ) -> Result<Plan> {
         if let Some(k) = per_side.filter(|k| !(1..=MAX_PER_SIDE).contains(k)) {
-            return Err(Error::option("--per-side", format!("1 to {MAX_PER_SIDE}"), k));
+            return Err(Error::argument("per_side", format!("1 to {MAX_PER_SIDE}"), k));
         }
         let most = Pairing::per_seed(pairing, per_side.unwrap_or(MAX_PER_SIDE));
         let pairs_per_seed = pairs_per_seed.unwrap_or(most);
@@ -96,7 +96,7 @@ impl Plan {
                 Some(k) => format!("2 to {most}, which is what {k} samples per side make"),
                 None => format!("2 to {most}"),
             };
-            return Err(Error::option("--fold", expected, pairs_per_seed));
+            return Err(Error::argument("pairs_per_seed", expected, pairs_per_seed));
         }
         let smallest =
             || (1..=MAX_PER_SIDE).find(|&k| pairing.per_seed(k) >= pairs_per_seed).unwrap_or(MAX_PER_SIDE);

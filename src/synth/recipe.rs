@@ -126,10 +126,10 @@ impl SynthesisOptions {
 
 fn check_perturbation(sigma2: f64, oversample: u32) -> Result<()> {
     if !(sigma2.is_finite() && sigma2 >= 0.0) {
-        return Err(Error::option("--sigma2", "a finite number, 0 or more", sigma2));
+        return Err(Error::argument("sigma2", "a finite number, 0 or more", sigma2));
     }
     if !(1..=64).contains(&oversample) {
-        return Err(Error::option("--oversample", "1 to 64", oversample));
+        return Err(Error::argument("oversample", "1 to 64", oversample));
     }
     Ok(())
 }

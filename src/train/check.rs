@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 /// A count of at least 1.
 pub fn positive(field: &'static str, value: usize) -> Result<()> {
     match value {
-        0 => Err(Error::option(field, "1 or more", value)),
+        0 => Err(Error::argument(field, "1 or more", value)),
         _ => Ok(()),
     }
 }
@@ -14,7 +14,7 @@ pub fn positive(field: &'static str, value: usize) -> Result<()> {
 pub fn weight(field: &'static str, value: f64) -> Result<()> {
     match value.is_finite() && value >= 0.0 {
         true => Ok(()),
-        false => Err(Error::option(field, "a finite number, 0 or more", value)),
+        false => Err(Error::argument(field, "a finite number, 0 or more", value)),
     }
 }
 
@@ -22,6 +22,6 @@ pub fn weight(field: &'static str, value: f64) -> Result<()> {
 pub fn learning_rate(field: &'static str, value: f64) -> Result<()> {
     match value.is_finite() && value > 0.0 {
         true => Ok(()),
-        false => Err(Error::option(field, "a finite number above 0", value)),
+        false => Err(Error::argument(field, "a finite number above 0", value)),
     }
 }

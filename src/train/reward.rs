@@ -70,10 +70,10 @@ impl Default for RewardTraining {
 impl RewardTraining {
     /// Fails on values that no training could start with; the sizes are checked by [`RewardSize::new`].
     pub fn check(&self) -> Result<()> {
-        positive("--epochs", self.updates.count())?;
+        positive("reward.updates", self.updates.count())?;
         positive("evaluate_every", self.evaluate_every)?;
-        positive("--batch", self.objective.batch)?;
-        learning_rate("--lr", self.objective.adam.lr)
+        positive("reward.batch", self.objective.batch)?;
+        learning_rate("reward.lr", self.objective.adam.lr)
     }
 }
 

@@ -53,11 +53,11 @@ impl VaeTraining {
     /// Fails on values that no training could start with; the sizes are checked by [`VaeSize::new`].
     pub fn check(&self) -> Result<()> {
         let VaeObjective { beta, gamma, batch, adam, .. } = self.objective;
-        positive("--vae-epochs", self.epochs)?;
-        positive("--vae-batch", batch)?;
-        weight("--beta", beta)?;
-        weight("--gamma", gamma)?;
-        learning_rate("--vae-lr", adam.lr)
+        positive("vae.epochs", self.epochs)?;
+        positive("vae.batch", batch)?;
+        weight("vae.beta", beta)?;
+        weight("vae.gamma", gamma)?;
+        learning_rate("vae.lr", adam.lr)
     }
 }
 

@@ -304,7 +304,7 @@ fn a_run_leaves_a_report_and_files_that_load() {
     assert_eq!((seeds.len(), recipe.plan.pairs()), (24, 96));
     let engine =
         Engine::builder().device(lensmith::backend::DeviceChoice::Cpu).threads(1).build().expect("a device");
-    assert_eq!(engine.stream(&recipe, &seeds, &vae, 10, Dtype::F32).expect("pairs").count(), 10);
+    assert_eq!(engine.stream(&recipe.options(), &seeds, &vae, 10, Dtype::F32).expect("pairs").count(), 10);
     let verified = lab.fine("verify @moved/synthetic --json").json();
     assert_eq!((&verified["pairs"], &verified["recomputed"]), (&96.into(), &16.into()));
 

@@ -18,7 +18,7 @@ fn what_is_complete_is_replaced_only_on_demand() {
     assert!(is_import(folder.path()));
     assert_eq!(verify_import(folder.path(), Io::Read, &mut |_, _| {}).expect("in order").rows, ROWS as u64);
     let error = run(&job).expect_err("it is complete");
-    assert!(matches!(error, Error::Exists { .. }) && error.to_string().contains("--overwrite"), "{error}");
+    assert!(matches!(error, Error::Exists { .. }) && error.to_string().contains("`overwrite`"), "{error}");
     assert!(contents(folder.path()) == first);
     // Fewer and larger shards: none of the old ones may be left.
     (job.overwrite, job.shard_rows) = (true, Some(2));

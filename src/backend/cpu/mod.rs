@@ -66,7 +66,7 @@ impl Cpu {
     /// The same at a given level.
     pub fn with_level(threads: usize, precision: Precision, level: Isa) -> Result<Cpu> {
         if threads > MAX_THREADS {
-            return Err(Error::option("--threads", format!("0 to {MAX_THREADS}"), threads));
+            return Err(Error::argument("threads", format!("0 to {MAX_THREADS}"), threads));
         }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if threads == 0 { cores } else { threads };

@@ -217,7 +217,7 @@ fn emulated_devices() -> Result<Option<Vec<EmulatedDriver>>> {
     let count = match std::env::var(EMULATED_DEVICES) {
         Ok(text) => match text.parse::<usize>() {
             Ok(count @ 1..=64) => count,
-            _ => return Err(Error::option(EMULATED_DEVICES, "1 to 64", text)),
+            _ => return Err(Error::argument(EMULATED_DEVICES, "1 to 64", text)),
         },
         Err(_) => 1,
     };
@@ -524,7 +524,7 @@ impl Backend for Cuda {
     ) -> Result<RewardTrainer> {
         check::trainer(initial.size().dim, standardizer, objective.batch)?;
         if objective.synthetic != SyntheticPath::Folded {
-            return Err(Error::option("--synthetic-path", "folded on a GPU", objective.synthetic));
+            return Err(Error::argument("reward.synthetic", "folded on a GPU", objective.synthetic));
         }
         self.run(|| RewardTrainer::new(self, initial, standardizer, objective))
     }

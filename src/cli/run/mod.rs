@@ -184,7 +184,7 @@ impl Run {
             return Err(Error::shape(what, format!("{}, that of the pairs", pairs.dim()), set.dim()));
         }
         if self.seeds.is_none() && test.is_none() {
-            return Err(Error::option(
+            return Err(Error::argument(
                 "--seeds",
                 format!("how many of the {} pairs are seeds, or --test with held-out pairs", pairs.len()),
                 "neither",
