@@ -10,7 +10,7 @@
 use crate::side::Side;
 
 /// One more than the largest row number, which has 48 bits in the counter.
-pub const MAX_ROWS: u64 = 1 << 48;
+const MAX_ROWS: u64 = 1 << 48;
 
 /// What a random value is for. Values for different purposes never share a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct NoiseCounter {
     pub purpose: Purpose,
     /// Which side of the pair.
     pub side: Side,
-    /// Row in the whole data set, below [`MAX_ROWS`].
+    /// Row in the whole data set, below 2^48.
     pub row: u64,
     /// Candidate (or epoch).
     pub candidate: u32,
