@@ -1,8 +1,10 @@
 //! nvcc at work: every file once, for all its architectures; again only when something that it is made from changed.
+//! Images are kept in the target folder too, so that profiles and features, each with an output folder of its own,
+//! share them.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -83,11 +85,9 @@ fn one(
     let made_from = (arguments.join(" "), &toolkit.version, flags, kernels.hash, sources.headers);
     let key = format!("{:016x}", xxh3_64(format!("{made_from:?}").as_bytes()));
 
-    // The record is written last: key, then what the compiler said.
-    let kept = fs::read_to_string(&record).ok().filter(|_| path.is_file());
-    let said = match kept.as_deref().and_then(|text| text.split_once('\n')) {
-        Some((old, said)) if old == key => said.to_string(),
-        _ => {
+    let said = match kept(&path, &record, &key).or_else(|| Shared::of(out)?.take(&key, &path, &record)) {
+        Some(said) => said,
+        None => {
             let _ = fs::remove_file(&record);
             arguments.extend(["--threads".into(), threads.to_string(), "-o".into()]);
             let output = Command::new(&toolkit.nvcc)
@@ -104,11 +104,58 @@ fn one(
                 return Err(format!("{name}: nvcc failed\n{}\n{stdout}", shown.join("\n")));
             }
             fs::write(&record, format!("{key}\n{said}")).map_err(|e| failed("write", &record, &e))?;
+            if let Some(shared) = Shared::of(out) {
+                shared.put(&key, &path, &record);
+            }
             said
         }
     };
     check(&name, kernels, &architectures, &said, &sources.may_spill)?;
     Ok(Some(Image { name: image, architectures, ptx }))
+}
+
+/// What the compiler said when it made the image at `path` from what `key` stands for, if that is what lies there. The
+/// record, written after the image, holds the key and then the compiler's words.
+fn kept(path: &Path, record: &Path, key: &str) -> Option<String> {
+    let text = fs::read_to_string(record).ok().filter(|_| path.is_file())?;
+    let (old, said) = text.split_once('\n')?;
+    (old == key).then(|| said.to_string())
+}
+
+/// Images by key in Cargo's target folder. A failure to read or write there costs a compilation, nothing else.
+struct Shared(PathBuf);
+
+impl Shared {
+    /// In the target folder above an output folder, which Cargo marks with a file of this name.
+    fn of(out: &Path) -> Option<Shared> {
+        let target = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file())?;
+        Some(Shared(target.join("cuda-images")))
+    }
+
+    fn files(&self, key: &str) -> [PathBuf; 2] {
+        ["fatbin", "made"].map(|extension| self.0.join(format!("{key}.{extension}")))
+    }
+
+    /// Copies an image and its record from here.
+    fn take(&self, key: &str, path: &Path, record: &Path) -> Option<String> {
+        let [image, made] = self.files(key);
+        kept(&image, &made, key)?;
+        fs::copy(image, path).ok()?;
+        fs::copy(made, record).ok()?;
+        kept(path, record, key)
+    }
+
+    /// Copies an image here, then its record, each under another name first: builds may run side by side.
+    fn put(&self, key: &str, path: &Path, record: &Path) {
+        let copy = |from: &Path, to: &Path| {
+            let temporary = to.with_extension(format!("{}.tmp", std::process::id()));
+            fs::copy(from, &temporary)?;
+            fs::rename(temporary, to)
+        };
+        let [image, made] = self.files(key);
+        let _ =
+            fs::create_dir_all(&self.0).and_then(|()| copy(path, &image)).and_then(|()| copy(record, &made));
+    }
 }
 
 fn arguments(architectures: &[Architecture], ptx: Option<Architecture>) -> Vec<String> {

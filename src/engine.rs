@@ -1,5 +1,15 @@
 //! The crate's front door: a device, and the whole method on it.
+//!
+//! Everything that takes embeddings takes them from files ([`PairSet`], [`EmbeddingSet`], [`CandidateSet`]) or from
+//! memory ([`RowSet`]) through the same method. Files are read block by block and looked at again in the end: a result
+//! that was made of a file which changed meanwhile is an error.
+//!
+//! [`PairSet`]: crate::PairSet
+//! [`EmbeddingSet`]: crate::EmbeddingSet
+//! [`CandidateSet`]: crate::CandidateSet
+//! [`RowSet`]: crate::RowSet
 
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
@@ -7,53 +17,95 @@ use crate::backend::device::{dispatch, dispatch_all};
 use crate::backend::{
     AnyBackend, Backend, DeviceChoice, DeviceInfo, Precision, RewardData, RewardSide, VaeLoss,
 };
-use crate::data::{CandidateSet, EmbeddingSet, PairSet};
+use crate::data::{PairSource, RowSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
-use crate::matrix::{RowSet, Side};
+use crate::matrix::Side;
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::synth::{
-    Augmented, PairBatch, Progress, Recipe, SynthJob, SynthSummary, Synthesizer, Verified, VerifyOptions,
-    VerifyStep, verify_folder, write_synthetic,
+    Augmented, PairBatch, Progress, SynthJob, SynthSummary, SynthesisOptions, Synthesizer, Verified,
+    VerifyOptions, VerifyStep, verify_folder, write_synthetic,
 };
 use crate::train::{
     PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation,
     pair_metrics, train_reward, train_vae,
 };
 
-/// Bytes of embeddings scored at a time.
-const BLOCK: usize = 64 << 20;
+/// Bytes of F32 embeddings scored at a time.
+const BLOCK_BYTES: usize = 64 << 20;
 
-/// Both sides of blocks as a backend's embeddings, and how many pairs they are.
+/// Both sides of a [`PairSource`] as embeddings of backend `$b`.
 macro_rules! load_sides {
     ($b:expr, $blocks:expr) => {
-        (|| {
-            Ok::<_, Error>((
-                $b.embeddings($blocks[0].view())?,
-                $b.embeddings($blocks[1].view())?,
-                $blocks[0].view().rows(),
-            ))
-        })()
+        (|| Ok::<_, Error>(($b.embeddings($blocks[0].view())?, $b.embeddings($blocks[1].view())?)))()
     };
 }
 
+/// How an [`Engine`] is opened; made by [`Engine::builder`].
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use]
+pub struct EngineBuilder {
+    device: DeviceChoice,
+    threads: usize,
+    precision: Precision,
+    sigbus_guard: bool,
+}
+
+impl EngineBuilder {
+    /// The device; [`DeviceChoice::Auto`] by default.
+    pub fn device(self, device: DeviceChoice) -> EngineBuilder {
+        EngineBuilder { device, ..self }
+    }
+
+    /// Host threads; 0, the default, is one per core.
+    pub fn threads(self, threads: usize) -> EngineBuilder {
+        EngineBuilder { threads, ..self }
+    }
+
+    /// Arithmetic of products; [`Precision::F32`] by default.
+    pub fn precision(self, precision: Precision) -> EngineBuilder {
+        EngineBuilder { precision, ..self }
+    }
+
+    /// Whether to install a handler of the signal SIGBUS for the whole process, which stays for its lifetime.
+    ///
+    /// Files are memory-mapped. Where one is cut short, or its disk fails, while it is read, the system sends SIGBUS,
+    /// which ends the process. With the handler the lost pages read as zeros, and whatever was made of them becomes an
+    /// error. Signals that do not come from a map of this crate go to the handler that was there before. Off by default,
+    /// since a library should not change its host's signals unasked; the `lensmith` program turns it on.
+    pub fn sigbus_guard(self, sigbus_guard: bool) -> EngineBuilder {
+        EngineBuilder { sigbus_guard, ..self }
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the device cannot be used, [`Error::InvalidArgument`] for a number of threads out of range.
+    pub fn build(self) -> Result<Engine> {
+        if self.sigbus_guard {
+            crate::data::install_sigbus_guard();
+        }
+        Ok(Engine { backend: AnyBackend::open(self.device, self.threads, self.precision)? })
+    }
+}
+
 /// An opened device with the whole method on it. With [`DeviceChoice::CudaAll`] it is every GPU of the machine:
-/// [`Engine::write`] spreads its shards over them, everything else is done on the first.
-#[derive(Debug)]
+/// [`Engine::synthesize`] spreads its shards over them, everything else is done on the first.
 pub struct Engine {
     backend: AnyBackend,
 }
 
-impl Engine {
-    /// Opens a device for F32; `threads` 0 means one per core.
-    pub fn open(device: DeviceChoice, threads: usize) -> Result<Engine> {
-        Engine::open_with(device, threads, Precision::F32)
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("devices", &self.devices()).finish()
     }
+}
 
-    /// The same with a choice of arithmetic.
-    pub fn open_with(device: DeviceChoice, threads: usize, precision: Precision) -> Result<Engine> {
-        Ok(Engine { backend: AnyBackend::open(device, threads, precision)? })
+impl Engine {
+    /// Chooses device, threads and precision.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
     }
 
     /// What the device is; of several, the first.
@@ -61,7 +113,7 @@ impl Engine {
         self.backend.info()
     }
 
-    /// The name of the arithmetic that bits of results depend on, see [`Backend::arithmetic`].
+    /// The arithmetic that bits of results depend on: "f32", or one of "bf16", "bf16-cpu" and "bf16-amx".
     pub fn arithmetic(&self) -> &'static str {
         self.backend.arithmetic()
     }
@@ -71,35 +123,35 @@ impl Engine {
         self.backend.infos()
     }
 
-    /// Trains a VAE on preference pairs; `on_epoch` hears the epoch (from 1) and its loss.
+    /// Trains a VAE on preference pairs (Tao et al. 2025, section 4). `on_epoch` is called with the epoch, from 1, and
+    /// its mean loss.
+    ///
+    /// # Errors
+    /// Fewer than two pairs, sizes that do not fit, a loss that is no longer finite, or a file that changed.
     pub fn train_vae(
         &self,
-        pairs: &PairSet,
-        how: &VaeTraining,
+        pairs: &dyn PairSource,
+        options: &VaeTraining,
         on_epoch: &mut dyn FnMut(usize, &VaeLoss),
     ) -> Result<TrainedVae> {
-        let sides = whole(pairs)?;
-        self.train_vae_rows(&[sides[0].view(), sides[1].view()], how, on_epoch)
-            .and_then(|trained| unchanged(trained, [Some(pairs), None]))
+        let sides = both_sides(pairs)?;
+        let [chosen, rejected] = [sides[0].view(), sides[1].view()];
+        let trained = dispatch!(&self.backend, b => train_vae(b, &chosen, &rejected, options, on_epoch))?;
+        pairs.require_unchanged()?;
+        Ok(trained)
     }
 
-    /// The same on rows in memory, chosen and rejected.
-    pub fn train_vae_rows(
-        &self,
-        rows: &[RowSet<'_>; 2],
-        how: &VaeTraining,
-        on_epoch: &mut dyn FnMut(usize, &VaeLoss),
-    ) -> Result<TrainedVae> {
-        dispatch!(&self.backend, b => train_vae(b, &rows[0], &rows[1], how, on_epoch))
-    }
-
-    /// Writes a recipe's pairs as shards, on every device; see [`write_synthetic`].
-    pub fn write(
+    /// Writes a recipe's pairs as shards into a folder, on every device. A run that was killed goes on where it
+    /// stopped, to the same bytes. `on_progress` is called after every shard.
+    ///
+    /// # Errors
+    /// A folder that holds the output of other settings, a disk that is full, or a file that changed.
+    pub fn synthesize(
         &self,
         job: &SynthJob<'_>,
-        seeds: &PairSet,
+        seeds: &dyn PairSource,
         vae: &Vae,
-        progress: &mut dyn FnMut(&Progress),
+        on_progress: &mut dyn FnMut(&Progress),
     ) -> Result<SynthSummary> {
         let r = job.recipe;
         dispatch_all!(&self.backend, all => {
@@ -111,112 +163,137 @@ impl Engine {
                 }
             };
             let makers = all.iter().map(maker).collect::<Result<Vec<_>>>()?;
-            write_synthetic(job, &makers, progress)
+            write_synthetic(job, &makers, on_progress)
         })
     }
 
-    /// A recipe's pairs, `batch` at a time, without touching the disk.
+    /// Synthetic pairs in the order of the plan, `batch` at a time, without touching the disk: the originals first, then
+    /// the synthetic pairs seed by seed. The same bits as [`Engine::synthesize`] writes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a batch of 0 or options out of range, [`Error::Shape`] where the VAE does not fit.
     pub fn stream<'a>(
         &'a self,
-        recipe: &Recipe,
-        seeds: &'a PairSet,
+        options: &SynthesisOptions,
+        seeds: &'a dyn PairSource,
         vae: &Vae,
         batch: usize,
         dtype: Dtype,
     ) -> Result<PairStream<'a>> {
         if batch == 0 {
-            return Err(Error::option("batch", "1 or more", 0));
+            return Err(Error::argument("batch", "1 or more", 0));
         }
-        let setup = (recipe.plan, recipe.perturbation);
+        let setup = options.plan(seeds.pairs())?;
         let make: MakePairs<'a> = dispatch!(&self.backend, b => {
-            let make = Synthesizer::new(b, vae, seeds, setup, recipe.mode)?;
+            let make = Synthesizer::new(b, vae, seeds, setup, options.mode)?;
             Box::new(move |pairs| make.batch(pairs, dtype))
         });
-        Ok(PairStream { make, next: 0, pairs: recipe.plan.pairs(), batch: batch as u64 })
+        Ok(PairStream { make, next: 0, pairs: setup.0.pairs(), batch: batch as u64 })
     }
 
-    /// Pair `j` of a recipe alone: the same bits as in a shard.
+    /// Pair `j` alone: the same bits as in a stream or a shard.
+    ///
+    /// # Errors
+    /// As [`Engine::stream`]; a `j` beyond the plan's pairs.
     pub fn pair(
         &self,
-        recipe: &Recipe,
-        seeds: &PairSet,
+        options: &SynthesisOptions,
+        seeds: &dyn PairSource,
         vae: &Vae,
         j: u64,
         dtype: Dtype,
     ) -> Result<PairBatch> {
-        let setup = (recipe.plan, recipe.perturbation);
-        dispatch!(&self.backend, b => Synthesizer::new(b, vae, seeds, setup, recipe.mode)?.pair(j, dtype))
+        let setup = options.plan(seeds.pairs())?;
+        dispatch!(&self.backend, b => Synthesizer::new(b, vae, seeds, setup, options.mode)?.pair(j, dtype))
     }
 
-    /// Checks a folder that [`Engine::write`] made; see [`verify_folder`].
+    /// Checks a folder that [`Engine::synthesize`] wrote: every byte against its checksum, and some pairs (or all)
+    /// against what the recipe makes of the seeds.
+    ///
+    /// # Errors
+    /// The first difference found, with its file and row.
     pub fn verify(
         &self,
         folder: &Path,
         options: &VerifyOptions,
-        progress: &mut dyn FnMut(VerifyStep),
+        on_step: &mut dyn FnMut(VerifyStep),
     ) -> Result<Verified> {
-        dispatch!(&self.backend, b => verify_folder(folder, b, options, progress))
+        dispatch!(&self.backend, b => verify_folder(folder, b, options, on_step))
     }
 
-    /// Trains a reward model on pairs on disk, each pair as it stands. `standardize_on` is the number of leading
-    /// pairs that embeddings are standardised with (None: all).
+    /// Trains a reward model on pairs as they stand. Embeddings are standardised by the mean and deviation of the
+    /// first `standardize_on` pairs (None: all of them); in a folder of synthetic pairs those are the originals.
+    ///
+    /// # Errors
+    /// No pairs, sizes that do not fit, a loss that is no longer finite, or a file that changed.
     pub fn train_reward(
         &self,
-        pairs: &PairSet,
+        pairs: &dyn PairSource,
         standardize_on: Option<usize>,
-        validation: Option<&PairSet>,
-        how: &RewardTraining,
+        validation: Option<&dyn PairSource>,
+        options: &RewardTraining,
         on_epoch: &mut dyn FnMut(&RewardEpoch),
     ) -> Result<TrainedReward> {
-        let blocks = whole(pairs)?;
+        let blocks = both_sides(pairs)?;
         let sides = [blocks[0].view(), blocks[1].view()];
-        let leading = standardize_on.unwrap_or(pairs.len()).min(pairs.len());
+        let leading = standardize_on.unwrap_or(pairs.pairs()).min(pairs.pairs());
         let standardizer = Standardizer::fit(&[&sides[0].slice(0..leading), &sides[1].slice(0..leading)]);
-        let held = validation.map(whole).transpose()?;
-        let rows = u32::try_from(pairs.len()).map_err(|_| {
-            Error::shape("pairs for reward training", format!("at most {}", u32::MAX), pairs.len())
+        let held_out = validation.map(both_sides).transpose()?;
+        let rows = u32::try_from(pairs.pairs()).map_err(|_| {
+            Error::shape("pairs for reward training", format!("at most {}", u32::MAX), pairs.pairs())
         })?;
-        dispatch!(&self.backend, b => {
+        let trained = dispatch!(&self.backend, b => {
             let (chosen, rejected) = (b.embeddings(sides[0].clone())?, b.embeddings(sides[1].clone())?);
             let data = RewardData {
                 chosen: RewardSide { originals: &chosen, synthetic: None },
                 rejected: RewardSide { originals: &rejected, synthetic: None },
             };
             let order = (0..rows).map(|i| [i, i]).collect();
-            let held = held.as_ref().map(|h| load_sides!(b, h)).transpose()?;
-            let held = held.as_ref().map(|(c, r, n)| Validation { chosen: c, rejected: r, pairs: *n });
-            train_reward(b, &data, order, &standardizer, held, how, on_epoch)
-        })
-        .and_then(|trained| unchanged(trained, [Some(pairs), validation]))
+            let held_out = held_out.as_ref().map(|h| load_sides!(b, h)).transpose()?;
+            let held_out = held_out.as_ref().zip(validation);
+            let held_out =
+                held_out.map(|((c, r), v)| Validation { chosen: c, rejected: r, pairs: v.pairs() });
+            train_reward(b, &data, order, &standardizer, held_out, options, on_epoch)
+        })?;
+        require_unchanged(pairs, validation)?;
+        Ok(trained)
     }
 
-    /// Trains a reward model straight from a recipe: synthetic samples stay latents, nothing is written.
-    pub fn train_reward_from_recipe(
+    /// Trains a reward model on seed pairs and their synthetic pairs, which stay latents: nothing is written, and with
+    /// [`SyntheticPath::Folded`](crate::SyntheticPath::Folded) nothing is decoded.
+    ///
+    /// # Errors
+    /// As [`Engine::train_reward`] and [`Engine::stream`].
+    pub fn train_reward_on_synthetic(
         &self,
-        recipe: &Recipe,
-        seeds: &PairSet,
+        synthesis: &SynthesisOptions,
+        seeds: &dyn PairSource,
         vae: &Vae,
-        validation: Option<&PairSet>,
-        how: &RewardTraining,
+        validation: Option<&dyn PairSource>,
+        options: &RewardTraining,
         on_epoch: &mut dyn FnMut(&RewardEpoch),
     ) -> Result<TrainedReward> {
-        let blocks = whole(seeds)?;
+        let (plan, perturbation) = synthesis.plan(seeds.pairs())?;
+        let blocks = both_sides(seeds)?;
         let sides = [blocks[0].view(), blocks[1].view()];
         let standardizer = Standardizer::fit(&[&sides[0], &sides[1]]);
-        let held = validation.map(whole).transpose()?;
-        dispatch!(&self.backend, b => {
-            let made = Augmented::new(b, vae, seeds, &recipe.plan, &recipe.perturbation, recipe.mode)?;
+        let held_out = validation.map(both_sides).transpose()?;
+        let trained = dispatch!(&self.backend, b => {
+            let made = Augmented::new(b, vae, seeds, &plan, &perturbation, synthesis.mode)?;
             let (chosen, rejected) = (b.embeddings(sides[0].clone())?, b.embeddings(sides[1].clone())?);
             let data = made.data(&chosen, &rejected);
-            let held = held.as_ref().map(|h| load_sides!(b, h)).transpose()?;
-            let held = held.as_ref().map(|(c, r, n)| Validation { chosen: c, rejected: r, pairs: *n });
-            train_reward(b, &data, made.pairs.clone(), &standardizer, held, how, on_epoch)
-        })
-        .and_then(|trained| unchanged(trained, [Some(seeds), validation]))
+            let held_out = held_out.as_ref().map(|h| load_sides!(b, h)).transpose()?;
+            let held_out = held_out.as_ref().zip(validation);
+            let held_out =
+                held_out.map(|((c, r), v)| Validation { chosen: c, rejected: r, pairs: v.pairs() });
+            train_reward(b, &data, made.pairs.clone(), &standardizer, held_out, options, on_epoch)
+        })?;
+        require_unchanged(seeds, validation)?;
+        Ok(trained)
     }
 
     /// Runs one arm of an experiment.
-    pub fn experiment(
+    pub(crate) fn experiment(
         &self,
         experiment: &Experiment<'_>,
         arm: Arm,
@@ -225,18 +302,21 @@ impl Engine {
         dispatch!(&self.backend, b => experiment.run(b, arm, on_epoch))
     }
 
-    /// Rewards of embeddings, handed to `sink` in order, a stretch at a time.
+    /// Rewards of embeddings in order, handed to `sink` a block at a time.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the model does not fit, a file that changed, or what `sink` returns.
     pub fn score(
         &self,
         model: &RewardModel,
-        embeddings: &EmbeddingSet,
+        embeddings: &dyn RowSource,
         sink: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         dispatch!(&self.backend, b => {
             let model = b.load_reward(model)?;
-            for range in stretches(embeddings.len(), embeddings.dim()) {
+            for range in blocks(embeddings.rows(), embeddings.dim()) {
                 let mut rewards = vec![0f32; range.len()];
-                let block = embeddings.rows(range)?;
+                let block = embeddings.block(range)?;
                 b.score(&model, &b.embeddings(block.view())?, &mut rewards)?;
                 embeddings.require_unchanged()?;
                 sink(&rewards)?;
@@ -245,65 +325,102 @@ impl Engine {
         })
     }
 
-    /// Accuracy and loss of a reward model on pairs.
-    pub fn evaluate(&self, model: &RewardModel, pairs: &PairSet) -> Result<PairMetrics> {
-        dispatch!(&self.backend, b => {
+    /// Accuracy and mean Bradley-Terry loss of a reward model on pairs.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the model does not fit, or a file that changed.
+    pub fn evaluate(&self, model: &RewardModel, pairs: &dyn PairSource) -> Result<PairMetrics> {
+        let metrics = dispatch!(&self.backend, b => {
             let model = b.load_reward(model)?;
             let mut total = PairMetrics { pairs: 0, accuracy: 0.0, loss: 0.0 };
-            for range in stretches(pairs.len(), pairs.dim()) {
+            for range in blocks(pairs.pairs(), pairs.dim()) {
                 let n = range.len();
-                let sides = (pairs.rows(Side::Chosen, range.clone())?, pairs.rows(Side::Rejected, range)?);
-                let (c, r) = (b.embeddings(sides.0.view())?, b.embeddings(sides.1.view())?);
+                let sides =
+                    [pairs.block(Side::Chosen, range.clone())?, pairs.block(Side::Rejected, range)?];
+                let (c, r) = load_sides!(b, sides)?;
                 let part = pair_metrics(b, &model, &c, &r, n)?;
-                let weight = n as f64 / pairs.len() as f64;
+                let weight = n as f64 / pairs.pairs() as f64;
                 total.pairs += part.pairs;
                 total.accuracy += weight * part.accuracy;
                 total.loss += weight * part.loss;
             }
-            unchanged(total, [Some(pairs), None])
-        })
-    }
-
-    /// Best-of-N figures of a reward model.
-    pub fn best_of_n(&self, model: &RewardModel, set: &CandidateSet) -> Result<BestOfN> {
-        let mut rewards = Vec::with_capacity(set.gold().len());
-        dispatch!(&self.backend, b => {
-            let model = b.load_reward(model)?;
-            for range in stretches(set.gold().len(), set.dim()) {
-                let mut part = vec![0f32; range.len()];
-                let block = set.rows(range)?;
-                b.score(&model, &b.embeddings(block.view())?, &mut part)?;
-                rewards.extend(part);
-            }
-            set.require_unchanged()
+            Ok::<_, Error>(total)
         })?;
-        Ok(best_of_n(&rewards, set.gold(), set.per_prompt()))
+        pairs.require_unchanged()?;
+        Ok(metrics)
     }
 
-    /// How often `model` orders a recipe's synthetic pairs as their seeds.
+    /// How good the best of N candidates by a reward model is by `gold`, the gold scores: row p N + i of `candidates`
+    /// is candidate i of prompt p, of `per_prompt` = N.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where sizes do not fit, or a file that changed.
+    pub fn best_of_n(
+        &self,
+        model: &RewardModel,
+        candidates: &dyn RowSource,
+        gold: &[f32],
+        per_prompt: usize,
+    ) -> Result<BestOfN> {
+        if gold.len() != candidates.rows() || per_prompt == 0 || !gold.len().is_multiple_of(per_prompt) {
+            let expected = format!("{}, a multiple of {per_prompt} candidates a prompt", candidates.rows());
+            return Err(Error::shape("gold scores", expected, gold.len()));
+        }
+        let mut rewards = Vec::with_capacity(gold.len());
+        self.score(model, candidates, &mut |part| {
+            rewards.extend_from_slice(part);
+            Ok(())
+        })?;
+        Ok(best_of_n(&rewards, gold, per_prompt))
+    }
+
+    /// How often `model` orders synthetic pairs as their seeds (Theorem 1 of the paper).
+    ///
+    /// # Errors
+    /// As [`Engine::stream`].
     pub fn order_preservation(
         &self,
-        recipe: &Recipe,
-        seeds: &PairSet,
+        options: &SynthesisOptions,
+        seeds: &dyn PairSource,
         vae: &Vae,
         model: &RewardModel,
     ) -> Result<OrderPreservation> {
+        let setup = options.plan(seeds.pairs())?;
         dispatch!(&self.backend, b => {
-            let make = Synthesizer::new(b, vae, seeds, (recipe.plan, recipe.perturbation), recipe.mode)?;
+            let make = Synthesizer::new(b, vae, seeds, setup, options.mode)?;
             let folded = b.load_folded(&FoldedReward::new(vae, model)?)?;
             order_preservation(&make, &b.load_reward(model)?, &folded)
         })
     }
 }
 
-type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + 'a>;
+type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + 'a>;
 
-/// A recipe's pairs in order; made by [`Engine::stream`].
+/// Synthetic pairs in order, batch by batch; made by [`Engine::stream`].
 pub struct PairStream<'a> {
     make: MakePairs<'a>,
     next: u64,
     pairs: u64,
     batch: u64,
+}
+
+impl fmt::Debug for PairStream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PairStream { next, pairs, batch, .. } = self;
+        write!(f, "PairStream {{ next: {next}, pairs: {pairs}, batch: {batch} }}")
+    }
+}
+
+impl PairStream<'_> {
+    /// Pairs of the whole stream.
+    pub fn pairs(&self) -> u64 {
+        self.pairs
+    }
+
+    /// Goes on with pair `j`; at or beyond [`PairStream::pairs`] the stream is at its end.
+    pub fn seek(&mut self, j: u64) {
+        self.next = j;
+    }
 }
 
 impl Iterator for PairStream<'_> {
@@ -319,19 +436,20 @@ impl Iterator for PairStream<'_> {
     }
 }
 
-/// What came of pairs, unless their files changed meanwhile.
-fn unchanged<T>(made: T, sets: [Option<&PairSet>; 2]) -> Result<T> {
-    sets.into_iter().flatten().try_for_each(PairSet::require_unchanged)?;
-    Ok(made)
+/// Fails if files of pairs or of validation pairs changed since they were opened.
+fn require_unchanged(pairs: &dyn PairSource, validation: Option<&dyn PairSource>) -> Result<()> {
+    pairs.require_unchanged()?;
+    validation.map_or(Ok(()), |v| v.require_unchanged())
 }
 
-/// Both sides of a set.
-fn whole(pairs: &PairSet) -> Result<[crate::data::RowBlock<'_>; 2]> {
-    Ok([pairs.rows(Side::Chosen, 0..pairs.len())?, pairs.rows(Side::Rejected, 0..pairs.len())?])
+/// All chosen and all rejected rows.
+fn both_sides(pairs: &dyn PairSource) -> Result<[crate::data::Block<'_>; 2]> {
+    let all = 0..pairs.pairs();
+    Ok([pairs.block(Side::Chosen, all.clone())?, pairs.block(Side::Rejected, all)?])
 }
 
-/// Ranges of rows of about [`BLOCK`] bytes in F32.
-fn stretches(rows: usize, dim: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (BLOCK / (4 * dim)).max(1);
+/// Ranges of rows of about [`BLOCK_BYTES`].
+fn blocks(rows: usize, dim: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (BLOCK_BYTES / (4 * dim)).max(1);
     (0..rows).step_by(step).map(move |from| from..(from + step).min(rows))
 }

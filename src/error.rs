@@ -86,11 +86,11 @@ pub enum Error {
         /// How many there are.
         found: u64,
     },
-    /// An option has a value outside its range, or options exclude each other: wrong usage.
-    #[error("option {name}: {found} is out of range: expected {expected}")]
-    Option {
-        /// The option as the user writes it.
-        name: String,
+    /// An argument has a value outside its range, or arguments exclude each other: wrong usage.
+    #[error("{field}: {found} is out of range: expected {expected}")]
+    InvalidArgument {
+        /// The field of the options, or the parameter.
+        field: &'static str,
         /// What it may be.
         expected: String,
         /// What it was.
@@ -183,17 +183,14 @@ impl Error {
         Error::Shape { what: what.to_string(), expected: expected.to_string(), found: found.to_string() }
     }
 
-    /// A wrong option value.
-    pub fn option(name: impl fmt::Display, expected: impl fmt::Display, found: impl fmt::Display) -> Error {
-        Error::Option { name: name.to_string(), expected: expected.to_string(), found: found.to_string() }
+    /// A wrong value of a field of options, or of a parameter.
+    pub fn argument(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Error {
+        Error::InvalidArgument { field, expected: expected.to_string(), found: found.to_string() }
     }
 
-    /// The process exit code for this error: 2 for wrong usage, 1 for everything else.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Error::Option { .. } => 2,
-            _ => 1,
-        }
+    /// Where call sites still name command-line options.
+    pub(crate) fn option(name: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Error {
+        Error::argument(name, expected, found)
     }
 }
 

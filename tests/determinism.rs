@@ -117,7 +117,8 @@ fn batches_and_single_pairs_are_those_of_the_shards() {
         let made = Made::open(&lab, &folder);
         let (recipe, seeds, vae) = (&made.recipe, &made.seeds, &made.vae);
         let pairs = recipe.plan.pairs();
-        let engine = Engine::open(DeviceChoice::Cpu, 1 + i % 3).expect("a device");
+        let engine =
+            Engine::builder().device(DeviceChoice::Cpu).threads(1 + i % 3).build().expect("a device");
 
         for batch in [1, 7, 64, pairs as usize] {
             let mut next = 0;

@@ -44,7 +44,7 @@ struct Checker(Engine);
 
 impl Checker {
     fn new() -> Checker {
-        Checker(Engine::open(DeviceChoice::Cpu, 1).expect("a device"))
+        Checker(Engine::builder().device(DeviceChoice::Cpu).threads(1).build().expect("a device"))
     }
 
     fn check(&self, folder: &Path, recompute: Recompute, io: Io) -> Result<Verified, Error> {

@@ -10,9 +10,10 @@ use super::{Backend, DeviceInfo, Precision};
 use crate::error::{Error, Result};
 
 /// What `--device` may name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The fastest device there is.
+    #[default]
     Auto,
     /// The CPU backend.
     Cpu,
@@ -108,7 +109,7 @@ impl AnyBackend {
     /// where there is none to use the CPU, with a line in the log that says why. [`DeviceChoice::CudaAll`] takes them all.
     ///
     /// # Errors
-    /// [`Error::Device`] with what is missing; [`Error::Option`] for a precision that the device has not.
+    /// [`Error::Device`] with what is missing; [`Error::InvalidArgument`] for a precision that the device has not.
     pub fn open(choice: DeviceChoice, threads: usize, precision: Precision) -> Result<AnyBackend> {
         if precision != Precision::F32 && choice == DeviceChoice::Reference {
             return Err(Error::option("--precision", "f32 with --device reference", precision));
@@ -183,7 +184,7 @@ mod tests {
         ];
         for text in wrong {
             let error = text.parse::<DeviceChoice>().unwrap_err();
-            assert_eq!(error.exit_code(), 2, "{text}");
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{text}");
             assert!(error.to_string().contains("cuda:N"), "{error}");
         }
     }

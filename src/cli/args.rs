@@ -77,7 +77,12 @@ impl Common {
 
     /// Opens the device.
     pub fn engine(&self) -> Result<Engine> {
-        Engine::open_with(self.device, self.threads, self.precision)
+        Engine::builder()
+            .device(self.device)
+            .threads(self.threads)
+            .precision(self.precision)
+            .sigbus_guard(true)
+            .build()
     }
 }
 
@@ -360,7 +365,7 @@ impl OutArgs {
 }
 
 /// A count of at least 1.
-pub fn positive(name: &str, value: usize) -> Result<usize> {
+pub fn positive(name: &'static str, value: usize) -> Result<usize> {
     if value == 0 {
         return Err(Error::option(name, "1 or more", value));
     }

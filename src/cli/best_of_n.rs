@@ -38,7 +38,7 @@ impl BestOfNArgs {
         let (model, _) = RewardModel::load(&self.model)?;
         let set = CandidateSet::open(&self.sets, &self.candidates, &self.gold, common.io)?;
         require_model_dim(&self.model, &model, set.dim())?;
-        let found = common.engine()?.best_of_n(&model, &set)?;
+        let found = common.engine()?.best_of_n(&model, &set, set.gold(), set.per_prompt())?;
         console.result(&found, || {
             format!(
                 "best-of-{}: {:.4} by the model, {:.4} at random, {:.4} by the oracle ({} prompts)",

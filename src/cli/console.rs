@@ -98,7 +98,7 @@ impl Console {
 /// The exit code for an error: 2 for wrong usage, 1 for everything else.
 pub fn exit_code(error: &Error) -> u8 {
     match error {
-        Error::Option { .. } => 2,
+        Error::InvalidArgument { .. } => 2,
         _ => 1,
     }
 }
@@ -106,7 +106,7 @@ pub fn exit_code(error: &Error) -> u8 {
 /// The message of an error. The library names the field that is out of range; here it becomes a flag.
 fn message(error: &Error) -> String {
     match error {
-        Error::Option { name: field, expected, found } => {
+        Error::InvalidArgument { field, expected, found } => {
             let flag = flag_of(field).unwrap_or(field);
             format!("option {flag}: {found} is out of range: expected {expected}")
         }

@@ -127,7 +127,7 @@ impl Demo {
 
         on_status("VAE", false);
         let start = Instant::now();
-        let trained = engine.train_vae_rows(&seeds.view(), &vae_training(seed), &mut |_, _| ())?;
+        let trained = engine.train_vae(&seeds.view(), &vae_training(seed), &mut |_, _| ())?;
         let vae_seconds = start.elapsed().as_secs_f64();
         on_status("VAE", true);
         let experiment = Experiment {
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn text_says_that_it_is_simulated_and_shows_every_arm() {
-        let engine = Engine::open(DeviceChoice::Cpu, 1).unwrap();
+        let engine = Engine::builder().device(DeviceChoice::Cpu).threads(1).build().unwrap();
         let mut trained = 0;
         let report = TINY.report(&engine, u64::MAX, &mut |_, done| trained += usize::from(done)).unwrap();
         assert_eq!(trained, 2 * (ARMS.len() + 1));
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_figures() {
-        let engine = Engine::open(DeviceChoice::Cpu, 1).unwrap();
+        let engine = Engine::builder().device(DeviceChoice::Cpu).threads(1).build().unwrap();
         let figures = || {
             let repeat =
                 Demo { repeats: 1, ..TINY }.report(&engine, 5, &mut |_, _| ()).unwrap().repeats.remove(0);

@@ -48,7 +48,7 @@ impl Eval {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
                 require_model_dim(&self.model, &model, seeds.dim())?;
-                Some(engine.order_preservation(&recipe, &seeds, &vae, &model)?)
+                Some(engine.order_preservation(&recipe.options(), &seeds, &vae, &model)?)
             }
             None => None,
         };

@@ -132,7 +132,7 @@ impl FromStr for Target {
 
 impl Import {
     /// Column `name` of `files`, or of DATA if `files`, which `option` sets, is empty.
-    fn source(&self, option: &str, files: &[String], name: &str) -> Result<ColumnSource> {
+    fn source(&self, option: &'static str, files: &[String], name: &str) -> Result<ColumnSource> {
         let files = if files.is_empty() { &self.data } else { files };
         if files.is_empty() {
             return Err(Error::option(option, "data: DATA, or this option", "neither"));

@@ -84,7 +84,7 @@ impl Inspect {
         }
         let (seeds, vae) = recipe.open_moved(path, common.io, &self.files.moved())?;
         let engine = common.engine()?;
-        let made = engine.pair(&recipe, &seeds, &vae, j, Dtype::F32)?;
+        let made = engine.pair(&recipe.options(), &seeds, &vae, j, Dtype::F32)?;
         let id = recipe.plan.pair(j);
         let values = |side: &crate::matrix::RowsBuf| {
             let mut wide = vec![0f32; side.cols()];

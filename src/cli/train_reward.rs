@@ -11,7 +11,7 @@ use super::console::Console;
 use super::inputs::open_held_out;
 use super::table::count;
 use super::training::{save, show_reward_epochs};
-use crate::data::{Manifest, PairSet};
+use crate::data::{Manifest, PairSet, PairSource};
 use crate::error::Result;
 use crate::synth::{Recipe, manifests};
 
@@ -56,11 +56,11 @@ impl TrainReward {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
                 let held = open_held_out(&self.validation, &options, seeds.dim())?;
-                let trained = engine.train_reward_from_recipe(
-                    &recipe,
+                let trained = engine.train_reward_on_synthetic(
+                    &recipe.options(),
                     &seeds,
                     &vae,
-                    held.as_ref(),
+                    held.as_ref().map(|h| h as &dyn PairSource),
                     &training,
                     on_epoch,
                 )?;
@@ -71,7 +71,13 @@ impl TrainReward {
                 let held = open_held_out(&self.validation, &options, pairs.dim())?;
                 let scan = pairs.scan()?.sources;
                 let leading = leading_originals(&self.pairs, &pairs)?;
-                let trained = engine.train_reward(&pairs, leading, held.as_ref(), &training, on_epoch)?;
+                let trained = engine.train_reward(
+                    &pairs,
+                    leading,
+                    held.as_ref().map(|h| h as &dyn PairSource),
+                    &training,
+                    on_epoch,
+                )?;
                 (trained, pairs.len() as u64, json!({ "sources": scan }))
             }
         };

@@ -85,7 +85,7 @@ pub fn write_shards(
     vae: &Vae,
 ) -> Result<SynthSummary> {
     let mut shown = Shown::new(console, what, job.pairs()?, every);
-    let summary = engine.write(job, seeds, vae, &mut |progress| shown.update(progress))?;
+    let summary = engine.synthesize(job, seeds, vae, &mut |progress| shown.update(progress))?;
     shown.bar.finish_and_clear();
     Ok(summary)
 }

@@ -65,7 +65,7 @@ impl Index {
                     return Err(bad(path, format!("truncated: {left} bytes after the last frame")));
                 }
                 // Allowed by the format, and also what a writer that was killed leaves behind.
-                log::warn!(
+                tracing::warn!(
                     "{}: no mark at the end of the stream: it may have been cut short",
                     path.display()
                 );

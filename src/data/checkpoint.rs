@@ -95,8 +95,8 @@ fn in_file(path: &Path, layer: &str, error: Error) -> Error {
         Error::Shape { what, expected, found } => {
             Error::Shape { what: format!("{}: {layer}{what}", path.display()), expected, found }
         }
-        Error::Option { name, expected, found } => {
-            Error::shape(format!("{}: {}", path.display(), name.trim_start_matches('-')), expected, found)
+        Error::InvalidArgument { field, expected, found } => {
+            Error::shape(format!("{}: {}", path.display(), field.trim_start_matches('-')), expected, found)
         }
         other => other,
     }

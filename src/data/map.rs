@@ -156,7 +156,7 @@ impl Watch {
         if map.is_empty() {
             return None;
         }
-        BEFORE.get_or_init(handle_faults);
+        BEFORE.get()?;
         let start = map.as_ptr().addr();
         // Taking a slot: from free (end 0) to taken (start above end), then to this map.
         let taken = SLOTS
@@ -179,6 +179,12 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.slot().end.store(0, Ordering::Release);
     }
+}
+
+/// Installs the handler of SIGBUS for the whole process, once: see [`crate::EngineBuilder::sigbus_guard`]. Maps that are
+/// made from then on are watched.
+pub fn install_sigbus_guard() {
+    BEFORE.get_or_init(handle_faults);
 }
 
 /// Installs [`on_fault`]; gives what was there.

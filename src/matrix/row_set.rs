@@ -21,6 +21,11 @@ pub struct RowSet<'a> {
 }
 
 impl<'a> RowSet<'a> {
+    /// Rows `[n, cols]` in memory, one after the other. Fails if `values` is not whole rows.
+    pub fn from_f32(values: &'a [f32], cols: usize) -> Result<RowSet<'a>> {
+        Rows::from_f32(values, cols).map(RowSet::from)
+    }
+
     /// Joins parts in order. Fails if their widths differ or if there is no part.
     pub fn new(parts: Vec<Rows<'a>>) -> Result<RowSet<'a>> {
         let Some(first) = parts.first() else {

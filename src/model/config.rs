@@ -67,7 +67,7 @@ fn check_dim(dim: usize) -> Result<()> {
     Ok(())
 }
 
-fn check_granule(name: &str, size: usize) -> Result<()> {
+fn check_granule(name: &'static str, size: usize) -> Result<()> {
     if size == 0 || size > LARGEST || !size.is_multiple_of(GRANULE) {
         return Err(Error::option(
             name,

@@ -64,7 +64,7 @@ impl Shard<'_> {
         match verify_shard(&self.path, crate::data::Io::Read) {
             Ok(record) => Ok(Some(record)),
             Err(error) => {
-                log::warn!("{error}: the shard is made anew");
+                tracing::warn!("{error}: the shard is made anew");
                 Ok(None)
             }
         }

@@ -155,6 +155,22 @@ impl Recipe {
         Ok((recipe, seeds, model))
     }
 
+    /// The options that this recipe was made with: they give the same plan and perturbation.
+    pub fn options(&self) -> SynthesisOptions {
+        let Perturbation { sigma2, top_k, oversample, likelihood, source } = self.perturbation;
+        SynthesisOptions {
+            pairs_per_seed: Some(self.plan.pairs_per_seed),
+            per_side: Some(top_k),
+            pairing: self.plan.pairing,
+            sigma2,
+            oversample,
+            likelihood,
+            source,
+            mode: self.mode,
+            seed: self.plan.seed,
+        }
+    }
+
     /// Opens the seeds and the VAE of a recipe read from `path`, and checks that they are still those it was made
     /// for.
     pub fn open(&self, path: &Path, io: Io) -> Result<(PairSet, Vae)> {
@@ -213,7 +229,7 @@ impl Recipe {
         };
         let seeds = PairSet::open(&sources, &options).map_err(|error| match error {
             // Not the user's word but the recipe's.
-            Error::Option { .. } if moved.is_empty() => {
+            Error::InvalidArgument { .. } if moved.is_empty() => {
                 Error::Format { path: path.to_path_buf(), format: "recipe", detail: error.to_string() }
             }
             other => other,

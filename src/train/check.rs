@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// A count of at least 1.
-pub fn positive(field: &str, value: usize) -> Result<()> {
+pub fn positive(field: &'static str, value: usize) -> Result<()> {
     match value {
         0 => Err(Error::option(field, "1 or more", value)),
         _ => Ok(()),
@@ -11,7 +11,7 @@ pub fn positive(field: &str, value: usize) -> Result<()> {
 }
 
 /// The weight of a term of the loss: finite and at least 0.
-pub fn weight(field: &str, value: f64) -> Result<()> {
+pub fn weight(field: &'static str, value: f64) -> Result<()> {
     match value.is_finite() && value >= 0.0 {
         true => Ok(()),
         false => Err(Error::option(field, "a finite number, 0 or more", value)),
@@ -19,7 +19,7 @@ pub fn weight(field: &str, value: f64) -> Result<()> {
 }
 
 /// A learning rate: finite and above 0.
-pub fn learning_rate(field: &str, value: f64) -> Result<()> {
+pub fn learning_rate(field: &'static str, value: f64) -> Result<()> {
     match value.is_finite() && value > 0.0 {
         true => Ok(()),
         false => Err(Error::option(field, "a finite number above 0", value)),

@@ -212,7 +212,8 @@ fn scores_agree_in_every_form() {
     let model = RewardModel::load(&lab.at("reward.safetensors")).expect("a model").0;
     let set = EmbeddingSet::open(&[lab.text("emb.safetensors")], "embeddings", Io::Read).expect("embeddings");
     let mut direct = Vec::new();
-    let engine = Engine::open(lensmith::backend::DeviceChoice::Cpu, 1).expect("a device");
+    let engine =
+        Engine::builder().device(lensmith::backend::DeviceChoice::Cpu).threads(1).build().expect("a device");
     let sink = &mut |part: &[f32]| {
         direct.extend_from_slice(part);
         Ok(())
@@ -301,7 +302,8 @@ fn a_run_leaves_a_report_and_files_that_load() {
     let recipe = Recipe::read(&path).expect("a recipe");
     let (seeds, vae) = recipe.open(&path, Io::Mmap).expect("its files");
     assert_eq!((seeds.len(), recipe.plan.pairs()), (24, 96));
-    let engine = Engine::open(lensmith::backend::DeviceChoice::Cpu, 1).expect("a device");
+    let engine =
+        Engine::builder().device(lensmith::backend::DeviceChoice::Cpu).threads(1).build().expect("a device");
     assert_eq!(engine.stream(&recipe, &seeds, &vae, 10, Dtype::F32).expect("pairs").count(), 10);
     let verified = lab.fine("verify @moved/synthetic --json").json();
     assert_eq!((&verified["pairs"], &verified["recomputed"]), (&96.into(), &16.into()));

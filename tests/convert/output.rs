@@ -55,7 +55,7 @@ fn sources_are_never_removed() {
     let mut job = job(layout, folder.path());
     job.overwrite = true;
     let error = run(&job).expect_err("it reads what it would remove");
-    assert!(matches!(error, Error::Option { .. }), "{error}");
+    assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
     assert_eq!(contents(folder.path()).len(), 1);
 }
 

@@ -157,7 +157,6 @@ fn every_malformed_file_is_refused_with_its_reason() {
             assert!(kind(&error), "{name}: {error:?}");
             assert!(error.to_string().contains(piece), "{name}: no `{piece}` in: {error}");
             check_message(&error, "case.safetensors");
-            assert_eq!(error.exit_code(), 1);
         }
         if kind as usize == FORMAT as usize {
             assert!(Header::parse(&path, &bytes).is_err(), "{name}");

@@ -76,7 +76,7 @@ fn nothing_to_read() {
     check_message(&error, "gone.safetensors");
 
     let error = refused(&[join(dir.path(), "a[.safetensors")]);
-    assert!(matches!(error, Error::Option { .. }) && error.exit_code() == 2, "{error:?}");
+    assert!(matches!(error, Error::InvalidArgument { .. }), "{error:?}");
     check_message(&error, "a[.safetensors");
 }
 

@@ -87,7 +87,7 @@ impl Repeats<'_> {
 
     fn train_vae(&self, seeds: &[RowSet<'_>; 2], options: &VaeTraining, folder: &Path) -> Result<TrainedVae> {
         let bar = self.console.bar("VAE", options.epochs as u64, "epochs");
-        let trained = self.engine.train_vae_rows(seeds, options, &mut show_vae_epochs(&bar))?;
+        let trained = self.engine.train_vae(seeds, options, &mut show_vae_epochs(&bar))?;
         bar.finish_and_clear();
         self.data.require_unchanged()?;
         save(&trained.vae, &folder.join("vae.safetensors"), [("training", json!(options))])?;
