@@ -41,9 +41,7 @@ pub enum Purpose {
 /// The logical element that a vector of noise belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoiseCounter {
-    /// What the noise is for.
     pub purpose: Purpose,
-    /// Which side of the pair.
     pub side: Side,
     /// Row in the whole data set, below 2^48.
     pub row: u64,
