@@ -75,7 +75,6 @@ impl Common {
         Ok(())
     }
 
-    /// Opens the device.
     pub fn engine(&self) -> Result<Engine> {
         Engine::builder().device(self.device).threads(self.threads).precision(self.precision).build()
     }

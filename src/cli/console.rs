@@ -38,7 +38,6 @@ impl Console {
         Console { json: common.json, bars, quiet: common.quiet }
     }
 
-    /// Whether results are JSON.
     pub fn is_json(&self) -> bool {
         self.json
     }

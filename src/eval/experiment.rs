@@ -85,7 +85,6 @@ pub struct Candidates<'a> {
 
 /// Data and settings that all arms share.
 pub struct Experiment<'a> {
-    /// Seed pairs.
     pub seeds: [RowSet<'a>; 2],
     /// Pairs for early stopping.
     pub validation: Option<[RowSet<'a>; 2]>,
@@ -104,7 +103,6 @@ pub struct Experiment<'a> {
 /// Figures of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmResult {
-    /// The arm.
     pub arm: Arm,
     /// Training pairs.
     pub pairs: u64,

@@ -50,11 +50,8 @@ const SHARPNESS: f32 = 3.0;
 pub struct SimulationOptions {
     /// Dimension of the embeddings, d.
     pub dim: usize,
-    /// Seed pairs.
     pub seeds: usize,
-    /// Validation pairs.
     pub validation: usize,
-    /// Test pairs.
     pub test: usize,
     /// Prompts of the best-of-N set.
     pub prompts: usize,
@@ -97,11 +94,8 @@ impl SimulatedPairs {
 /// A simulated preference set.
 #[derive(Clone, Debug)]
 pub struct Simulated {
-    /// Seed pairs.
     pub seeds: SimulatedPairs,
-    /// Validation pairs.
     pub validation: SimulatedPairs,
-    /// Test pairs.
     pub test: SimulatedPairs,
     /// Embeddings of candidates, `[prompts * per_prompt, d]`.
     pub candidates: RowsBuf,

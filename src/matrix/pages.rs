@@ -65,7 +65,6 @@ impl Memory {
 }
 
 impl Pages {
-    /// `len` zero bytes.
     pub fn zeros(len: usize) -> Pages {
         Pages { guard: None, memory: Memory::zeros(len), len }
     }
@@ -92,12 +91,10 @@ impl Pages {
         }
     }
 
-    /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.memory.bytes()[..self.len]
     }
 
-    /// The bytes, for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory.bytes_mut()[..self.len]
     }

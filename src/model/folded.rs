@@ -60,7 +60,6 @@ impl FoldedReward {
         })
     }
 
-    /// Sizes of the VAE.
     pub fn vae_size(&self) -> VaeSize {
         self.vae.size()
     }

@@ -10,7 +10,7 @@
 use crate::side::Side;
 
 /// One more than the largest row number, which has 48 bits in the counter.
-pub const MAX_ROWS: u64 = 1 << 48;
+const MAX_ROWS: u64 = 1 << 48;
 
 /// What a random value is for. Values for different purposes never share a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +41,9 @@ pub enum Purpose {
 /// The logical element that a vector of noise belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoiseCounter {
-    /// What the noise is for.
     pub purpose: Purpose,
-    /// Which side of the pair.
     pub side: Side,
-    /// Row in the whole data set, below [`MAX_ROWS`].
+    /// Row in the whole data set, below 2^48.
     pub row: u64,
     /// Candidate (or epoch).
     pub candidate: u32,

@@ -17,6 +17,6 @@ mod philox;
 pub mod vector;
 
 pub use crate::side::Side;
-pub use counter::{MAX_ROWS, NoiseCounter, Purpose, key_words};
+pub use counter::{NoiseCounter, Purpose, key_words};
 pub use normal::{fill_normals, fill_normals_at, normal_lanes};
-pub use philox::{Stream, philox_lanes, philox4x32_10};
+pub use philox::{Stream, philox4x32_10};

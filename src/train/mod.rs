@@ -14,10 +14,8 @@ mod reward;
 mod shuffle;
 mod vae;
 
-pub use early_stop::EarlyStop;
 pub use reward::{
-    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, bradley_terry,
-    pair_metrics, train_reward,
+    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, pair_metrics, train_reward,
 };
 pub use shuffle::Shuffle;
 pub use vae::{TrainedVae, VaeTraining, train_vae};

@@ -123,7 +123,7 @@ pub struct TrainedReward {
 }
 
 /// -log sigmoid(margin), without overflow for either sign.
-pub fn bradley_terry(margin: f64) -> f64 {
+fn bradley_terry(margin: f64) -> f64 {
     (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()
 }
 
