@@ -10,7 +10,7 @@ use super::console::Console;
 use super::writing::{WriteArgs, Writing, summary_json, summary_text};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::synth::{OutputKind, Source, SynthJob};
+use crate::synth::{OutputKind, StoredRun, SynthJob};
 
 /// Turn latents or a recipe into embeddings, later or elsewhere
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ pub struct Materialize {
 impl Materialize {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let engine = common.engine()?;
-        let source = Source::open(&self.path, &self.files.moved(), common.io)?;
+        let source = StoredRun::open(&self.path, &self.files.moved(), common.io)?;
         let here = engine.arithmetic();
         if let Some((_, there)) = source.latents.as_ref().filter(|l| l.1 != here) {
             let expected = format!("{there}, in which these latents were made");
