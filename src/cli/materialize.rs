@@ -10,7 +10,7 @@ use super::console::Console;
 use super::writing::{WriteArgs, summary_json, summary_text, write_shards};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::synth::{OutputKind, Source};
+use crate::synth::{OutputKind, StoredRun};
 
 /// Turn latents or a recipe into embeddings, later or elsewhere
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ pub struct Materialize {
 impl Materialize {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let engine = common.engine()?;
-        let source = Source::open(&self.path, &self.files.moved(), common.io)?;
+        let source = StoredRun::open(&self.path, &self.files.moved(), common.io)?;
         let (found, made_in) = (engine.arithmetic(), source.latents.as_ref().map(|(_, made_in)| made_in));
         if let Some(made_in) = made_in.filter(|made_in| *made_in != found) {
             let expected = format!("{made_in}, in which these latents were made");

@@ -62,10 +62,11 @@ pub struct Scan {
 
 /// Consecutive rows of a set, borrowed from memory maps where possible, else copied.
 #[derive(Debug)]
-pub struct RowBlock<'a>(Vec<Part<'a>>);
+pub struct RowBlock<'a>(Vec<BlockRows<'a>>);
 
+/// The rows of a block that are in one file.
 #[derive(Debug)]
-enum Part<'a> {
+enum BlockRows<'a> {
     Borrowed(Rows<'a>),
     Owned(RowsBuf),
 }
@@ -74,15 +75,15 @@ impl RowBlock<'_> {
     /// The rows, numbered from 0 within the block.
     pub fn view(&self) -> RowSet<'_> {
         let parts = self.0.iter().map(|part| match part {
-            Part::Borrowed(rows) => *rows,
-            Part::Owned(buf) => buf.view(),
+            BlockRows::Borrowed(rows) => *rows,
+            BlockRows::Owned(buf) => buf.view(),
         });
         RowSet::new(parts.collect()).expect("a block has a part, and its parts have one width")
     }
 
     /// Whether every row is borrowed: nothing was copied.
     pub fn is_borrowed(&self) -> bool {
-        self.0.iter().all(|part| matches!(part, Part::Borrowed(_)))
+        self.0.iter().all(|part| matches!(part, BlockRows::Borrowed(_)))
     }
 }
 
@@ -232,23 +233,23 @@ impl Column {
             }
         }
         if parts.is_empty() {
-            parts.push(Part::Owned(RowsBuf::zeros(self.tensors[0].dtype, 0, self.dim)));
+            parts.push(BlockRows::Owned(RowsBuf::zeros(self.tensors[0].dtype, 0, self.dim)));
         }
         Ok(RowBlock(parts))
     }
 }
 
 impl FileTensor {
-    fn rows(&self, range: Range<usize>, dim: usize) -> Result<Part<'_>> {
+    fn rows(&self, range: Range<usize>, dim: usize) -> Result<BlockRows<'_>> {
         let row_bytes = dim * self.dtype.size();
         let at = self.at + (range.start * row_bytes) as u64;
         let mapped = self.source.mapped(at, range.len() * row_bytes);
         if let Some(values) = mapped.and_then(|bytes| Values::from_bytes(self.dtype, bytes)) {
-            return Ok(Part::Borrowed(Rows::new(values, range.len(), dim)?));
+            return Ok(BlockRows::Borrowed(Rows::new(values, range.len(), dim)?));
         }
         let mut buf = RowsBuf::zeros(self.dtype, range.len(), dim);
         self.source.read(at, buf.bytes_mut())?;
-        Ok(Part::Owned(buf))
+        Ok(BlockRows::Owned(buf))
     }
 
     /// Feeds the bytes of all rows to `hash` and finds the first value among the first `limit` rows that is
@@ -259,8 +260,8 @@ impl FileTensor {
         for start in (0..self.rows).step_by(step) {
             let part = self.rows(start..self.rows.min(start + step), dim)?;
             let values = match &part {
-                Part::Borrowed(rows) => rows.values(),
-                Part::Owned(buf) => buf.view().values(),
+                BlockRows::Borrowed(rows) => rows.values(),
+                BlockRows::Owned(buf) => buf.view().values(),
             };
             let wanted = worst.is_none() && start < limit;
             let find = || if wanted { values.first_non_finite() } else { None };

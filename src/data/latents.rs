@@ -35,7 +35,7 @@ pub struct LatentRows {
 /// Pairs as latents on disk, over one or more files.
 #[derive(Debug)]
 pub struct LatentSet {
-    parts: Vec<FileLatents>,
+    per_file: Vec<FileLatents>,
     /// First pair of each file, and the total at the end.
     starts: Vec<usize>,
     latent: usize,
@@ -60,11 +60,11 @@ impl LatentSet {
     /// shape than [`LATENT_Z`], [`LATENT_CANDIDATE`] and [`LATENT_SEED`] say, if the widths of two files differ, if
     /// there is no pair, or if a file is given twice.
     pub fn open(sources: &[String], io: Io) -> Result<LatentSet> {
-        let mut set = LatentSet { parts: Vec::new(), starts: vec![0], latent: 0, files: Vec::new() };
+        let mut set = LatentSet { per_file: Vec::new(), starts: vec![0], latent: 0, files: Vec::new() };
         let mut total = 0usize;
         for source in open_all(sources, io)? {
-            let (part, latent) = FileLatents::new(source)?;
-            let path = &part.source.path;
+            let (file, latent) = FileLatents::new(source)?;
+            let path = &file.source.path;
             if let Some(first) = set.files.first().filter(|_| latent != set.latent) {
                 let what = format!("{}: columns of tensor `{}`", path.display(), LATENT_Z[0]);
                 return Err(Error::shape(
@@ -74,13 +74,13 @@ impl LatentSet {
                 ));
             }
             set.latent = latent;
-            total = total.checked_add(part.rows).ok_or_else(|| {
+            total = total.checked_add(file.rows).ok_or_else(|| {
                 Error::shape(format!("{}: rows", path.display()), "a countable number", "more")
             })?;
             set.starts.push(total);
-            let bytes = part.source.len;
-            set.files.push(ShardFile { path: path.clone(), rows: part.rows, dtype: Dtype::F32, bytes });
-            set.parts.push(part);
+            let bytes = file.source.len;
+            set.files.push(ShardFile { path: path.clone(), rows: file.rows, dtype: Dtype::F32, bytes });
+            set.per_file.push(file);
         }
         if total == 0 {
             let path = set.files.first().map_or(String::new(), |f| format!("{}: ", f.path.display()));
@@ -112,7 +112,7 @@ impl LatentSet {
 
     /// Fails with [`Error::Changed`] if a file is no longer the one that was opened: what was read since may be wrong.
     pub fn require_unchanged(&self) -> Result<()> {
-        self.parts.iter().try_for_each(|s| s.source.require_unchanged())
+        self.per_file.iter().try_for_each(|s| s.source.require_unchanged())
     }
 
     /// The pairs in `range`, copied.
@@ -131,11 +131,11 @@ impl LatentSet {
             z: [(); 2].map(|()| vec![0.0; count * self.latent]),
             candidate: [(); 2].map(|()| vec![0; count]),
         };
-        for (part, &start) in self.parts.iter().zip(&self.starts) {
+        for (file, &start) in self.per_file.iter().zip(&self.starts) {
             let from = range.start.max(start);
-            let to = range.end.min(start + part.rows);
+            let to = range.end.min(start + file.rows);
             if from < to {
-                part.read(from - start..to - start, from - range.start, self.latent, &mut out)?;
+                file.read(from - start..to - start, from - range.start, self.latent, &mut out)?;
             }
         }
         Ok(out)

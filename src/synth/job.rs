@@ -1,5 +1,5 @@
 //! A job writes a recipe's pairs as shards into a folder; `data/folder.rs` sees to it that a killed run resumes to the
-//! same bytes. The other way round, [`Source`] opens such a folder, or a recipe alone, to make embeddings of it.
+//! same bytes. The other way round, [`StoredRun`] opens such a folder, or a recipe alone, to make embeddings of it.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -241,9 +241,9 @@ pub fn write_synthetic<B: Backend>(
     })
 }
 
-/// A data set that can be made into embeddings.
+/// A run on disk, as latents or as a recipe, that can be made into embeddings.
 #[derive(Debug)]
-pub struct Source {
+pub struct StoredRun {
     /// Its recipe, with the paths under which its files were found.
     pub recipe: Recipe,
     /// The seed pairs.
@@ -254,18 +254,18 @@ pub struct Source {
     pub latents: Option<(LatentSet, String)>,
 }
 
-impl Source {
+impl StoredRun {
     /// Opens a folder that `synth` made (of latents, a recipe, or embeddings to be made in another type) or a recipe
     /// file. `moved` says where seeds and VAE are, if not where the recipe says.
     ///
     /// # Errors
     /// Files that are missing or not those of the recipe; latents of another recipe, or not of all pairs.
-    pub fn open(path: &Path, moved: &Moved, io: Io) -> Result<Source> {
+    pub fn open(path: &Path, moved: &Moved, io: Io) -> Result<StoredRun> {
         let file = if path.is_dir() { path.join("recipe.json") } else { path.to_path_buf() };
         let recipe = Recipe::read(&file)?;
         let (seeds, vae) = recipe.open_moved(&file, io, moved)?;
         let latents = if path.is_dir() { latents(path, &recipe, io)? } else { None };
-        Ok(Source { recipe: recipe.located(&file, moved)?, seeds, vae, latents })
+        Ok(StoredRun { recipe: recipe.located(&file, moved)?, seeds, vae, latents })
     }
 }
 

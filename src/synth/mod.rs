@@ -21,7 +21,7 @@ mod verify;
 mod write;
 
 pub use generate::{Augmented, BatchSink, LatentBatch, PairBatch, Synthesizer};
-pub use job::{OutputKind, Source, SynthJob, SynthSummary, write_synthetic};
+pub use job::{OutputKind, StoredRun, SynthJob, SynthSummary, write_synthetic};
 pub use merge::{Merged, Overlap, merge_manifests};
 pub use parts::Part;
 pub use plan::{MAX_PER_SIDE, PairId, Pairing, Plan};
