@@ -6,8 +6,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{
-    Adam, Backend, Divergence, LatentSource, Likelihood, Measurable, NoiseKey, PairData, Perturbation,
-    Precision, Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath,
+    Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, Perturbation, Precision,
+    Reduction, RewardData, RewardObjective, RewardSide, Roofline, Sample, Synthetic, SyntheticPath,
     VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::device::dispatch;
-use crate::backend::{AnyBackend, DeviceInfo, Limit, Measurable, Resident, Resource};
+use crate::backend::{AnyBackend, DeviceInfo, Limit, Resident, Resource, Roofline};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::model::{RewardModel, RewardSize, Vae, VaeSize};
@@ -254,7 +254,7 @@ pub fn measure(any: &AnyBackend, options: &Options, says: &mut dyn FnMut(&str)) 
         says("limits of the device");
         let rows = options.rows;
         let (measured, resident) =
-            dispatch!(any, b => Measurable::measure(b, &models.vae, &models.reward, rows))?;
+            dispatch!(any, b => Roofline::measure(b, &models.vae, &models.reward, rows))?;
         limits = measured;
         entries.extend(resident.iter().filter_map(|r| kernel_entry(r, &options.only)));
     }
@@ -285,7 +285,7 @@ pub fn measure(any: &AnyBackend, options: &Options, says: &mut dyn FnMut(&str)) 
         // Once more: a machine that others use too is not equally fast all the time, and the highest counts.
         says("limits of the device");
         let (again, _) =
-            dispatch!(any, b => Measurable::measure(b, &models.vae, &models.reward, options.rows))?;
+            dispatch!(any, b => Roofline::measure(b, &models.vae, &models.reward, options.rows))?;
         for (limit, again) in limits.iter_mut().zip(again) {
             limit.per_second = limit.per_second.max(again.per_second);
         }

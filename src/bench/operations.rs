@@ -8,8 +8,8 @@ use super::{
     reward_step_flop, vae_step_flop,
 };
 use crate::backend::{
-    Adam, Divergence, LatentSource, Likelihood, Measurable, NoiseKey, PairData, Perturbation, Reduction,
-    Resource, RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
+    Adam, Divergence, LatentSource, Likelihood, NoiseKey, PairData, Perturbation, Reduction, Resource,
+    RewardData, RewardObjective, RewardSide, Roofline, Sample, SyntheticPath, VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -83,7 +83,7 @@ pub fn normals(options: &Options) -> Result<Entry> {
 }
 
 /// Measures the operations that `options` names.
-pub fn measure<B: Measurable + 'static>(
+pub fn measure<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -103,7 +103,7 @@ pub fn measure<B: Measurable + 'static>(
     Ok(())
 }
 
-fn infer<B: Measurable + 'static>(
+fn infer<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -176,7 +176,7 @@ fn infer<B: Measurable + 'static>(
         "latents",
         kept.len(),
         &[(Resource::Normals, share), (Resource::Copy, codes / f64::from(KEEP) + 4.0 * latent as f64)],
-        &mut || b.perturb(&posteriors, origin, &how, &kept).map(|latents| b.make(&latents)),
+        &mut || b.perturb(&posteriors, origin, &how, &kept).map(|latents| b.materialize(&latents)),
     )?;
     let folded = b.load_folded(&FoldedReward::new(&models.vae, &models.reward)?)?;
     let mut rewards = vec![0f32; kept.len()];
@@ -214,7 +214,7 @@ fn infer<B: Measurable + 'static>(
     Ok(())
 }
 
-fn train<B: Measurable + 'static>(
+fn train<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::operations::{KEEP, origin, perturbation, random_rows, samples};
 use super::{Models, Options};
-use crate::backend::{Measurable, Sample};
+use crate::backend::{Roofline, Sample};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::matrix::{RowSet, RowsBuf};
@@ -83,7 +83,7 @@ impl Scaling {
 type Through<'a> = Box<dyn FnMut(u64, usize) -> Result<()> + 'a>;
 
 /// Measures all points that take at most `seconds` each.
-pub fn measure<B: Measurable + 'static>(
+pub fn measure<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     seconds: f64,
@@ -125,7 +125,7 @@ fn block_rows(dim: usize) -> usize {
 type Each<'a> = &'a mut dyn FnMut(&str, usize, &mut Through<'_>) -> Result<()>;
 
 /// Sets up each operation at the models' dimension on `block` rows, and hands it to `each` with the rows of its block.
-fn at_dim<B: Measurable + 'static>(
+fn at_dim<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -168,7 +168,7 @@ fn at_dim<B: Measurable + 'static>(
 }
 
 /// Goes through `rows` rows, a block at a time, and gives the cost of one.
-fn point<B: Measurable>(
+fn point<B: Roofline>(
     b: &B,
     dim: usize,
     what: &str,

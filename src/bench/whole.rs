@@ -10,7 +10,7 @@ use super::timing::{Timing, time, time_once};
 use super::{
     Entry, Models, Operation, Options, decode_flop, encode_flop, folded_flop, reward_step_flop, vae_step_flop,
 };
-use crate::backend::{DecodeMode, Limit, Measurable, Resource};
+use crate::backend::{DecodeMode, Limit, Resource, Roofline};
 use crate::data::{PairOptions, PairSet, WriteMode, sequential_write, write_pairs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -68,7 +68,7 @@ pub fn disk_limit(options: &Options) -> Result<Limit> {
 }
 
 /// Measures what `options` names.
-pub fn measure<B: Measurable + 'static>(
+pub fn measure<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -97,7 +97,7 @@ fn synthesis_flop(models: &Models, per_side: u32, pairs_per_seed: u64) -> f64 {
     2.0 * (encode_flop(size) + f64::from(per_side) * decode_flop(size)) / pairs_per_seed as f64
 }
 
-fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
+fn synthesise<B: Roofline + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
     let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
     let seeds: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
     let how = SynthesisOptions {
@@ -122,7 +122,7 @@ fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models
     Ok(Entry::new(Operation::Synthesise, what, "pairs", timing.per(pairs as f64), &needs))
 }
 
-fn to_disk<B: Measurable + 'static>(
+fn to_disk<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -204,7 +204,7 @@ fn trainings(options: &Options) -> (VaeTraining, RewardTraining) {
     (vae, reward)
 }
 
-fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
+fn run<B: Roofline + 'static>(b: &B, options: &Options) -> Result<Entry> {
     match &options.pairs {
         Some(path) => {
             let source = [path.to_string_lossy().into_owned()];
@@ -229,7 +229,7 @@ fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
     }
 }
 
-fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
+fn run_on<B: Roofline + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
     let (n, dim) = (seeds[0].rows(), seeds[0].cols());
     let (vae_how, reward_how) = trainings(options);
     let (mut losses, mut steps, mut vae_seconds) = ((f64::NAN, f64::NAN, f64::NAN), 0, Vec::new());

@@ -86,8 +86,8 @@ impl Driver for Watched {
         self.inner.limits()
     }
 
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
-        self.inner.resident(kernel, threads, shared)
+    fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
+        self.inner.occupancy(kernel, threads, shared)
     }
 
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64> {
@@ -106,12 +106,12 @@ impl Driver for Watched {
         self.inner.upload(to, from)
     }
 
-    fn mark(&self) -> DriverResult<Box<dyn Event>> {
-        self.inner.mark()
+    fn event(&self) -> DriverResult<Box<dyn Event>> {
+        self.inner.event()
     }
 
-    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
-        self.inner.download(mark, to, from)
+    fn download(&self, event: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
+        self.inner.download(event, to, from)
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {

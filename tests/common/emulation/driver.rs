@@ -163,8 +163,8 @@ impl<T: Pod> Buffer<'_, T> {
         match &self.emulator.0 {
             Raw::Library(library) => library.copy_out(bytemuck::cast_slice_mut(&mut out), self.at),
             Raw::Gpu(gpu) => {
-                let mark = gpu.mark().expect("a mark");
-                gpu.download(&*mark, bytemuck::cast_slice_mut(&mut out), self.at).expect("a copy");
+                let event = gpu.event().expect("an event");
+                gpu.download(&*event, bytemuck::cast_slice_mut(&mut out), self.at).expect("a copy");
             }
         }
         out
