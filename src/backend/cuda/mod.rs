@@ -24,7 +24,6 @@ pub mod kernels;
 mod launch;
 pub mod layout;
 mod memory;
-mod parameters;
 mod params;
 mod pinned;
 pub mod rates;
@@ -32,6 +31,7 @@ mod rows;
 mod step_graph;
 mod train_reward;
 mod train_vae;
+mod weights;
 
 use std::sync::Arc;
 

@@ -16,8 +16,8 @@ use super::driver::{Driver, DriverResult, Graph};
 use super::launch::{Args, Launch, u32_of};
 use super::layout;
 use super::memory::Buffer;
-use super::parameters::{LayerAt, Parameters};
 use super::params::{Product, Step};
+use super::weights::{LayerAt, Parameters};
 use crate::backend::{Adam, Precision};
 
 /// Products are split over k (split-K) until they have this many blocks. Fixed, so that every GPU adds in the same order.

@@ -14,9 +14,9 @@ use super::data::{DeviceVae, LatentValues, RowsAt};
 use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
-use super::parameters::Parameters;
 use super::params::{Samples, Sources, Step};
 use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
+use super::weights::Parameters;
 use crate::backend::{PairRows, RewardData, RewardObjective, RewardSide};
 use crate::model::{Linear, RewardModel, RewardSize, Standardizer};
 

@@ -7,9 +7,9 @@ use super::data::RowsAt;
 use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
-use super::parameters::{LayerAt, Parameters};
 use super::params::{Sources, Step};
 use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
+use super::weights::{LayerAt, Parameters};
 use crate::backend::{Divergence, PairData, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::model::{Standardizer, Vae, VaeSize};
 

@@ -1,140 +1,54 @@
 //! The oracle: every operation as one plain loop in F64. Slow, obvious, and what every other backend is tested
 //! against. Inputs are the stored values and F32 parameters; nothing is rounded until a result leaves.
 
+mod infer;
 mod layers;
 mod train;
 
-use layers::{Layer, Optimizer, narrow, relu, widen};
+pub use infer::{Latents, Posteriors, Reference};
+use infer::{decode_latent, encode_row, reward_of, row_f64};
+use layers::{Layer, Optimizer, narrow, widen};
 pub use train::{RewardTrainer, VaeTrainer};
 
 use super::{
-    Backend, DeviceInfo, HostRows, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
-    PosteriorsHost, Residual, RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, checked,
+    Backend, DeviceInfo, HostRows, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost,
+    Residual, RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, checked,
 };
 use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
-use crate::noise::{NoiseCounter, Purpose, fill_normals};
 
-/// The oracle; single-threaded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Reference;
-
-impl Reference {
-    /// Needs nothing.
-    pub fn new() -> Reference {
-        Reference
-    }
-}
-
-/// Posteriors in F64, `[rows, latent]`.
-#[derive(Clone, Debug)]
-pub struct Posteriors {
-    mu: Vec<f64>,
-    logvar: Vec<f64>,
-    latent: usize,
-}
-
-impl Posteriors {
-    fn rows(&self) -> usize {
-        self.mu.len() / self.latent
+impl checked::Shapes for Reference {
+    fn host_rows<'r, 'e: 'r>(embeddings: &'r RowSet<'e>) -> &'r RowSet<'e> {
+        embeddings
     }
 
-    /// z_i: a posterior sample or the mean.
-    fn start(&self, row: usize, key: NoiseKey, source: LatentSource) -> Vec<f64> {
-        let at = row * self.latent..(row + 1) * self.latent;
-        let (mu, logvar) = (&self.mu[at.clone()], &self.logvar[at]);
-        match source {
-            LatentSource::Mean => mu.to_vec(),
-            LatentSource::Sample => {
-                let eps = normals(self.latent, Purpose::Posterior, key, row, 0);
-                mu.iter().zip(logvar).zip(eps).map(|((m, lv), e)| m + (lv / 2.0).exp() * e).collect()
-            }
-        }
+    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
+        (posteriors.rows(), posteriors.latent)
     }
 
-    /// z' = z_i + sigma eta.
-    fn candidate(&self, row: usize, candidate: u32, key: NoiseKey, options: &Perturbation) -> Vec<f64> {
-        let sigma = f64::from(options.sigma());
-        let eta = normals(self.latent, Purpose::Perturb, key, row, candidate);
-        self.start(row, key, options.source).iter().zip(eta).map(|(z, e)| z + sigma * e).collect()
+    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
+        (latents.latent, &latents.rows)
     }
 
-    /// The log-likelihood that ranks a candidate, without the terms that all candidates of a row share.
-    fn log_likelihood(&self, row: usize, z: &[f64], likelihood: Likelihood) -> f64 {
-        let at = row * self.latent..(row + 1) * self.latent;
-        let (mu, logvar) = (&self.mu[at.clone()], &self.logvar[at]);
-        match likelihood {
-            Likelihood::None => 0.0,
-            Likelihood::Prior => -0.5 * z.iter().map(|z| z * z).sum::<f64>(),
-            Likelihood::Posterior => {
-                let square = |((z, m), lv): ((&f64, &f64), &f64)| (z - m) * (z - m) / lv.exp();
-                -0.5 * z.iter().zip(mu).zip(logvar).map(square).sum::<f64>()
-            }
-        }
+    fn vae_size(vae: &Self::Vae) -> VaeSize {
+        vae.size()
     }
-}
 
-fn normals(n: usize, purpose: Purpose, key: NoiseKey, row: usize, candidate: u32) -> Vec<f64> {
-    let mut out = vec![0f32; n];
-    let counter = NoiseCounter { purpose, side: key.side, row: key.first_row + row as u64, candidate };
-    fill_normals(key.seed, counter, &mut out);
-    widen(&out)
-}
-
-/// Latents in F64 with the block row each belongs to.
-#[derive(Clone, Debug)]
-pub struct Latents {
-    z: Vec<f64>,
-    latent: usize,
-    rows: Vec<u32>,
-}
-
-fn row_f64(rows: &RowSet<'_>, row: usize) -> Vec<f64> {
-    let mut out = vec![0f32; rows.cols()];
-    rows.row(row).widen(&mut out);
-    widen(&out)
-}
-
-/// The encoder's hidden layer before ReLU, and its output (mu, logvar).
-fn encode_row(layers: [&Layer; 2], x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let hidden = layers[0].forward(x);
-    let out = layers[1].forward(&relu(&hidden));
-    (hidden, out)
-}
-
-fn decode_row(vae: &Vae, z: &[f64]) -> Vec<f64> {
-    let hidden = relu(&Layer::new(&vae.decoder[0]).forward(z));
-    Layer::new(&vae.decoder[1]).forward(&hidden)
-}
-
-/// Latent j as an embedding, plain or residual.
-fn decode_latent(
-    vae: &Vae,
-    latents: &Latents,
-    j: usize,
-    residual: Option<Residual<'_, '_, Reference>>,
-) -> Vec<f64> {
-    let mut out = decode_row(vae, &latents.z[j * latents.latent..(j + 1) * latents.latent]);
-    if let Some(Residual { embeddings, posteriors }) = residual {
-        let row = latents.rows[j] as usize;
-        let mean = decode_row(vae, &posteriors.mu[row * latents.latent..(row + 1) * latents.latent]);
-        let original = row_f64(embeddings, row);
-        for ((o, m), e) in out.iter_mut().zip(mean).zip(original) {
-            *o += e - m;
-        }
+    fn reward_dim(model: &RewardModel) -> usize {
+        model.size().dim
     }
-    out
-}
 
-fn reward_of(layers: &[Layer; 2], x: &[f64]) -> f64 {
-    layers[1].forward(&relu(&layers[0].forward(x)))[0]
-}
+    fn folded_size(folded: &FoldedReward) -> VaeSize {
+        folded.vae_size()
+    }
 
-fn vae_of(layers: &[Layer]) -> Vae {
-    Vae {
-        encoder: [layers[0].to_linear(), layers[1].to_linear()],
-        decoder: [layers[2].to_linear(), layers[3].to_linear()],
+    fn vae_trainer_dim(trainer: &VaeTrainer) -> usize {
+        trainer.layers[0].inputs
+    }
+
+    fn reward_trainer_dim(trainer: &RewardTrainer) -> usize {
+        trainer.layers[0].inputs
     }
 }
 
@@ -368,36 +282,9 @@ impl Backend for Reference {
     }
 }
 
-impl checked::Shapes for Reference {
-    fn host_rows<'r, 'e: 'r>(embeddings: &'r RowSet<'e>) -> &'r RowSet<'e> {
-        embeddings
-    }
-
-    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
-        (posteriors.rows(), posteriors.latent)
-    }
-
-    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
-        (latents.latent, &latents.rows)
-    }
-
-    fn vae_size(vae: &Self::Vae) -> VaeSize {
-        vae.size()
-    }
-
-    fn reward_dim(model: &RewardModel) -> usize {
-        model.size().dim
-    }
-
-    fn folded_size(folded: &FoldedReward) -> VaeSize {
-        folded.vae_size()
-    }
-
-    fn vae_trainer_dim(trainer: &VaeTrainer) -> usize {
-        trainer.layers[0].inputs
-    }
-
-    fn reward_trainer_dim(trainer: &RewardTrainer) -> usize {
-        trainer.layers[0].inputs
+fn vae_of(layers: &[Layer]) -> Vae {
+    Vae {
+        encoder: [layers[0].to_linear(), layers[1].to_linear()],
+        decoder: [layers[2].to_linear(), layers[3].to_linear()],
     }
 }

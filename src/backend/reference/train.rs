@@ -1,7 +1,7 @@
 //! Loss and gradients of both models, one pair at a time.
 
+use super::infer::{Reference, decode_latent, encode_row, normals, row_f64};
 use super::layers::{Layer, Optimizer, relu, relu_backward};
-use super::{Reference, decode_latent, encode_row, normals, row_f64};
 use crate::backend::{
     Divergence, NoiseKey, PairData, PairRows, Reduction, RewardData, RewardObjective, RewardSide, VaeLoss,
     VaeObjective, W2_EPS,
