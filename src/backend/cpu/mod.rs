@@ -36,12 +36,10 @@ pub use train_vae::VaeTrainer;
 
 use super::{
     Backend, DeviceInfo, HostRows, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, Synthetic, VaeLoss, VaeObjective,
-    check,
+    Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, checked,
 };
-use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
+use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::simd::Isa;
 
@@ -95,9 +93,9 @@ impl Cpu {
     }
 }
 
-impl check::Shapes for Cpu {
-    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize) {
-        (embeddings.rows(), embeddings.cols())
+impl checked::Shapes for Cpu {
+    fn host_rows<'r, 'e: 'r>(embeddings: &'r RowSet<'e>) -> &'r RowSet<'e> {
+        embeddings
     }
 
     fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
@@ -110,6 +108,22 @@ impl check::Shapes for Cpu {
 
     fn vae_size(vae: &Self::Vae) -> VaeSize {
         vae.size()
+    }
+
+    fn reward_dim(model: &Self::Reward) -> usize {
+        model.dim()
+    }
+
+    fn folded_size(folded: &Self::Folded) -> VaeSize {
+        folded.size()
+    }
+
+    fn vae_trainer_dim(trainer: &Self::VaeTrainer) -> usize {
+        trainer.dim()
+    }
+
+    fn reward_trainer_dim(trainer: &Self::RewardTrainer) -> usize {
+        trainer.dim()
     }
 }
 
@@ -157,18 +171,18 @@ impl Backend for Cpu {
     }
 
     fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
-        check::latent_rows(z, rows)?;
+        checked::load_latents(z, rows)?;
         Ok(Latents::new(z.values.clone(), z.cols, rows.to_vec()))
     }
 
     fn encode(&self, vae: &PackedVae, embeddings: &RowSet<'_>) -> Result<Posteriors> {
-        check::width("VAE", vae.size().dim, embeddings.cols())?;
+        checked::encode::<Self>(vae, embeddings)?;
         let (mu, logvar) = self.pool.install(|| infer::encode(self.level, vae, embeddings));
         Ok(Posteriors { mu: mu.into(), logvar: logvar.into(), latent: vae.size().latent })
     }
 
     fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: NoiseKey) -> Result<Latents> {
-        let rows = check::sample_rows(embeddings.rows())?;
+        let rows = checked::encode_sample::<Self>(vae, embeddings)?;
         let p = self.encode(vae, embeddings)?;
         let z = self.pool.install(|| latent::start(self.level, &p, origin));
         Ok(Latents::new(z, p.latent, rows))
@@ -182,7 +196,7 @@ impl Backend for Cpu {
     }
 
     fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
-        check::perturbation(how)?;
+        checked::select(how)?;
         let candidates = self.pool.install(|| latent::select(self.level, p, origin, how));
         Ok(Selection { top_k: how.top_k as usize, candidates })
     }
@@ -194,8 +208,7 @@ impl Backend for Cpu {
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {
-        check::perturbation(how)?;
-        check::samples(samples, p.rows())?;
+        checked::perturb::<Self>(p, how, samples)?;
         Ok(Latents::perturbed(p, origin, how, samples))
     }
 
@@ -204,18 +217,14 @@ impl Backend for Cpu {
         Matrix::new(z.to_vec(), latents.rows().len(), latents.latent())
     }
 
-    fn decode<'e>(
+    fn decode(
         &self,
         vae: &PackedVae,
         latents: &Latents,
-        residual: Option<Residual<'_, 'e, Self>>,
+        residual: Option<Residual<'_, '_, Self>>,
         out: ValuesMut<'_>,
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        check::latents::<Self>(vae.size(), latents, residual)?;
-        check::length("the decoded embeddings", latents.rows().len() * vae.size().dim, out.len())?;
+    ) -> Result<()> {
+        checked::decode::<Self>(vae, latents, residual, out.len())?;
         let base = residual.map(|r| infer::Base {
             embeddings: r.embeddings,
             mu: &r.posteriors.mu,
@@ -225,33 +234,8 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn rows(&self, dtype: Dtype, dim: usize) -> HostRows {
-        HostRows::new(dtype, dim)
-    }
-
-    fn store_rows<'e>(
-        &self,
-        originals: &RowSet<'e>,
-        samples: &Synthetic<'_, 'e, Self>,
-        to: &mut HostRows,
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        to.store(self, originals, samples)
-    }
-
-    fn first_non_finite(&self, rows: &HostRows) -> Result<Option<(usize, usize)>> {
-        Ok(rows.first_non_finite())
-    }
-
-    fn pick_rows(&self, rows: &HostRows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
-        rows.pick(index, out)
-    }
-
     fn score(&self, model: &PackedReward, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
-        check::width("reward model", model.dim(), embeddings.cols())?;
-        check::length("scores", embeddings.rows(), out.len())?;
+        checked::score::<Self>(model, embeddings, out.len())?;
         self.pool.install(|| infer::score(self.level, model, embeddings, out));
         Ok(())
     }
@@ -260,18 +244,14 @@ impl Backend for Cpu {
         Ok(PackedFolded::new(folded, self.precision, self.level))
     }
 
-    fn score_latents<'e>(
+    fn score_latents(
         &self,
         folded: &PackedFolded,
         latents: &Latents,
-        residual: Option<Residual<'_, 'e, Self>>,
+        residual: Option<Residual<'_, '_, Self>>,
         out: &mut [f32],
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        check::latents::<Self>(folded.size(), latents, residual)?;
-        check::length("scores", latents.rows().len(), out.len())?;
+    ) -> Result<()> {
+        checked::score_latents::<Self>(folded, latents, residual, out.len())?;
         self.pool.install(|| {
             let pre = residual.map(|r| {
                 let pre = infer::preactivations(self.level, folded.reward(), r.embeddings);
@@ -289,35 +269,29 @@ impl Backend for Cpu {
         standardizer: &Standardizer,
         objective: &VaeObjective,
     ) -> Result<VaeTrainer> {
-        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        checked::vae_trainer(initial, standardizer, objective)?;
         Ok(VaeTrainer::new(initial, standardizer, objective, self.precision))
     }
 
-    fn vae_epoch<'e>(
+    fn vae_epoch(
         &self,
         trainer: &mut VaeTrainer,
-        data: &PairData<'_, 'e, Self>,
+        data: &PairData<'_, '_, Self>,
         order: &[u32],
         epoch: u32,
-    ) -> Result<VaeLoss>
-    where
-        Self: 'e,
-    {
-        check::pair_data(trainer.dim(), data.chosen, data.rejected, order)?;
+    ) -> Result<VaeLoss> {
+        checked::vae_training::<Self>(trainer, data, order)?;
         Ok(self.pool.install(|| trainer.epoch(self.level, [data.chosen, data.rejected], order, epoch)))
     }
 
-    fn vae_gradients<'e>(
+    fn vae_gradients(
         &self,
         trainer: &mut VaeTrainer,
-        data: &PairData<'_, 'e, Self>,
+        data: &PairData<'_, '_, Self>,
         batch: &[u32],
         epoch: u32,
-    ) -> Result<(VaeLoss, Vae)>
-    where
-        Self: 'e,
-    {
-        check::pair_data(trainer.dim(), data.chosen, data.rejected, batch)?;
+    ) -> Result<(VaeLoss, Vae)> {
+        checked::vae_training::<Self>(trainer, data, batch)?;
         let sides = [data.chosen, data.rejected];
         let loss = self.pool.install(|| trainer.batch(self.level, sides, batch, epoch));
         Ok((loss, trainer.gradients()))
@@ -333,36 +307,30 @@ impl Backend for Cpu {
         standardizer: &Standardizer,
         objective: &RewardObjective,
     ) -> Result<RewardTrainer> {
-        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        checked::reward_trainer(initial, standardizer, objective)?;
         Ok(RewardTrainer::new(initial, standardizer, objective, self.precision))
     }
 
-    fn reward_epoch<'e>(
+    fn reward_epoch(
         &self,
         trainer: &mut RewardTrainer,
-        data: &RewardData<'_, 'e, Self>,
+        data: &RewardData<'_, '_, Self>,
         pairs: &[PairRows],
-    ) -> Result<f64>
-    where
-        Self: 'e,
-    {
-        check::reward_data(trainer.dim(), data, pairs)?;
+    ) -> Result<f64> {
+        checked::reward_training::<Self>(trainer, data, pairs)?;
         Ok(self.pool.install(|| {
             let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
             trainer.epoch(self.level, [&chosen, &rejected], pairs)
         }))
     }
 
-    fn reward_gradients<'e>(
+    fn reward_gradients(
         &self,
         trainer: &mut RewardTrainer,
-        data: &RewardData<'_, 'e, Self>,
+        data: &RewardData<'_, '_, Self>,
         batch: &[PairRows],
-    ) -> Result<(f64, RewardModel)>
-    where
-        Self: 'e,
-    {
-        check::reward_data(trainer.dim(), data, batch)?;
+    ) -> Result<(f64, RewardModel)> {
+        checked::reward_training::<Self>(trainer, data, batch)?;
         let loss = self.pool.install(|| {
             let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
             trainer.batch(self.level, [&chosen, &rejected], batch)
