@@ -18,8 +18,9 @@ mod normal;
 mod philox;
 pub mod vector;
 
-pub use normal::{fill_normals, fill_normals_at, normal_lanes};
+pub use normal::normal_lanes;
 pub use philox::{Stream, philox_lanes, philox4x32_10};
+pub use vector::{fill_normals, fill_normals_at};
 
 pub use crate::matrix::Side;
 

@@ -1,9 +1,7 @@
 //! Standard normals from Philox words (Box-Muller), by a fixed sequence of IEEE operations.
 
 use super::math::{ln, sin_cos_turn};
-use super::vector::Fill;
-use super::{NoiseCounter, key_words, philox_lanes};
-use crate::simd::Isa;
+use super::philox_lanes;
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
@@ -28,26 +26,9 @@ pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
     out
 }
 
-/// The standard normals of one address: element j of `out` is element j of the address.
-pub fn fill_normals(seed: u64, address: NoiseCounter, out: &mut [f32]) {
-    // Below a vector of blocks the scalar definition is as fast.
-    if out.len() <= 4 {
-        let four = normal_lanes::<1>(address.counter(0).map(|c| [c]), key_words(seed));
-        out.iter_mut().zip(four).for_each(|(value, normal)| *value = normal[0]);
-        return;
-    }
-    fill_normals_at(Isa::current(), seed, address, out);
-}
-
-/// [`fill_normals`] at a given level; every level gives the same bits.
-pub fn fill_normals_at(level: Isa, seed: u64, address: NoiseCounter, out: &mut [f32]) {
-    level.run(Fill { seed, address, out });
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::noise::{Purpose, Side};
+    use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
     fn draws(n: usize) -> Vec<f32> {
         let mut out = vec![0f32; n];

@@ -1,21 +1,21 @@
 //! What lies between the wide layers of the VAE in training: narrow, and by rows, which threads share in blocks of a fixed
 //! number, so that results do not depend on the threads.
 
-use super::adam::Vector;
-use super::halves::word;
-use super::layers::{Dense, relu, relu_backward};
-use super::wide::{Sums, pair};
+use super::adam::ParamVector;
+use super::linear::Sums;
+use super::narrow::{NarrowLinear, relu_backward};
+use crate::backend::cpu::gemm::{ZERO, pack_pairs, pack_words, relu};
 use crate::backend::{Divergence, Precision, VaeLoss, VaeObjective, W2_EPS};
 use crate::noise::math::exp;
 use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_at};
-use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
+use crate::simd::{AMX_TILE, Isa, NR, NrRow, RowsRef, Simd, Task};
 
 /// Rows that a task takes.
-const TOGETHER: usize = 32;
+const ROWS: usize = 32;
 
 /// Activations and gradients of one batch, row by row; the first half of the rows is the chosen side.
 #[derive(Debug, Default)]
-pub struct Between {
+pub struct LatentBlock {
     encoder_hidden: Vec<f32>,
     code: Vec<f32>,
     /// Noise, then half of it times sigma: the gradient of z by logvar.
@@ -24,7 +24,7 @@ pub struct Between {
     /// The decoder's hidden layer.
     pub decoder_hidden: Vec<f32>,
     /// The same in words of two values, where products are BF16.
-    halves: Vec<f32>,
+    words: Vec<f32>,
     /// Gradient by the decoder's hidden layer.
     dhidden: Vec<f32>,
     dz: Vec<f32>,
@@ -37,9 +37,9 @@ pub struct Between {
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
     /// Instruction set.
-    pub level: Isa,
+    pub isa: Isa,
     /// hidden -> 2 latent, latent -> hidden.
-    pub middle: &'a [Dense; 2],
+    pub middle: &'a [NarrowLinear; 2],
     /// Seed pairs.
     pub pairs: &'a [u32],
     /// Seed of the noise.
@@ -58,7 +58,7 @@ impl Batch<'_> {
     }
 }
 
-impl Between {
+impl LatentBlock {
     /// Makes room for the rows of a batch, its hidden layer in words too if `words`.
     pub fn resize(&mut self, batch: Batch<'_>, words: bool) {
         let (rows, latent, hidden) = (2 * batch.pairs.len(), batch.latent(), batch.hidden());
@@ -75,8 +75,9 @@ impl Between {
         ] {
             buffer.resize(rows * width, 0.0);
         }
-        // Matrix instructions read up to 15 rows past the last.
-        self.halves.resize(if words { (rows + 15) * hidden / 2 } else { 0 }, 0.0);
+        // AMX reads whole tiles of rows.
+        let rows = rows.next_multiple_of(AMX_TILE);
+        self.words.resize(if words { rows * hidden / 2 } else { 0 }, 0.0);
     }
 
     /// From the first layer's sums to the decoder's hidden layer, as tasks.
@@ -84,21 +85,21 @@ impl Between {
         &'a mut self,
         batch: Batch<'a>,
         sums: &'a Sums,
-        bias: &'a Vector,
+        bias: &'a ParamVector,
     ) -> impl Iterator<Item = Forward<'a>> {
         let (latent, hidden) = (batch.latent(), batch.hidden());
-        let mut halves = self.halves.chunks_mut(TOGETHER * hidden / 2);
+        let mut words = self.words.chunks_mut(ROWS * hidden / 2);
         let narrow = self
             .code
-            .chunks_mut(TOGETHER * 2 * latent)
-            .zip(self.eps.chunks_mut(TOGETHER * latent))
-            .zip(self.z.chunks_mut(TOGETHER * latent));
-        let hiddens = self.encoder_hidden.chunks_mut(TOGETHER * hidden);
-        let hiddens = hiddens.zip(self.decoder_hidden.chunks_mut(TOGETHER * hidden));
+            .chunks_mut(ROWS * 2 * latent)
+            .zip(self.eps.chunks_mut(ROWS * latent))
+            .zip(self.z.chunks_mut(ROWS * latent));
+        let hiddens = self.encoder_hidden.chunks_mut(ROWS * hidden);
+        let hiddens = hiddens.zip(self.decoder_hidden.chunks_mut(ROWS * hidden));
         hiddens.zip(narrow).enumerate().map(
             move |(i, ((encoder_hidden, decoder_hidden), ((code, eps), z)))| {
-                let halves = halves.next().unwrap_or_default();
-                let at = i * TOGETHER;
+                let words = words.next().unwrap_or_default();
+                let at = i * ROWS;
                 Forward {
                     batch,
                     sums,
@@ -109,7 +110,7 @@ impl Between {
                     eps,
                     z,
                     decoder_hidden,
-                    halves,
+                    words,
                 }
             },
         )
@@ -124,20 +125,20 @@ impl Between {
         slope: f32,
     ) -> impl Iterator<Item = Backward<'a>> {
         let (latent, hidden) = (batch.latent(), batch.hidden());
-        let hiddens = self.encoder_hidden.chunks(TOGETHER * hidden);
-        let hiddens = hiddens.zip(self.decoder_hidden.chunks(TOGETHER * hidden));
-        let gradients = self.dhidden.chunks_mut(TOGETHER * hidden);
-        let gradients = gradients.zip(self.dencoder.chunks_mut(TOGETHER * hidden));
+        let hiddens = self.encoder_hidden.chunks(ROWS * hidden);
+        let hiddens = hiddens.zip(self.decoder_hidden.chunks(ROWS * hidden));
+        let gradients = self.dhidden.chunks_mut(ROWS * hidden);
+        let gradients = gradients.zip(self.dencoder.chunks_mut(ROWS * hidden));
         let narrow = self
             .eps
-            .chunks(TOGETHER * latent)
-            .zip(self.dz.chunks_mut(TOGETHER * latent))
-            .zip(self.dcode.chunks_mut(TOGETHER * 2 * latent));
+            .chunks(ROWS * latent)
+            .zip(self.dz.chunks_mut(ROWS * latent))
+            .zip(self.dcode.chunks_mut(ROWS * 2 * latent));
         hiddens.zip(gradients).zip(narrow).enumerate().map(move |(i, ((hiddens, gradients), narrow))| {
             let ((eps, dz), dcode) = narrow;
             let (encoder_hidden, decoder_hidden) = hiddens;
             let (dhidden, dencoder) = gradients;
-            let at = i * TOGETHER;
+            let at = i * ROWS;
             Backward {
                 batch,
                 sums,
@@ -155,18 +156,19 @@ impl Between {
     }
 
     /// The gradients of the narrow layers.
-    pub fn gradients(&self, middle: &mut [Dense; 2]) {
+    pub fn gradients(&self, middle: &mut [NarrowLinear; 2]) {
         middle[1].gradients(&self.z, &self.dhidden);
         middle[0].gradients(&self.encoder_hidden, &self.dcode);
     }
 
-    /// The decoder's hidden layer as rows of the last layer's products, and what takes the divergences meanwhile.
-    pub fn divergences(&mut self, precision: Precision) -> (&[f32], Divergences<'_>) {
-        let inputs = match precision {
-            Precision::F32 => &self.decoder_hidden,
-            Precision::Bf16 => &self.halves,
+    /// The decoder's hidden layer as rows of words, and what takes the divergences at the same time.
+    pub fn divergences(&mut self, batch: Batch<'_>, precision: Precision) -> (RowsRef<'_>, Divergences<'_>) {
+        let (count, hidden) = (2 * batch.pairs.len(), batch.hidden());
+        let rows = match precision {
+            Precision::F32 => RowsRef { words: &self.decoder_hidden, count, stride: hidden },
+            Precision::Bf16 => RowsRef { words: &self.words, count, stride: hidden / 2 },
         };
-        (inputs, Divergences { code: &self.code, dcode: &mut self.dcode })
+        (rows, Divergences { code: &self.code, dcode: &mut self.dcode })
     }
 }
 
@@ -218,7 +220,7 @@ impl Divergences<'_> {
 pub struct Forward<'a> {
     batch: Batch<'a>,
     sums: &'a Sums,
-    bias: &'a [Lane],
+    bias: &'a [NrRow],
     /// The first of the rows.
     at: usize,
     encoder_hidden: &'a mut [f32],
@@ -226,14 +228,14 @@ pub struct Forward<'a> {
     eps: &'a mut [f32],
     z: &'a mut [f32],
     decoder_hidden: &'a mut [f32],
-    halves: &'a mut [f32],
+    words: &'a mut [f32],
 }
 
 impl Task for Forward<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Forward { batch, sums, bias, at, encoder_hidden, code, eps, z, decoder_hidden, halves } = self;
+    fn run<S: Simd>(self, simd: S) {
+        let Forward { batch, sums, bias, at, encoder_hidden, code, eps, z, decoder_hidden, words } = self;
         let (latent, hidden, pairs) = (batch.latent(), batch.hidden(), batch.pairs.len());
         for (p, bias) in bias.iter().enumerate() {
             from_sums(sums, (p, 2 * pairs), at, bias, encoder_hidden, hidden);
@@ -244,7 +246,7 @@ impl Task for Forward<'_> {
         for ((r, code), (eps, z)) in (at..).zip(code.chunks_exact(2 * latent)).zip(rows) {
             let (side, row) = (Side::BOTH[r / pairs], u64::from(batch.pairs[r % pairs]));
             let address = NoiseCounter { purpose: Purpose::TrainVae, side, row, candidate: batch.epoch };
-            fill_normals_at(batch.level, batch.seed, address, eps);
+            fill_normals_at(batch.isa, batch.seed, address, eps);
             let (mu, logvar) = code.split_at(latent);
             for ((z, eps), (mu, logvar)) in z.iter_mut().zip(eps).zip(mu.iter().zip(logvar)) {
                 let sigma = exp(0.5 * logvar);
@@ -254,8 +256,8 @@ impl Task for Forward<'_> {
         }
         batch.middle[1].forward(z, decoder_hidden);
         relu(decoder_hidden);
-        for (to, two) in halves.iter_mut().zip(decoder_hidden.chunks_exact(2)) {
-            *to = word(two[0], two[1]);
+        if !words.is_empty() {
+            pack_words(simd, decoder_hidden, words);
         }
     }
 }
@@ -295,8 +297,8 @@ impl Task for Backward<'_> {
             dencoder,
         } = self;
         let (latent, hidden, rows) = (batch.latent(), batch.hidden(), 2 * batch.pairs.len());
-        for p in 0..hidden.div_ceil(WIDTH) {
-            from_sums(sums, (p, rows), at, &[0.0; WIDTH], dhidden, hidden);
+        for p in 0..hidden.div_ceil(NR) {
+            from_sums(sums, (p, rows), at, &ZERO, dhidden, hidden);
         }
         dhidden.iter_mut().for_each(|v| *v *= slope);
         relu_backward(decoder_hidden, dhidden);
@@ -319,12 +321,12 @@ fn from_sums(
     sums: &Sums,
     (p, count): (usize, usize),
     at: usize,
-    start: &Lane,
+    start: &NrRow,
     out: &mut [f32],
     width: usize,
 ) {
-    let columns = p * WIDTH..((p + 1) * WIDTH).min(width);
-    let mut lanes = [*start; TOGETHER];
+    let columns = p * NR..((p + 1) * NR).min(width);
+    let mut lanes = [*start; ROWS];
     let lanes = &mut lanes[..out.len() / width];
     sums.add_to(p * count + at, lanes);
     for (lane, out) in lanes.iter().zip(out.chunks_exact_mut(width)) {
@@ -343,9 +345,9 @@ pub struct ToPanel<'a> {
     /// A factor.
     pub slope: f32,
     /// Takes the values.
-    pub lanes: &'a mut [Lane],
+    pub lanes: &'a mut [NrRow],
     /// Takes words.
-    pub words: &'a mut [Lane],
+    pub words: &'a mut [NrRow],
     /// Takes the sums over rows, if they are wanted.
     pub sums: Option<&'a mut [f64]>,
 }
@@ -355,18 +357,18 @@ impl Task for ToPanel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let ToPanel { panel, rows, width, slope, lanes, words, sums } = self;
-        let columns = panel * WIDTH..((panel + 1) * WIDTH).min(width);
+        let columns = panel * NR..((panel + 1) * NR).min(width);
         for (lane, row) in lanes.iter_mut().zip(rows.chunks_exact(width)) {
-            *lane = [0.0; WIDTH];
+            *lane = ZERO;
             for (to, v) in lane.iter_mut().zip(&row[columns.clone()]) {
                 *to = v * slope;
             }
         }
-        pair(simd, lanes, words);
+        pack_pairs(simd, lanes, words);
         let Some(sums) = sums else { return };
-        let mut made = [0f64; WIDTH];
+        let mut made = [0f64; NR];
         for lane in lanes {
-            for i in 0..WIDTH {
+            for i in 0..NR {
                 made[i] += f64::from(lane[i]);
             }
         }

@@ -1,13 +1,15 @@
-//! Narrow layers in training: parameters, gradients and Adam moments side by side.
+//! Narrow layers in training: parameters, gradients and Adam moments side by side. Products are those of the `gemm`
+//! crate, on one thread: where sums may be in any order, as long as it is always the same.
+
+#![allow(unsafe_code)]
 
 use super::adam::Rates;
-use super::gemm::{Mat, product};
 use crate::backend::Adam;
 use crate::model::Linear;
 
 /// A fully connected layer in training.
 #[derive(Debug)]
-pub struct Dense {
+pub struct NarrowLinear {
     /// Parameters.
     pub linear: Linear,
     /// Gradients of the last batch.
@@ -16,15 +18,15 @@ pub struct Dense {
     second: Linear,
 }
 
-impl Dense {
+impl NarrowLinear {
     /// Starts from `linear` with zero moments.
-    pub fn new(linear: &Linear) -> Dense {
+    pub fn new(linear: &Linear) -> NarrowLinear {
         let zeros = || Linear {
             weight: vec![0.0; linear.weight.len()],
             bias: vec![0.0; linear.bias.len()],
             ..*linear
         };
-        Dense { gradient: zeros(), first: zeros(), second: zeros(), linear: linear.clone() }
+        NarrowLinear { gradient: zeros(), first: zeros(), second: zeros(), linear: linear.clone() }
     }
 
     fn weight(&self) -> Mat<'_> {
@@ -65,23 +67,77 @@ impl Dense {
     }
 
     /// One step of Adam; `step` counts from 1.
-    pub fn step(&mut self, how: &Adam, step: i32) {
-        let Dense { linear, gradient, first, second } = self;
-        let rates = Rates::new(how, step);
+    pub fn step(&mut self, adam: &Adam, step: i32) {
+        let NarrowLinear { linear, gradient, first, second } = self;
+        let rates = Rates::new(adam, step);
         rates.step(&mut linear.weight, &mut first.weight, &mut second.weight, &gradient.weight);
         rates.step(&mut linear.bias, &mut first.bias, &mut second.bias, &gradient.bias);
     }
-}
-
-/// ReLU in place.
-pub fn relu(values: &mut [f32]) {
-    // Written so that NaN stays NaN.
-    values.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
 }
 
 /// Zeroes the gradient where the activation (after ReLU) is not positive.
 pub fn relu_backward(activation: &[f32], gradient: &mut [f32]) {
     for (g, a) in gradient.iter_mut().zip(activation) {
         *g = if *a > 0.0 { *g } else { 0.0 };
+    }
+}
+
+/// A borrowed F32 matrix `[rows, cols]` with any strides, so that a transpose costs nothing.
+#[derive(Clone, Copy, Debug)]
+struct Mat<'a> {
+    values: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Row-major values.
+    fn new(values: &'a [f32], rows: usize, cols: usize) -> Mat<'a> {
+        assert_eq!(values.len(), rows * cols, "a matrix holds rows * cols values");
+        Mat { values, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// The transpose.
+    fn t(self) -> Mat<'a> {
+        Mat {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// `out = a b`, or `out += a b`, on this thread; `out` is row-major.
+fn product(a: Mat<'_>, b: Mat<'_>, out: &mut [f32], add: bool) {
+    assert_eq!(a.cols, b.rows, "inner sizes agree");
+    assert_eq!(out.len(), a.rows * b.cols, "the output holds one value per row and column");
+    // SAFETY: `Mat::new` checked that rows * cols values lie behind each pointer and `t` only swaps the strides, so
+    // every index below rows and cols stays inside; `out` was checked above and is borrowed for writing alone.
+    unsafe {
+        ::gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            out.as_mut_ptr(),
+            1,
+            b.cols as isize,
+            add,
+            a.values.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.values.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            ::gemm::Parallelism::None,
+        );
     }
 }
