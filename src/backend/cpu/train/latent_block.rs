@@ -156,9 +156,9 @@ impl LatentBlock {
     }
 
     /// The gradients of the narrow layers.
-    pub fn gradients(&self, middle: &mut [NarrowLinear; 2]) {
-        middle[1].gradients(&self.z, &self.dhidden);
-        middle[0].gradients(&self.encoder_hidden, &self.dcode);
+    pub fn gradients(&self, isa: Isa, middle: &mut [NarrowLinear; 2]) {
+        middle[1].gradients(isa, &self.z, &self.dhidden);
+        middle[0].gradients(isa, &self.encoder_hidden, &self.dcode);
     }
 
     /// The decoder's hidden layer as rows of words, and what takes the divergences at the same time.
@@ -241,7 +241,7 @@ impl Task for Forward<'_> {
             from_sums(sums, (p, 2 * pairs), at, bias, encoder_hidden, hidden);
         }
         relu(encoder_hidden);
-        batch.middle[0].forward(encoder_hidden, code);
+        batch.middle[0].forward(simd, encoder_hidden, code);
         let rows = eps.chunks_exact_mut(latent).zip(z.chunks_exact_mut(latent));
         for ((r, code), (eps, z)) in (at..).zip(code.chunks_exact(2 * latent)).zip(rows) {
             let (side, row) = (Side::BOTH[r / pairs], u64::from(batch.pairs[r % pairs]));
@@ -254,7 +254,7 @@ impl Task for Forward<'_> {
                 *eps *= 0.5 * sigma;
             }
         }
-        batch.middle[1].forward(z, decoder_hidden);
+        batch.middle[1].forward(simd, z, decoder_hidden);
         relu(decoder_hidden);
         if !words.is_empty() {
             pack_words(simd, decoder_hidden, words);
@@ -282,7 +282,7 @@ pub struct Backward<'a> {
 impl Task for Backward<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Backward {
             batch,
             sums,
@@ -302,7 +302,7 @@ impl Task for Backward<'_> {
         }
         dhidden.iter_mut().for_each(|v| *v *= slope);
         relu_backward(decoder_hidden, dhidden);
-        batch.middle[1].backward(dhidden, dz);
+        batch.middle[1].backward(simd, dhidden, dz);
         let rows = dz.chunks_exact(latent).zip(eps.chunks_exact(latent));
         for (dcode, (dz, eps)) in dcode.chunks_exact_mut(2 * latent).zip(rows) {
             for j in 0..latent {
@@ -310,7 +310,7 @@ impl Task for Backward<'_> {
                 dcode[latent + j] += eps[j] * dz[j];
             }
         }
-        batch.middle[0].backward(dcode, dencoder);
+        batch.middle[0].backward(simd, dcode, dencoder);
         relu_backward(encoder_hidden, dencoder);
     }
 }

@@ -224,7 +224,7 @@ impl VaeTrainer {
             words,
             sums: Some(sums),
         });
-        rayon::join(|| latent_block.gradients(&mut self.middle), || share(isa, panels));
+        rayon::join(|| latent_block.gradients(isa, &mut self.middle), || share(isa, panels));
         self.first_bias.learn(isa, bias, update);
         loss
     }
