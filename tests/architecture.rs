@@ -49,7 +49,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("cudarc", &["backend/cuda/"]),
     ("arrow_array", &["convert/"]),
     ("arrow_ipc", &["convert/"]),
-    ("unsafe", &["simd/", "backend/cpu/train/narrow.rs", "data/map.rs", "backend/cuda/"]),
+    ("unsafe", &["simd/", "data/map.rs", "backend/cuda/"]),
 ];
 
 /// Backends that the method must not tell apart.

@@ -20,7 +20,7 @@ pub mod vector;
 
 pub use normal::normal_lanes;
 pub use philox::{Stream, philox_lanes, philox4x32_10};
-pub use vector::{fill_normals, fill_normals_at};
+pub use vector::{fill_normals, fill_normals_at, fill_normals_in};
 
 pub use crate::matrix::Side;
 

@@ -55,20 +55,25 @@ pub fn fill_normals_at(isa: Isa, seed: u64, address: NoiseCounter, out: &mut [f3
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) {
-            let Fill(seed, address, out) = self;
-            let (whole, rest) = out.as_chunks_mut::<{ 4 * BLOCKS }>();
-            let mut block = 0;
-            for out in whole {
-                store(&normals(simd, &from_block::<BLOCKS>(address, block), key_words(seed)), out);
-                block += BLOCKS as u32;
-            }
-            for out in rest.chunks_mut(4 * FEW) {
-                store(&normals(simd, &from_block::<FEW>(address, block), key_words(seed)), out);
-                block += FEW as u32;
-            }
+            fill_normals_in(simd, self.0, self.1, self.2);
         }
     }
     isa.run(Fill(seed, address, out));
+}
+
+/// [`fill_normals`] within a task.
+#[inline(always)]
+pub fn fill_normals_in<S: Simd>(simd: S, seed: u64, address: NoiseCounter, out: &mut [f32]) {
+    let (whole, rest) = out.as_chunks_mut::<{ 4 * BLOCKS }>();
+    let mut block = 0;
+    for out in whole {
+        store(&normals(simd, &from_block::<BLOCKS>(address, block), key_words(seed)), out);
+        block += BLOCKS as u32;
+    }
+    for out in rest.chunks_mut(4 * FEW) {
+        store(&normals(simd, &from_block::<FEW>(address, block), key_words(seed)), out);
+        block += FEW as u32;
+    }
 }
 
 /// The counters of an address from block `first` on.

@@ -1,10 +1,11 @@
 //! Intel AMX: products of BF16 matrices on eight tiles of 16 rows of 64 bytes.
 //!
 //! The intrinsics are not stable, so the instructions stand in assembly. A piece of it leaves nothing in the tiles that
-//! the next one relies on; only their shape, which [`Tiles`] sets, lasts.
+//! the next one relies on; only their shape lasts as long as a [`Tiles`].
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -49,8 +50,17 @@ struct Shape {
     rows: [u8; 16],
 }
 
-/// Guard of this thread's tiles: configured while it lives.
-pub(super) struct Tiles(PhantomData<*const ()>);
+thread_local! {
+    /// Whether this thread's tiles have their shape.
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Guard of this thread's tiles: they have their shape while it lives. Of guards within each other the outermost counts,
+/// so that a task may run another.
+pub(super) struct Tiles {
+    outermost: bool,
+    not_send: PhantomData<*const ()>,
+}
 
 impl Tiles {
     /// Gives all tiles their shape.
@@ -67,18 +77,24 @@ impl Tiles {
             bytes: BYTES,
             rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
         };
-        // SAFETY: the caller vouches for the instruction, which reads the 64 bytes of the shape.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPE, options(nostack, preserves_flags, readonly)) };
-        Tiles(PhantomData)
+        let outermost = !CONFIGURED.replace(true);
+        if outermost {
+            // SAFETY: the caller vouches for the instruction, which reads the 64 bytes of the shape.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPE, options(nostack, preserves_flags, readonly)) };
+        }
+        Tiles { outermost, not_send: PhantomData }
     }
 }
 
 impl Drop for Tiles {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: a `Tiles` exists only where the instruction does. It clears the tiles, which switching threads and
-        // resting cores would else have to keep.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+        if self.outermost {
+            CONFIGURED.set(false);
+            // SAFETY: a `Tiles` exists only where the instruction does. It clears the tiles, which switching threads and
+            // resting cores would else have to keep.
+            unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+        }
     }
 }
 

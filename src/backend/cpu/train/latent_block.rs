@@ -1,13 +1,14 @@
-//! What lies between the wide layers of the VAE in training: narrow, and by rows, which threads share in blocks of a fixed
-//! number, so that results do not depend on the threads.
+//! The VAE in training between its layers of d inputs and d outputs: two narrow layers, the reparameterisation and the
+//! divergences. Threads share rows in blocks of a fixed size, so that results do not depend on the number of threads.
 
 use super::adam::ParamVector;
 use super::linear::Sums;
 use super::narrow::{NarrowLinear, relu_backward};
+use super::share;
 use crate::backend::cpu::gemm::{ZERO, pack_pairs, pack_words, relu};
 use crate::backend::{Divergence, Precision, VaeLoss, VaeObjective, W2_EPS};
 use crate::noise::math::exp;
-use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_at};
+use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_in};
 use crate::simd::{AMX_TILE, Isa, NR, NrRow, RowsRef, Simd, Task};
 
 /// Rows that a task takes.
@@ -58,8 +59,24 @@ impl Batch<'_> {
     }
 }
 
+/// The same for some of the rows, which one thread takes.
+struct RowsMut<'a> {
+    /// The first of them.
+    at: usize,
+    encoder_hidden: &'a mut [f32],
+    code: &'a mut [f32],
+    eps: &'a mut [f32],
+    z: &'a mut [f32],
+    decoder_hidden: &'a mut [f32],
+    words: &'a mut [f32],
+    dhidden: &'a mut [f32],
+    dz: &'a mut [f32],
+    dcode: &'a mut [f32],
+    dencoder: &'a mut [f32],
+}
+
 impl LatentBlock {
-    /// Makes room for the rows of a batch, its hidden layer in words too if `words`.
+    /// Makes room for the rows of a batch, its hidden layer in bf16x2 words too if `words`.
     pub fn resize(&mut self, batch: Batch<'_>, words: bool) {
         let (rows, latent, hidden) = (2 * batch.pairs.len(), batch.latent(), batch.hidden());
         for (buffer, width) in [
@@ -80,79 +97,44 @@ impl LatentBlock {
         self.words.resize(if words { rows * hidden / 2 } else { 0 }, 0.0);
     }
 
-    /// From the first layer's sums to the decoder's hidden layer, as tasks.
-    pub fn forward<'a>(
-        &'a mut self,
-        batch: Batch<'a>,
-        sums: &'a Sums,
-        bias: &'a ParamVector,
-    ) -> impl Iterator<Item = Forward<'a>> {
-        let (latent, hidden) = (batch.latent(), batch.hidden());
-        let mut words = self.words.chunks_mut(ROWS * hidden / 2);
-        let narrow = self
-            .code
-            .chunks_mut(ROWS * 2 * latent)
-            .zip(self.eps.chunks_mut(ROWS * latent))
-            .zip(self.z.chunks_mut(ROWS * latent));
-        let hiddens = self.encoder_hidden.chunks_mut(ROWS * hidden);
-        let hiddens = hiddens.zip(self.decoder_hidden.chunks_mut(ROWS * hidden));
-        hiddens.zip(narrow).enumerate().map(
-            move |(i, ((encoder_hidden, decoder_hidden), ((code, eps), z)))| {
-                let words = words.next().unwrap_or_default();
-                let at = i * ROWS;
-                Forward {
-                    batch,
-                    sums,
-                    bias: &bias.w,
-                    at,
-                    encoder_hidden,
-                    code,
-                    eps,
-                    z,
-                    decoder_hidden,
-                    words,
-                }
-            },
-        )
+    /// The rows of a batch in blocks of [`ROWS`].
+    fn blocks(&mut self, batch: Batch<'_>) -> impl Iterator<Item = RowsMut<'_>> {
+        let (latent, hidden) = (ROWS * batch.latent(), ROWS * batch.hidden());
+        let mut code = self.code.chunks_mut(2 * latent);
+        let mut eps = self.eps.chunks_mut(latent);
+        let mut z = self.z.chunks_mut(latent);
+        let mut decoder_hidden = self.decoder_hidden.chunks_mut(hidden);
+        let mut words = self.words.chunks_mut(hidden / 2);
+        let mut dhidden = self.dhidden.chunks_mut(hidden);
+        let mut dz = self.dz.chunks_mut(latent);
+        let mut dcode = self.dcode.chunks_mut(2 * latent);
+        let mut dencoder = self.dencoder.chunks_mut(hidden);
+        self.encoder_hidden.chunks_mut(hidden).enumerate().map_while(move |(i, encoder_hidden)| {
+            Some(RowsMut {
+                at: i * ROWS,
+                encoder_hidden,
+                code: code.next()?,
+                eps: eps.next()?,
+                z: z.next()?,
+                decoder_hidden: decoder_hidden.next()?,
+                words: words.next().unwrap_or_default(),
+                dhidden: dhidden.next()?,
+                dz: dz.next()?,
+                dcode: dcode.next()?,
+                dencoder: dencoder.next()?,
+            })
+        })
     }
 
-    /// From the last layer's sums to the gradient by the encoder's hidden layer, as tasks. The gradient of the
+    /// From the first layer's sums to the decoder's hidden layer.
+    pub fn forward(&mut self, batch: Batch<'_>, sums: &Sums, bias: &ParamVector) {
+        share(batch.isa, self.blocks(batch).map(|rows| Forward { batch, sums, bias: &bias.w, rows }));
+    }
+
+    /// From the last layer's sums times `slope` to the gradient by the encoder's hidden layer. The gradient of the
     /// divergences must be there.
-    pub fn backward<'a>(
-        &'a mut self,
-        batch: Batch<'a>,
-        sums: &'a Sums,
-        slope: f32,
-    ) -> impl Iterator<Item = Backward<'a>> {
-        let (latent, hidden) = (batch.latent(), batch.hidden());
-        let hiddens = self.encoder_hidden.chunks(ROWS * hidden);
-        let hiddens = hiddens.zip(self.decoder_hidden.chunks(ROWS * hidden));
-        let gradients = self.dhidden.chunks_mut(ROWS * hidden);
-        let gradients = gradients.zip(self.dencoder.chunks_mut(ROWS * hidden));
-        let narrow = self
-            .eps
-            .chunks(ROWS * latent)
-            .zip(self.dz.chunks_mut(ROWS * latent))
-            .zip(self.dcode.chunks_mut(ROWS * 2 * latent));
-        hiddens.zip(gradients).zip(narrow).enumerate().map(move |(i, ((hiddens, gradients), narrow))| {
-            let ((eps, dz), dcode) = narrow;
-            let (encoder_hidden, decoder_hidden) = hiddens;
-            let (dhidden, dencoder) = gradients;
-            let at = i * ROWS;
-            Backward {
-                batch,
-                sums,
-                slope,
-                at,
-                encoder_hidden,
-                decoder_hidden,
-                eps,
-                dhidden,
-                dz,
-                dcode,
-                dencoder,
-            }
-        })
+    pub fn backward(&mut self, batch: Batch<'_>, sums: &Sums, slope: f32) {
+        share(batch.isa, self.blocks(batch).map(|rows| Backward { batch, sums, slope, rows }));
     }
 
     /// The gradients of the narrow layers.
@@ -216,26 +198,19 @@ impl Divergences<'_> {
     }
 }
 
-/// Some rows from the first layer's sums to the decoder's hidden layer.
-pub struct Forward<'a> {
+struct Forward<'a> {
     batch: Batch<'a>,
     sums: &'a Sums,
     bias: &'a [NrRow],
-    /// The first of the rows.
-    at: usize,
-    encoder_hidden: &'a mut [f32],
-    code: &'a mut [f32],
-    eps: &'a mut [f32],
-    z: &'a mut [f32],
-    decoder_hidden: &'a mut [f32],
-    words: &'a mut [f32],
+    rows: RowsMut<'a>,
 }
 
 impl Task for Forward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Forward { batch, sums, bias, at, encoder_hidden, code, eps, z, decoder_hidden, words } = self;
+        let Forward { batch, sums, bias, rows } = self;
+        let RowsMut { at, encoder_hidden, code, eps, z, decoder_hidden, words, .. } = rows;
         let (latent, hidden, pairs) = (batch.latent(), batch.hidden(), batch.pairs.len());
         for (p, bias) in bias.iter().enumerate() {
             from_sums(sums, (p, 2 * pairs), at, bias, encoder_hidden, hidden);
@@ -246,7 +221,7 @@ impl Task for Forward<'_> {
         for ((r, code), (eps, z)) in (at..).zip(code.chunks_exact(2 * latent)).zip(rows) {
             let (side, row) = (Side::BOTH[r / pairs], u64::from(batch.pairs[r % pairs]));
             let address = NoiseCounter { purpose: Purpose::TrainVae, side, row, candidate: batch.epoch };
-            fill_normals_at(batch.isa, batch.seed, address, eps);
+            fill_normals_in(simd, batch.seed, address, eps);
             let (mu, logvar) = code.split_at(latent);
             for ((z, eps), (mu, logvar)) in z.iter_mut().zip(eps).zip(mu.iter().zip(logvar)) {
                 let sigma = exp(0.5 * logvar);
@@ -262,43 +237,22 @@ impl Task for Forward<'_> {
     }
 }
 
-/// Some rows from the last layer's sums to the gradient by the encoder's hidden layer.
-pub struct Backward<'a> {
+struct Backward<'a> {
     batch: Batch<'a>,
     sums: &'a Sums,
-    /// What the sums are to be multiplied by.
     slope: f32,
-    /// The first of the rows.
-    at: usize,
-    encoder_hidden: &'a [f32],
-    decoder_hidden: &'a [f32],
-    eps: &'a [f32],
-    dhidden: &'a mut [f32],
-    dz: &'a mut [f32],
-    dcode: &'a mut [f32],
-    dencoder: &'a mut [f32],
+    rows: RowsMut<'a>,
 }
 
 impl Task for Backward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Backward {
-            batch,
-            sums,
-            slope,
-            at,
-            encoder_hidden,
-            decoder_hidden,
-            eps,
-            dhidden,
-            dz,
-            dcode,
-            dencoder,
-        } = self;
-        let (latent, hidden, rows) = (batch.latent(), batch.hidden(), 2 * batch.pairs.len());
+        let Backward { batch, sums, slope, rows } = self;
+        let RowsMut { at, encoder_hidden, decoder_hidden, eps, dhidden, dz, dcode, dencoder, .. } = rows;
+        let (latent, hidden, count) = (batch.latent(), batch.hidden(), 2 * batch.pairs.len());
         for p in 0..hidden.div_ceil(NR) {
-            from_sums(sums, (p, rows), at, &ZERO, dhidden, hidden);
+            from_sums(sums, (p, count), at, &ZERO, dhidden, hidden);
         }
         dhidden.iter_mut().for_each(|v| *v *= slope);
         relu_backward(decoder_hidden, dhidden);

@@ -188,7 +188,7 @@ impl VaeTrainer {
         };
         let slope = 2.0 * scale / pairs as f64;
 
-        share(isa, latent_block.forward(batch, self.first.sums(), &self.first_bias));
+        latent_block.forward(batch, self.first.sums(), &self.first_bias);
         let (values, factor) = (&latent_block.decoder_hidden[..], slope as f32);
         share(
             isa,
@@ -212,7 +212,7 @@ impl VaeTrainer {
         loss.reconstruction = scale * squares / pairs as f64;
         loss.total = loss.reconstruction + objective.beta * loss.kl + objective.gamma * loss.divergence;
 
-        share(isa, latent_block.backward(batch, self.last.sums(), factor));
+        latent_block.backward(batch, self.last.sums(), factor);
         let values = &latent_block.dencoder[..];
         let panels = back.panels().zip(bias.chunks_exact_mut(NR)).enumerate();
         let panels = panels.map(|(panel, ((lanes, words), sums))| ToPanel {
