@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{Cpu, floors};
+use super::cpu::{Cpu, peak};
 use super::cuda::Cuda;
 use super::cuda::rates::{Load, Peak};
 use super::reference::Reference;
@@ -102,10 +102,10 @@ impl Roofline for Cpu {
             Precision::Bf16 => "BF16 products on registers",
         };
         let limits = vec![
-            limit(arithmetic, Resource::Flop, floors::flops(self, self.precision())),
-            limit("memory writes, ordinary stores", Resource::Write, floors::write_bytes(self, false)),
-            limit("memory writes, non-temporal stores", Resource::Write, floors::write_bytes(self, true)),
-            limit("memory copy, read + write", Resource::Copy, floors::copy_bytes(self)),
+            limit(arithmetic, Resource::Flop, peak::flops(self, self.precision())),
+            limit("memory writes, ordinary stores", Resource::Write, peak::write_bytes(self, false)),
+            limit("memory writes, non-temporal stores", Resource::Write, peak::write_bytes(self, true)),
+            limit("memory copy, read + write", Resource::Copy, peak::copy_bytes(self)),
         ];
         Ok((limits, Vec::new()))
     }
