@@ -1,5 +1,5 @@
-//! Opening a GPU: driver, version, GPU, compute capability, context, kernels. Each step that fails has an error of its own,
-//! which says what would help.
+//! Opening a GPU: driver, version, GPU, compute capability, context, kernels. Each step that fails has an
+//! error of its own, which says what would help.
 
 #![allow(unsafe_code)]
 
@@ -53,15 +53,16 @@ impl Device {
     /// Opens GPU `index`, in the order of the driver.
     ///
     /// # Errors
-    /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a GPU of
-    /// compute capability 7.5, or kernels for it in this build.
+    /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a
+    /// GPU of compute capability 7.5, or kernels for it in this build.
     pub fn open(index: usize) -> Result<Device> {
         Device::with(index, &ReplacedImages::default())
     }
 
     /// Opens GPU `index` with kernels from a folder: `images` holds `STEM.fatbin` or `STEM.cubin` for files
-    /// `kernels/STEM.cu` that were compiled anew, and the build's own are taken of the other files. The new kernels
-    /// are launched as the build's own are: parameters, block size and shared memory must be the same.
+    /// `kernels/STEM.cu` that were compiled anew, and the build's own are taken of the other files. The new
+    /// kernels are launched as the build's own are: parameters, block size and shared memory must be the
+    /// same.
     ///
     /// # Errors
     /// As [`Device::open`]; and where the folder cannot be read, holds no image, or one of no kernel file.
@@ -76,8 +77,8 @@ impl Device {
         open(index, replaced).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
     }
 
-    /// Whether this machine offers no GPU at all: there is no driver library, or the driver lists no GPU. A GPU that
-    /// is there and does not open is another matter, for [`Device::open`] to explain.
+    /// Whether this machine offers no GPU at all: there is no driver library, or the driver lists no GPU. A
+    /// GPU that is there and does not open is another matter, for [`Device::open`] to explain.
     pub fn is_absent() -> bool {
         matches!(start(), Err(Unready::NoGpu(_)))
     }
@@ -85,7 +86,8 @@ impl Device {
     /// How many GPUs the driver lists; at least one.
     ///
     /// # Errors
-    /// [`Error::Device`] as [`Device::open`] for what any GPU lacks: the driver, a new enough one, a GPU at all.
+    /// [`Error::Device`] as [`Device::open`] for what any GPU lacks: the driver, a new enough one, a GPU at
+    /// all.
     pub fn count() -> Result<usize> {
         let device = || "cuda:all".to_string();
         start().map(|(_, count)| count).map_err(|e| Error::Device { device: device(), reason: e.reason() })
@@ -121,7 +123,8 @@ struct Module {
     context: Arc<CudaContext>,
 }
 
-// SAFETY: a module is a handle that the driver lets any thread use; nothing is read or written through the pointer.
+// SAFETY: a module is a handle that the driver lets any thread use; nothing is read or written through the
+// pointer.
 unsafe impl Send for Module {}
 // SAFETY: as above.
 unsafe impl Sync for Module {}
@@ -134,8 +137,8 @@ impl Module {
     ) -> Result<Module, DriverError> {
         context.bind_to_thread()?;
         let bytes = replaced.bytes(image);
-        // SAFETY: the image is a whole fatbin or cubin as nvcc wrote it, with its size in its header; the driver has
-        // copied what it needs when the call returns.
+        // SAFETY: the image is a whole fatbin or cubin as nvcc wrote it, with its size in its header; the
+        // driver has copied what it needs when the call returns.
         let raw = unsafe { result::module::load_data(bytes.as_ptr().cast()) }?;
         let mut module = Module { raw, functions: Vec::new(), context: context.clone() };
         for &symbol in image.symbols {

@@ -1,10 +1,11 @@
 //! A GPU as a [`Driver`], by the CUDA driver library.
 //!
-//! 1. Two streams: `compute` for kernels and uploads, `copies` for downloads, which wait for an event of the first and so
-//!    overlap what is launched after it.
-//! 2. An arena keeps freed memory, by size, for the next allocation: the stream's order makes reuse safe without waiting.
-//! 3. Copies from and to ordinary host memory go through pinned buffers (`pinned.rs`); downloads into registered host
-//!    memory go there directly.
+//! 1. Two streams: `compute` for kernels and uploads, `copies` for downloads, which wait for an event of the
+//!    first and so overlap what is launched after it.
+//! 2. An arena keeps freed memory, by size, for the next allocation: the stream's order makes reuse safe
+//!    without waiting.
+//! 3. Copies from and to ordinary host memory go through pinned buffers (`pinned.rs`); downloads into
+//!    registered host memory go there directly.
 
 #![allow(unsafe_code)]
 
@@ -40,8 +41,8 @@ struct Inner {
     functions: HashMap<&'static str, sys::CUfunction>,
     compute: sys::CUstream,
     copies: sys::CUstream,
-    /// Held for every call that puts work on `compute`: what comes between the start and the end of a recording becomes a
-    /// part of it.
+    /// Held for every call that puts work on `compute`: what comes between the start and the end of a
+    /// recording becomes a part of it.
     compute_lock: Mutex<()>,
     upload_buffers: Staging,
     download_buffers: Staging,
@@ -58,8 +59,8 @@ struct Inner {
     device: Device,
 }
 
-// SAFETY: streams, functions and pinned addresses are handles that the driver lets any thread use; what must not be
-// used by two threads at a time is behind a mutex.
+// SAFETY: streams, functions and pinned addresses are handles that the driver lets any thread use; what must
+// not be used by two threads at a time is behind a mutex.
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
@@ -148,7 +149,8 @@ impl Inner {
     fn register(owner: &Arc<Inner>, bytes: &mut [u8]) -> Result<Registered, CallError> {
         owner.context.bind_to_thread()?;
         let start = bytes.as_mut_ptr();
-        // SAFETY: `RowsBuf::note` drops the result, which unregisters the bytes, before it frees or moves them.
+        // SAFETY: `RowsBuf::note` drops the result, which unregisters the bytes, before it frees or moves
+        // them.
         unsafe { sys::cuMemHostRegister_v2(start.cast(), bytes.len(), 0) }.result()?;
         lock(&owner.registered).insert(start.addr(), bytes.len());
         Ok(Registered { start: start.cast(), owner: owner.clone() })
@@ -166,8 +168,9 @@ impl Inner {
         let mut pointers: Vec<*mut c_void> =
             launch.args.words().iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = launch.grid;
-        // SAFETY: the typed launch functions give each kernel the arguments of its parameters; the driver copies them
-        // before it returns. Buffers are freed to the arena only, whose memory is used again in the stream's order.
+        // SAFETY: the typed launch functions give each kernel the arguments of its parameters; the driver
+        // copies them before it returns. Buffers are freed to the arena only, whose memory is used again in
+        // the stream's order.
         unsafe {
             result::launch_kernel(
                 function,
@@ -187,8 +190,8 @@ impl Drop for Inner {
         if self.context.bind_to_thread().is_err() || self.release().is_err() {
             return;
         }
-        // SAFETY: made by this object, used by nobody else, and nothing runs on them any more. The pinned buffers go after
-        // this, with the context bound.
+        // SAFETY: made by this object, used by nobody else, and nothing runs on them any more. The pinned
+        // buffers go after this, with the context bound.
         unsafe {
             let _ = stream::synchronize(self.copies);
             let _ = stream::destroy(self.compute);
@@ -269,7 +272,8 @@ impl Graph for CudaGraph {
     fn replay(&self) -> DriverResult<()> {
         self.owner.bind()?;
         let _guard = lock(&self.owner.compute_lock);
-        // SAFETY: graph and stream are live; the trainer that holds the graph holds the buffers that it names.
+        // SAFETY: graph and stream are live; the trainer that holds the graph holds the buffers that it
+        // names.
         unsafe { result::graph::launch(self.raw, self.owner.compute) }.map_err(failed("launching a graph"))
     }
 }
@@ -304,7 +308,8 @@ impl Driver for Gpu {
         }
         inner.bind()?;
         let mut blocks = 0;
-        // SAFETY: writes one integer to a valid place; the function belongs to a module that the device keeps loaded.
+        // SAFETY: writes one integer to a valid place; the function belongs to a module that the device keeps
+        // loaded.
         unsafe {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &mut blocks,
@@ -373,8 +378,8 @@ impl Driver for Gpu {
         inner.bind()?;
         let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         let direct = inner.is_registered(to);
-        // SAFETY: the event is of this driver, the source has bytes for all of `to`, and `to` is borrowed until
-        // the copy is done.
+        // SAFETY: the event is of this driver, the source has bytes for all of `to`, and `to` is borrowed
+        // until the copy is done.
         unsafe {
             stream::wait_event(inner.copies, event.raw().cast(), wait).and_then(|()| match direct {
                 true => result::memcpy_dtoh_async(to, from, inner.copies)
