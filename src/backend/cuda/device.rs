@@ -109,25 +109,37 @@ impl Device {
     }
 
     /// The kernels that were loaded, by name, valid as long as the device.
-    pub(super) fn functions(&self) -> impl Iterator<Item = (&'static str, sys::CUfunction)> {
+    pub(super) fn functions(&self) -> impl Iterator<Item = (&'static str, Handle<sys::CUfunc_st>)> {
         self.modules.iter().flat_map(|module| module.functions.iter().copied())
     }
 }
 
+/// A handle of the driver, as of a stream or a kernel: a pointer that is handed to its functions and never
+/// read through.
+#[derive(Debug)]
+pub(super) struct Handle<T>(pub(super) *mut T);
+
+impl<T> Clone for Handle<T> {
+    fn clone(&self) -> Handle<T> {
+        *self
+    }
+}
+
+impl<T> Copy for Handle<T> {}
+
+// SAFETY: the driver lets any thread use a handle; which calls must not overlap is for their callers.
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Handle<T> {}
+
 /// An image in a context.
 #[derive(Debug)]
 struct Module {
-    raw: sys::CUmodule,
-    functions: Vec<(&'static str, sys::CUfunction)>,
+    raw: Handle<sys::CUmod_st>,
+    functions: Vec<(&'static str, Handle<sys::CUfunc_st>)>,
     /// Outlives the module.
     context: Arc<CudaContext>,
 }
-
-// SAFETY: a module is a handle that the driver lets any thread use; nothing is read or written through the
-// pointer.
-unsafe impl Send for Module {}
-// SAFETY: as above.
-unsafe impl Sync for Module {}
 
 impl Module {
     fn load(
@@ -140,11 +152,12 @@ impl Module {
         // SAFETY: the image is a whole fatbin or cubin as nvcc wrote it, with its size in its header; the
         // driver has copied what it needs when the call returns.
         let raw = unsafe { result::module::load_data(bytes.as_ptr().cast()) }?;
-        let mut module = Module { raw, functions: Vec::new(), context: context.clone() };
+        let mut module = Module { raw: Handle(raw), functions: Vec::new(), context: context.clone() };
         for &symbol in image.symbols {
             let name = CString::new(symbol).expect("a kernel's name has no zero byte");
-            // SAFETY: the module was just loaded and is not unloaded before `module` goes.
-            module.functions.push((symbol, unsafe { result::module::get_function(raw, name) }?));
+            // SAFETY: the module was just loaded and is not unloaded before `module` is dropped.
+            let function = unsafe { result::module::get_function(raw, name) }?;
+            module.functions.push((symbol, Handle(function)));
         }
         Ok(module)
     }
@@ -155,7 +168,7 @@ impl Drop for Module {
         // A context that cannot be bound is destroyed, and its modules with it.
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: loaded in this context and unloaded only here.
-            let _ = unsafe { result::module::unload(self.raw) };
+            let _ = unsafe { result::module::unload(self.raw.0) };
         }
     }
 }
