@@ -6,9 +6,9 @@
 //!    launch; `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records
 //!    a training step;
 //! 3. `launch.rs`, `params.rs`, `layout.rs`, `memory.rs`: a launch as plain data, and typed device memory;
-//! 4. `driver.rs`: the [`Driver`] trait, below which there are two devices: `gpu.rs` (the CUDA driver, loaded
-//!    when a device is opened, so that one binary runs with and without it) and `emulator.rs` (the kernels
-//!    compiled for the CPU, for tests).
+//! 4. `driver.rs`: the [`driver::Driver`] trait, below which there are two devices: `gpu.rs` (the CUDA
+//!    driver, loaded when a device is opened, so that one binary runs with and without it) and `emulator.rs`
+//!    (the kernels compiled for the CPU, for tests).
 //!
 //! What is on the device stays there until it is asked for. All work of a device is in the order of one
 //! stream, so that nothing waits for a launch but a copy to the host.
@@ -39,7 +39,6 @@ use std::sync::Arc;
 pub use context::Cuda;
 pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Posteriors};
 pub use device::{Device, Summary};
-pub use driver::Driver;
 pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
 pub use gpu::Gpu;
 pub use infer::Decoded;
