@@ -1,5 +1,5 @@
-//! The CUDA backend as a whole, its kernels under emulation: the command, the launch layer's sizes, memory that runs out,
-//! and the driver's calls through a stand-in for libcuda.
+//! The CUDA backend as a whole, its kernels under emulation: the command, the launch layer's sizes, memory
+//! that runs out, and the driver's calls through a stand-in for libcuda.
 
 #![cfg(target_os = "linux")]
 
@@ -74,7 +74,8 @@ fn shared_memory_is_what_the_kernels_count() {
     }
 }
 
-/// The table of kernels/README.md: bounds of registers as CI enforces them, bytes as the launch layer asks for them.
+/// The table of kernels/README.md: bounds of registers as CI enforces them, bytes as the launch layer asks
+/// for them.
 #[test]
 fn stated_figures_are_those_in_force() {
     let read = |name: &str| {
@@ -108,9 +109,9 @@ fn stated_figures_are_those_in_force() {
     assert_eq!(stated, 26);
 }
 
-/// At the paper's sizes a multiprocessor of an H100, with 228 KiB of shared memory and 1 KiB of it taken by every block,
-/// has room for three blocks of each kernel that goes through rows in BF16 but `score`, which has room for two. Registers
-/// allow as many: 168 a thread of 128 (`kernels/expectations.txt`).
+/// At the paper's sizes a multiprocessor of an H100, with 228 KiB of shared memory and 1 KiB of it taken by
+/// every block, has room for three blocks of each kernel that goes through rows in BF16 but `score`, which
+/// has room for two. Registers allow as many: 168 a thread of 128 (`kernels/expectations.txt`).
 #[test]
 fn three_blocks_fit_a_multiprocessor() {
     let size = VaeSize::new(4096, 64, 16).expect("sizes");
@@ -215,7 +216,8 @@ fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
     let set = || RowSet::from(rows.view());
     let (vae, reward) = models(dim);
     let want = made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), set(), &vae, &reward);
-    // Enough memory; too little for all embeddings; too little for two chunks of output of more than 128 rows.
+    // Enough memory; too little for all embeddings; too little for two chunks of output of more than 128
+    // rows.
     for memory in [1 << 30, 700_000, 300_000] {
         let got = made(&with_memory(memory), set(), &vae, &reward);
         for (got, want) in got.iter().zip(&want) {
@@ -320,7 +322,8 @@ fn drawn_and_scored(
     (candidates, b.latents(&latents).expect("downloads").values, scores)
 }
 
-/// Training under the check build: no race, no uninitialised read, no access past an array, in any launch of a step.
+/// Training under the check build: no race, no uninitialised read, no access past an array, in any launch of
+/// a step.
 #[test]
 fn every_launch_passes_the_check_build() {
     let dim = 40;
@@ -462,7 +465,8 @@ fn a_run_on_the_device_is_the_cpus() {
     }
 }
 
-/// On a GPU `bench` compares kernels with the GPU's memory rates; operations that end on the host have no limit there.
+/// On a GPU `bench` compares kernels with the GPU's memory rates; operations that end on the host have no
+/// limit there.
 #[test]
 fn bench_measures_kernels_beside_calls() {
     let lab = Lab::new();

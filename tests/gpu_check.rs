@@ -1,6 +1,6 @@
-//! tools/gpu_check with the stand-in for libcuda, on the test programs of this build: whatever crashes, hangs, is missing
-//! or cannot be written, everything else is recorded, and the exit code says what happened. Likewise the GPU parts of
-//! tools/bench_peers.py, with a stand-in for PyTorch.
+//! tools/gpu_check with the stand-in for libcuda, on the test programs of this build: whatever crashes,
+//! hangs, is missing or cannot be written, everything else is recorded, and the exit code says what happened.
+//! Likewise the GPU parts of tools/bench_peers.py, with a stand-in for PyTorch.
 
 #![cfg(target_os = "linux")]
 
@@ -55,8 +55,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// None where a GPU is tested, as the stand-in plays one; and where the build has no kernels, which is said, or a
-    /// failure with LENSMITH_REQUIRE_CUDA=1.
+    /// None where a GPU is tested, as the stand-in plays one; and where the build has no kernels, which is
+    /// said, or a failure with LENSMITH_REQUIRE_CUDA=1.
     fn new() -> Option<Machine> {
         if tested_gpu().is_some() {
             return None;
@@ -185,7 +185,8 @@ fn all_stages_pass_and_leave_a_record() {
     assert!(steps >= 4, "{record}");
 }
 
-/// Half of the stages crash or hang at their first call of the driver, the others come through; then the other half.
+/// Half of the stages crash or hang at their first call of the driver, the others come through; then the
+/// other half.
 fn half_of_the_stages(variable: &str, status: &str) {
     let Some(machine) = Machine::new() else { return };
     for first in [0, 1] {
@@ -406,7 +407,8 @@ fn images_are_looked_at_before_they_are_loaded() {
     }
 }
 
-/// The packed programs are unpacked where they are missing or others, and beside a repository that may not be written.
+/// The packed programs are unpacked where they are missing or others, and beside a repository that may not be
+/// written.
 #[test]
 fn packed_programs_are_unpacked_once() {
     let lab = Lab::new();

@@ -1,7 +1,8 @@
-//! The compiled kernels, the build logic that makes them (with a stand-in for nvcc), and what opening a GPU says (with
-//! a stand-in for the driver).
+//! The compiled kernels, the build logic that makes them (with a stand-in for nvcc), and what opening a GPU
+//! says (with a stand-in for the driver).
 //!
-//! Without nvcc the tests of compiled kernels print why they are skipped; LENSMITH_REQUIRE_CUDA=1 makes that a failure.
+//! Without nvcc the tests of compiled kernels print why they are skipped; LENSMITH_REQUIRE_CUDA=1 makes that
+//! a failure.
 
 #![cfg(target_os = "linux")]
 
@@ -101,8 +102,8 @@ fn machine_code_is_as_expected() {
     assert_eq!(check_kernels(|bytes| bytes.truncate(64)).status.code(), Some(2));
 }
 
-/// Loops as tools/check_kernels counts them: 7 instructions, of which an inner loop has 5, with a branch within it, and
-/// beside them a path that only warps take whose lanes have come apart.
+/// Loops as tools/check_kernels counts them: 7 instructions, of which an inner loop has 5, with a branch
+/// within it, and beside them a path that only warps take whose lanes have come apart.
 #[test]
 fn loops_are_counted_as_they_run() {
     let names = [
@@ -160,8 +161,8 @@ impl Repository {
         fs::write(self.path(name), contents).unwrap();
     }
 
-    /// Puts the stand-in at `place/bin/nvcc` and gives `place`. A link, since a file just written may not run while
-    /// another test forks.
+    /// Puts the stand-in at `place/bin/nvcc` and gives `place`. A link, since a file just written may not run
+    /// while another test forks.
     fn nvcc(&self, place: &str) -> String {
         fs::create_dir_all(self.path(place).join("bin")).unwrap();
         symlink(Path::new(ROOT).join("tests/kernels/nvcc"), self.path(place).join("bin/nvcc")).unwrap();

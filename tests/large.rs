@@ -1,9 +1,10 @@
-//! Many rows at the paper's d = 4096, where every block of a grid takes several tiles and offsets pass 4 GiB. On a GPU
-//! (LENSMITH_TEST_GPU) 70,000 rows are encoded and scored and 300,000 decoded; under emulation, and where
-//! LENSMITH_TEST_SMALL is set, some hundred.
+//! Many rows at the paper's d = 4096, where every block of a grid takes several tiles and offsets pass 4 GiB.
+//! On a GPU (LENSMITH_TEST_GPU) 70,000 rows are encoded and scored and 300,000 decoded; under emulation, and
+//! where LENSMITH_TEST_SMALL is set, some hundred.
 //!
-//! Rows repeat after a prime number of rows, so that the same row comes to every place of a tile. All copies of a row must
-//! have the same bits, and the first is compared with the CPU's bits (F32) or the F64 reference (BF16).
+//! Rows repeat after a prime number of rows, so that the same row comes to every place of a tile. All copies
+//! of a row must have the same bits, and the first is compared with the CPU's bits (F32) or the F64 reference
+//! (BF16).
 
 #![cfg(target_os = "linux")]
 

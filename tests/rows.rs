@@ -1,5 +1,5 @@
-//! Rows of pairs on their way from a device to the disk: every backend puts them in order, and through a stand-in for
-//! libcuda they land in registered memory.
+//! Rows of pairs on their way from a device to the disk: every backend puts them in order, and through a
+//! stand-in for libcuda they land in registered memory.
 
 #![cfg(target_os = "linux")]
 
@@ -22,7 +22,8 @@ use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
 use lensmith::model::{Vae, VaeSize};
 use lensmith::synth::{Pairing, Plan, Synthesizer};
 
-/// Originals of a block, its latents and their owners, and an order of rows that repeats some and leaves some out.
+/// Originals of a block, its latents and their owners, and an order of rows that repeats some and leaves some
+/// out.
 struct Case {
     originals: RowsBuf,
     vae: Vae,
@@ -42,7 +43,8 @@ impl Case {
         }
     }
 
-    /// The rows in the order of the index as a backend puts them, and where the first lies that is not finite.
+    /// The rows in the order of the index as a backend puts them, and where the first lies that is not
+    /// finite.
     fn picked<B: Backend>(&self, b: &B, residual: bool, dtype: Dtype) -> (Vec<u8>, Option<(usize, usize)>) {
         let dim = self.originals.cols();
         let vae = b.load_vae(&self.vae).expect("loads");
@@ -212,8 +214,8 @@ fn copies_of_any_size_come_back() {
     }
 }
 
-/// The tests above once more in a process whose libcuda is the stand-in: every copy uses pinned memory, none before its
-/// buffer is free, and registered memory is there as long as it is registered.
+/// The tests above once more in a process whose libcuda is the stand-in: every copy uses pinned memory, none
+/// before its buffer is free, and registered memory is there as long as it is registered.
 #[test]
 fn the_driver_is_called_as_it_should_be() {
     if tested_gpu().is_some() || kernels::TOOLKIT.is_none() {
@@ -226,8 +228,8 @@ fn the_driver_is_called_as_it_should_be() {
     assert!(said.code == Some(0) && !said.err.contains("stand-in for libcuda"), "{said:?}");
 }
 
-/// Synthetic pairs go from the device to the memory that is written to disk, of which the driver knows; where it refuses
-/// to, they are staged, with one word about it. The bytes are the CPU's.
+/// Synthetic pairs go from the device to the memory that is written to disk, of which the driver knows; where
+/// it refuses to, they are staged, with one word about it. The bytes are the CPU's.
 #[test]
 fn synthetic_pairs_land_in_registered_memory() {
     if tested_gpu().is_some() || kernels::TOOLKIT.is_none() {

@@ -1,5 +1,6 @@
-//! The preconditions of [`Backend`] operations, one function an operation, so that every device refuses the same calls
-//! in the same words. A new backend calls the function of an operation before it does anything else.
+//! The preconditions of [`Backend`] operations, one function an operation, so that every device refuses the
+//! same calls in the same words. A new backend calls the function of an operation before it does anything
+//! else.
 
 use super::{
     Backend, PairData, PairRows, Perturbation, Residual, RewardData, RewardObjective, Sample, Synthetic,

@@ -105,8 +105,9 @@ macro_rules! dispatch {
 pub(crate) use dispatch;
 
 impl AnyBackend {
-    /// Opens a device; `threads` of the CPU, 0 meaning one per core. [`DeviceChoice::Auto`] takes the first GPU, and
-    /// where there is none to use the CPU, with a line in the log that says why. [`DeviceChoice::CudaAll`] takes them all.
+    /// Opens a device; `threads` of the CPU, 0 meaning one per core. [`DeviceChoice::Auto`] takes the first
+    /// GPU, and where there is none to use the CPU, with a line in the log that says why.
+    /// [`DeviceChoice::CudaAll`] takes them all.
     ///
     /// # Errors
     /// [`Error::Device`] with what is missing; [`Error::InvalidArgument`] for a precision that the device has not.

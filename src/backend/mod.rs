@@ -1,9 +1,11 @@
-//! What a device does for the engine: the [`Backend`] trait, the devices that implement it, and the choice of one.
+//! What a device does for the engine: the [`Backend`] trait, the devices that implement it, and the choice of
+//! one.
 //!
-//! Data flow of synthesis: host rows -> `embeddings` -> `encode` -> posteriors -> `select` -> candidates -> `perturb` ->
-//! latents -> `decode` (or `score_latents`) -> host. A backend owns its buffers through associated types and keeps what
-//! it made; values cross to the host only when asked for. In training an epoch crosses the boundary, not a step. Every
-//! operation is defined per row, so that a result never depends on how rows are cut into calls.
+//! Data flow of synthesis: host rows -> `embeddings` -> `encode` -> posteriors -> `select` -> candidates ->
+//! `perturb` -> latents -> `decode` (or `score_latents`) -> host. A backend owns its buffers through
+//! associated types and keeps what it made; values cross to the host only when asked for. In training an
+//! epoch crosses the boundary, not a step. Every operation is defined per row, so that a result never depends
+//! on how rows are cut into calls.
 
 mod checked;
 pub mod cpu;
@@ -24,8 +26,8 @@ use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 
-/// What a device does for the engine. Shapes are `[rows, columns]`, row-major; n is the number of rows of a call. Each
-/// implementation of an operation with preconditions starts with its function in `checked`.
+/// What a device does for the engine. Shapes are `[rows, columns]`, row-major; n is the number of rows of a
+/// call. Each implementation of an operation with preconditions starts with its function in `checked`.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// Embeddings `[n, d]` where the device reads them; borrows the host rows where that is possible.
     type Embeddings<'a>: Send + Sync;
@@ -52,8 +54,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn precision(&self) -> Precision {
         Precision::F32
     }
-    /// The name of the arithmetic that bits of results depend on: F32 has the same on every device, BF16 has those of
-    /// tensor cores on a GPU and others on a CPU.
+    /// The name of the arithmetic that bits of results depend on: F32 has the same on every device, BF16 has
+    /// those of tensor cores on a GPU and others on a CPU.
     fn arithmetic(&self) -> &'static str {
         match self.precision() {
             Precision::F32 => "f32",
@@ -74,7 +76,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Posteriors of embeddings.
     fn encode(&self, vae: &Self::Vae, embeddings: &Self::Embeddings<'_>) -> Result<Self::Posteriors>;
-    /// One posterior sample of every row, z_i of [`LatentSource::Sample`]: encoding and reparameterisation in one pass.
+    /// One posterior sample of every row, z_i of [`LatentSource::Sample`]: encoding and reparameterisation in
+    /// one pass.
     fn encode_sample(
         &self,
         vae: &Self::Vae,
@@ -110,7 +113,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     ) -> Result<()>;
     /// Rewards of embeddings, one per row.
     fn score(&self, model: &Self::Reward, embeddings: &Self::Embeddings<'_>, out: &mut [f32]) -> Result<()>;
-    /// Rewards of latents, as if decoded (`residual` chooses [`DecodeMode::Residual`]) and scored: one per latent.
+    /// Rewards of latents, as if decoded (`residual` chooses [`DecodeMode::Residual`]) and scored: one per
+    /// latent.
     fn score_latents(
         &self,
         folded: &Self::Folded,
@@ -148,7 +152,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         standardizer: &Standardizer,
         objective: &VaeObjective,
     ) -> Result<Self::VaeTrainer>;
-    /// One pass over the pairs in `order`, in batches; gives the mean loss before each step, averaged over pairs.
+    /// One pass over the pairs in `order`, in batches; gives the mean loss before each step, averaged over
+    /// pairs.
     fn vae_epoch(
         &self,
         trainer: &mut Self::VaeTrainer,
@@ -174,7 +179,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         standardizer: &Standardizer,
         objective: &RewardObjective,
     ) -> Result<Self::RewardTrainer>;
-    /// One pass over `pairs` in their order, in batches; gives the mean loss before each step, averaged over pairs.
+    /// One pass over `pairs` in their order, in batches; gives the mean loss before each step, averaged over
+    /// pairs.
     fn reward_epoch(
         &self,
         trainer: &mut Self::RewardTrainer,
@@ -192,8 +198,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn reward_parameters(&self, trainer: &Self::RewardTrainer) -> Result<RewardModel>;
 }
 
-/// Rows that pairs are made of, where a device puts them in order: row r < n is original r, row n + j is sample j
-/// decoded. Filled again and again.
+/// Rows that pairs are made of, where a device puts them in order: row r < n is original r, row n + j is
+/// sample j decoded. Filled again and again.
 pub trait PairRowStore<B: Backend>: Send {
     /// No rows yet, of width `dim`.
     fn new(dtype: Dtype, dim: usize) -> Self;
@@ -201,8 +207,8 @@ pub trait PairRowStore<B: Backend>: Send {
     fn store(&mut self, b: &B, originals: &B::Embeddings<'_>, samples: &Synthetic<'_, '_, B>) -> Result<()>;
     /// Row and column of the first value that is NaN or infinite, in the order of the rows.
     fn first_non_finite(&self, b: &B) -> Result<Option<(usize, usize)>>;
-    /// Copies the rows that `index` names, in its order, into `out`, whose rows are as many and of the same kind. A
-    /// device may keep the memory of `out` registered for further copies.
+    /// Copies the rows that `index` names, in its order, into `out`, whose rows are as many and of the same
+    /// kind. A device may keep the memory of `out` registered for further copies.
     fn pick(&self, b: &B, index: &[u32], out: &mut RowsBuf) -> Result<()>;
 }
 
@@ -230,7 +236,8 @@ pub struct PairData<'r, 'e, B: Backend> {
     pub rejected: &'r B::Embeddings<'e>,
 }
 
-/// One side of the rows that a reward model trains on: row r < n is original r, row n + j is latent j decoded.
+/// One side of the rows that a reward model trains on: row r < n is original r, row n + j is latent j
+/// decoded.
 pub struct RewardSide<'r, 'e, B: Backend> {
     /// The originals, `[n, d]`.
     pub originals: &'r B::Embeddings<'e>,

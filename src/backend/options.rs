@@ -1,6 +1,6 @@
-//! The words in which a [`super::Backend`] is asked and answers: options, keys of noise, objectives and losses.
-//! Plain values that know no device. `Default` is what the paper states, and where it is silent what the command line
-//! defaults to.
+//! The words in which a [`super::Backend`] is asked and answers: options, keys of noise, objectives and
+//! losses. Plain values that know no device. `Default` is what the paper states, and where it is silent what
+//! the command line defaults to.
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,9 +29,9 @@ pub enum Precision {
     /// F32 throughout: the same bits of latents, candidates, embeddings and rewards on every device.
     #[default]
     F32,
-    /// BF16 operands with F32 sums: tensor cores on a GPU, dot-product instructions on a CPU. Normals, candidates'
-    /// noise, losses and the optimiser stay F32; on a CPU so do all layers but those with d inputs or outputs and
-    /// the folded one.
+    /// BF16 operands with F32 sums: tensor cores on a GPU, dot-product instructions on a CPU. Normals,
+    /// candidates' noise, losses and the optimiser stay F32; on a CPU so do all layers but those with d
+    /// inputs or outputs and the folded one.
     Bf16,
 }
 
@@ -120,7 +120,8 @@ impl Default for Perturbation {
 }
 
 impl Perturbation {
-    /// Standard deviation sigma of the noise, as every device multiplies with it: the root in F64, rounded once.
+    /// Standard deviation sigma of the noise, as every device multiplies with it: the root in F64, rounded
+    /// once.
     pub fn sigma(&self) -> f32 {
         self.sigma2.sqrt() as f32
     }
@@ -134,8 +135,9 @@ impl Perturbation {
     }
 }
 
-/// Whose noise a block of seeds draws: row r of the block is row `first_row + r` of the data set. With purpose,
-/// candidate and row it makes a [`crate::noise::NoiseCounter`], so that noise depends on no batch, thread or device.
+/// Whose noise a block of seeds draws: row r of the block is row `first_row + r` of the data set. With
+/// purpose, candidate and row it makes a [`crate::noise::NoiseCounter`], so that noise depends on no batch,
+/// thread or device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoiseKey {
     /// The run's 64-bit seed.
@@ -245,7 +247,8 @@ pub struct VaeObjective {
 }
 
 impl Default for VaeObjective {
-    /// The paper's gamma = 0.1; beta = 1e-3, which belongs to [`Reduction::Mean`], and batches of 128 pairs are ours.
+    /// The paper's gamma = 0.1; beta = 1e-3, which belongs to [`Reduction::Mean`], and batches of 128 pairs
+    /// are ours.
     fn default() -> VaeObjective {
         VaeObjective {
             reconstruction: Reduction::default(),
@@ -286,7 +289,8 @@ impl VaeLoss {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyntheticPath {
-    /// Through the decoder's last layer folded into the reward model's first: no sample passes through d dimensions.
+    /// Through the decoder's last layer folded into the reward model's first: no sample passes through d
+    /// dimensions.
     #[default]
     Folded,
     /// Decoded in every step: slow, a check of the other. GPUs do not offer it; the reference always decodes.

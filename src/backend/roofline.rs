@@ -1,5 +1,5 @@
-//! The roofline of a device: its peak arithmetic and memory rates, measured in the same process as the operations that they
-//! bound. A rate means something only beside its limit.
+//! The roofline of a device: its peak arithmetic and memory rates, measured in the same process as the
+//! operations that they bound. A rate means something only beside its limit.
 
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +71,8 @@ pub struct Resident {
 
 /// A device whose peak rates can be measured.
 pub trait Roofline: Backend {
-    /// Measures the device's limits and, on a GPU, where calls of [`Backend`] end with a copy to the host, the kernels
-    /// without that copy, on about `rows` embeddings of the models.
+    /// Measures the device's limits and, on a GPU, where calls of [`Backend`] end with a copy to the host,
+    /// the kernels without that copy, on about `rows` embeddings of the models.
     ///
     /// # Errors
     /// What the device fails with.

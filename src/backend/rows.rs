@@ -1,5 +1,6 @@
-//! Rows that pairs are made of, in host memory. Originals and decoded samples lie in one buffer each; threads copy the
-//! rows that are picked. For backends whose decoder writes host memory anyway, and GPUs that are short of memory.
+//! Rows that pairs are made of, in host memory. Originals and decoded samples lie in one buffer each; threads
+//! copy the rows that are picked. For backends whose decoder writes host memory anyway, and GPUs that are
+//! short of memory.
 
 use rayon::prelude::*;
 

@@ -1,5 +1,5 @@
-//! Training steps: how many launches they are, what trainers keep from one epoch to the next, and that nothing of an
-//! epoch is left over in another.
+//! Training steps: how many launches they are, what trainers keep from one epoch to the next, and that
+//! nothing of an epoch is left over in another.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -274,8 +274,8 @@ fn an_epoch_keeps_what_the_last_one_made() {
     let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
     let data = PairData { chosen: &chosen, rejected: &rejected };
     let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(8)).expect("starts");
-    // Pairs of an epoch, and whether its step is recorded: the first; as long, shorter, the last batch smaller; too
-    // long for order and table; shorter again; less than a batch.
+    // Pairs of an epoch, and whether its step is recorded: the first; as long, shorter, the last batch
+    // smaller; too long for order and table; shorter again; less than a batch.
     for (epoch, (pairs, recorded)) in
         [(20, true), (20, false), (8, false), (19, false), (41, true), (20, false), (5, true), (5, false)]
             .into_iter()
@@ -339,8 +339,8 @@ fn reward_epoch(
     out
 }
 
-/// A trainer that goes from one data set to another gives for each what a fresh one gives: data sets of other lengths,
-/// types and values, at other addresses and at those of freed ones.
+/// A trainer that goes from one data set to another gives for each what a fresh one gives: data sets of other
+/// lengths, types and values, at other addresses and at those of freed ones.
 #[test]
 fn every_launch_reads_the_data_of_its_own_epoch() {
     let dim = 40;

@@ -1,4 +1,5 @@
-//! `kernels/adam.cu` against the arithmetic of the CPU backend, which Rust neither fuses nor reorders: the same bits.
+//! `kernels/adam.cu` against the arithmetic of the CPU backend, which Rust neither fuses nor reorders: the
+//! same bits.
 
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 

@@ -1,4 +1,5 @@
-//! The emulator itself: correct kernels pass under every schedule, seeded faults are reported with their lines.
+//! The emulator itself: correct kernels pass under every schedule, seeded faults are reported with their
+//! lines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -129,7 +130,8 @@ fn every_seeded_fault_is_reported_with_its_lines() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// The fast build finds fewer faults: by a report, poison in the output, or a result that depends on the schedule.
+/// The fast build finds fewer faults: by a report, poison in the output, or a result that depends on the
+/// schedule.
 #[test]
 fn fast_build_notices_most_faults() {
     let names = kernels("fault_");

@@ -1,5 +1,5 @@
-//! `kernels/floor.cu`, which measures peak rates: a kernel that left out some of its work would report too high a peak. Reads,
-//! writes and copies reach every word once, and every product is computed.
+//! `kernels/floor.cu`, which measures peak rates: a kernel that left out some of its work would report too
+//! high a peak. Reads, writes and copies reach every word once, and every product is computed.
 
 use half::bf16;
 

@@ -160,7 +160,8 @@ fn longer_latents_and_many_candidates() {
     compare(2, 16, key, &options(40, 17));
 }
 
-/// Without noise all candidates are equal: ties go to the lower number. NaN in one row leaves the others alone.
+/// Without noise all candidates are equal: ties go to the lower number. NaN in one row leaves the others
+/// alone.
 #[test]
 fn ties_and_nan_rank_as_on_the_cpu() {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");

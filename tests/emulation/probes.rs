@@ -146,7 +146,8 @@ fn ways_of_summing_differ_only_in_rounding() {
     });
     for other in &results[1..] {
         assert_ne!(*other, results[0]);
-        // 17 terms of magnitude 1 at most, each cut or rounded at 2^-23 of the largest partial sum, 17 at most.
+        // 17 terms of magnitude 1 at most, each cut or rounded at 2^-23 of the largest partial sum, 17 at
+        // most.
         let bound = 17.0 * 17.0 * f32::EPSILON;
         assert!(other.iter().zip(&results[0]).all(|(x, y)| (x - y).abs() <= bound));
     }

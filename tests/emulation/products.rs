@@ -1,5 +1,6 @@
-//! `kernels/product_f32.cu` against sums in the order that it states, bit for bit: slices of k, added in their order by
-//! the block that finishes last. Also `product_bf16.cu`, whose order within a slice is that of tensor cores.
+//! `kernels/product_f32.cu` against sums in the order that it states, bit for bit: slices of k, added in
+//! their order by the block that finishes last. Also `product_bf16.cu`, whose order within a slice is that of
+//! tensor cores.
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -102,7 +103,8 @@ impl Data {
     }
 }
 
-/// The result, and the largest sum of magnitudes behind a value of it. Slices end with a multiple of `granule`.
+/// The result, and the largest sum of magnitudes behind a value of it. Slices end with a multiple of
+/// `granule`.
 fn expected(case: &Case, data: &Data, granule: usize, rounded: bool) -> (Vec<f32>, f32) {
     let ([m, n, k], Data { a, b, c, d, bias, mask, out }) = (case.sizes, data);
     let value = |v: f32| if rounded { bf16::from_f32(v).to_f32() } else { v };

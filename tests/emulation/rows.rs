@@ -32,7 +32,8 @@ fn rows_are_picked() {
 
 #[test]
 fn the_first_value_that_is_not_finite_is_found() {
-    // The storage type, its number of bytes, and bits of a finite value of the largest exponent, infinity and NaN.
+    // The storage type, its number of bytes, and bits of a finite value of the largest exponent, infinity and
+    // NaN.
     let types = [
         ("f32", 4, 0x7f7f_ffffu32, 0xff80_0000u32, 0x7f80_0001u32),
         ("f16", 2, 0x7bff, 0xfc00, 0x7c01),

@@ -1,5 +1,5 @@
-//! Rules for kernel sources: inline instructions only in their wrappers, CUDA's half types only in types.cuh, short files,
-//! and every kernel registered with the emulator.
+//! Rules for kernel sources: inline instructions only in their wrappers, CUDA's half types only in types.cuh,
+//! short files, and every kernel registered with the emulator.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Inputs and outputs that need not fit into device memory. They go through it in chunks of 64 MiB, or of as many rows as
-//! there is memory for, halved until an allocation succeeds.
+//! Inputs and outputs that need not fit into device memory. They go through it in chunks of 64 MiB, or of as
+//! many rows as there is memory for, halved until an allocation succeeds.
 
 use super::context::Cuda;
 use super::data::{Embeddings, ResidualBase, RowsAt, write_rows};
@@ -13,8 +13,8 @@ const CHUNK_BYTES: usize = 64 << 20;
 const MIN_ROWS: usize = 128;
 
 impl Cuda {
-    /// Allocates for `rows` rows by `allocate`, or for half as many, again and again, while memory is short. Gives what
-    /// was allocated and the rows it is for.
+    /// Allocates for `rows` rows by `allocate`, or for half as many, again and again, while memory is short.
+    /// Gives what was allocated and the rows it is for.
     fn allocate_or_halve<T>(
         &self,
         what: &str,
@@ -39,8 +39,8 @@ impl Cuda {
         }
     }
 
-    /// Hands embeddings to `each` as rows on the device, with the number of the first: all at once if they are resident,
-    /// else chunk by chunk.
+    /// Hands embeddings to `each` as rows on the device, with the number of the first: all at once if they
+    /// are resident, else chunk by chunk.
     pub(super) fn each_chunk(
         &self,
         embeddings: &Embeddings<'_>,
@@ -67,9 +67,9 @@ impl Cuda {
         Ok(())
     }
 
-    /// Fills `out`, `rows` rows of equal size, from the device: `make(first, count, address)` launches what writes rows
-    /// `first .. first + count` to an address. There are two buffers, so that a chunk is made while the one before it is
-    /// copied to the host.
+    /// Fills `out`, `rows` rows of equal size, from the device: `make(first, count, address)` launches what
+    /// writes rows `first .. first + count` to an address. There are two buffers, so that a chunk is made
+    /// while the one before it is copied to the host.
     pub(super) fn download_chunks(
         &self,
         out: &mut [u8],
@@ -112,7 +112,8 @@ impl Cuda {
         })
     }
 
-    /// All rows of embeddings that an operation, `what`, reads in any order, and which must be resident for it.
+    /// All rows of embeddings that an operation, `what`, reads in any order, and which must be resident for
+    /// it.
     pub(super) fn resident(&self, embeddings: &Embeddings<'_>, what: &str) -> DriverResult<RowsAt> {
         match &embeddings.resident {
             Some(buffer) => Ok(RowsAt::all(embeddings, buffer)),

@@ -1,5 +1,5 @@
-//! The backend's state: one driver, which owns the device's stream and memory, and the precision of products. What the
-//! backend does is in other files, as methods of [`Cuda`].
+//! The backend's state: one driver, which owns the device's stream and memory, and the precision of products.
+//! What the backend does is in other files, as methods of [`Cuda`].
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,8 +27,8 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens GPU `index`, in the order of the driver, for products in `precision`. With LENSMITH_CUDA_EMULATOR in the
-    /// environment, the emulated kernels that it names.
+    /// Opens GPU `index`, in the order of the driver, for products in `precision`. With
+    /// LENSMITH_CUDA_EMULATOR in the environment, the emulated kernels that it names.
     ///
     /// # Errors
     /// [`Error::Device`] with what is missing and what would help; see [`Device::open`].

@@ -1,4 +1,5 @@
-//! What lives on the device: embeddings, models, posteriors and latents, and the addresses that launches take of them.
+//! What lives on the device: embeddings, models, posteriors and latents, and the addresses that launches take
+//! of them.
 
 use std::sync::Arc;
 
@@ -12,11 +13,12 @@ use crate::dtype::Dtype;
 use crate::matrix::RowSet;
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
 
-/// Parts smaller than this are gathered on the host into copies of about this size; larger ones are copied as they are.
+/// Parts smaller than this are gathered on the host into copies of about this size; larger ones are copied as
+/// they are.
 const GATHERED_BYTES: usize = 1 << 20;
 
-/// Embeddings `[n, d]`: on the device, or, where they do not fit, on the host, from where every operation copies them
-/// chunk by chunk.
+/// Embeddings `[n, d]`: on the device, or, where they do not fit, on the host, from where every operation
+/// copies them chunk by chunk.
 #[derive(Debug)]
 pub struct Embeddings<'a> {
     /// The rows on the host.

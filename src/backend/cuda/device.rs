@@ -1,5 +1,5 @@
-//! Opening a GPU: driver, version, GPU, compute capability, context, kernels. Each step that fails has an error of its own,
-//! which says what would help.
+//! Opening a GPU: driver, version, GPU, compute capability, context, kernels. Each step that fails has an
+//! error of its own, which says what would help.
 
 #![allow(unsafe_code)]
 
@@ -53,15 +53,16 @@ impl Device {
     /// Opens GPU `index`, in the order of the driver.
     ///
     /// # Errors
-    /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a GPU of
-    /// compute capability 7.5, or kernels for it in this build.
+    /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a
+    /// GPU of compute capability 7.5, or kernels for it in this build.
     pub fn open(index: usize) -> Result<Device> {
         Device::with(index, &ReplacedImages::default())
     }
 
     /// Opens GPU `index` with kernels from a folder: `images` holds `STEM.fatbin` or `STEM.cubin` for files
-    /// `kernels/STEM.cu` that were compiled anew, and the build's own are taken of the other files. The new kernels
-    /// are launched as the build's own are: parameters, block size and shared memory must be the same.
+    /// `kernels/STEM.cu` that were compiled anew, and the build's own are taken of the other files. The new
+    /// kernels are launched as the build's own are: parameters, block size and shared memory must be the
+    /// same.
     ///
     /// # Errors
     /// As [`Device::open`]; and where the folder cannot be read, holds no image, or one of no kernel file.
@@ -76,8 +77,8 @@ impl Device {
         open(index, replaced).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
     }
 
-    /// Whether this machine offers no GPU at all: there is no driver library, or the driver lists no GPU. A GPU that
-    /// is there and does not open is another matter, for [`Device::open`] to explain.
+    /// Whether this machine offers no GPU at all: there is no driver library, or the driver lists no GPU. A
+    /// GPU that is there and does not open is another matter, for [`Device::open`] to explain.
     pub fn is_absent() -> bool {
         matches!(start(), Err(Unready::NoGpu(_)))
     }
@@ -85,7 +86,8 @@ impl Device {
     /// How many GPUs the driver lists; at least one.
     ///
     /// # Errors
-    /// [`Error::Device`] as [`Device::open`] for what any GPU lacks: the driver, a new enough one, a GPU at all.
+    /// [`Error::Device`] as [`Device::open`] for what any GPU lacks: the driver, a new enough one, a GPU at
+    /// all.
     pub fn count() -> Result<usize> {
         let device = || "cuda:all".to_string();
         start().map(|(_, count)| count).map_err(|e| Error::Device { device: device(), reason: e.reason() })
@@ -107,24 +109,37 @@ impl Device {
     }
 
     /// The kernels that were loaded, by name, valid as long as the device.
-    pub(super) fn functions(&self) -> impl Iterator<Item = (&'static str, sys::CUfunction)> {
+    pub(super) fn functions(&self) -> impl Iterator<Item = (&'static str, Handle<sys::CUfunc_st>)> {
         self.modules.iter().flat_map(|module| module.functions.iter().copied())
     }
 }
 
+/// A handle of the driver, as of a stream or a kernel: a pointer that is handed to its functions and never
+/// read through.
+#[derive(Debug)]
+pub(super) struct Handle<T>(pub(super) *mut T);
+
+impl<T> Clone for Handle<T> {
+    fn clone(&self) -> Handle<T> {
+        *self
+    }
+}
+
+impl<T> Copy for Handle<T> {}
+
+// SAFETY: the driver lets any thread use a handle; which calls must not overlap is for their callers.
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Handle<T> {}
+
 /// An image in a context.
 #[derive(Debug)]
 struct Module {
-    raw: sys::CUmodule,
-    functions: Vec<(&'static str, sys::CUfunction)>,
+    raw: Handle<sys::CUmod_st>,
+    functions: Vec<(&'static str, Handle<sys::CUfunc_st>)>,
     /// Outlives the module.
     context: Arc<CudaContext>,
 }
-
-// SAFETY: a module is a handle that the driver lets any thread use; nothing is read or written through the pointer.
-unsafe impl Send for Module {}
-// SAFETY: as above.
-unsafe impl Sync for Module {}
 
 impl Module {
     fn load(
@@ -134,14 +149,15 @@ impl Module {
     ) -> Result<Module, DriverError> {
         context.bind_to_thread()?;
         let bytes = replaced.bytes(image);
-        // SAFETY: the image is a whole fatbin or cubin as nvcc wrote it, with its size in its header; the driver has
-        // copied what it needs when the call returns.
+        // SAFETY: the image is a whole fatbin or cubin as nvcc wrote it, with its size in its header; the
+        // driver has copied what it needs when the call returns.
         let raw = unsafe { result::module::load_data(bytes.as_ptr().cast()) }?;
-        let mut module = Module { raw, functions: Vec::new(), context: context.clone() };
+        let mut module = Module { raw: Handle(raw), functions: Vec::new(), context: context.clone() };
         for &symbol in image.symbols {
             let name = CString::new(symbol).expect("a kernel's name has no zero byte");
-            // SAFETY: the module was just loaded and is not unloaded before `module` goes.
-            module.functions.push((symbol, unsafe { result::module::get_function(raw, name) }?));
+            // SAFETY: the module was just loaded and is not unloaded before `module` is dropped.
+            let function = unsafe { result::module::get_function(raw, name) }?;
+            module.functions.push((symbol, Handle(function)));
         }
         Ok(module)
     }
@@ -152,7 +168,7 @@ impl Drop for Module {
         // A context that cannot be bound is destroyed, and its modules with it.
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: loaded in this context and unloaded only here.
-            let _ = unsafe { result::module::unload(self.raw) };
+            let _ = unsafe { result::module::unload(self.raw.0) };
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What the launch layer needs of a device: memory, copies, launches and recorded graphs, in the order of one stream.
+//! What the launch layer needs of a device: memory, copies, launches and recorded graphs, in the order of one
+//! stream.
 //!
-//! There are two implementations, a GPU's ([`super::Gpu`]) and the emulator's ([`super::EmulatedDriver`]), so that
-//! everything above this trait runs, and is tested, on any machine.
+//! There are two implementations, a GPU's ([`super::Gpu`]) and the emulator's ([`super::EmulatedDriver`]), so
+//! that everything above this trait runs, and is tested, on any machine.
 
 use std::ffi::c_void;
 use std::{fmt, ptr};
@@ -63,8 +64,8 @@ pub trait Graph: Send + Sync {
     fn replay(&self) -> DriverResult<()>;
 }
 
-/// Device memory, copies and launches. Everything runs in the order in which it was asked for, on one stream; only
-/// [`Driver::download`] may overlap what was launched after its event.
+/// Device memory, copies and launches. Everything runs in the order in which it was asked for, on one stream;
+/// only [`Driver::download`] may overlap what was launched after its event.
 pub trait Driver: Send + Sync + fmt::Debug {
     /// The device's name for `--device`, as in `cuda:0`.
     fn name(&self) -> &str;
@@ -72,23 +73,24 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn detail(&self) -> String;
     /// What it allows.
     fn limits(&self) -> Limits;
-    /// How many blocks of a kernel a multiprocessor runs at the same time, of `threads` threads and `shared` bytes
-    /// each; at least one.
+    /// How many blocks of a kernel a multiprocessor runs at the same time, of `threads` threads and `shared`
+    /// bytes each; at least one.
     fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
-    /// Uninitialised device memory, aligned to 256 bytes (the emulator: 16). `bytes` is not 0. `label` names it in the
-    /// emulator's reports.
+    /// Uninitialised device memory, aligned to 256 bytes (the emulator: 16). `bytes` is not 0. `label` names
+    /// it in the emulator's reports.
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64>;
-    /// Gives memory back. What was launched before may still use it: the next owner's work comes later in the stream.
+    /// Gives memory back. What was launched before may still use it: the next owner's work comes later in the
+    /// stream.
     fn free(&self, address: u64, bytes: usize);
     /// Copies to the device; `from` may change as soon as the call returns.
     fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()>;
     /// An event behind everything that was launched so far.
     fn event(&self) -> DriverResult<Box<dyn Event>>;
-    /// Copies to the host what was there at the event, and waits for it. What was launched after the event runs at the
-    /// same time and must not write these bytes.
+    /// Copies to the host what was there at the event, and waits for it. What was launched after the event
+    /// runs at the same time and must not write these bytes.
     fn download(&self, event: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()>;
-    /// Registers host memory with the device, if that gains anything: downloads into it then need no copy by the host.
-    /// If it cannot be done, they take that copy.
+    /// Registers host memory with the device, if that gains anything: downloads into it then need no copy by
+    /// the host. If it cannot be done, they take that copy.
     fn register(&self, _memory: &mut RowsBuf) {}
     /// Copies within the device.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()>;

@@ -1,6 +1,7 @@
-//! The emulator of the kernels (`kernels/emulation`) as a [`Driver`]: the whole backend on a machine without a GPU, for
-//! tests. The kernels' sources are compiled for the CPU into a library, which runs one launch at a time to its end and
-//! checks every access. Thousands of times slower than a GPU: users without one want the CPU backend.
+//! The emulator of the kernels (`kernels/emulation`) as a [`Driver`]: the whole backend on a machine without
+//! a GPU, for tests. The kernels' sources are compiled for the CPU into a library, which runs one launch at a
+//! time to its end and checks every access. Thousands of times slower than a GPU: users without one want the
+//! CPU backend.
 
 #![allow(unsafe_code)]
 
@@ -36,8 +37,8 @@ type LaunchFn = unsafe extern "C" fn(
 type SharedBytes = unsafe extern "C" fn(*const c_char, *const u32, c_uint) -> usize;
 type Kernels = unsafe extern "C" fn(*mut c_char, usize) -> c_int;
 
-/// Held during a launch of any library: it sets signal handlers of the process and restores those before, which two
-/// launches at a time would mix up.
+/// Held during a launch of any library: it sets signal handlers of the process and restores those before,
+/// which two launches at a time would mix up.
 static SIGNALS: Mutex<()> = Mutex::new(());
 
 /// In which order threads and blocks run.
@@ -114,8 +115,8 @@ impl Emulator {
     pub unsafe fn open(path: &Path) -> std::result::Result<Emulator, String> {
         // SAFETY: our own library; its constructors only fill the table of kernels.
         let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
-        // SAFETY: each name has the type declared above in launch.cpp; the pointers live as long as the library,
-        // which is kept beside them.
+        // SAFETY: each name has the type declared above in launch.cpp; the pointers live as long as the
+        // library, which is kept beside them.
         unsafe {
             Ok(Emulator {
                 malloc: *symbol(&library, "emulation_malloc")?,
@@ -182,8 +183,8 @@ impl Emulator {
         let schedule = [order as c_int, landing, sums];
         let mut message = [0 as c_char; 2048];
         let signals = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: every pointer holds for the call, with the lengths the interface asks for; argument counts are
-        // checked there, and each argument has the size of its parameter, which the caller answers for.
+        // SAFETY: every pointer holds for the call, with the lengths the interface asks for; argument counts
+        // are checked there, and each argument has the size of its parameter, which the caller answers for.
         let status = unsafe {
             (self.launch)(
                 kernel.as_ptr(),
@@ -374,7 +375,8 @@ impl Driver for EmulatedDriver {
     }
 
     fn launch(&self, launch: &Launch) -> DriverResult<()> {
-        // Arguments that are numbers are looked up too; one that is an address of another device by chance is unlikely.
+        // Arguments that are numbers are looked up too; one that is an address of another device by chance is
+        // unlikely.
         launch.args.words().iter().flatten().try_for_each(|&word| self.check_owner(word, launch.kernel))?;
         let geometry = (launch.grid, [launch.threads, 1, 1], launch.shared);
         // SAFETY: the typed launch functions give each kernel arguments of its parameters' sizes.

@@ -1,10 +1,11 @@
 //! A GPU as a [`Driver`], by the CUDA driver library.
 //!
-//! 1. Two streams: `compute` for kernels and uploads, `copies` for downloads, which wait for an event of the first and so
-//!    overlap what is launched after it.
-//! 2. An arena keeps freed memory, by size, for the next allocation: the stream's order makes reuse safe without waiting.
-//! 3. Copies from and to ordinary host memory go through pinned buffers (`pinned.rs`); downloads into registered host
-//!    memory go there directly.
+//! 1. Two streams: `compute` for kernels and uploads, `copies` for downloads, which wait for an event of the
+//!    first and so overlap what is launched after it.
+//! 2. An arena keeps freed memory, by size, for the next allocation: the stream's order makes reuse safe
+//!    without waiting.
+//! 3. Copies from and to ordinary host memory go through pinned buffers (`pinned.rs`); downloads into
+//!    registered host memory go there directly.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +19,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError as CallError, event, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
-use super::device::{Device, code};
+use super::device::{Device, Handle, code};
 use super::driver::{Driver, DriverError, DriverResult, Event, Graph, Limits};
 use super::launch::Launch;
 use super::pinned::{Staging, lock};
@@ -37,11 +38,11 @@ pub struct Gpu {
 struct Inner {
     name: String,
     limits: Limits,
-    functions: HashMap<&'static str, sys::CUfunction>,
-    compute: sys::CUstream,
-    copies: sys::CUstream,
-    /// Held for every call that puts work on `compute`: what comes between the start and the end of a recording becomes a
-    /// part of it.
+    functions: HashMap<&'static str, Handle<sys::CUfunc_st>>,
+    compute: Handle<sys::CUstream_st>,
+    copies: Handle<sys::CUstream_st>,
+    /// Held for every call that puts work on `compute`: what comes between the start and the end of a
+    /// recording becomes a part of it.
     compute_lock: Mutex<()>,
     upload_buffers: Staging,
     download_buffers: Staging,
@@ -57,12 +58,6 @@ struct Inner {
     /// Owns the modules that the functions belong to.
     device: Device,
 }
-
-// SAFETY: streams, functions and pinned addresses are handles that the driver lets any thread use; what must not be
-// used by two threads at a time is behind a mutex.
-unsafe impl Send for Inner {}
-// SAFETY: as above.
-unsafe impl Sync for Inner {}
 
 fn failed(what: &str) -> impl Fn(CallError) -> DriverError {
     move |e| DriverError::Other(format!("{what} failed ({})", code(&e)))
@@ -90,7 +85,7 @@ impl Gpu {
             // SAFETY: the function belongs to a module that `device` keeps loaded.
             unsafe {
                 result::function::set_function_attribute(
-                    function,
+                    function.0,
                     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                     shared,
                 )
@@ -104,8 +99,8 @@ impl Gpu {
             name: format!("cuda:{}", device.index()),
             limits,
             functions,
-            compute: new_stream()?,
-            copies: new_stream()?,
+            compute: Handle(new_stream()?),
+            copies: Handle(new_stream()?),
             compute_lock: Mutex::default(),
             upload_buffers: Staging::new(),
             download_buffers: Staging::new(),
@@ -131,7 +126,7 @@ impl Inner {
         // Without the lock another thread may be recording, which waiting for the stream would break off.
         let _guard = lock(&self.compute_lock);
         // SAFETY: the stream is live.
-        unsafe { stream::synchronize(self.compute) }.map_err(failed("waiting for the GPU"))?;
+        unsafe { stream::synchronize(self.compute.0) }.map_err(failed("waiting for the GPU"))?;
         for address in cached.into_values().flatten() {
             // SAFETY: allocated by this driver, owned by no buffer, and the stream is idle.
             unsafe { result::free_sync(address) }.map_err(failed("freeing device memory"))?;
@@ -140,7 +135,7 @@ impl Inner {
     }
 
     fn function(&self, kernel: &str) -> DriverResult<sys::CUfunction> {
-        let found = self.functions.get(kernel).copied();
+        let found = self.functions.get(kernel).map(|function| function.0);
         found.ok_or_else(|| DriverError::Other(format!("{kernel} is not among the GPU's kernels")))
     }
 
@@ -148,10 +143,11 @@ impl Inner {
     fn register(owner: &Arc<Inner>, bytes: &mut [u8]) -> Result<Registered, CallError> {
         owner.context.bind_to_thread()?;
         let start = bytes.as_mut_ptr();
-        // SAFETY: `RowsBuf::note` drops the result, which unregisters the bytes, before it frees or moves them.
+        // SAFETY: `RowsBuf::note` drops the result, which unregisters the bytes, before it frees or moves
+        // them.
         unsafe { sys::cuMemHostRegister_v2(start.cast(), bytes.len(), 0) }.result()?;
         lock(&owner.registered).insert(start.addr(), bytes.len());
-        Ok(Registered { start: start.cast(), owner: owner.clone() })
+        Ok(Registered { start: Handle(start.cast()), owner: owner.clone() })
     }
 
     /// Whether all of `bytes` lies in one registered range.
@@ -166,15 +162,16 @@ impl Inner {
         let mut pointers: Vec<*mut c_void> =
             launch.args.words().iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = launch.grid;
-        // SAFETY: the typed launch functions give each kernel the arguments of its parameters; the driver copies them
-        // before it returns. Buffers are freed to the arena only, whose memory is used again in the stream's order.
+        // SAFETY: the typed launch functions give each kernel the arguments of its parameters; the driver
+        // copies them before it returns. Buffers are freed to the arena only, whose memory is used again in
+        // the stream's order.
         unsafe {
             result::launch_kernel(
                 function,
                 (x, y, z),
                 (launch.threads, 1, 1),
                 u32::try_from(launch.shared).unwrap_or(u32::MAX),
-                self.compute,
+                self.compute.0,
                 &mut pointers,
             )
         }
@@ -187,12 +184,12 @@ impl Drop for Inner {
         if self.context.bind_to_thread().is_err() || self.release().is_err() {
             return;
         }
-        // SAFETY: made by this object, used by nobody else, and nothing runs on them any more. The pinned buffers go after
-        // this, with the context bound.
+        // SAFETY: made by this object, used by nobody else, and nothing runs on them any more. The pinned
+        // buffers go after this, with the context bound.
         unsafe {
-            let _ = stream::synchronize(self.copies);
-            let _ = stream::destroy(self.compute);
-            let _ = stream::destroy(self.copies);
+            let _ = stream::synchronize(self.copies.0);
+            let _ = stream::destroy(self.compute.0);
+            let _ = stream::destroy(self.copies.0);
         }
     }
 }
@@ -209,18 +206,13 @@ impl fmt::Debug for Gpu {
 }
 
 struct CudaEvent {
-    raw: sys::CUevent,
+    raw: Handle<sys::CUevent_st>,
     owner: Arc<Inner>,
 }
 
-// SAFETY: events are handles that the driver lets any thread use.
-unsafe impl Send for CudaEvent {}
-// SAFETY: as above.
-unsafe impl Sync for CudaEvent {}
-
 impl Event for CudaEvent {
     fn raw(&self) -> *mut c_void {
-        self.raw.cast()
+        self.raw.0.cast()
     }
 }
 
@@ -228,49 +220,42 @@ impl Drop for CudaEvent {
     fn drop(&mut self) {
         if self.owner.context.bind_to_thread().is_ok() {
             // SAFETY: made by this object and destroyed once.
-            let _ = unsafe { event::destroy(self.raw) };
+            let _ = unsafe { event::destroy(self.raw.0) };
         }
     }
 }
 
 /// A range of registered host memory.
 struct Registered {
-    start: *mut c_void,
+    start: Handle<c_void>,
     owner: Arc<Inner>,
 }
 
-// SAFETY: the address is never read through, only handed to the driver.
-unsafe impl Send for Registered {}
-// SAFETY: as above.
-unsafe impl Sync for Registered {}
-
 impl Drop for Registered {
     fn drop(&mut self) {
-        lock(&self.owner.registered).remove(&self.start.addr());
+        lock(&self.owner.registered).remove(&self.start.0.addr());
         if self.owner.context.bind_to_thread().is_ok() {
             // SAFETY: registered by this object; every copy into it was waited for.
-            let _ = unsafe { sys::cuMemHostUnregister(self.start) };
+            let _ = unsafe { sys::cuMemHostUnregister(self.start.0) };
         }
     }
 }
 
 /// An instantiated graph.
 struct CudaGraph {
-    raw: sys::CUgraphExec,
+    /// Launched only while `compute_lock` is held.
+    raw: Handle<sys::CUgraphExec_st>,
     owner: Arc<Inner>,
 }
-
-// SAFETY: the graph is launched only while `compute_lock` is held.
-unsafe impl Send for CudaGraph {}
-// SAFETY: as above.
-unsafe impl Sync for CudaGraph {}
 
 impl Graph for CudaGraph {
     fn replay(&self) -> DriverResult<()> {
         self.owner.bind()?;
         let _guard = lock(&self.owner.compute_lock);
-        // SAFETY: graph and stream are live; the trainer that holds the graph holds the buffers that it names.
-        unsafe { result::graph::launch(self.raw, self.owner.compute) }.map_err(failed("launching a graph"))
+        // SAFETY: graph and stream are live; the trainer that holds the graph holds the buffers that it
+        // names.
+        unsafe { result::graph::launch(self.raw.0, self.owner.compute.0) }
+            .map_err(failed("launching a graph"))
     }
 }
 
@@ -278,7 +263,7 @@ impl Drop for CudaGraph {
     fn drop(&mut self) {
         if self.owner.context.bind_to_thread().is_ok() {
             // SAFETY: made by this object and destroyed once.
-            let _ = unsafe { result::graph::exec_destroy(self.raw) };
+            let _ = unsafe { result::graph::exec_destroy(self.raw.0) };
         }
     }
 }
@@ -304,7 +289,8 @@ impl Driver for Gpu {
         }
         inner.bind()?;
         let mut blocks = 0;
-        // SAFETY: writes one integer to a valid place; the function belongs to a module that the device keeps loaded.
+        // SAFETY: writes one integer to a valid place; the function belongs to a module that the device keeps
+        // loaded.
         unsafe {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &mut blocks,
@@ -354,17 +340,18 @@ impl Driver for Gpu {
         let inner = &self.inner;
         inner.bind()?;
         // SAFETY: the context is bound, the stream live, and the destination has room.
-        unsafe { inner.upload_buffers.send(to, from, inner.compute, &inner.compute_lock) }
+        unsafe { inner.upload_buffers.send(to, from, inner.compute.0, &inner.compute_lock) }
             .map_err(failed("copying to the GPU"))
     }
 
     fn event(&self) -> DriverResult<Box<dyn Event>> {
         self.inner.bind()?;
         let made = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        let made = CudaEvent { raw: made.map_err(failed("making an event"))?, owner: self.inner.clone() };
+        let made =
+            CudaEvent { raw: Handle(made.map_err(failed("making an event"))?), owner: self.inner.clone() };
         let _guard = lock(&self.inner.compute_lock);
         // SAFETY: event and stream are live.
-        unsafe { event::record(made.raw, self.inner.compute) }.map_err(failed("recording an event"))?;
+        unsafe { event::record(made.raw.0, self.inner.compute.0) }.map_err(failed("recording an event"))?;
         Ok(Box::new(made))
     }
 
@@ -373,13 +360,13 @@ impl Driver for Gpu {
         inner.bind()?;
         let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         let direct = inner.is_registered(to);
-        // SAFETY: the event is of this driver, the source has bytes for all of `to`, and `to` is borrowed until
-        // the copy is done.
+        // SAFETY: the event is of this driver, the source has bytes for all of `to`, and `to` is borrowed
+        // until the copy is done.
         unsafe {
-            stream::wait_event(inner.copies, event.raw().cast(), wait).and_then(|()| match direct {
-                true => result::memcpy_dtoh_async(to, from, inner.copies)
-                    .and_then(|()| stream::synchronize(inner.copies)),
-                false => inner.download_buffers.receive(to, from, inner.copies),
+            stream::wait_event(inner.copies.0, event.raw().cast(), wait).and_then(|()| match direct {
+                true => result::memcpy_dtoh_async(to, from, inner.copies.0)
+                    .and_then(|()| stream::synchronize(inner.copies.0)),
+                false => inner.download_buffers.receive(to, from, inner.copies.0),
             })
         }
         .map_err(failed("copying from the GPU"))
@@ -408,7 +395,7 @@ impl Driver for Gpu {
         self.inner.bind()?;
         let _guard = lock(&self.inner.compute_lock);
         // SAFETY: both have this many bytes.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.inner.compute) }
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.inner.compute.0) }
             .map_err(failed("copying on the GPU"))
     }
 
@@ -416,7 +403,7 @@ impl Driver for Gpu {
         self.inner.bind()?;
         let _guard = lock(&self.inner.compute_lock);
         // SAFETY: the memory has this many bytes.
-        unsafe { result::memset_d8_async(at, 0, bytes, self.inner.compute) }
+        unsafe { result::memset_d8_async(at, 0, bytes, self.inner.compute.0) }
             .map_err(failed("clearing memory"))
     }
 
@@ -433,10 +420,10 @@ impl Driver for Gpu {
         let _guard = lock(&inner.compute_lock);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live, and nobody else uses it while the lock is held.
-        unsafe { stream::begin_capture(inner.compute, mode) }.map_err(&failed)?;
+        unsafe { stream::begin_capture(inner.compute.0, mode) }.map_err(&failed)?;
         let made = launches.iter().try_for_each(|launch| inner.launch(launch));
         // SAFETY: the capture began above; it must end even if a launch failed.
-        let graph = unsafe { stream::end_capture(inner.compute) }.map_err(&failed);
+        let graph = unsafe { stream::end_capture(inner.compute.0) }.map_err(&failed);
         made?;
         let graph = graph?;
         // SAFETY: the graph was just made; what is instantiated from it does not need it.
@@ -445,6 +432,6 @@ impl Driver for Gpu {
             let _ = result::graph::destroy(graph);
             raw
         };
-        Ok(Box::new(CudaGraph { raw: raw.map_err(&failed)?, owner: inner.clone() }))
+        Ok(Box::new(CudaGraph { raw: Handle(raw.map_err(&failed)?), owner: inner.clone() }))
     }
 }

@@ -1,8 +1,9 @@
-//! Inference: the grid, shared memory and arguments of every launch that encodes, ranks, draws, decodes or scores.
+//! Inference: the grid, shared memory and arguments of every launch that encodes, ranks, draws, decodes or
+//! scores.
 //!
-//! Kernels take tiles of rows (or latents) and, where a block's shared memory cannot hold a whole layer, slices of output
-//! columns. A grid has as many blocks as the device runs at the same time; each takes tiles in strides of the grid, so
-//! that no small last wave of blocks runs alone.
+//! Kernels take tiles of rows (or latents) and, where a block's shared memory cannot hold a whole layer,
+//! slices of output columns. A grid has as many blocks as the device runs at the same time; each takes tiles
+//! in strides of the grid, so that no small last wave of blocks runs alone.
 
 use super::context::Cuda;
 use super::data::{
@@ -234,8 +235,8 @@ impl Cuda {
         let (columns, block) = self
             .fitting_columns("decoding", size.dim, |columns| layout::decode(self.precision, size, columns))?;
         let mut source = latents.params(first);
-        // Drawn once into memory, not once for every slice of columns: `latent` values beside the `dim` of a row. The
-        // buffer may be freed when the launch is made, as the stream's order protects it.
+        // Drawn once into memory, not once for every slice of columns: `latent` values beside the `dim` of a
+        // row. The buffer may be freed when the launch is made, as the stream's order protects it.
         let z = match &latents.values {
             LatentValues::Stored { .. } => None,
             LatentValues::Drawn(drawn) => Some(self.draw(drawn, first, count, size.latent)?),
@@ -367,7 +368,8 @@ impl Cuda {
     /// Decodes all latents by one launch, where [`crate::backend::Backend::decode`] goes through chunks.
     ///
     /// # Errors
-    /// Latents of another dimension than the model's, and what the device fails with: above all, out of memory.
+    /// Latents of another dimension than the model's, and what the device fails with: above all, out of
+    /// memory.
     pub fn decode_resident(&self, vae: &DeviceVae, latents: &Latents, dtype: Dtype) -> Result<Decoded> {
         let (size, rows) = (vae.host.size(), latents.count());
         checked::decode::<Cuda>(vae, latents, None, rows * size.dim)?;
@@ -383,8 +385,8 @@ impl Cuda {
     /// Copies rows from `first` on to the host, as many as `out` takes.
     ///
     /// # Errors
-    /// [`Error::Device`] if `out` has another dtype, no whole rows, or more rows than there are from `first` on; and
-    /// what the device fails with.
+    /// [`Error::Device`] if `out` has another dtype, no whole rows, or more rows than there are from `first`
+    /// on; and what the device fails with.
     pub fn copy_rows(&self, decoded: &Decoded, first: usize, out: ValuesMut<'_>) -> Result<()> {
         let (dtype, row) = (decoded.dtype, decoded.dim * decoded.dtype.size());
         let found = out.dtype();

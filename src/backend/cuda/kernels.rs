@@ -1,8 +1,8 @@
-//! The kernels that the build compiled: a constant for each name, the images that hold them, and images from a folder
-//! that take their place.
+//! The kernels that the build compiled: a constant for each name, the images that hold them, and images from
+//! a folder that take their place.
 //!
-//! Each file of `kernels/` becomes an image of its own: the driver takes exactly one entry of an image, the one that suits
-//! the GPU best, and files differ in the architectures that they are written for.
+//! Each file of `kernels/` becomes an image of its own: the driver takes exactly one entry of an image, the
+//! one that suits the GPU best, and files differ in the architectures that they are written for.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,8 @@ pub struct Image {
     pub architectures: &'static [&'static str],
     /// The lowest of them times ten, as in 80 for compute capability 8.0.
     pub lowest: u32,
-    /// The architecture whose PTX it holds, as in `compute_80`: the driver compiles it for GPUs that came later.
+    /// The architecture whose PTX it holds, as in `compute_80`: the driver compiles it for GPUs that came
+    /// later.
     pub ptx: Option<&'static str>,
     /// The fatbin, aligned to 16 bytes.
     pub bytes: &'static [u8],
@@ -36,8 +37,8 @@ macro_rules! aligned {
     }};
 }
 
-/// Kernels that were compiled anew, to be timed or checked beside the build's: images by the kernel file that they replace.
-/// Empty by default.
+/// Kernels that were compiled anew, to be timed or checked beside the build's: images by the kernel file that
+/// they replace. Empty by default.
 #[derive(Debug, Default)]
 pub struct ReplacedImages {
     /// In words of 16 bytes, the alignment that the driver expects.

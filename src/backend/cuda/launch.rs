@@ -1,13 +1,13 @@
-//! A launch as plain data: a kernel's name, its geometry and its arguments, laid out as the kernel declares its
-//! parameters. Two launches that are equal do the same work, which is how a trainer knows that a recorded step still
-//! holds.
+//! A launch as plain data: a kernel's name, its geometry and its arguments, laid out as the kernel declares
+//! its parameters. Two launches that are equal do the same work, which is how a trainer knows that a recorded
+//! step still holds.
 
 use bytemuck::Pod;
 
 use crate::backend::NoiseKey;
 
-/// The arguments of a launch, in the order of the kernel's parameters. A buffer that is named here must not be freed
-/// before the launch is made; after that, the order of the stream protects it.
+/// The arguments of a launch, in the order of the kernel's parameters. A buffer that is named here must not
+/// be freed before the launch is made; after that, the order of the stream protects it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
     /// The bytes of each argument, padded to 8: drivers take a pointer to each.
@@ -34,7 +34,8 @@ impl Args {
         self
     }
 
-    /// The three last parameters of every kernel that draws: seed, side and the data-set row of the first row.
+    /// The three last parameters of every kernel that draws: seed, side and the data-set row of the first
+    /// row.
     pub(super) fn noise(self, key: NoiseKey) -> Args {
         self.value(key.seed).value(key.side as u32).value(key.first_row)
     }

@@ -1,5 +1,5 @@
-//! Block sizes, and the bytes of shared memory that kernels are launched with. Each function repeats, array by array, a
-//! `layout` structure in `kernels/`; a test compares its count with the kernel's own.
+//! Block sizes, and the bytes of shared memory that kernels are launched with. Each function repeats, array
+//! by array, a `layout` structure in `kernels/`; a test compares its count with the kernel's own.
 
 use half::bf16;
 
@@ -87,7 +87,8 @@ impl Carver {
     }
 }
 
-/// Rows and threads of a block of the tensor-core kernels (`kernels/include/mlp_bf16.cuh`), and its chunk of k.
+/// Rows and threads of a block of the tensor-core kernels (`kernels/include/mlp_bf16.cuh`), and its chunk of
+/// k.
 const TENSOR: (usize, u32) = (64, 128);
 /// Latents of a block of the tensor-core kernels that decode.
 const LATENTS: usize = 128;

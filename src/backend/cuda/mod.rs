@@ -2,15 +2,16 @@
 //!
 //! An operation goes through these files, from top to bottom:
 //! 1. this one: the [`Backend`] trait, preconditions, allocation of results;
-//! 2. `infer.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and arguments of every launch;
-//!    `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records a training step;
+//! 2. `infer.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and arguments of every
+//!    launch; `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records
+//!    a training step;
 //! 3. `launch.rs`, `params.rs`, `layout.rs`, `memory.rs`: a launch as plain data, and typed device memory;
-//! 4. `driver.rs`: the [`Driver`] trait, below which there are two devices: `gpu.rs` (the CUDA driver, loaded when a
-//!    device is opened, so that one binary runs with and without it) and `emulator.rs` (the kernels compiled for the
-//!    CPU, for tests).
+//! 4. `driver.rs`: the [`driver::Driver`] trait, below which there are two devices: `gpu.rs` (the CUDA
+//!    driver, loaded when a device is opened, so that one binary runs with and without it) and `emulator.rs`
+//!    (the kernels compiled for the CPU, for tests).
 //!
-//! What is on the device stays there until it is asked for. All work of a device is in the order of one stream, so that
-//! nothing waits for a launch but a copy to the host.
+//! What is on the device stays there until it is asked for. All work of a device is in the order of one
+//! stream, so that nothing waits for a launch but a copy to the host.
 
 mod chunks;
 mod context;
@@ -38,7 +39,6 @@ use std::sync::Arc;
 pub use context::Cuda;
 pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Posteriors};
 pub use device::{Device, Summary};
-pub use driver::Driver;
 pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
 pub use gpu::Gpu;
 pub use infer::Decoded;

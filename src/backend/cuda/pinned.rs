@@ -1,8 +1,10 @@
-//! Pinned host memory: the buffers that copies between ordinary host memory and the device go through. An asynchronous copy
-//! reads or writes host memory after its call has returned, so that memory must be pinned and must not change until then.
+//! Pinned host memory: the buffers that copies between ordinary host memory and the device go through. An
+//! asynchronous copy reads or writes host memory after its call has returned, so that memory must be pinned
+//! and must not change until then.
 //!
-//! Upload: threads fill the next buffer of a ring -> an asynchronous copy takes it from there. Download: asynchronous copies
-//! fill the buffers of a ring -> threads empty the oldest. The host copies while the device does, several buffers apart.
+//! Upload: threads fill the next buffer of a ring -> an asynchronous copy takes it from there. Download:
+//! asynchronous copies fill the buffers of a ring -> threads empty the oldest. The host copies while the
+//! device does, several buffers apart.
 
 #![allow(unsafe_code)]
 
@@ -23,20 +25,21 @@ const SMALL_BUFFERS: usize = 16;
 const LARGE_BUFFERS: usize = 4;
 /// Bytes of a large buffer: enough to hide the latency of starting a copy and the threads that fill it.
 const LARGE: usize = 8 << 20;
-/// Several threads copy from this many bytes on, and each takes so many at a time. One thread copies about 10 GB/s, a fifth
-/// of what a PCIe 5 link carries.
+/// Several threads copy from this many bytes on, and each takes so many at a time. One thread copies about 10
+/// GB/s, a fifth of what a PCIe 5 link carries.
 const PARALLEL: usize = 1 << 20;
 const SLICE: usize = 256 << 10;
 /// Most threads that copy: enough for any link.
 const COPY_THREADS: usize = 8;
 
-/// Waits for a lock. Poison is ignored: what the mutexes of this room protect is whole between any two statements.
+/// Waits for a lock. Poison is ignored: what the mutexes of this room protect is whole between any two
+/// statements.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Threads that do nothing but copy. In a shared pool a thread that waits for its copies may take up another task, which waits
-/// for the ring that this thread has locked: a deadlock.
+/// Threads that do nothing but copy. In a shared pool a thread that waits for its copies may take up another
+/// task, which waits for the ring that this thread has locked: a deadlock.
 fn copy_pool() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -44,7 +47,8 @@ fn copy_pool() -> Option<&'static ThreadPool> {
     POOL.get_or_init(start).as_ref()
 }
 
-/// Copies bytes: many by several threads, but not from a worker of a rayon pool, for the reason of [`copy_pool`].
+/// Copies bytes: many by several threads, but not from a worker of a rayon pool, for the reason of
+/// [`copy_pool`].
 fn copy(to: &mut [u8], from: &[u8]) {
     let alone = to.len() < PARALLEL || rayon::current_thread_index().is_some();
     let pool = if alone { None } else { copy_pool() };
@@ -76,8 +80,8 @@ impl Staging {
         lock(if bytes <= SMALL { &self.small } else { &self.large })
     }
 
-    /// Starts copies to the device; `from` may change when this returns. `stream_lock` is held while a copy is put on the
-    /// stream.
+    /// Starts copies to the device; `from` may change when this returns. `stream_lock` is held while a copy
+    /// is put on the stream.
     ///
     /// # Safety
     /// The context is bound, `stream` is live, and `to` has room.
@@ -96,7 +100,8 @@ impl Staging {
             let pinned = unsafe { ring.bytes(slot, from.len()) };
             copy(pinned, from);
             let _guard = lock(stream_lock);
-            // SAFETY: the caller answers for stream and destination; the buffer stays as it is until the event.
+            // SAFETY: the caller answers for stream and destination; the buffer stays as it is until the
+            // event.
             unsafe {
                 result::memcpy_htod_async(at, pinned, stream)?;
                 ring.record_event(slot, stream)?;

@@ -1,7 +1,7 @@
-//! Rates of single kernels on data that stays on the device, and the device's own peak rates beside them: what
-//! `lensmith bench` prints and `tools/gpu_check` records. A [`Workload`] is a kernel with its inputs and outputs; trials of
-//! at least 40 ms are timed by the clock of the host, which waits at their end. Data is random, as zeros draw less power and
-//! run at higher clocks.
+//! Rates of single kernels on data that stays on the device, and the device's own peak rates beside them:
+//! what `lensmith bench` prints and `tools/gpu_check` records. A [`Workload`] is a kernel with its inputs and
+//! outputs; trials of at least 40 ms are timed by the clock of the host, which waits at their end. Data is
+//! random, as zeros draw less power and run at higher clocks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ const TRIAL_SECONDS: f64 = 0.04;
 const COMPARED: usize = 1 << 20;
 /// Threads of a block of `kernels/floor.cu`.
 const PEAK_THREADS: u32 = 256;
-/// `floor_mma_bf16` does one round of products for so many bytes of the memory measurements, and so takes about as long.
+/// `floor_mma_bf16` does one round of products for so many bytes of the memory measurements, and so takes
+/// about as long.
 const BYTES_PER_ROUND: usize = 1 << 20;
 
 /// Peak rates of a device, the ceilings of its roofline.
@@ -298,8 +299,8 @@ impl Cuda {
         self.run(|| self.synchronize_stream())
     }
 
-    /// Measures the driver's setting and copying of memory, and every inference kernel in the backend's precision, on
-    /// models of `vae` and `reward`.
+    /// Measures the driver's setting and copying of memory, and every inference kernel in the backend's
+    /// precision, on models of `vae` and `reward`.
     ///
     /// # Errors
     /// What the device fails with.

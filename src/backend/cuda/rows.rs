@@ -1,5 +1,6 @@
-//! Rows that pairs are made of, put in order on the device: originals and decoded samples lie behind each other in device
-//! memory, a kernel gathers the rows that are picked, and they are copied to their place on the host.
+//! Rows that pairs are made of, put in order on the device: originals and decoded samples lie behind each
+//! other in device memory, a kernel gathers the rows that are picked, and they are copied to their place on
+//! the host.
 
 use super::context::Cuda;
 use super::data::Embeddings;

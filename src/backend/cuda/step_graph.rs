@@ -1,10 +1,12 @@
-//! A training step as a CUDA graph: the same launches with the same arguments, recorded once and replayed for every batch.
+//! A training step as a CUDA graph: the same launches with the same arguments, recorded once and replayed for
+//! every batch.
 //!
-//! 1. A trainer builds the launches of a step with [`StepGraph`]. They name addresses and sizes only; what changes from
-//!    step to step (which pairs, how many, Adam's bias corrections) is a row of a table on the device, [`Progress`].
+//! 1. A trainer builds the launches of a step with [`StepGraph`]. They name addresses and sizes only; what
+//!    changes from step to step (which pairs, how many, Adam's bias corrections) is a row of a table on the
+//!    device, [`Progress`].
 //! 2. [`Recording`] records them, unless it holds equal launches already from an epoch before.
-//! 3. Each replay reads its row of the table; its last launch, `end_step`, adds up the losses and moves to the next row. So
-//!    the host launches a graph per step and waits once an epoch.
+//! 3. Each replay reads its row of the table; its last launch, `end_step`, adds up the losses and moves to
+//!    the next row. So the host launches a graph per step and waits once an epoch.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,15 +22,16 @@ use super::params::{Product, Step};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{Adam, Precision};
 
-/// Products are split over k (split-K) until they have this many blocks. Fixed, so that every GPU adds in the same order.
+/// Products are split over k (split-K) until they have this many blocks. Fixed, so that every GPU adds in the
+/// same order.
 const BLOCKS: usize = 128;
 /// Least length of a slice of k.
 const MIN_SLICE: usize = 128;
 /// Rows and columns of the result that a block of a product computes.
 const TILE: usize = 64;
 
-/// Device memory whose values change with every epoch. It stays where it is as long as they fit, so that recorded
-/// launches still hold.
+/// Device memory whose values change with every epoch. It stays where it is as long as they fit, so that
+/// recorded launches still hold.
 #[derive(Debug)]
 pub struct Refilled<T> {
     driver: Arc<dyn Driver>,
@@ -107,8 +110,8 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// `previous` if it holds these launches, else a new one. Launches name addresses, sizes and types alone, so equal
-    /// launches do the same work on whatever lies there.
+    /// `previous` if it holds these launches, else a new one. Launches name addresses, sizes and types alone,
+    /// so equal launches do the same work on whatever lies there.
     pub fn of(cuda: &Cuda, previous: Option<Recording>, launches: Vec<Launch>) -> DriverResult<Recording> {
         match previous {
             Some(recording) if recording.launches == launches => Ok(recording),
@@ -148,7 +151,8 @@ pub struct Epilogue {
     /// Address of a bias `[n]` to add, or 0.
     pub bias: u64,
     pub relu: bool,
-    /// Address of a ReLU's output `[m, n]`: the result is 0 where it is, the gradient through that ReLU. Or 0.
+    /// Address of a ReLU's output `[m, n]`: the result is 0 where it is, the gradient through that ReLU. Or
+    /// 0.
     pub mask: u64,
     /// Whether the result is added to what is stored.
     pub add: bool,
@@ -156,8 +160,8 @@ pub struct Epilogue {
     pub limit: u64,
 }
 
-/// Memory for split-K, which the products of a step use one after the other: each slice writes its sums, and the last
-/// block of a tile to finish adds them up in the order of the slices.
+/// Memory for split-K, which the products of a step use one after the other: each slice writes its sums, and
+/// the last block of a tile to finish adds them up in the order of the slices.
 #[derive(Debug)]
 pub struct Slices {
     partial: Buffer<f32>,

@@ -1,13 +1,17 @@
-//! Reward training. Synthetic samples are never decoded: with h the decoder's hidden layer, D and c its last layer,
-//! standardised, and x the standardised seed of a residual sample (else 0),
+//! Reward training, in which synthetic samples are never decoded:
 //!
 //! ```text
-//! pre = W x + (W D) h + W c + b          dW = dpre^T x + (dpre^T h) D^T + (sum of dpre) c^T
+//! pre = W x + (W D) h + b        dW = dpre^T x + (dpre^T h) D^T
 //! ```
 //!
-//! so that only originals and seeds pass through d dimensions. The bias c is a column of D, for which h has a 1.
-//! A step, recorded once and replayed for every batch (`step_graph.rs`): gather and standardise rows, rows with embeddings
-//! first -> h of the samples -> W D -> hidden layer -> rewards -> loss -> gradients -> Adam.
+//! - D is the decoder's last layer for standardised embeddings, with its bias as one more column.
+//! - x is a row's standardised embedding: an original, a residual sample's seed, or 0 for plain samples.
+//! - h is the decoder's hidden layer for a sample's latent, with a 1 for the bias; for residual samples minus
+//!   that of the seed's mean, where the bias cancels; 0 for originals.
+//!
+//! So only originals and seeds pass through d dimensions. A step, recorded once and replayed for every batch
+//! (`step_graph.rs`): gather x, rows with embeddings first -> h -> W D -> hidden layer -> rewards -> loss ->
+//! gradients -> Adam.
 
 use super::context::Cuda;
 use super::data::{DeviceVae, LatentValues, RowsAt};
@@ -83,7 +87,8 @@ struct SideSamples<'a> {
 /// An epoch as kernels read it: which rows a step gathers, and where in its batch the two rows of a pair are.
 #[derive(Default)]
 struct Plan {
-    /// (part, source row, latent) of every row of every step, `2 batch` a step; rows with a source come first.
+    /// (part, source row, latent) of every row of every step, `2 batch` a step; rows with a source come
+    /// first.
     rows: Vec<[u32; 3]>,
     /// The rows of a pair's two sides, within its step.
     slots: Vec<[u32; 2]>,
@@ -201,8 +206,8 @@ impl RewardTrainer {
         })
     }
 
-    /// D = W_d / std and, as a column behind it, c = (b_d - mean) / std, then zeros: `[d, hidden + 16]`, computed in F64
-    /// and rounded once.
+    /// D = W_d / std and, as a column behind it, c = (b_d - mean) / std, then zeros: `[d, hidden + 16]`,
+    /// computed in F64 and rounded once.
     fn standardized(&self, decoder: &Linear) -> Vec<f32> {
         let (hidden, Standardizer { mean, std }) = (decoder.inputs, &self.standardizer);
         let mut out = vec![0f32; decoder.outputs * (hidden + 16)];
@@ -216,7 +221,8 @@ impl RewardTrainer {
         out
     }
 
-    /// Puts the rows of every step in order: rows with embeddings first, so that d-wide products can stop behind them.
+    /// Puts the rows of every step in order: rows with embeddings first, so that d-wide products can stop
+    /// behind them.
     fn plan(
         &self,
         originals: [usize; 2],
@@ -385,7 +391,8 @@ impl State {
 }
 
 impl Decoder {
-    /// Whether it was made from these layers. Values are compared, as another model may lie at the same address.
+    /// Whether it was made from these layers. Values are compared, as another model may lie at the same
+    /// address.
     fn is_of(&self, layers: &[Linear; 2]) -> bool {
         let bits =
             |a: &[f32], b: &[f32]| bytemuck::cast_slice::<_, u8>(a) == bytemuck::cast_slice::<_, u8>(b);
@@ -448,13 +455,14 @@ impl Scratch {
     }
 }
 
-/// Makes `rows` part `part` of what batches are gathered from. Parts 0 and 1 are the originals of the two sides, 2 and 3
-/// the seeds of their residual samples where those are other rows.
+/// Makes `rows` part `part` of what batches are gathered from. Parts 0 and 1 are the originals of the two
+/// sides, 2 and 3 the seeds of their residual samples where those are other rows.
 fn set_part(from: &mut Sources, part: usize, rows: RowsAt) {
     (from.rows[part], from.dtypes[part]) = (rows.address, rows.dtype as u32);
 }
 
-/// A side's samples, if it has any. Seeds of residual samples become a part of their own unless they are the originals.
+/// A side's samples, if it has any. Seeds of residual samples become a part of their own unless they are the
+/// originals.
 fn side_samples<'a>(
     cuda: &Cuda,
     side: &'a RewardSide<'_, '_, Cuda>,

@@ -25,8 +25,8 @@ pub struct VaeTrainer {
     scratch: Option<Scratch>,
 }
 
-/// Activations and gradients of one batch, the epoch's order, and the recorded step. The first half of the rows is the
-/// chosen side.
+/// Activations and gradients of one batch, the epoch's order, and the recorded step. The first half of the
+/// rows is the chosen side.
 #[derive(Debug)]
 struct Scratch {
     batch: usize,

@@ -1,5 +1,5 @@
-//! A model's parameters in training: all layers in one allocation, with gradients and Adam's moments in three more of the
-//! same layout, so that Adam is one launch.
+//! A model's parameters in training: all layers in one allocation, with gradients and Adam's moments in three
+//! more of the same layout, so that Adam is one launch.
 
 use super::context::Cuda;
 use super::driver::DriverResult;
@@ -7,7 +7,8 @@ use super::memory::Buffer;
 use crate::backend::Adam;
 use crate::model::Linear;
 
-/// Every tensor starts on a multiple of this many values, for 16-byte accesses. What lies between two tensors stays 0.
+/// Every tensor starts on a multiple of this many values, for 16-byte accesses. What lies between two tensors
+/// stays 0.
 const TENSOR_ALIGNMENT: usize = 64;
 
 /// Parameters, gradients and moments of a model.
@@ -117,8 +118,8 @@ impl Parameters {
         self.layers_of(&self.gradients)
     }
 
-    /// The two scalars of Adam that change from step to step, for the step after `steps + ahead` others: the learning
-    /// rate over the first bias correction, and one over the root of the second.
+    /// The two scalars of Adam that change from step to step, for the step after `steps + ahead` others: the
+    /// learning rate over the first bias correction, and one over the root of the second.
     pub fn rates(&self, ahead: usize) -> (f32, f32) {
         let step = self.steps + 1 + i32::try_from(ahead).unwrap_or(i32::MAX);
         let Adam { lr, beta1, beta2, .. } = self.adam;

@@ -1,5 +1,5 @@
-//! The oracle: every operation as one plain loop in F64. Slow, obvious, and what every other backend is tested
-//! against. Inputs are the stored values and F32 parameters; nothing is rounded until a result leaves.
+//! The oracle: every operation as one plain loop in F64. Slow, obvious, and what every other backend is
+//! tested against. Inputs are the stored values and F32 parameters; nothing is rounded until a result leaves.
 
 mod infer;
 mod layers;

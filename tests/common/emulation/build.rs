@@ -1,5 +1,5 @@
-//! Compiles the emulator and the kernels into `target/emulation`. Objects are named by a digest of all that they are
-//! made from, so nothing is compiled twice and nothing stale is used.
+//! Compiles the emulator and the kernels into `target/emulation`. Objects are named by a digest of all that
+//! they are made from, so nothing is compiled twice and nothing stale is used.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +25,8 @@ const COMMON: &[&str] = &[
     "-Werror",
 ];
 
-/// Compiles .cu files as C++. Undefined behaviour traps; uninitialised locals hold a pattern that shows in results.
+/// Compiles .cu files as C++. Undefined behaviour traps; uninitialised locals hold a pattern that shows in
+/// results.
 const KERNEL: &[&str] = &[
     "-fsanitize=bounds,alignment,shift,signed-integer-overflow,integer-divide-by-zero,null",
     "-fsanitize-undefined-trap-on-error",
@@ -70,7 +71,8 @@ fn with_headers(source: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Flags for the machine: fused multiply-adds in hardware where there are any. Same bits, several times faster.
+/// Flags for the machine: fused multiply-adds in hardware where there are any. Same bits, several times
+/// faster.
 fn machine_flags() -> &'static [&'static str] {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("fma") && std::arch::is_x86_feature_detected!("avx2") {
@@ -95,7 +97,8 @@ fn run(command: &mut Command, what: &str) {
     assert!(output.status.success(), "{what} failed:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Lets `make` write to a temporary name, then renames it: other processes see the file only when it is complete.
+/// Lets `make` write to a temporary name, then renames it: other processes see the file only when it is
+/// complete.
 fn make_at(place: &Path, make: impl FnOnce(&Path)) {
     let mut name = place.as_os_str().to_os_string();
     name.push(format!(".{}", std::process::id()));

@@ -134,7 +134,8 @@ impl Emulator {
     pub fn shared_bytes(&self, kernel: &str, sizes: &[u32]) -> usize {
         let bytes = match &self.0 {
             Raw::Library(library) => library.shared_bytes(kernel, sizes),
-            // A GPU does not tell; the launch layer's count is compared with the kernels' own under emulation.
+            // A GPU does not tell; the launch layer's count is compared with the kernels' own under
+            // emulation.
             Raw::Gpu(_) if kernel == "select_f32" => {
                 let [latent, keep, drawn] = [0, 1, 2].map(|i| sizes[i] as usize);
                 Some(layout::select(latent, keep, drawn).shared)

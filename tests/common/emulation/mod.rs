@@ -1,9 +1,9 @@
-//! The kernels of `kernels/` on this machine's CPU, for tests: compiled by the host's C++ compiler with the emulator
-//! of `kernels/emulation`, loaded, and driven by name like a CUDA driver's.
+//! The kernels of `kernels/` on this machine's CPU, for tests: compiled by the host's C++ compiler with the
+//! emulator of `kernels/emulation`, loaded, and driven by name like a CUDA driver's.
 //!
-//! There are two builds. The fast one finds wrong results, accesses past buffers, divergence and undefined behaviour;
-//! the check build finds races, uninitialised reads and accesses past shared arrays as well, with the source line.
-//! A missing compiler is a failure, never a skip.
+//! There are two builds. The fast one finds wrong results, accesses past buffers, divergence and undefined
+//! behaviour; the check build finds races, uninitialised reads and accesses past shared arrays as well, with
+//! the source line. A missing compiler is a failure, never a skip.
 #![allow(dead_code, unused_imports, reason = "every test program uses its own part")]
 #![allow(unsafe_code, reason = "a C interface; each block says why it is sound")]
 
