@@ -9,7 +9,11 @@ mod common;
 mod disk;
 #[path = "cli/good.rs"]
 mod good;
+#[path = "cli/help.rs"]
+mod help;
 #[path = "cli/peers.rs"]
 mod peers;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/transcript.rs"]
+mod transcript;

@@ -1,13 +1,12 @@
-//! A folder with one of everything, good and bad, and the table of bad inputs' check.
+//! Folders of good data, and with one of every kind of bad file.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use lensmith::dtype::Dtype;
 use serde_json::Value;
 
-use crate::common::cli::{Lab, Listing, Tensor, assert_same_files, f32_bytes, file, listing, raw};
+use crate::common::cli::{Lab, Tensor, f32_bytes, file, raw};
 use crate::common::{data, normals};
 
 /// Width of the data.
@@ -252,99 +251,4 @@ pub fn with_everything() -> Lab {
     lab.put("run/run.json", b"{}");
     fs::create_dir(lab.at("folder.safetensors")).expect("a folder");
     lab
-}
-
-/// A bad input.
-pub struct Bad {
-    pub name: &'static str,
-    /// The words after `lensmith`; `@` is the lab's folder.
-    pub line: String,
-    pub code: i32,
-    /// What the message must contain.
-    pub says: &'static [&'static str],
-    /// Paths that may be new afterwards, each for a reason given where it is listed.
-    pub leaves: &'static [&'static str],
-}
-
-/// A bad input that leaves nothing.
-pub fn bad(name: &'static str, line: impl Into<String>, code: i32, says: &'static [&'static str]) -> Bad {
-    Bad { name, line: line.into(), code, says, leaves: &[] }
-}
-
-impl Bad {
-    /// Allows new paths.
-    pub fn leaves(self, leaves: &'static [&'static str]) -> Bad {
-        Bad { leaves, ..self }
-    }
-}
-
-/// Why an answer to a bad input is not what it must be; empty if it is.
-fn complaints(lab: &Lab, case: &Bad, json: bool, before: &Listing) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let line = if json { format!("{} --json", case.line) } else { case.line.clone() };
-    let said = lab.run(&line);
-    let mut demand = |holds: bool, what: String| {
-        if !holds {
-            wrong.push(what);
-        }
-    };
-    demand(said.code == Some(case.code), format!("exit code {:?}, expected {}", said.code, case.code));
-    demand(said.err.lines().count() == 1 && said.err.ends_with('\n'), "not one line".into());
-    demand(said.err.starts_with("lensmith: "), "does not start with `lensmith: `".into());
-    demand(!said.err.contains("panicked"), "a panic".into());
-    demand(said.err.len() < 1500, format!("{} bytes of message", said.err.len()));
-    for part in case.says {
-        demand(said.err.contains(part), format!("does not say {part:?}"));
-    }
-    if json {
-        let value: Value = serde_json::from_str(&said.out).unwrap_or(Value::Null);
-        let keys: Option<BTreeSet<&str>> = value.as_object().map(|o| o.keys().map(String::as_str).collect());
-        demand(keys == Some(["error", "exit_code"].into()), format!("JSON is {:?}", said.out));
-        demand(value["exit_code"] == case.code, format!("exit code in JSON {}", value["exit_code"]));
-        let message = value["error"].as_str().unwrap_or_default();
-        demand(!message.is_empty() && said.err.contains(message), format!("error in JSON {message:?}"));
-    } else {
-        demand(said.out.is_empty(), format!("standard output {:?}", said.out));
-    }
-    let after = listing(lab.at("").as_path());
-    for (path, bytes) in before {
-        demand(after.get(path) == Some(bytes), format!("{} was changed or removed", path.display()));
-    }
-    let new: Vec<String> =
-        after.keys().filter(|p| !before.contains_key(*p)).map(|p| p.display().to_string()).collect();
-    let new: Vec<&String> = new.iter().filter(|p| !case.leaves.contains(&p.as_str())).collect();
-    demand(new.is_empty(), format!("left behind: {new:?}"));
-    if !wrong.is_empty() {
-        wrong.push(format!("it said: {:?}", said.err));
-    }
-    wrong
-}
-
-/// Runs every bad input twice, for people and with `--json`; gives how many there were.
-pub fn check(lab: &Lab, cases: &[Bad]) -> usize {
-    let root = lab.at("");
-    let before = listing(&root);
-    let mut report = String::new();
-    for case in cases {
-        for json in [false, true] {
-            for wrong in complaints(lab, case, json, &before) {
-                let how = if json { " (--json)" } else { "" };
-                report.push_str(&format!("\n{}{how}: {wrong}", case.name));
-            }
-            clean(&root, &before);
-        }
-    }
-    assert!(report.is_empty(), "{report}");
-    assert_same_files("after all bad inputs", &listing(&root), &before);
-    println!("{} bad inputs", cases.len());
-    cases.len()
-}
-
-/// Removes what is new in a folder.
-fn clean(root: &Path, before: &Listing) {
-    for path in listing(root).into_keys().rev().filter(|p| !before.contains_key(p)) {
-        let path = root.join(path);
-        if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) }
-            .expect("new and removable");
-    }
 }

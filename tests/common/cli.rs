@@ -21,7 +21,8 @@ pub fn binary() -> Command {
 
 /// A command, the binary or what runs it, in the environment that tests mean.
 pub fn bare(mut command: Command) -> Command {
-    for name in ["LENSMITH_SIMD", "LENSMITH_CUDA_EMULATOR", "LENSMITH_CUDA_EMULATOR_DEVICES"] {
+    // COLUMNS would set the width of help.
+    for name in ["LENSMITH_SIMD", "LENSMITH_CUDA_EMULATOR", "LENSMITH_CUDA_EMULATOR_DEVICES", "COLUMNS"] {
         command.env_remove(name);
     }
     command.env("LENSMITH_DEVICE", "cpu");
