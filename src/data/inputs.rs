@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::{CandidateSet, EmbeddingSet, PairSet, RowBlock};
+use super::column::RowBlock;
+use super::reader::{CandidateSet, EmbeddingSet, PairSet};
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Side};
 

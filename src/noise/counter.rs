@@ -50,9 +50,9 @@ pub struct NoiseCounter {
 }
 
 impl NoiseCounter {
-    /// The counter of block `block` of this vector.
+    /// The four words of Philox's counter for block `block` of this vector.
     #[inline(always)]
-    pub fn counter(self, block: u32) -> [u32; 4] {
+    pub fn block(self, block: u32) -> [u32; 4] {
         debug_assert!(self.row < MAX_ROWS);
         let high = (self.row >> 32) as u32 & 0xffff;
         let last = high | (self.side as u32) << 16 | (self.purpose as u32) << 24;

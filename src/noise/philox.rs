@@ -87,7 +87,7 @@ impl Stream {
 impl RngCore for Stream {
     fn next_u32(&mut self) -> u32 {
         if self.used == 4 {
-            self.words = philox4x32_10(self.counter.counter(self.block), self.key);
+            self.words = philox4x32_10(self.counter.block(self.block), self.key);
             // After 2^34 words the blocks of this candidate are used up; the stream goes on with the next
             // candidate's.
             self.block = self.block.wrapping_add(1);

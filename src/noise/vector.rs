@@ -1,8 +1,8 @@
 //! Normals of many counters at once: the scalar definition ([`normal_lanes`]) over 64 blocks, in loops that the compiler
 //! vectorises for each instruction set. Every bit is the same on all of them.
 
+use super::counter::{NoiseCounter, key_words};
 use super::normal::normal_lanes;
-use super::{NoiseCounter, key_words};
 use crate::simd::{Callee, Isa, Simd, Task};
 
 /// Blocks of four normals that are made together: of one vector alone most operations would wait for the one before.
@@ -37,19 +37,19 @@ pub fn store<const N: usize>(normals: &[[f32; N]; 4], out: &mut [f32]) {
     }
 }
 
-/// The standard normals of one address: element j of `out` is element j of the address.
-pub fn fill_normals(seed: u64, address: NoiseCounter, out: &mut [f32]) {
+/// The standard normals that belong to `counter`: element j of `out` is element j of that vector.
+pub fn fill_normals(seed: u64, counter: NoiseCounter, out: &mut [f32]) {
     // Below a vector of blocks the scalar definition is as fast.
     if out.len() <= 4 {
-        let four = normal_lanes::<1>(address.counter(0).map(|c| [c]), key_words(seed));
+        let four = normal_lanes::<1>(counter.block(0).map(|c| [c]), key_words(seed));
         out.iter_mut().zip(four).for_each(|(value, normal)| *value = normal[0]);
         return;
     }
-    fill_normals_at(Isa::current(), seed, address, out);
+    fill_normals_at(Isa::current(), seed, counter, out);
 }
 
 /// [`fill_normals`] with a given instruction set; all give the same bits.
-pub fn fill_normals_at(isa: Isa, seed: u64, address: NoiseCounter, out: &mut [f32]) {
+pub fn fill_normals_at(isa: Isa, seed: u64, counter: NoiseCounter, out: &mut [f32]) {
     struct Fill<'a>(u64, NoiseCounter, &'a mut [f32]);
     impl Task for Fill<'_> {
         type Output = ();
@@ -58,28 +58,28 @@ pub fn fill_normals_at(isa: Isa, seed: u64, address: NoiseCounter, out: &mut [f3
             fill_normals_in(simd, self.0, self.1, self.2);
         }
     }
-    isa.run(Fill(seed, address, out));
+    isa.run(Fill(seed, counter, out));
 }
 
 /// [`fill_normals`] within a task.
 #[inline(always)]
-pub fn fill_normals_in<S: Simd>(simd: S, seed: u64, address: NoiseCounter, out: &mut [f32]) {
+pub fn fill_normals_in<S: Simd>(simd: S, seed: u64, counter: NoiseCounter, out: &mut [f32]) {
     let (whole, rest) = out.as_chunks_mut::<{ 4 * BLOCKS }>();
     let mut block = 0;
     for out in whole {
-        store(&normals(simd, &from_block::<BLOCKS>(address, block), key_words(seed)), out);
+        store(&normals(simd, &from_block::<BLOCKS>(counter, block), key_words(seed)), out);
         block += BLOCKS as u32;
     }
     for out in rest.chunks_mut(4 * FEW) {
-        store(&normals(simd, &from_block::<FEW>(address, block), key_words(seed)), out);
+        store(&normals(simd, &from_block::<FEW>(counter, block), key_words(seed)), out);
         block += FEW as u32;
     }
 }
 
-/// The counters of an address from block `first` on.
+/// The counters of a vector of noise from block `first` on.
 #[inline(always)]
-fn from_block<const N: usize>(address: NoiseCounter, first: u32) -> [[u32; N]; 4] {
-    let mut counters = address.counter(first).map(|word| [word; N]);
+fn from_block<const N: usize>(counter: NoiseCounter, first: u32) -> [[u32; N]; 4] {
+    let mut counters = counter.block(first).map(|word| [word; N]);
     for (i, block) in counters[0].iter_mut().enumerate() {
         *block = block.wrapping_add(i as u32);
     }
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn runs_of_any_length_are_those_of_the_scalar_definition() {
-        let address = NoiseCounter {
+        let counter = NoiseCounter {
             purpose: Purpose::Perturb,
             side: Side::Rejected,
             row: (1 << 33) + 5,
@@ -183,13 +183,13 @@ mod tests {
         for n in (0..140).chain([64 * 5 - 1, 64 * 5, 1000]) {
             let want: Vec<u32> = (0..n)
                 .map(|j| {
-                    let counter = address.counter(j as u32 / 4).map(|c| [c]);
+                    let counter = counter.block(j as u32 / 4).map(|c| [c]);
                     normal_lanes::<1>(counter, key_words(3))[j % 4][0].to_bits()
                 })
                 .collect();
             for isa in Isa::available() {
                 let mut got = vec![f32::NAN; n];
-                fill_normals_at(isa, 3, address, &mut got);
+                fill_normals_at(isa, 3, counter, &mut got);
                 let got: Vec<u32> = got.into_iter().map(f32::to_bits).collect();
                 assert_eq!(got, want, "{}: {n} normals", isa.name());
             }

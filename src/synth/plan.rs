@@ -316,12 +316,12 @@ mod tests {
     }
 
     #[test]
-    fn impossible_plans_name_the_option() {
+    fn impossible_plans_name_the_field() {
         let text =
             |pairs_per_seed, k| Plan::new(9, pairs_per_seed, k, Pairing::Combine, 0).unwrap_err().to_string();
-        assert!(text(Some(1), None).contains("--fold"));
+        assert!(text(Some(1), None).contains("pairs_per_seed"));
         assert!(text(Some(10), Some(2)).contains("2 to 9"));
-        assert!(text(None, Some(0)).contains("--per-side"));
+        assert!(text(None, Some(0)).contains("per_side"));
         assert!(text(None, Some(257)).contains("1 to 256"));
     }
 }

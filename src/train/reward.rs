@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{learning_rate, positive};
 use super::early_stop::EarlyStop;
 use super::shuffle::Shuffle;
-use crate::backend::{Adam, Backend, PairRows, RewardData, RewardObjective, SyntheticPath};
+use crate::backend::{Backend, PairRows, RewardData, RewardObjective};
 use crate::error::{Error, Result};
 use crate::model::{RewardModel, RewardSize, Standardizer};
 
@@ -57,11 +57,7 @@ impl Default for RewardTraining {
             updates: Updates::Epochs(20),
             patience: Some(5),
             evaluate_every: 1,
-            objective: RewardObjective {
-                batch: 128,
-                adam: Adam::with_lr(1e-4),
-                synthetic: SyntheticPath::Folded,
-            },
+            objective: RewardObjective::default(),
             seed: 0,
         }
     }

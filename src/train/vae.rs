@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{learning_rate, positive, weight};
 use super::shuffle::Shuffle;
-use crate::backend::{Adam, Backend, Divergence, PairData, Reduction, VaeLoss, VaeObjective};
+use crate::backend::{Backend, PairData, VaeLoss, VaeObjective};
 use crate::error::{Error, Result};
 use crate::matrix::RowSet;
 use crate::model::{Standardizer, Vae, VaeSize};
@@ -32,20 +32,7 @@ pub struct VaeTraining {
 
 impl Default for VaeTraining {
     fn default() -> VaeTraining {
-        VaeTraining {
-            hidden: 64,
-            latent: 16,
-            epochs: 100,
-            objective: VaeObjective {
-                reconstruction: Reduction::Mean,
-                beta: 1e-3,
-                gamma: 0.1,
-                divergence: Divergence::W2,
-                batch: 128,
-                adam: Adam::with_lr(1e-4),
-                seed: 0,
-            },
-        }
+        VaeTraining { hidden: 64, latent: 16, epochs: 100, objective: VaeObjective::default() }
     }
 }
 

@@ -68,7 +68,7 @@ fn columns_that_do_not_belong_together_are_refused() {
     };
     expect(&refusal(ImportLayout::Embeddings { embeddings: differ }), &["rewards.npy", "[5]", "[4]"]);
     let unknown = column(&golden("hf_fixed_f32/state.json"), "chosen");
-    expect(&refusal(ImportLayout::Embeddings { embeddings: unknown }), &["--format", "state.json"]);
+    expect(&refusal(ImportLayout::Embeddings { embeddings: unknown }), &["format", "state.json"]);
     let wrong = ColumnSource { format: Some(Format::Parquet), ..column(&arrow, "chosen") };
     expect(&refusal(ImportLayout::Embeddings { embeddings: wrong }), &["file.arrow", "Parquet"]);
     let missing = column("/nowhere/at/all.npy", "");

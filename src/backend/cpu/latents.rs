@@ -68,7 +68,7 @@ fn noise<S: Simd>(
         for i in 0..out.len().div_ceil(4 * RUN) {
             let run = chunk * (BLOCKS / RUN) + i;
             let first = (run % runs * RUN) as u32;
-            let words = counter(purpose, key, samples[run / runs]).counter(first);
+            let words = counter(purpose, key, samples[run / runs]).block(first);
             for b in 0..RUN {
                 for w in 0..4 {
                     counters[w][i * RUN + b] = words[w];
@@ -208,7 +208,7 @@ fn squares<S: Simd>(
 ) -> [f32; CANDIDATES] {
     /// Blocks of each candidate that are made together.
     const TOGETHER: usize = BLOCKS / CANDIDATES;
-    let words = counter(Purpose::Perturb, key, sample).counter(0);
+    let words = counter(Purpose::Perturb, key, sample).block(0);
     let mut squares = [0f32; CANDIDATES];
     let columns = z.as_chunks::<{ 4 * TOGETHER }>().0.iter().zip(center.as_chunks::<{ 4 * TOGETHER }>().0);
     let columns = columns.zip(precision.as_chunks::<{ 4 * TOGETHER }>().0);
