@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example from_memory`
 
-use lensmith::{Dtype, Engine, RewardTraining, RowSet, Rows, SynthesisOptions, VaeTraining};
+use lensmith::{Dtype, Engine, RewardTraining, RowSet, SynthesisOptions, VaeTraining};
 
 const DIM: usize = 64;
 

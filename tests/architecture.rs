@@ -36,7 +36,6 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("memmap2::", &["data/map.rs", "matrix/pages.rs"]),
     ("libc::", &["data/map.rs", "simd/"]),
     ("rustix::", &["data/"]),
-    ("gemm::", &["backend/cpu/"]),
     ("clap::", &["cli/"]),
     ("indicatif::", &["cli/"]),
     ("plotters::", &["bench/", "report/"]),
@@ -45,7 +44,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("arrow_ipc::", &["convert/"]),
     ("std::arch::", &["simd/"]),
     ("println!", &["cli/"]),
-    ("unsafe ", &["simd/", "backend/cpu/", "data/map.rs", "backend/cuda/"]),
+    ("unsafe ", &["simd/", "data/map.rs", "backend/cuda/"]),
 ];
 
 const MOST_LINES: usize = 600;

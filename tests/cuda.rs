@@ -60,7 +60,7 @@ fn shared_memory_is_what_the_kernels_count() {
                     }
                 }
                 let score = layout::score_latents(precision, size, 256).shared;
-                // The exact kernel takes the width in turns.
+                // The exact kernel loops over the width in slices of 64.
                 let sizes = [hidden, latent, 256];
                 let sizes = if precision == Precision::F32 { &sizes[..2] } else { &sizes };
                 same(&format!("score_latents_{p}"), sizes, score);
@@ -144,7 +144,7 @@ fn every_kernel_of_f32_is_compiled_for_turing() {
             || ["score_latents_bf16", "product_nt_bf16", "product_tn_bf16", "product_nn_bf16"].contains(name)
     };
     for image in kernels::IMAGES {
-        // Another choice of architectures than the build's own is somebody's wish.
+        // LENSMITH_CUDA_ARCHS chose other architectures than the build's default.
         if image.ptx.is_none() || std::env::var_os("LENSMITH_CUDA_ARCHS").is_some() {
             continue;
         }
@@ -159,7 +159,7 @@ fn models(dim: usize) -> (Vae, RewardModel) {
     (vae, RewardModel::init(RewardSize::new(dim, 64).expect("sizes"), 2))
 }
 
-/// What a device gives for 700 rows: codes, decoded rows and scores.
+/// Posteriors, decoded rows and scores of 700 rows on a device.
 fn made(b: &impl Backend, rows: RowSet<'_>, vae: &Vae, reward: &RewardModel) -> [Vec<f32>; 3] {
     let (dim, n) = (rows.cols(), rows.rows());
     let (vae, reward) = (b.load_vae(vae).expect("loads"), b.load_reward(reward).expect("loads"));
@@ -178,7 +178,7 @@ fn with_memory(memory: usize) -> Cuda {
     emulated(Build::Fast, Emulated { memory, ..Emulated::default() }, Precision::F32)
 }
 
-/// What the library said.
+/// Lines of the library's log.
 static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 struct Listener;
@@ -215,7 +215,7 @@ fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
     let set = || RowSet::from(rows.view());
     let (vae, reward) = models(dim);
     let want = made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), set(), &vae, &reward);
-    // All; too little for the embeddings as a whole; too little for two pieces of output of more than 128 rows.
+    // Enough memory; too little for all embeddings; too little for two chunks of output of more than 128 rows.
     for memory in [1 << 30, 700_000, 300_000] {
         let got = made(&with_memory(memory), set(), &vae, &reward);
         for (got, want) in got.iter().zip(&want) {
@@ -259,8 +259,8 @@ fn far_too_little_memory_is_an_error_that_says_so() {
 
 #[test]
 fn models_too_wide_for_a_block_are_refused_with_words() {
-    let how = Emulated { shared: 48 << 10, ..Emulated::default() };
-    let b = emulated(Build::Fast, how, Precision::F32);
+    let options = Emulated { shared: 48 << 10, ..Emulated::default() };
+    let b = emulated(Build::Fast, options, Precision::F32);
     let vae = Vae::init(VaeSize::new(40, 512, 16).expect("sizes"), 1);
     let rows = data_buf(Dtype::F32, 3, 5, 40);
     let vae = b.load_vae(&vae).expect("loads");
@@ -303,18 +303,18 @@ fn drawn_and_scored(
     let (vae, folded) = (b.load_vae(vae).expect("loads"), b.load_folded(&folded).expect("loads"));
     let n = rows.rows() as u32;
     let posteriors = b.encode(&vae, &b.embeddings(rows).expect("uploads")).expect("encodes");
-    let origin = NoiseKey { seed: 9, side: Side::Rejected, first_row: 5 };
-    let how = Perturbation {
+    let key = NoiseKey { seed: 9, side: Side::Rejected, first_row: 5 };
+    let options = Perturbation {
         sigma2: 0.01,
         top_k: 3,
         oversample: 4,
         likelihood: Likelihood::Posterior,
         source: LatentSource::Sample,
     };
-    let candidates = b.select(&posteriors, origin, &how).expect("selects").candidates;
+    let candidates = b.select(&posteriors, key, &options).expect("selects").candidates;
     let samples: Vec<Sample> =
         (0..3 * n).map(|i| Sample { row: i / 3, candidate: candidates[i as usize] }).collect();
-    let latents = b.perturb(&posteriors, origin, &how, &samples).expect("perturbs");
+    let latents = b.perturb(&posteriors, key, &options, &samples).expect("perturbs");
     let mut scores = vec![f32::NAN; samples.len()];
     b.score_latents(&folded, &latents, None, &mut scores).expect("scores");
     (candidates, b.latents(&latents).expect("downloads").values, scores)
@@ -358,7 +358,7 @@ fn every_launch_passes_the_check_build() {
     assert!(seen.windows(2).all(|w| w[0] == w[1]), "training depends on the schedule");
 }
 
-/// The same of reward training: originals and folded samples mixed, plain and residual, in both precisions.
+/// The same for reward training: originals and folded samples mixed, plain and residual, in both precisions.
 #[test]
 fn every_launch_of_reward_training_passes_the_check_build() {
     let dim = 40;
@@ -430,7 +430,7 @@ fn a_run_on_the_device_is_the_cpus() {
     ];
     let mut runs = Vec::new();
     for (name, device, environment) in &ways {
-        // Only what is compiled goes through the stand-in.
+        // The stand-in for libcuda needs compiled kernels.
         if *name == "libcuda" && kernels::TOOLKIT.is_none() {
             continue;
         }
@@ -442,7 +442,7 @@ fn a_run_on_the_device_is_the_cpus() {
         );
         run(&lab, &synth, device, environment);
     }
-    // Parts that two jobs make on the device are the whole that one made on the CPU.
+    // Two parts made on the device are, together, the data set that one job made on the CPU.
     for part in ["1/2", "0/2"] {
         let synth = format!(
             "synth @cpu/seeds.safetensors --vae @cpu/vae.safetensors --fold 8 --shard-rows 50 --part {part} --out @synth_parts"
@@ -462,7 +462,7 @@ fn a_run_on_the_device_is_the_cpus() {
     }
 }
 
-/// On a GPU the kernels alone are held against its memory, and what ends on the host against nothing.
+/// On a GPU `bench` compares kernels with the GPU's memory rates; operations that end on the host have no limit there.
 #[test]
 fn bench_measures_kernels_beside_calls() {
     let lab = Lab::new();
@@ -486,7 +486,7 @@ fn bench_measures_kernels_beside_calls() {
     assert!(std::fs::read_to_string(lab.at("roof.svg")).expect("a picture").contains("encode from BF16"));
 }
 
-/// Devices beside each other open, each under its name, with memory that the other must not use.
+/// Several devices open under names of their own, and refuse each other's memory.
 #[test]
 fn emulated_devices_stand_side_by_side() {
     if tested_gpu().is_some() {
@@ -499,7 +499,7 @@ fn emulated_devices_stand_side_by_side() {
     let rows = data_buf(Dtype::F32, 3, 9, 24);
     let want =
         made(&Cpu::new(1, Precision::F32).expect("the CPU backend"), rows.view().into(), &vae, &reward);
-    // At once, as their threads are.
+    // At the same time, as their threads run.
     std::thread::scope(|scope| {
         for b in &both {
             scope.spawn(|| {
@@ -509,7 +509,7 @@ fn emulated_devices_stand_side_by_side() {
             });
         }
     });
-    // A model of one and embeddings of the other.
+    // A model on one device, embeddings on the other.
     let vae = both[0].load_vae(&vae).expect("loads");
     let embeddings = both[1].embeddings(rows.view().into()).expect("uploads");
     let said = both[1].encode(&vae, &embeddings).map(drop).expect_err("memory of another device").to_string();
@@ -520,7 +520,7 @@ fn emulated_devices_stand_side_by_side() {
     assert_eq!((names, all.info().name.as_str()), (vec!["cuda:0".to_string(), "cuda:1".into()], "cuda:0"));
 }
 
-/// What was spread over several devices is what one made; commands of one device take the first.
+/// Several devices make the same bytes as one; commands that use one device take the first.
 #[test]
 fn all_devices_write_what_one_writes() {
     let lab = Lab::new();
@@ -536,7 +536,7 @@ fn all_devices_write_what_one_writes() {
     let three = vec![("LENSMITH_CUDA_EMULATOR", &*emulator), ("LENSMITH_CUDA_EMULATOR_DEVICES", path("3"))];
     let two = vec![("LD_LIBRARY_PATH", &*folder), ("FAKE_EMULATOR", &*emulator), ("FAKE_COUNT", path("2"))];
     for (name, environment) in [("emulator", &three), ("libcuda", &two)] {
-        // Only what is compiled goes through the stand-in.
+        // The stand-in for libcuda needs compiled kernels.
         if name == "libcuda" && kernels::TOOLKIT.is_none() {
             continue;
         }
@@ -554,7 +554,7 @@ fn all_devices_write_what_one_writes() {
     }
 }
 
-/// How many devices are emulated is the user's word, within bounds.
+/// The number of emulated devices has bounds.
 #[test]
 fn emulated_devices_are_counted() {
     let lab = Lab::new();
@@ -629,15 +629,15 @@ fn a_device_that_is_not_there_is_said_once() {
 
 #[test]
 fn posteriors_of_both_sides_keep_their_noise() {
-    // One block under two origins: sides and rows must not share noise.
+    // The same block under several keys: neither sides nor rows may share noise.
     let (vae, _) = models(24);
     let rows = data_buf(Dtype::F16, 3, 9, 24);
     let b = with_memory(1 << 30);
     let vae = b.load_vae(&vae).expect("loads");
     let embeddings = b.embeddings(rows.view().into()).expect("uploads");
     let sample = |side, first_row| {
-        let origin = NoiseKey { seed: 5, side, first_row };
-        let drawn = b.encode_sample(&vae, &embeddings, origin).expect("samples");
+        let key = NoiseKey { seed: 5, side, first_row };
+        let drawn = b.encode_sample(&vae, &embeddings, key).expect("samples");
         b.latents(&drawn).expect("downloads").values
     };
     let all = [sample(Side::Chosen, 0), sample(Side::Rejected, 0), sample(Side::Chosen, 9)];

@@ -122,7 +122,7 @@ fn batches_and_single_pairs_are_those_of_the_shards() {
 
         for batch in [1, 7, 64, pairs as usize] {
             let mut next = 0;
-            for part in engine.stream(recipe, seeds, vae, batch, dtype).expect("a stream") {
+            for part in engine.stream(&recipe.options(), seeds, vae, batch, dtype).expect("a stream") {
                 let part = part.expect("pairs");
                 assert_eq!(part.first, next);
                 next += part.chosen.rows() as u64;
@@ -140,7 +140,7 @@ fn batches_and_single_pairs_are_those_of_the_shards() {
         let mut random = Stream::new(i as u64, Purpose::Simulation, 5);
         alone.extend((0..6).map(|_| u64::from(random.below(pairs as u32))));
         for j in alone {
-            let pair = engine.pair(recipe, seeds, vae, j, dtype).expect("a pair");
+            let pair = engine.pair(&recipe.options(), seeds, vae, j, dtype).expect("a pair");
             assert_eq!((pair.first, pair.chosen.rows()), (j, 1));
             made.assert_stored(&format!("{options}, pair {j} alone"), j, [&pair.chosen, &pair.rejected]);
         }

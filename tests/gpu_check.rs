@@ -1,6 +1,6 @@
-//! tools/gpu_check through the stand-in for libcuda, on the test programs of this build: whatever crashes, hangs, is
-//! missing or cannot be written, there is a record of everything else, and the exit code says what happened. The same of
-//! the parts of tools/bench_peers.py on a GPU, with a stand-in for PyTorch.
+//! tools/gpu_check with the stand-in for libcuda, on the test programs of this build: whatever crashes, hangs, is missing
+//! or cannot be written, everything else is recorded, and the exit code says what happened. Likewise the GPU parts of
+//! tools/bench_peers.py, with a stand-in for PyTorch.
 
 #![cfg(target_os = "linux")]
 
@@ -191,7 +191,7 @@ fn half_of_the_stages(variable: &str, status: &str) {
     for first in [0, 1] {
         let broken: Vec<&str> = STAGES.into_iter().skip(first).step_by(2).collect();
         let limits: Vec<String> = broken.iter().map(|stage| format!("{stage}=2")).collect();
-        // A crash needs no limit.
+        // Crashes end at once; only hangs wait for the limit.
         let limits =
             if status == "timed out" { format!("--limits {}", limits.join(",")) } else { String::new() };
         let said = machine.run(&format!("--out @{first} {limits}"), &[(variable, &broken.join(","))]);
@@ -277,13 +277,13 @@ fn a_folder_that_takes_nothing_costs_its_copy_alone() {
         assert_eq!(statuses(&record)[..2], [("device", "passed"), ("probes", "passed")]);
     }
     assert!(!machine.lab.at("full/imaginary-gpu.json").exists(), "half a record is none");
-    // Where nothing takes the record, it is printed.
+    // If the record cannot be written anywhere, it is printed.
     let said = machine.run("--out @full --stages device,probes", &[]);
     assert_eq!(said.code, Some(0), "{said:?}");
     let line = said.out.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{said:?}"));
     let record: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(stage(&record, "probes")["status"], "passed");
-    // Nor does it matter whether anybody hears what is said.
+    // It is written even if standard output cannot be.
     let mut command = machine.command("--out @unheard --stages device,probes", &[], true);
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
     let status = command.stdout(full()).stderr(full()).status().expect("tools/gpu_check runs");
@@ -301,7 +301,7 @@ fn only_a_missing_gpu_is_called_that() {
         let record = machine.record("out/gpu-unknown.json");
         assert_eq!(statuses(&record), STAGES.map(|stage| (stage, "not run")));
     }
-    // A driver that does not start, and one that is too old, stand before a GPU that may be there.
+    // A driver that does not start, or is too old, hides whether there is a GPU.
     for (what, value, words) in
         [("FAKE_INIT", "999", "does not start"), ("FAKE_RELEASE", "11040", "CUDA 11.4")]
     {
@@ -451,7 +451,7 @@ shutil.rmtree(elsewhere)
     assert_eq!(said.code, Some(0), "{said:?}");
 }
 
-/// Plays PyTorch as far as the process of a part starts: one part fails, one hangs, the others crash.
+/// A stand-in for PyTorch: one part fails, one hangs, the others crash.
 const TORCH: &str = r#"
 import os, sys, time
 
@@ -512,7 +512,7 @@ fn parts_of_the_peers_fail_one_by_one() {
         }
         assert_eq!(record["peers"].is_null(), file.starts_with("out"), "{record}");
     }
-    // What is left of the whole limit is all that a part gets.
+    // A part gets no more time than is left of the whole limit.
     let said = run(&format!("{parts} --limit 0.001 --out @late"));
     assert_eq!(said.code, Some(1), "{said:?}");
     let record = lab.value("late/imaginary-gpu.json");

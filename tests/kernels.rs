@@ -29,7 +29,7 @@ fn compiled(test: &str) -> bool {
     kernels::TOOLKIT.is_some()
 }
 
-/// Says so past the capture of test output.
+/// Prints past the test harness's capture of output.
 fn skipped(test: &str, why: &str) {
     writeln!(std::io::stderr(), "SKIPPED {test}: {why}").expect("standard error takes text");
 }
@@ -217,7 +217,7 @@ fn without_nvcc_one_warning_tells_what_helps() {
     assert!(warnings[0].contains("tools/setup_cuda") && warnings[0].contains("CUDA_HOME"), "{}", warnings[0]);
     assert_eq!(starting(&outcome, "cargo::rustc-cfg"), ["cargo::rustc-cfg=no_nvcc"]);
     assert_eq!(starting(&outcome, "cargo::rustc-check-cfg").len(), 1);
-    // The names are there all the same.
+    // The names of kernels are defined even without nvcc.
     assert!(repository.rust().contains("pub const FIRST_F32: &str = \"first_f32\";"));
     assert!(repository.rust().contains("IMAGES: &[Image] = &[\n];"));
 
@@ -239,7 +239,7 @@ fn nvcc_is_looked_for_in_order() {
         assert_eq!(repository.build(&environment).result, Ok(()));
         assert_eq!(repository.calls(place), 1, "{place}");
     }
-    // A folder without its stamp is no toolkit.
+    // A folder without its stamp is not a complete toolkit.
     assert_eq!(starting(&repository.build(&[]), "cargo::rustc-cfg").len(), 1);
     repository.write(".cuda/stamp", "");
     let _ = fs::remove_file(repository.path("out/first.made"));
@@ -253,7 +253,7 @@ fn nvcc_is_looked_for_in_order() {
     fs::remove_file(repository.path(".cuda/stamp")).unwrap();
     let outcome = repository.build(&[("CUDA_HOME", &home)]);
     assert!(starting(&outcome, "cargo::warning")[0].contains("is CUDA 11.8, 12.0 or newer is needed"));
-    // What NVCC names must do.
+    // The compiler that NVCC names must work: there is no fallback.
     assert!(repository.error(&[("NVCC", "/nowhere/nvcc")]).contains("cannot run /nowhere/nvcc"));
     assert!(repository.error(&[("NVCC", "nvcc-13"), ("PATH", &path)]).contains("not in PATH"));
     assert!(repository.error(&[("NVCC", &format!("{home}/bin/nvcc"))]).contains("11.8"));
@@ -463,7 +463,7 @@ fn every_obstacle_on_the_way_to_a_gpu_has_its_words() {
 
 #[test]
 fn without_a_driver_the_driver_is_named() {
-    // The test means nothing where there is one.
+    // Only meaningful on machines without a driver.
     let devices = ["/dev/nvidiactl", "/dev/dxg", "/dev/nvmap"];
     if devices.iter().any(|device| Path::new(device).exists()) {
         skipped("without_a_driver_the_driver_is_named", "this machine has a driver");

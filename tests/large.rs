@@ -2,9 +2,8 @@
 //! (LENSMITH_TEST_GPU) 70,000 rows are encoded and scored and 300,000 decoded; under emulation, and where
 //! LENSMITH_TEST_SMALL is set, some hundred.
 //!
-//! Rows repeat after a prime number of them, so that the same row comes to stand in every place of a tile: its bits must
-//! not depend on the place, which is checked for all rows, and its first copy is held against the CPU's bits (F32) or the
-//! F64 reference (BF16).
+//! Rows repeat after a prime number of rows, so that the same row comes to every place of a tile. All copies of a row must
+//! have the same bits, and the first is compared with the CPU's bits (F32) or the F64 reference (BF16).
 
 #![cfg(target_os = "linux")]
 
@@ -42,7 +41,7 @@ fn repeated(block: &RowsBuf, count: usize) -> RowSet<'_> {
     RowSet::new(parts.collect()).expect("equal widths")
 }
 
-/// The first of the rows, at most as many as a reference in F64 takes a second for.
+/// The first rows: as many as the F64 reference computes in about a second.
 fn few(rows: usize) -> usize {
     rows.min(48)
 }
@@ -205,7 +204,7 @@ fn cuda_decodes_many_rows_in_bf16_to_f32() {
     decodes(Precision::Bf16, Dtype::F32);
 }
 
-/// Rows that are not there, half a row, or another dtype are refused with words.
+/// Rows out of range, half a row and another dtype are errors.
 #[test]
 fn cuda_copies_only_rows_that_are_there() {
     let (vae, _) = models();

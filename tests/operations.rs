@@ -37,8 +37,8 @@ fn cpu(threads: usize) -> Cpu {
 /// BF16 products of either kind, of pairs of values and of matrices, each at the fastest level that has them.
 fn cpus_in_bf16() -> [Cpu; 2] {
     [false, true].map(|matrix| {
-        let level = Isa::available().into_iter().find(|level| level.is_matrix() == matrix);
-        let cpu = Cpu::with_level(2, Precision::Bf16, level.expect("a level of either kind"));
+        let level = Isa::available().into_iter().find(|level| level.has_amx() == matrix);
+        let cpu = Cpu::with_isa(2, Precision::Bf16, level.expect("a level of either kind"));
         cpu.expect("the CPU backend")
     })
 }

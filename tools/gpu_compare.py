@@ -22,7 +22,7 @@ def fail(text, code=1):
 def compiled(sources, out, stages, nvcc):
     """Compiles kernel files for the device with the flags of the build; gives those that failed."""
     major, minor = stages.found["capability"]
-    # 9.0 has instructions of its own, which its kernels may use.
+    # 9.0a: the variant of 9.0 with instructions that later GPUs lack.
     number = f"{major}{minor}{'a' if (major, minor) == (9, 0) else ''}"
     flags = [*stages.found["flags"], "-gencode", f"arch=compute_{number},code=sm_{number}"]
 
@@ -34,7 +34,7 @@ def compiled(sources, out, stages, nvcc):
 
 
 def changes(old, new):
-    """Median of new / old over the turns, and its spread: what lies between the quartiles."""
+    """Median of new / old over the turns, and its spread: from the first to the third quartile."""
     ratios = sorted(b / a for a, b in zip(old, new, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return statistics.median(ratios), low, high

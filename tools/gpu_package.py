@@ -1,4 +1,4 @@
-"""The programs of tools/gpu_check in one file, which is carried to a machine that has a GPU and no Rust."""
+"""The programs of tools/gpu_check in one file, to copy to a machine that has a GPU and no Rust."""
 import hashlib
 import os
 import shutil
@@ -46,7 +46,7 @@ def unpacked():
     try:
         return unpack(FOLDER, digest)
     except OSError:
-        # A repository that may not be written.
+        # The repository cannot be written.
         return unpack(Path(tempfile.mkdtemp(prefix="gpu_check-")), digest)
 
 
@@ -55,11 +55,11 @@ def unpack(folder, digest):
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(ARCHIVE) as archive:
         for member in archive.getmembers():
-            # Plain files by the names that are known, whatever else the archive may hold.
+            # Only plain files with the expected names, whatever else the archive holds.
             if member.isfile() and member.name in PROGRAMS:
                 with archive.extractfile(member) as source, open(folder / member.name, "wb") as target:
                     shutil.copyfileobj(source, target)
                 (folder / member.name).chmod(0o755)
-    # Last: a folder that was unpacked in part is unpacked again.
+    # Written last, so that a partly unpacked folder is unpacked again.
     (folder / STAMP).write_text(digest)
     return folder

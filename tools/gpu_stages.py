@@ -12,7 +12,7 @@ from pathlib import Path
 from processes import Done, run
 
 ROOT = Path(__file__).resolve().parent.parent
-# Seconds of each stage, in order of worth: a machine that is taken away early leaves the most behind.
+# Seconds of each stage, the most valuable first, in case the machine is taken away early.
 SECONDS = {
     "device": 20,
     "probes": 30,
@@ -42,7 +42,7 @@ SMALL_PROBES = [("emulation", ["probes::tensor", "floor::products"])]
 SMALL_KERNELS = [("large", ["cuda_decodes"]), ("parity", ["cuda::encodes", "cuda::scores"])]
 SMALL_SANITIZED = [("parity", ["cuda::encodes"])]
 HOT = ["encode_bf16_bf16", "decode_bf16_bf16", "score_bf16_bf16", "score_latents_bf16"]
-# The first of these that came about is the stage's status.
+# A stage's status is the first of these that any of its steps has.
 WORST = ["crashed", "timed out", "failed", "not run", "skipped", "passed"]
 
 
@@ -80,7 +80,7 @@ class Stages:
         try:
             steps = self.sanitize() if stage in SANITIZER else getattr(self, stage)()
         except Exception:
-            # A fault of this script costs its stage, as one of a program does.
+            # An error of this script fails the stage, as an error of a program does.
             said = traceback.format_exc().splitlines()[-12:]
             steps = [{"what": "tools/gpu_stages.py", "status": "failed", "seconds": 0, "said": said}]
         statuses = {step["status"] for step in steps} or {"failed"}
@@ -115,14 +115,14 @@ class Stages:
         return record
 
     def tests(self, programs, wrapper=()):
-        """Every test of some programs in a process of its own: a fault takes the context of its process with it."""
+        """Every test of some programs in a process of its own: after a CUDA fault a process can do nothing more on the GPU."""
         named, steps = [], []
         for program, filters in programs:
             # `--list` opens no device.
             done = self.process(program, [*filters, "--list", "--format", "terse"])
             names = re.findall(r"^(.*): test$", done.out, re.MULTILINE)
             if done.status != "passed" or not names:
-                # A filter that names nothing checks nothing.
+                # A filter that matches no test is a mistake.
                 failed = done if done.status != "passed" else Done("failed", 0, done.out, "no test of this name", 0.0)
                 steps.append(self.step(f"{program}: {' '.join(filters)}", failed))
             named += [(program, name) for name in names]

@@ -12,7 +12,7 @@ mod whole;
 mod work;
 
 use crate::backend::device::dispatch;
-use crate::backend::{AnyBackend, Limit, Measurable, Resident, Resource};
+use crate::backend::{AnyBackend, Limit, Resident, Resource, Roofline};
 use crate::error::Result;
 use crate::timing::Timing;
 
@@ -86,7 +86,7 @@ fn limits_of_device(
     options: &Options,
     models: &Models,
 ) -> Result<(Vec<Limit>, Vec<Resident>)> {
-    dispatch!(any, b => Measurable::measure(b, &models.vae, &models.reward, options.rows))
+    dispatch!(any, b => Roofline::measure(b, &models.vae, &models.reward, options.rows))
 }
 
 /// A kernel that ran on data resident on the device, under the operation that it does.

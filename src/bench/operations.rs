@@ -6,8 +6,8 @@ use serde_json::json;
 use super::report::{Entry, Models, Operation, Options};
 use super::work;
 use crate::backend::{
-    Adam, Divergence, LatentSource, Likelihood, Measurable, NoiseKey, PairData, Perturbation, Reduction,
-    Resource, RewardData, RewardObjective, RewardSide, Sample, SyntheticPath, VaeObjective,
+    Adam, Divergence, LatentSource, Likelihood, NoiseKey, PairData, Perturbation, Reduction, Resource,
+    RewardData, RewardObjective, RewardSide, Roofline, Sample, SyntheticPath, VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -60,7 +60,7 @@ pub fn normals(options: &Options) -> Result<Entry> {
 }
 
 /// Measures the operations that `options` names.
-pub fn measure<B: Measurable + 'static>(
+pub fn measure<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -88,7 +88,7 @@ struct Measured<'a, B> {
     entries: &'a mut Vec<Entry>,
 }
 
-impl<B: Measurable> Measured<'_, B> {
+impl<B: Roofline> Measured<'_, B> {
     fn wants(&self, operation: Operation) -> bool {
         self.options.only.contains(&operation)
     }
@@ -113,7 +113,7 @@ impl<B: Measurable> Measured<'_, B> {
     }
 }
 
-fn infer<B: Measurable + 'static>(measured: &mut Measured<'_, B>, models: &Models) -> Result<()> {
+fn infer<B: Roofline + 'static>(measured: &mut Measured<'_, B>, models: &Models) -> Result<()> {
     let (b, options) = (measured.b, measured.options);
     let (size, reward_size) = (models.vae.size(), models.reward.size());
     let (rows, dim, latent) = (options.rows, size.dim, size.latent);
@@ -168,7 +168,7 @@ fn infer<B: Measurable + 'static>(measured: &mut Measured<'_, B>, models: &Model
         (Operation::Perturb, "perturb"),
         (kept.len(), "latents"),
         &[(Resource::Normals, normals), (Resource::Copy, posterior + 4.0 * latent as f64)],
-        || b.perturb(&posteriors, key, &perturbation, &kept).map(|latents| b.make(&latents)),
+        || b.perturb(&posteriors, key, &perturbation, &kept).map(|latents| b.materialize(&latents)),
     )?;
     let folded = b.load_folded(&FoldedReward::new(&models.vae, &models.reward)?)?;
     let mut rewards = vec![0f32; kept.len()];
@@ -202,7 +202,7 @@ fn infer<B: Measurable + 'static>(measured: &mut Measured<'_, B>, models: &Model
     Ok(())
 }
 
-fn train<B: Measurable + 'static>(measured: &mut Measured<'_, B>, models: &Models) -> Result<()> {
+fn train<B: Roofline + 'static>(measured: &mut Measured<'_, B>, models: &Models) -> Result<()> {
     let (b, options) = (measured.b, measured.options);
     let dim = options.dim;
     let sides = [random_rows(options, PAIRS, dim, 1), random_rows(options, PAIRS, dim, 2)];

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::operations::{objectives, random_rows};
 use super::report::{Entry, Models, Operation, Options};
 use super::work;
-use crate::backend::{DecodeMode, Limit, Measurable, Resource};
+use crate::backend::{DecodeMode, Limit, Resource, Roofline};
 use crate::data::{Checkpoint, PairOptions, PairSet, Provenance, WriteMode, sequential_write, write_pairs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -66,7 +66,7 @@ pub fn disk_limit(options: &Options) -> Result<Limit> {
 }
 
 /// Measures what `options` names.
-pub fn measure<B: Measurable + 'static>(
+pub fn measure<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -89,7 +89,7 @@ pub fn measure<B: Measurable + 'static>(
     Ok(())
 }
 
-fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
+fn synthesise<B: Roofline + 'static>(b: &B, options: &Options, models: &Models) -> Result<Entry> {
     let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
     let seeds: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
     let synthesis = SynthesisOptions {
@@ -114,7 +114,7 @@ fn synthesise<B: Measurable + 'static>(b: &B, options: &Options, models: &Models
     Ok(Entry::new(Operation::Synthesise, what, "pairs", timing.per(pairs as f64), &needs))
 }
 
-fn to_disk<B: Measurable + 'static>(
+fn to_disk<B: Roofline + 'static>(
     b: &B,
     options: &Options,
     models: &Models,
@@ -196,7 +196,7 @@ fn trainings(options: &Options) -> (VaeTraining, RewardTraining) {
     (vae, reward)
 }
 
-fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
+fn run<B: Roofline + 'static>(b: &B, options: &Options) -> Result<Entry> {
     match &options.pairs {
         Some(path) => {
             let source = [path.to_string_lossy().into_owned()];
@@ -221,7 +221,7 @@ fn run<B: Measurable + 'static>(b: &B, options: &Options) -> Result<Entry> {
     }
 }
 
-fn run_on<B: Measurable + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
+fn run_on<B: Roofline + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2]) -> Result<Entry> {
     let (n, dim) = (seeds[0].rows(), seeds[0].cols());
     let (vae_training, reward_training) = trainings(options);
     let (mut vae_terms, mut vae_seconds) = (None, Vec::new());

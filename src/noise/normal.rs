@@ -1,10 +1,7 @@
 //! Standard normals from Philox words (Box-Muller), by a fixed sequence of IEEE operations.
 
-use super::counter::{NoiseCounter, key_words};
 use super::math::{ln, sin_cos_turn};
 use super::philox::philox_lanes;
-use super::vector::Fill;
-use crate::simd::Isa;
 
 /// Four standard normals for each of `LANES` counters: value w of lane l is `[w][l]`.
 ///
@@ -35,26 +32,9 @@ pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
     out
 }
 
-/// Fills `out` with the vector of standard normals that belongs to `counter`.
-pub fn fill_normals(seed: u64, counter: NoiseCounter, out: &mut [f32]) {
-    // One block: the scalar definition is as fast.
-    if out.len() <= 4 {
-        let four = normal_lanes::<1>(counter.counter(0).map(|c| [c]), key_words(seed));
-        out.iter_mut().zip(four).for_each(|(value, normal)| *value = normal[0]);
-        return;
-    }
-    fill_normals_at(Isa::current(), seed, counter, out);
-}
-
-/// [`fill_normals`] on a given instruction set; all give the same bits.
-pub fn fill_normals_at(isa: Isa, seed: u64, counter: NoiseCounter, out: &mut [f32]) {
-    isa.run(Fill { seed, address: counter, out });
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::noise::{Purpose, Side};
+    use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
     fn draws(n: usize) -> Vec<f32> {
         let mut out = vec![0f32; n];

@@ -1,22 +1,21 @@
 //! Intel AMX: products of BF16 matrices on eight tiles of 16 rows of 64 bytes.
 //!
 //! The intrinsics are not stable, so the instructions stand in assembly. A piece of it leaves nothing in the tiles that
-//! the next one relies on; only their shape, which [`Tiles`] sets, lasts.
+//! the next one relies on; only their shape lasts as long as a [`Tiles`].
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::{DEEP, Lane, Rows, TALL, WIDTH};
+use super::{AMX_K, AMX_M, AMX_TILE, NR, NrRow, RowsRef};
 
-/// Rows of a tile.
-const ROWS: usize = 16;
-/// Bytes of a lane.
-const LANE: usize = size_of::<Lane>();
+/// Bytes of a packed row of B.
+const ROW_BYTES: usize = size_of::<NrRow>();
 
 /// Whether the machine multiplies tiles of BF16 and the system lets this process.
-pub fn is_there() -> bool {
+pub(super) fn is_available() -> bool {
     static THERE: OnceLock<bool> = OnceLock::new();
     *THERE.get_or_init(|| {
         const BF16: u32 = 1 << 22;
@@ -51,16 +50,25 @@ struct Shape {
     rows: [u8; 16],
 }
 
-/// Tiles in use by this thread.
-pub struct Tiles(PhantomData<*const ()>);
+thread_local! {
+    /// Whether this thread's tiles have their shape.
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Guard of this thread's tiles: they have their shape while it lives. Of guards within each other the outermost counts,
+/// so that a task may run another.
+pub(super) struct Tiles {
+    outermost: bool,
+    not_send: PhantomData<*const ()>,
+}
 
 impl Tiles {
     /// Gives all tiles their shape.
     ///
     /// # Safety
-    /// [`is_there`] must have said so.
+    /// [`is_available`] must have said so.
     #[inline(always)]
-    pub unsafe fn new() -> Tiles {
+    pub(super) unsafe fn configure() -> Tiles {
         const BYTES: [u16; 16] = [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0];
         static SHAPE: Shape = Shape {
             palette: 1,
@@ -69,55 +77,47 @@ impl Tiles {
             bytes: BYTES,
             rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
         };
-        // SAFETY: the caller vouches for the instruction, which reads the 64 bytes of the shape.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPE, options(nostack, preserves_flags, readonly)) };
-        Tiles(PhantomData)
+        let outermost = !CONFIGURED.replace(true);
+        if outermost {
+            // SAFETY: the caller vouches for the instruction, which reads the 64 bytes of the shape.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPE, options(nostack, preserves_flags, readonly)) };
+        }
+        Tiles { outermost, not_send: PhantomData }
     }
 }
 
 impl Drop for Tiles {
     #[inline(always)]
     fn drop(&mut self) {
-        // SAFETY: a `Tiles` exists only where the instruction does. It clears the tiles, which switching threads and
-        // resting cores would else have to keep.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+        if self.outermost {
+            CONFIGURED.set(false);
+            // SAFETY: a `Tiles` exists only where the instruction does. It clears the tiles, which switching threads and
+            // resting cores would else have to keep.
+            unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) };
+        }
     }
 }
 
-/// [`Simd::block`](super::Simd::block).
+/// [`Simd::amx_block`](super::Simd::amx_block).
 ///
 /// # Safety
 /// The thread must hold [`Tiles`].
 #[inline(always)]
-pub unsafe fn block(a: Rows<'_>, b: &[Lane], acc: &mut [Lane; TALL], add: bool) {
-    assert!(a.count <= TALL && a.together.is_multiple_of(DEEP), "{} rows of {} words", a.count, a.together);
-    let tall = a.count.next_multiple_of(ROWS);
-    let whole = b.len() / DEEP * DEEP;
-    let mut add = add;
+pub(super) unsafe fn block(a: RowsRef<'_>, b: &[NrRow], acc: &mut [NrRow; AMX_M]) {
+    assert!(a.count <= AMX_M, "{} rows", a.count);
+    let whole = b.len() / AMX_K * AMX_K;
     if whole > 0 {
-        // Whole stretches, then what is left of the last.
-        let stretches = whole / a.together;
-        for (first, count, words) in [
-            (0, stretches, a.together),
-            (stretches, usize::from(!whole.is_multiple_of(a.together)), whole % a.together),
-        ] {
-            if count == 0 {
-                continue;
-            }
-            let from = &a.words[first * a.apart..];
-            let end = (count - 1) * a.apart + (tall - 1) * a.stride + words;
-            assert!(end <= from.len(), "words of {tall} rows end at {end}, there are {}", from.len());
-            let b = &b[first * a.together..][..count * words];
-            let of = Steps { stretches: count, steps: words / DEEP, stride: a.stride, apart: a.apart };
-            // SAFETY: the last of the words that tiles read was checked; `b` has a lane for every word of a row;
-            // the caller holds the tiles.
-            unsafe { of.multiply(from.as_ptr(), b.as_ptr(), acc, tall > ROWS, add) };
-            add = true;
-        }
+        let rows = a.count.next_multiple_of(AMX_TILE);
+        let end = (rows - 1) * a.stride + whole;
+        assert!(end <= a.words.len(), "words of {rows} rows end at {end}, there are {}", a.words.len());
+        let of = Steps { stretches: 1, steps: whole / AMX_K, stride: a.stride, apart: 0 };
+        // SAFETY: the last of the words that tiles read was checked; `b` has a row for every word; the caller holds the
+        // tiles.
+        unsafe { of.multiply(a.words.as_ptr(), b.as_ptr(), acc, rows > AMX_TILE, true) };
     }
     if whole < b.len() {
-        // SAFETY: as above.
-        unsafe { last(a, b, whole, acc, add) };
+        // SAFETY: the caller holds the tiles.
+        unsafe { last(a, b, whole, acc) };
     }
 }
 
@@ -126,18 +126,16 @@ pub unsafe fn block(a: Rows<'_>, b: &[Lane], acc: &mut [Lane; TALL], add: bool) 
 /// # Safety
 /// The thread must hold [`Tiles`].
 #[inline(never)]
-unsafe fn last(a: Rows<'_>, b: &[Lane], whole: usize, acc: &mut [Lane; TALL], add: bool) {
-    let mut words = [[0f32; DEEP]; TALL];
+unsafe fn last(a: RowsRef<'_>, b: &[NrRow], whole: usize, acc: &mut [NrRow; AMX_M]) {
+    let mut words = [[0f32; AMX_K]; AMX_M];
     for (row, words) in words.iter_mut().enumerate().take(a.count) {
-        for (k, word) in (whole..b.len()).zip(words) {
-            *word = a.word(row, k);
-        }
+        words[..b.len() - whole].copy_from_slice(&a.row(row, b.len())[whole..]);
     }
-    let mut lanes = [[0f32; WIDTH]; DEEP];
-    lanes[..b.len() - whole].copy_from_slice(&b[whole..]);
-    let of = Steps { stretches: 1, steps: 1, stride: DEEP, apart: 0 };
+    let mut rows = [[0f32; NR]; AMX_K];
+    rows[..b.len() - whole].copy_from_slice(&b[whole..]);
+    let of = Steps { stretches: 1, steps: 1, stride: AMX_K, apart: 0 };
     // SAFETY: both arrays are one whole step; the caller holds the tiles.
-    unsafe { of.multiply(words.as_flattened().as_ptr(), lanes.as_ptr(), acc, a.count > ROWS, add) };
+    unsafe { of.multiply(words.as_flattened().as_ptr(), rows.as_ptr(), acc, a.count > AMX_TILE, true) };
 }
 
 /// How tiles walk over rows of words.
@@ -153,15 +151,15 @@ struct Steps {
 }
 
 impl Steps {
-    /// Sums of 16 rows, or of 32 if `two`.
+    /// Sums of 16 rows, or of 32 if `two`, on top of those in `acc` if `add`.
     ///
     /// # Safety
-    /// All words from `a` and lanes from `b` that the steps reach must be there, and the thread must hold [`Tiles`].
+    /// All words from `a` and rows from `b` that the steps reach must be there, and the thread must hold [`Tiles`].
     #[inline(always)]
-    unsafe fn multiply(self, a: *const f32, b: *const Lane, acc: &mut [Lane; TALL], two: bool, add: bool) {
+    unsafe fn multiply(self, a: *const f32, b: *const NrRow, acc: &mut [NrRow; AMX_M], two: bool, add: bool) {
         let stride = self.stride * size_of::<f32>();
         // From the end of a stretch to the next.
-        let jump = (self.apart * size_of::<f32>()).wrapping_sub(self.steps * DEEP * size_of::<f32>());
+        let jump = (self.apart * size_of::<f32>()).wrapping_sub(self.steps * AMX_K * size_of::<f32>());
         // SAFETY: the tiles read and write what the caller vouches for, and all of `acc` or its first 16 rows.
         unsafe {
             if two {
@@ -203,11 +201,11 @@ impl Steps {
                     "tilestored [{acc} + {lane}*1 + 2048], tmm2",
                     "tilestored [{acc} + {lane}*1 + 2112], tmm3",
                     a = inout(reg) a => _,
-                    below = inout(reg) a.byte_add(ROWS * stride) => _,
+                    below = inout(reg) a.byte_add(AMX_TILE * stride) => _,
                     b = inout(reg) b => _,
                     acc = in(reg) acc.as_mut_ptr(),
                     stride = in(reg) stride,
-                    lane = in(reg) LANE,
+                    lane = in(reg) ROW_BYTES,
                     steps = in(reg) self.steps,
                     left = out(reg) _,
                     jump = in(reg) jump,
@@ -248,7 +246,7 @@ impl Steps {
                     b = inout(reg) b => _,
                     acc = in(reg) acc.as_mut_ptr(),
                     stride = in(reg) stride,
-                    lane = in(reg) LANE,
+                    lane = in(reg) ROW_BYTES,
                     steps = in(reg) self.steps,
                     left = out(reg) _,
                     jump = in(reg) jump,

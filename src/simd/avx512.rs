@@ -1,56 +1,65 @@
-//! AVX-512: a lane is two registers, a vector of noise one.
+//! AVX-512: a vector is one register, a row of sums two.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
-use super::avx2::Avx2;
-use super::{HalfLane, LANES, Lane, Piece, Rows, Simd, TALL, Task, WIDTH, amx, pack, shuffle};
+use super::{AMX_M, Callee, Line, NR, NrRow, NrRow16, RowsRef, Simd, Task, VLEN, amx, avx2};
 
-/// Proof that AVX-512 F, BW, DQ and VL and what [`Avx2`] proves are there, where `BF16` AVX-512 BF16 and VBMI2, and where `AMX`
-/// tiles of BF16 and the system's leave to use them.
-#[derive(Clone, Copy, Debug)]
-pub struct Avx512<const BF16: bool, const AMX: bool>(());
+/// Proof that AVX-512 F, BW, DQ and VL and what AVX2 needs are there, where `BF16` AVX-512 BF16 too, and where `amx` is
+/// set that this thread has its AMX tiles configured. Not `Send`: tiles are a thread's.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512<const BF16: bool> {
+    amx: bool,
+    not_send: PhantomData<*const ()>,
+}
 
-impl<const BF16: bool, const AMX: bool> Avx512<BF16, AMX> {
-    /// The token, where the machine has the instructions.
-    pub fn detect() -> Option<Self> {
-        let there = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-            && (!AMX || amx::is_there())
-            && (!BF16 || is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vbmi2"))
-            && Avx2::detect().is_some();
-        there.then_some(Avx512(()))
-    }
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && avx2::is_available()
+}
 
-    /// Runs a task compiled with these instructions.
-    #[inline]
-    pub fn run<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,popcnt")]
-        fn plain<T: Task, S: Simd>(token: S, task: T) -> T::Output {
-            task.run(token)
-        }
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt"
-        )]
-        fn bf16<T: Task, S: Simd>(token: S, task: T) -> T::Output {
-            task.run(token)
-        }
-        // SAFETY: the token exists only where `detect` found every feature that the function enables.
-        unsafe {
-            if AMX {
-                // The tiles are this thread's until the guard goes.
-                let _tiles = amx::Tiles::new();
-                return bf16(self, task);
-            }
-            if BF16 { bf16(self, task) } else { plain(self, task) }
-        }
-    }
+/// Whether AVX-512 BF16 is there beside what [`is_available`] asks for.
+pub(super) fn has_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) fn run<T: Task>(task: T) -> T::Output {
+    let output = task.run(Avx512::<false> { amx: false, not_send: PhantomData });
+    _mm_sfence();
+    output
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+pub(super) fn run_with_bf16<T: Task>(task: T) -> T::Output {
+    run_bf16(task, false)
+}
+
+/// # Safety
+/// [`amx::is_available`] must have said so.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+pub(super) unsafe fn run_with_amx<T: Task>(task: T) -> T::Output {
+    // SAFETY: the caller vouches for AMX. The tiles are this thread's until the guard goes, which the token does not
+    // outlive: no task can keep or send it.
+    let _tiles = unsafe { amx::Tiles::configure() };
+    run_bf16(task, true)
+}
+
+/// One copy of the task for both: whether there is AMX is asked once a product.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+#[inline(never)]
+fn run_bf16<T: Task>(task: T, amx: bool) -> T::Output {
+    let output = task.run(Avx512::<true> { amx, not_send: PhantomData });
+    _mm_sfence();
+    output
 }
 
 /// Two BF16 values a word, and one of them in each word of the result.
 #[inline(always)]
-fn halves<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, words: __m512) -> [__m512; 2] {
+fn halves<const BF16: bool>(_: Avx512<BF16>, words: __m512) -> [__m512; 2] {
     // SAFETY: register arithmetic only; the token proves AVX-512 F.
     unsafe {
         let words = _mm512_castps_si512(words);
@@ -61,12 +70,7 @@ fn halves<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, words: __m512
 
 /// `acc` and the products of 16 pairs of BF16 values.
 #[inline(always)]
-fn dot<const BF16: bool, const AMX: bool>(
-    token: Avx512<BF16, AMX>,
-    a: __m512,
-    b: __m512,
-    acc: __m512,
-) -> __m512 {
+fn dot<const BF16: bool>(token: Avx512<BF16>, a: __m512, b: __m512, acc: __m512) -> __m512 {
     // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
@@ -78,21 +82,19 @@ fn dot<const BF16: bool, const AMX: bool>(
     }
 }
 
-/// Which of a lane's values are not zero; NaN is not.
+/// Whether a value is not zero but below the normal range.
 #[inline(always)]
-fn nonzero<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, [low, high]: [__m512; 2]) -> [u16; 2] {
-    // SAFETY: register arithmetic only; the token proves AVX-512 F.
-    unsafe {
-        let zero = _mm512_setzero_ps();
-        [_mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(low, zero), _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(high, zero)]
-    }
+fn any_subnormal<const BF16: bool>(_: Avx512<BF16>, [low, high]: [__m512; 2]) -> bool {
+    const SUBNORMAL: i32 = 0x20;
+    // SAFETY: register arithmetic only; the token proves AVX-512 DQ.
+    unsafe { _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high) != 0 }
 }
 
 /// 32 values rounded to BF16, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn narrow_bf16<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row: [__m512; 2]) -> __m512i {
-    if BF16 && !token.any_subnormal(row) {
-        return narrow_bf16_normal(token, row);
+fn narrow_bf16<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m512i {
+    if BF16 && !any_subnormal(token, row) {
+        return narrow_bf16_flush(token, row);
     }
     let (low, high) = (round_bf16(token, row[0]), round_bf16(token, row[1]));
     // SAFETY: register arithmetic only; the token proves AVX-512 F.
@@ -101,10 +103,7 @@ fn narrow_bf16<const BF16: bool, const AMX: bool>(token: Avx512<BF16, AMX>, row:
 
 /// The same where no value is subnormal, which the instruction takes as zero.
 #[inline(always)]
-fn narrow_bf16_normal<const BF16: bool, const AMX: bool>(
-    token: Avx512<BF16, AMX>,
-    row: [__m512; 2],
-) -> __m512i {
+fn narrow_bf16_flush<const BF16: bool>(token: Avx512<BF16>, row: [__m512; 2]) -> __m512i {
     // SAFETY: register arithmetic only; the token proves AVX-512 F, and AVX-512 BF16 where it is used.
     unsafe {
         if BF16 {
@@ -117,7 +116,7 @@ fn narrow_bf16_normal<const BF16: bool, const AMX: bool>(
 
 /// 32 values rounded to F16, to nearest even.
 #[inline(always)]
-fn narrow_f16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, [low, high]: [__m512; 2]) -> __m512i {
+fn narrow_f16<const BF16: bool>(_: Avx512<BF16>, [low, high]: [__m512; 2]) -> __m512i {
     const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     // SAFETY: register arithmetic only; the token proves AVX-512 F.
     unsafe {
@@ -126,28 +125,9 @@ fn narrow_f16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, [low, hig
     }
 }
 
-/// Writes a lane of halves, past the caches where it starts a cache line.
-#[inline(always)]
-fn stream_halves<const BF16: bool, const AMX: bool>(
-    _: Avx512<BF16, AMX>,
-    values: __m512i,
-    to: &mut HalfLane,
-) {
-    let p = to.as_mut_ptr();
-    // SAFETY: a `HalfLane` holds 32 values, one store whose alignment is checked where it matters; the token proves
-    // AVX-512 F.
-    unsafe {
-        if p.addr().is_multiple_of(64) {
-            _mm512_stream_si512(p.cast(), values);
-        } else {
-            _mm512_storeu_si512(p.cast(), values);
-        }
-    }
-}
-
 /// 16 values rounded to BF16 on the bit pattern, to nearest even; a NaN keeps its sign and becomes quiet.
 #[inline(always)]
-fn round_bf16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, values: __m512) -> __m256i {
+fn round_bf16<const BF16: bool>(_: Avx512<BF16>, values: __m512) -> __m256i {
     // SAFETY: register arithmetic only; the token proves AVX-512 F and BW.
     unsafe {
         let bits = _mm512_castps_si512(values);
@@ -160,234 +140,190 @@ fn round_bf16<const BF16: bool, const AMX: bool>(_: Avx512<BF16, AMX>, values: _
     }
 }
 
-impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
-    const ROWS: usize = 12;
-    const PARTS: usize = 1;
-    const MATRIX: bool = AMX;
-    type Row = [__m512; 2];
-    type Words = __m512i;
-    type Floats = __m512;
+/// [`Simd::transpose`].
+///
+/// # Safety
+/// The machine must have AVX-512 F.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices that pair up, and no closures: they are not inlined")]
+unsafe fn transpose(rows: &[[f32; VLEN]; VLEN]) -> [[f32; VLEN]; VLEN] {
+    // SAFETY: each row is one unaligned load or store of 16 values; the caller vouches for AVX-512 F.
+    unsafe {
+        let zero = _mm512_setzero_ps();
+        let (mut a, mut b) = ([zero; VLEN], [zero; VLEN]);
+        for i in 0..VLEN {
+            a[i] = _mm512_loadu_ps(rows[i].as_ptr());
+        }
+        // Squares of 4 in every fourth of a register, by pairs of values, then by pairs of pairs.
+        for i in 0..VLEN / 2 {
+            b[2 * i] = _mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+        }
+        for i in 0..VLEN / 4 {
+            for half in 0..2 {
+                let low = _mm512_castps_pd(b[4 * i + half]);
+                let high = _mm512_castps_pd(b[4 * i + 2 + half]);
+                a[4 * i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+                a[4 * i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+            }
+        }
+        // The squares themselves.
+        for j in 0..4 {
+            b[j] = _mm512_shuffle_f32x4::<0x88>(a[j], a[4 + j]);
+            b[4 + j] = _mm512_shuffle_f32x4::<0xdd>(a[j], a[4 + j]);
+            b[8 + j] = _mm512_shuffle_f32x4::<0x88>(a[8 + j], a[12 + j]);
+            b[12 + j] = _mm512_shuffle_f32x4::<0xdd>(a[8 + j], a[12 + j]);
+        }
+        for j in 0..4 {
+            a[j] = _mm512_shuffle_f32x4::<0x88>(b[j], b[8 + j]);
+            a[4 + j] = _mm512_shuffle_f32x4::<0x88>(b[4 + j], b[12 + j]);
+            a[8 + j] = _mm512_shuffle_f32x4::<0xdd>(b[j], b[8 + j]);
+            a[12 + j] = _mm512_shuffle_f32x4::<0xdd>(b[4 + j], b[12 + j]);
+        }
+        let mut out = [[0f32; VLEN]; VLEN];
+        for i in 0..VLEN {
+            _mm512_storeu_ps(out[i].as_mut_ptr(), a[i]);
+        }
+        out
+    }
+}
+
+/// Value i of the first half and of the second as word i.
+///
+/// # Safety
+/// The machine must have AVX-512 BW.
+#[inline(always)]
+unsafe fn interleave_halves(halves: __m512i) -> __m512 {
+    const PLACES: NrRow16 = {
+        let mut places = [0; NR];
+        let mut i = 0;
+        while i < NR {
+            places[i] = (i / 2 + i % 2 * VLEN) as u16;
+            i += 1;
+        }
+        places
+    };
+    // SAFETY: a `NrRow16` is one register; the caller vouches for AVX-512 BW.
+    unsafe {
+        let places = _mm512_loadu_si512(PLACES.as_ptr().cast());
+        _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, halves))
+    }
+}
+
+/// A row of values in two registers.
+#[inline(always)]
+fn load_row<const BF16: bool>(_: Avx512<BF16>, from: &NrRow) -> [__m512; 2] {
+    let p = from.as_ptr();
+    // SAFETY: 32 values, two unaligned loads of 16; the token proves AVX-512 F.
+    unsafe { [_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16))] }
+}
+
+/// Writes 32 values of 16 bits.
+#[inline(always)]
+fn store_halves<const BF16: bool>(_: Avx512<BF16>, values: __m512i, to: &mut NrRow16) {
+    // SAFETY: room for 32 values, one unaligned store; the token proves AVX-512 F.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), values) }
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
+    const MR: usize = 8;
+    const NV: usize = 2;
+    type Vector = __m512;
 
     #[inline(always)]
-    fn outline<P: Piece<Self>>(self, piece: P) -> P::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,popcnt")]
+    fn call<C: Callee>(self, callee: C) -> C::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         #[inline(never)]
-        fn plain<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
-            piece.run(token)
+        fn plain<S: Simd, C: Callee>(token: S, callee: C) -> C::Output {
+            callee.run(token)
         }
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi2,avx2,fma,f16c,bmi1,popcnt"
-        )]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
         #[inline(never)]
-        fn bf16<S, P: Piece<S>>(token: S, piece: P) -> P::Output {
-            piece.run(token)
+        fn bf16<S: Simd, C: Callee>(token: S, callee: C) -> C::Output {
+            callee.run(token)
         }
-        // SAFETY: the token exists only where `detect` found every feature that the function enables.
-        unsafe { if BF16 { bf16(self, piece) } else { plain(self, piece) } }
+        // SAFETY: the token proves every feature that the function enables.
+        unsafe { if BF16 { bf16(self, callee) } else { plain(self, callee) } }
     }
 
     #[inline(always)]
-    fn load(self, from: &Lane, _: usize) -> Self::Row {
-        let p = from.as_ptr();
-        // SAFETY: a `Lane` holds 32 values, two unaligned loads of 16; the token proves AVX-512 F.
-        unsafe { [_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16))] }
+    fn has_amx(self) -> bool {
+        self.amx
     }
 
     #[inline(always)]
-    fn store(self, row: Self::Row, to: &mut Lane, _: usize) {
-        let p = to.as_mut_ptr();
-        // SAFETY: a `Lane` holds 32 values, two unaligned stores of 16; the token proves AVX-512 F.
-        unsafe {
-            _mm512_storeu_ps(p, row[0]);
-            _mm512_storeu_ps(p.add(16), row[1]);
-        }
-    }
-
-    #[inline(always)]
-    fn stream(self, row: Self::Row, to: &mut Lane, part: usize) {
-        let p = to.as_mut_ptr();
-        if !p.addr().is_multiple_of(64) {
-            return self.store(row, to, part);
-        }
-        // SAFETY: a `Lane` holds 32 values, two stores of 16 whose alignment was checked; the token proves AVX-512 F.
-        unsafe {
-            _mm512_stream_ps(p, row[0]);
-            _mm512_stream_ps(p.add(16), row[1]);
-        }
-    }
-
-    #[inline(always)]
-    fn fence(self) {
-        // SAFETY: the token proves more than SSE.
-        unsafe { _mm_sfence() }
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(self, from: &T) {
-        // SAFETY: a hint about a valid address; the token proves more than SSE.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(from).cast()) }
-    }
-
-    #[inline(always)]
-    fn load_bf16(self, from: &HalfLane, _: usize) -> Self::Row {
-        let p = from.as_ptr();
-        // SAFETY: two unaligned loads of 16 of the 32 values; the token proves AVX-512 F and AVX2.
-        unsafe {
-            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.add(16).cast()));
-            let [low, high] = [_mm512_slli_epi32::<16>(low), _mm512_slli_epi32::<16>(high)];
-            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
-        }
-    }
-
-    #[inline(always)]
-    fn load_f16(self, from: &HalfLane, _: usize) -> Self::Row {
-        let p = from.as_ptr();
-        // SAFETY: two unaligned loads of 16 of the 32 values; the token proves AVX-512 F and AVX2.
-        unsafe {
-            let (low, high) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast()));
-            [_mm512_cvtph_ps(low), _mm512_cvtph_ps(high)]
-        }
-    }
-
-    #[inline(always)]
-    fn store_bf16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
-        // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow_bf16(self, row)) }
-    }
-
-    #[inline(always)]
-    fn store_f16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
-        // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow_f16(self, row)) }
-    }
-
-    #[inline(always)]
-    fn stream_bf16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
-        stream_halves(self, narrow_bf16(self, row), to);
-    }
-
-    #[inline(always)]
-    fn any_subnormal(self, [low, high]: Self::Row) -> bool {
-        const SUBNORMAL: i32 = 0x20;
-        // SAFETY: register arithmetic only; the token proves AVX-512 DQ.
-        unsafe { _mm512_fpclass_ps_mask::<SUBNORMAL>(low) | _mm512_fpclass_ps_mask::<SUBNORMAL>(high) != 0 }
-    }
-
-    #[inline(always)]
-    fn store_bf16_normal(self, row: Self::Row, to: &mut HalfLane, _: usize, stream: bool) {
-        let values = narrow_bf16_normal(self, row);
-        if stream {
-            return stream_halves(self, values, to);
-        }
-        // SAFETY: a `HalfLane` holds 32 values, one unaligned store; the token proves AVX-512 F.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), values) }
-    }
-
-    #[inline(always)]
-    fn stream_f16(self, row: Self::Row, to: &mut HalfLane, _: usize) {
-        stream_halves(self, narrow_f16(self, row), to);
-    }
-
-    #[inline(always)]
-    fn fma(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
+    fn splat(self, value: f32) -> __m512 {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe {
-            let a = _mm512_set1_ps(a);
-            [_mm512_fmadd_ps(a, b[0], acc[0]), _mm512_fmadd_ps(a, b[1], acc[1])]
-        }
+        unsafe { _mm512_set1_ps(value) }
     }
 
     #[inline(always)]
-    fn fma_pair(self, a: f32, [b0, b1]: [Self::Row; 2], acc: Self::Row) -> Self::Row {
+    fn load(self, from: &[f32; VLEN]) -> __m512 {
+        // SAFETY: 16 values behind the pointer, one unaligned load; the token proves AVX-512 F.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, vector: __m512, to: &mut [f32; VLEN]) {
+        // SAFETY: room for 16 values behind the pointer, one unaligned store; the token proves AVX-512 F.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), vector) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: f32, b: __m512, acc: __m512) -> __m512 {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe {
-            let [even, odd] = halves(self, _mm512_set1_ps(a));
-            let acc = [_mm512_fmadd_ps(even, b0[0], acc[0]), _mm512_fmadd_ps(even, b0[1], acc[1])];
-            [_mm512_fmadd_ps(odd, b1[0], acc[0]), _mm512_fmadd_ps(odd, b1[1], acc[1])]
-        }
+        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(a), b, acc) }
     }
 
     #[inline(always)]
-    fn dot(self, a: f32, b: Self::Row, acc: Self::Row) -> Self::Row {
+    fn dot_bf16(self, a: f32, b: __m512, acc: __m512) -> __m512 {
         // SAFETY: register arithmetic only; the token proves AVX-512 F.
         let a = unsafe { _mm512_set1_ps(a) };
-        [dot(self, a, b[0], acc[0]), dot(self, a, b[1], acc[1])]
+        dot(self, a, b, acc)
     }
 
     #[inline(always)]
-    fn block(self, a: Rows<'_>, b: &[Lane], acc: &mut [Lane; TALL], add: bool) {
-        assert!(AMX, "only where products are those of matrices");
-        // SAFETY: the token proves tiles, and `run` has given them their shape.
-        unsafe { amx::block(a, b, acc, add) }
+    fn amx_block(self, a: RowsRef<'_>, b: &[NrRow], acc: &mut [NrRow; AMX_M]) {
+        assert!(self.amx, "this thread has no tiles");
+        // SAFETY: the token proves that this thread has its tiles configured.
+        unsafe { amx::block(a, b, acc) }
     }
 
     #[inline(always)]
-    fn dot_apart(self, a: f32, even: &HalfLane, odd: &HalfLane, _: usize, acc: Self::Row) -> Self::Row {
-        // SAFETY: a `HalfLane` holds 32 values, one unaligned load; the token proves AVX-512 F and BW.
-        let pairs = unsafe {
-            let even = _mm512_loadu_si512(even.as_ptr().cast());
-            let odd = _mm512_loadu_si512(odd.as_ptr().cast());
-            let (low, high) = (_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd));
-            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
-        };
-        self.dot(a, pairs, acc)
+    fn narrow_bf16(self, from: &NrRow, to: &mut NrRow16) {
+        store_halves(self, narrow_bf16(self, load_row(self, from)), to);
     }
 
     #[inline(always)]
-    fn nonzero(self, from: &Lane, values: &mut Lane) -> u32 {
-        let lane = self.load(from, 0);
-        let [low, high] = nonzero(self, lane);
-        // SAFETY: 16 values each, unaligned, the second from value 16 on at most; the token proves AVX-512 F and BW.
+    fn narrow_bf16_flush(self, from: &NrRow, to: &mut NrRow16) {
+        store_halves(self, narrow_bf16_flush(self, load_row(self, from)), to);
+    }
+
+    #[inline(always)]
+    fn narrow_f16(self, from: &NrRow, to: &mut NrRow16) {
+        store_halves(self, narrow_f16(self, load_row(self, from)), to);
+    }
+
+    #[inline(always)]
+    fn pack_bf16x2(self, even: &NrRow, odd: &NrRow, out: &mut NrRow) {
+        let (even, odd) = (load_row(self, even), load_row(self, odd));
+        let p = out.as_mut_ptr();
+        // SAFETY: room for 32 values, two unaligned stores of 16; the token proves AVX-512 F and BW.
         unsafe {
-            // Compressed in a register: to memory the instruction is slow on some machines.
-            let to = values.as_mut_ptr();
-            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(low, lane[0]));
-            _mm512_storeu_ps(to.add(low.count_ones() as usize), _mm512_maskz_compress_ps(high, lane[1]));
-            _mm512_kunpackw(high.into(), low.into())
+            _mm512_storeu_ps(p, interleave_halves(narrow_bf16_flush(self, [even[0], odd[0]])));
+            _mm512_storeu_ps(p.add(16), interleave_halves(narrow_bf16_flush(self, [even[1], odd[1]])));
         }
     }
 
     #[inline(always)]
-    fn nonzero_bf16(self, from: &Lane, values: &mut HalfLane) -> u32 {
-        let lane = self.load(from, 0);
-        let rounded = narrow_bf16(self, lane);
-        // SAFETY: 32 halves each, unaligned; the token proves AVX-512 F and BW, and VBMI2 where it is used.
-        unsafe {
-            if BF16 {
-                let [low, high] = nonzero(self, lane);
-                let kept = _mm512_kunpackw(high.into(), low.into());
-                // Compressed in a register: to memory the instruction is slow on some machines.
-                let rounded = _mm512_maskz_compress_epi16(kept, rounded);
-                _mm512_storeu_si512(values.as_mut_ptr().cast(), rounded);
-                return kept;
-            }
-            let mut halves: HalfLane = [0; WIDTH];
-            _mm512_storeu_si512(halves.as_mut_ptr().cast(), rounded);
-            pack(from, &halves, values)
-        }
-    }
-
-    #[inline(always)]
-    fn pair(self, even: &Lane, odd: &Lane, out: &mut Lane) {
-        let (even, odd) = (self.load(even, 0), self.load(odd, 0));
-        // SAFETY: register arithmetic only; the token proves AVX-512 BW.
-        let words = unsafe {
-            let low = shuffle::pairs(narrow_bf16_normal(self, [even[0], odd[0]]));
-            [low, shuffle::pairs(narrow_bf16_normal(self, [even[1], odd[1]]))]
-        };
-        self.store(words, out, 0);
-    }
-
-    #[inline(always)]
-    fn turn(self, rows: &[[f32; LANES]; LANES]) -> [[f32; LANES]; LANES] {
+    fn transpose(self, rows: &[[f32; VLEN]; VLEN]) -> [[f32; VLEN]; VLEN] {
         // SAFETY: the token proves AVX-512 F.
-        unsafe { shuffle::turn(rows) }
+        unsafe { transpose(rows) }
     }
 
     #[inline(always)]
-    fn sum(self, lane: &Lane) -> f32 {
-        let [low, high] = self.load(lane, 0);
+    fn sum(self, row: &NrRow) -> f32 {
+        let [low, high] = load_row(self, row);
         // SAFETY: register arithmetic only; the token proves AVX-512 F and DQ.
         unsafe {
             let sum = _mm512_add_ps(low, high);
@@ -399,180 +335,17 @@ impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 
     #[inline(always)]
-    fn fma_rows(self, a: Self::Row, b: Self::Row, acc: Self::Row) -> Self::Row {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { [_mm512_fmadd_ps(a[0], b[0], acc[0]), _mm512_fmadd_ps(a[1], b[1], acc[1])] }
-    }
-
-    #[inline(always)]
-    fn add_rows(self, a: Self::Row, b: Self::Row) -> Self::Row {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { [_mm512_add_ps(a[0], b[0]), _mm512_add_ps(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    fn relu(self, row: Self::Row) -> Self::Row {
-        // Of equal zeros and of NaN the maximum is its second operand.
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
+    fn stream(self, from: &Line, to: &mut Line) {
+        let (from, p): (*const f32, *mut f32) = (from.as_ptr().cast(), to.as_mut_ptr().cast());
+        // SAFETY: 64 bytes are read and written, unaligned where the address is not a multiple of 64; the token proves
+        // AVX-512 F.
         unsafe {
-            let zero = _mm512_setzero_ps();
-            [_mm512_max_ps(zero, row[0]), _mm512_max_ps(zero, row[1])]
+            let values = _mm512_loadu_ps(from);
+            if p.addr().is_multiple_of(64) {
+                _mm512_stream_ps(p, values);
+            } else {
+                _mm512_storeu_ps(p, values);
+            }
         }
-    }
-
-    #[inline(always)]
-    fn words(self, value: u32) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_set1_epi32(value as i32) }
-    }
-
-    #[inline(always)]
-    fn load_words(self, from: &[u32; LANES]) -> __m512i {
-        // SAFETY: 16 values behind the pointer, one unaligned load; the token proves AVX-512 F.
-        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
-    fn each_of_four(self, [a, b, c, d]: [u32; 4]) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe {
-            // In registers: a load would have to wait for the values to be written.
-            let values = _mm_setr_epi32(a as i32, b as i32, c as i32, d as i32);
-            let place = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-            _mm512_permutexvar_epi32(place, _mm512_castsi128_si512(values))
-        }
-    }
-
-    #[inline(always)]
-    fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_add_epi32(a, b) }
-    }
-
-    #[inline(always)]
-    fn sub_words(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_sub_epi32(a, b) }
-    }
-
-    #[inline(always)]
-    fn and(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_and_si512(a, b) }
-    }
-
-    #[inline(always)]
-    fn xor(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_xor_si512(a, b) }
-    }
-
-    #[inline(always)]
-    fn shl<const N: u32>(self, a: __m512i) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_slli_epi32::<N>(a) }
-    }
-
-    #[inline(always)]
-    fn shr<const N: u32>(self, a: __m512i) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_srli_epi32::<N>(a) }
-    }
-
-    #[inline(always)]
-    fn mul_wide(self, a: __m512i, b: u32) -> (__m512i, __m512i) {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe {
-            let b = _mm512_set1_epi32(b as i32);
-            let even = _mm512_mul_epu32(a, b);
-            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), b);
-            let high = _mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even);
-            let low = _mm512_mask_shuffle_epi32::<0b10_10_00_00>(even, 0xaaaa, odd);
-            (high, low)
-        }
-    }
-
-    #[inline(always)]
-    fn signed_to_floats(self, a: __m512i) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_cvtepi32_ps(a) }
-    }
-
-    #[inline(always)]
-    fn unsigned_to_floats(self, a: __m512i) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_cvtepu32_ps(a) }
-    }
-
-    #[inline(always)]
-    fn bits(self, a: __m512) -> __m512i {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_castps_si512(a) }
-    }
-
-    #[inline(always)]
-    fn with_bits(self, a: __m512i) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_castsi512_ps(a) }
-    }
-
-    #[inline(always)]
-    fn choose(self, words: __m512i, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_mask_blend_ps(_mm512_test_epi32_mask(words, _mm512_set1_epi32(1)), a, b) }
-    }
-
-    #[inline(always)]
-    fn floats(self, value: f32) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    fn load_floats(self, from: &[f32; LANES]) -> __m512 {
-        // SAFETY: 16 values behind the pointer, one unaligned load; the token proves AVX-512 F.
-        unsafe { _mm512_loadu_ps(from.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn store_floats(self, a: __m512, to: &mut [f32; LANES]) {
-        // SAFETY: room for 16 values behind the pointer, one unaligned store; the token proves AVX-512 F.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), a) }
-    }
-
-    #[inline(always)]
-    fn add(self, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_add_ps(a, b) }
-    }
-
-    #[inline(always)]
-    fn sub(self, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    fn sqrt(self, a: __m512) -> __m512 {
-        // SAFETY: register arithmetic only; the token proves AVX-512 F.
-        unsafe { _mm512_sqrt_ps(a) }
-    }
-
-    #[inline(always)]
-    fn interleave(self, values: [__m512; 4]) -> [__m512; 4] {
-        // SAFETY: the token proves AVX-512 F.
-        unsafe { shuffle::interleave(values) }
     }
 }

@@ -20,7 +20,7 @@ use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
 use crate::common::emulation::{Build, Emulator, tested_gpu};
 use crate::common::{data_buf, indices, normals, standardizer};
 
-/// A driver that is watched, and hands out freed memory again at once, as a GPU's does.
+/// A driver that counts allocations and recordings, and reuses freed memory at once, as a GPU's does.
 #[derive(Debug)]
 struct Watched {
     inner: Arc<dyn Driver>,
@@ -46,8 +46,8 @@ impl Watched {
                 Arc::new(Gpu::new(Device::open(index).expect("the tested GPU")).expect("a driver"))
             }
             None => {
-                let how = Emulated { memory, ..Emulated::default() };
-                Arc::new(EmulatedDriver::new(Emulator::get(build).library(), how))
+                let options = Emulated { memory, ..Emulated::default() };
+                Arc::new(EmulatedDriver::new(Emulator::get(build).library(), options))
             }
         };
         let (recorded, allocated, freed) = Default::default();
@@ -86,8 +86,8 @@ impl Driver for Watched {
         self.inner.limits()
     }
 
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
-        self.inner.resident(kernel, threads, shared)
+    fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
+        self.inner.occupancy(kernel, threads, shared)
     }
 
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64> {
@@ -106,12 +106,12 @@ impl Driver for Watched {
         self.inner.upload(to, from)
     }
 
-    fn mark(&self) -> DriverResult<Box<dyn Event>> {
-        self.inner.mark()
+    fn event(&self) -> DriverResult<Box<dyn Event>> {
+        self.inner.event()
     }
 
-    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
-        self.inner.download(mark, to, from)
+    fn download(&self, event: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
+        self.inner.download(event, to, from)
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {
@@ -140,7 +140,7 @@ impl Drop for Watched {
     }
 }
 
-/// A learning rate of 0 leaves the parameters, so that epochs can be compared one by one.
+/// With a learning rate of 0 parameters stay as they are, so that epochs can be compared one by one.
 fn vae_objective(batch: usize) -> VaeObjective {
     VaeObjective {
         reconstruction: Reduction::Sum,
@@ -165,7 +165,7 @@ fn sides(seed: u64, dtypes: [Dtype; 2], rows: usize, dim: usize) -> [RowsBuf; 2]
 /// How samples take part in reward training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Samples {
-    /// Not at all.
+    /// There are none.
     None,
     /// Plain, of the chosen side alone, stored.
     Stored,
@@ -191,7 +191,7 @@ fn with_reward_data<B: Backend + 'static>(
     let owners = indices(seed, 20, n);
     let latents = [Side::Chosen, Side::Rejected].map(|side| {
         if samples == Samples::Drawn {
-            let how = Perturbation {
+            let options = Perturbation {
                 sigma2: 0.1,
                 top_k: 20,
                 oversample: 1,
@@ -200,8 +200,8 @@ fn with_reward_data<B: Backend + 'static>(
             };
             let drawn: Vec<Sample> =
                 owners.iter().zip(0..).map(|(&row, candidate)| Sample { row, candidate }).collect();
-            let origin = NoiseKey { seed, side, first_row: 0 };
-            return b.perturb(&posteriors[side as usize], origin, &how, &drawn).expect("draws");
+            let key = NoiseKey { seed, side, first_row: 0 };
+            return b.perturb(&posteriors[side as usize], key, &options, &drawn).expect("draws");
         }
         let z = Matrix::new(normals(seed, side as u64, 20 * latent), 20, latent).expect("a matrix");
         b.load_latents(&z, &owners).expect("uploads")
@@ -369,7 +369,7 @@ fn every_launch_reads_the_data_of_its_own_epoch() {
         for (turn, (set, vae, samples)) in [
             (0, &vaes[0], Samples::Stored),
             (1, &vaes[0], Samples::Drawn),
-            // Another decoder of the same shape, where the last one lay.
+            // Another decoder of the same shape, at the address of the last one.
             (1, &vaes[1], Samples::Drawn),
             (2, &vaes[1], Samples::Residual),
             (0, &vaes[0], Samples::Others),
@@ -426,7 +426,7 @@ fn every_launch_of_samples_gives_the_gradients_of_the_cpu() {
     }
 }
 
-/// A batch that there is no memory for is an error with the known words; a smaller one goes on.
+/// A batch too large for the device's memory is an error that says so; training goes on with a smaller one.
 #[test]
 fn after_an_epoch_without_memory_a_smaller_one_trains() {
     if tested_gpu().is_some() {

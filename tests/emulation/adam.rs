@@ -39,10 +39,10 @@ fn steps_have_the_bits_of_the_cpu() {
                 emulator.upload(&start[which], name)
             });
             let args = Args::new().buffer(&dw).buffer(&dg).buffer(&dm).buffer(&dv).value(n as u64);
-            // gpu::step: four counts, then the rates.
+            // The fields of gpu::step: four counts, then the rates.
             let now = emulator.upload(&[0, 0, 0, 0, rate.to_bits(), inverse_root.to_bits()], "step");
             let args = args.value(beta1).value(keep1).value(beta2).value(keep2).value(eps).buffer(&now);
-            // Two blocks of 64 threads: large n goes round several times.
+            // Two blocks of 64 threads: with a large n each thread takes several values.
             let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0, schedule };
             emulator.launch("adam_f32", launch, &args).unwrap_or_else(|e| panic!("{n} elements: {e}"));
             for (what, got, want) in

@@ -90,7 +90,7 @@ fn expectations() -> BTreeMap<String, Expected> {
                 all.insert(current.clone(), Expected { texts: Vec::new(), lines: Vec::new() });
             }
             if let Some((_, marks)) = line.split_once("//! ") {
-                let expected = all.get_mut(&current).expect("a mark within a kernel");
+                let expected = all.get_mut(&current).expect("an expectation inside a kernel");
                 expected.texts.extend(marks.split('|').map(str::to_string));
                 expected.lines.push(format!("{file}:{}", i + 1));
             }
@@ -107,7 +107,7 @@ fn every_seeded_fault_is_reported_with_its_lines() {
     assert!(expected.len() >= 20);
     let mut wrong = Vec::new();
     for (name, Expected { texts, lines }) in &expected {
-        assert!(!texts.is_empty(), "{name} has no mark");
+        assert!(!texts.is_empty(), "{name} has no expectation");
         for schedule in Schedule::ALL {
             match run(Build::Check, name, schedule) {
                 Ok(_) => wrong.push(format!("{name} passed, {schedule:?}")),
@@ -129,7 +129,7 @@ fn every_seeded_fault_is_reported_with_its_lines() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// The fast build sees less, but not little: a report, poison in the output, or a result that depends on the schedule.
+/// The fast build finds fewer faults: by a report, poison in the output, or a result that depends on the schedule.
 #[test]
 fn fast_build_notices_most_faults() {
     let names = kernels("fault_");

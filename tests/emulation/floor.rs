@@ -1,11 +1,11 @@
-//! `kernels/floor.cu`: a floor that leaves out some of its work would be no floor. Reads, writes and copies reach every
-//! word once, and products are all made.
+//! `kernels/floor.cu`, which measures peak rates: a kernel that left out some of its work would report too high a peak. Reads,
+//! writes and copies reach every word once, and every product is computed.
 
 use half::bf16;
 
 use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
 
-/// Blocks and threads: with few words some threads have none, with many each goes round several times.
+/// Blocks and threads: with few words some threads have none, with many each takes several.
 const BLOCKS: u32 = 3;
 const THREADS: u32 = 64;
 const WORDS: [usize; 5] = [1, 5, 191, 193, 3001];

@@ -39,36 +39,37 @@ fn select(
     schedule: Schedule,
     blocks: u32,
     p: &Posteriors,
-    origin: NoiseKey,
-    how: &Perturbation,
+    key: NoiseKey,
+    options: &Perturbation,
 ) -> Result<Vec<u32>, String> {
     let emulator = Emulator::get(build);
     let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
-    let out = emulator.empty::<u32>(p.rows() * how.top_k as usize, "candidates");
+    let out = emulator.empty::<u32>(p.rows() * options.top_k as usize, "candidates");
     let latent = p.latent as u32;
-    let shared = emulator.shared_bytes("select_f32", &[latent, how.top_k, how.drawn()]);
+    let shared = emulator.shared_bytes("select_f32", &[latent, options.top_k, options.drawn()]);
     let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&out).value(p.rows() as u64).value(latent);
-    let args = args.value(how.top_k).value(how.drawn()).value(how.sigma());
-    let args =
-        args.value(likelihood_number(how.likelihood)).value(u32::from(how.source == LatentSource::Mean));
-    let args = args.value(origin.seed).value(origin.side as u32).value(origin.first_row);
+    let args = args.value(options.top_k).value(options.drawn()).value(options.sigma());
+    let args = args
+        .value(likelihood_number(options.likelihood))
+        .value(u32::from(options.source == LatentSource::Mean));
+    let args = args.value(key.seed).value(key.side as u32).value(key.first_row);
     let launch = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared, schedule };
     emulator.launch("select_f32", launch, &args)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())
 }
 
-/// Whose noise it is, as the last parameters of the kernels that draw some.
-fn of_origin(args: Args<'_>, origin: NoiseKey) -> Args<'_> {
-    args.value(origin.seed).value(origin.side as u32).value(origin.first_row)
+/// The last parameters of every kernel that draws noise.
+fn noise(args: Args<'_>, key: NoiseKey) -> Args<'_> {
+    args.value(key.seed).value(key.side as u32).value(key.first_row)
 }
 
 fn perturb(
     build: Build,
     schedule: Schedule,
     p: &Posteriors,
-    origin: NoiseKey,
-    how: &Perturbation,
+    key: NoiseKey,
+    options: &Perturbation,
     samples: &[Sample],
 ) -> Result<Vec<f32>, String> {
     let emulator = Emulator::get(build);
@@ -78,48 +79,48 @@ fn perturb(
     let out = emulator.empty::<f32>(samples.len() * p.latent, "z");
     let launch = Launch { grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule };
     let sampled = emulator.empty::<f32>(p.mu.len(), "starts");
-    let starts = match how.source {
+    let starts = match options.source {
         LatentSource::Mean => &mu,
         LatentSource::Sample => {
             let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&sampled);
-            let args = of_origin(args.value(p.rows() as u64).value(p.latent as u32), origin);
+            let args = noise(args.value(p.rows() as u64).value(p.latent as u32), key);
             emulator.launch("start_f32", launch, &args)?;
             assert_eq!(sampled.unwritten(), 0);
             &sampled
         }
     };
     let args = Args::new().buffer(starts).buffer(&places).buffer(&out);
-    let args = args.value(samples.len() as u64).value(p.latent as u32).value(how.sigma());
-    let args = of_origin(args, origin);
+    let args = args.value(samples.len() as u64).value(p.latent as u32).value(options.sigma());
+    let args = noise(args, key);
     emulator.launch("perturb_f32", launch, &args)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())
 }
 
-/// Everything of one setting, under the check build once and the fast build under all schedules.
-fn compare(rows: usize, latent: usize, origin: NoiseKey, how: &Perturbation) {
+/// Candidates and latents of one setting: the check build once, the fast build under all schedules.
+fn compare(rows: usize, latent: usize, key: NoiseKey, options: &Perturbation) {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let p = posteriors(rows, latent);
-    let selection = cpu.select(&p, origin, how).expect("a selection");
+    let selection = cpu.select(&p, key, options).expect("a selection");
     let samples: Vec<Sample> = selection
         .candidates
         .iter()
         .enumerate()
-        .map(|(i, &candidate)| Sample { row: (i / how.top_k as usize) as u32, candidate })
+        .map(|(i, &candidate)| Sample { row: (i / options.top_k as usize) as u32, candidate })
         .collect();
-    let z = cpu.perturb(&p, origin, how, &samples).and_then(|l| cpu.latents(&l)).expect("latents").values;
+    let z = cpu.perturb(&p, key, options, &samples).and_then(|l| cpu.latents(&l)).expect("latents").values;
     let z: Vec<u32> = z.iter().map(|v| v.to_bits()).collect();
 
     let fast = Schedule::ALL.map(|s| (Build::Fast, s));
     let check = [(Build::Check, Schedule::ALL[rows % Schedule::ALL.len()])];
     for (build, schedule) in check.into_iter().chain(fast) {
-        let what = format!("{rows} rows, latent {latent}, {how:?}, {build:?}, {schedule:?}");
-        // Two blocks, fewer than the rows need: each goes round several times.
+        let what = format!("{rows} rows, latent {latent}, {options:?}, {build:?}, {schedule:?}");
+        // Two blocks, fewer than the rows need: each takes several tiles.
         let candidates =
-            select(build, schedule, 2, &p, origin, how).unwrap_or_else(|e| panic!("{what}: {e}"));
+            select(build, schedule, 2, &p, key, options).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert_eq!(candidates, selection.candidates, "{what}");
         let got =
-            perturb(build, schedule, &p, origin, how, &samples).unwrap_or_else(|e| panic!("{what}: {e}"));
+            perturb(build, schedule, &p, key, options, &samples).unwrap_or_else(|e| panic!("{what}: {e}"));
         let got: Vec<u32> = got.iter().map(|v| v.to_bits()).collect();
         assert!(got == z, "bits of z' differ: {what}");
     }
@@ -127,7 +128,7 @@ fn compare(rows: usize, latent: usize, origin: NoiseKey, how: &Perturbation) {
 
 #[test]
 fn candidates_and_latents_equal_the_cpu_backends() {
-    let origin = NoiseKey { seed: 0xfeed_5eed_1234_5678, side: Side::Rejected, first_row: (1 << 32) - 3 };
+    let key = NoiseKey { seed: 0xfeed_5eed_1234_5678, side: Side::Rejected, first_row: (1 << 32) - 3 };
     let likelihoods = [Likelihood::Posterior, Likelihood::Prior, Likelihood::None];
     for (i, likelihood) in likelihoods.into_iter().enumerate() {
         for (j, source) in [LatentSource::Sample, LatentSource::Mean].into_iter().enumerate() {
@@ -135,8 +136,8 @@ fn candidates_and_latents_equal_the_cpu_backends() {
                 [(1, 1, 7), (1, 4, 9), (2, 3, 37), (5, 4, 11), (31, 4, 5), (256, 3, 3)]
             {
                 let sigma2 = if i == j { 0.01 } else { 0.25 };
-                let how = Perturbation { sigma2, top_k: keep, oversample, likelihood, source };
-                compare(rows, 16, origin, &how);
+                let options = Perturbation { sigma2, top_k: keep, oversample, likelihood, source };
+                compare(rows, 16, key, &options);
             }
         }
     }
@@ -144,39 +145,39 @@ fn candidates_and_latents_equal_the_cpu_backends() {
 
 #[test]
 fn longer_latents_and_many_candidates() {
-    let origin = NoiseKey { seed: 3, side: Side::Chosen, first_row: 0 };
-    let how = |keep, oversample| Perturbation {
+    let key = NoiseKey { seed: 3, side: Side::Chosen, first_row: 0 };
+    let options = |keep, oversample| Perturbation {
         sigma2: 0.09,
         top_k: keep,
         oversample,
         likelihood: Likelihood::Posterior,
         source: LatentSource::Sample,
     };
-    compare(3, 48, origin, &how(2, 2));
-    compare(1, 160, origin, &how(5, 1));
-    // Candidates far beyond the list: it is sorted and cut many times.
-    compare(5, 16, origin, &how(1, 700));
-    compare(2, 16, origin, &how(40, 17));
+    compare(3, 48, key, &options(2, 2));
+    compare(1, 160, key, &options(5, 1));
+    // Far more candidates than the kernel's list holds: it is sorted and cut many times.
+    compare(5, 16, key, &options(1, 700));
+    compare(2, 16, key, &options(40, 17));
 }
 
 /// Without noise all candidates are equal: ties go to the lower number. NaN in one row leaves the others alone.
 #[test]
 fn ties_and_nan_rank_as_on_the_cpu() {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
-    let origin = NoiseKey { seed: 1, side: Side::Chosen, first_row: 5 };
+    let key = NoiseKey { seed: 1, side: Side::Chosen, first_row: 5 };
     let mut p = posteriors(6, 16);
     Arc::make_mut(&mut p.mu)[2 * 16 + 3] = f32::NAN;
     Arc::make_mut(&mut p.logvar)[4 * 16 + 9] = f32::INFINITY;
     for (sigma2, keep) in [(0.0, 7), (0.04, 7)] {
-        let how = Perturbation {
+        let options = Perturbation {
             sigma2,
             top_k: keep,
             oversample: 8,
             likelihood: Likelihood::Posterior,
             source: LatentSource::Sample,
         };
-        let want = cpu.select(&p, origin, &how).expect("a selection").candidates;
-        let got = select(Build::Check, Schedule::PLAIN, 1, &p, origin, &how).expect("a clean run");
-        assert_eq!(got, want, "{how:?}");
+        let want = cpu.select(&p, key, &options).expect("a selection").candidates;
+        let got = select(Build::Check, Schedule::PLAIN, 1, &p, key, &options).expect("a clean run");
+        assert_eq!(got, want, "{options:?}");
     }
 }

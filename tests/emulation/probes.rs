@@ -1,4 +1,4 @@
-//! Each wrapper of `kernels/include` alone, against plain arithmetic or the crate's own twin.
+//! Each wrapper of `kernels/include` alone, against plain arithmetic or the same function of the crate.
 
 use half::{bf16, f16};
 use lensmith::noise::math::{exp, ln, sin_cos_turn};
@@ -10,7 +10,7 @@ fn launch(grid: u32, block: u32, shared: usize) -> Launch {
     Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared, schedule: Schedule::PLAIN }
 }
 
-/// Bits of a value as compared: every NaN is one.
+/// Bits of a value for comparison: all NaN are equal.
 fn bits(v: f32) -> u32 {
     if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }
 }

@@ -1,5 +1,5 @@
-//! `kernels/product_f32.cu` against sums in the order that it states, bit for bit: slices of k, joined in their order by
-//! whichever block comes last. `product_bf16.cu` beside it, whose order within a slice is the tensor cores'.
+//! `kernels/product_f32.cu` against sums in the order that it states, bit for bit: slices of k, added in their order by
+//! the block that finishes last. Also `product_bf16.cu`, whose order within a slice is that of tensor cores.
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -7,7 +7,7 @@ use half::bf16;
 use crate::common::normals;
 use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
 
-/// Twin of `gpu::product` in kernels/include/train.cuh.
+/// `gpu::product` of kernels/include/train.cuh.
 #[repr(C)]
 #[derive(Clone, Copy, Zeroable, Pod)]
 struct Product {
@@ -35,13 +35,13 @@ struct Case {
     /// m, n, k.
     sizes: [usize; 3],
     slices: usize,
-    /// Rows that count, of m (nt, nn) or k (tn).
+    /// Rows that take part, of m (nt, nn) or k (tn).
     limit: Option<u32>,
     /// Bias and ReLU.
     bias: bool,
     mask: bool,
     add: bool,
-    /// Depth of a second product in the last slice (nt).
+    /// k of a second product, in the last slice (nt).
     second: Option<usize>,
     /// Column sums of a (tn).
     sums: bool,

@@ -1,5 +1,5 @@
-//! What kernel sources owe: instructions only in their wrappers, CUDA's half types only in types.cuh, short files, and
-//! every kernel made known to the emulator.
+//! Rules for kernel sources: inline instructions only in their wrappers, CUDA's half types only in types.cuh, short files,
+//! and every kernel registered with the emulator.
 
 use std::fs;
 use std::path::{Path, PathBuf};

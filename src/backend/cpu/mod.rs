@@ -1,47 +1,32 @@
-//! The CPU backend: threads over blocks of rows, one source for all SIMD levels, F32 or BF16 operands.
+//! The CPU backend: machines without a GPU, and the oracle of F32 bits.
 //!
-//! Inference (encode, select, perturb, decode, score) uses our own fixed-order products (`panel.rs`; `direct.rs` of rows
-//! where they are stored, `active.rs` behind a ReLU), so that a row's bits never depend on its neighbours, the thread
-//! count or the instruction set. Training takes one pass a step over the weights of its wide layers (`wide.rs`); narrow
-//! layers use the `gemm` crate. BF16 is a choice of operands of the same products: where a machine has no instruction for
-//! it, it takes longer than F32.
+//! 1. `gemm` is one packed product with a microkernel for each instruction set. Every value of C is one chain of fused
+//!    multiply-adds over k in rising order, so that in inference a row's bits depend on nothing but the row.
+//! 2. `infer` takes blocks of rows through all their layers on one core each: encode, decode, score.
+//! 3. `latents` draws noise where it is wanted: posterior samples, candidates, perturbed latents.
+//! 4. `train` takes one pass a step over the weights of layers of d inputs or outputs; its results do not depend on the
+//!    number of threads.
+//!
+//! BF16 is a choice of operands of the same products; where a machine has no instruction for it, it is slower than F32.
 
-mod active;
-mod adam;
-mod between;
-mod direct;
-mod ends;
-pub mod floors;
-mod forward;
 mod gemm;
-mod halves;
 mod infer;
-mod lanes;
-mod latent;
-mod layers;
-mod panel;
-mod reconstruct;
-mod samples;
-mod scratch;
-mod tile;
-mod train_reward;
-mod train_vae;
-mod wide;
+mod latents;
+pub mod peak;
+mod train;
 
 pub use infer::{PackedFolded, PackedReward, PackedVae};
-pub use latent::{Latents, Posteriors};
+pub use latents::{Latents, Posteriors};
+pub use train::{RewardTrainer, VaeTrainer};
+
 use rayon::{ThreadPool, ThreadPoolBuilder};
-pub use train_reward::RewardTrainer;
-pub use train_vae::VaeTrainer;
 
 use super::{
     Backend, DeviceInfo, HostRows, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, Synthetic, VaeLoss, VaeObjective,
-    check,
+    Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, checked,
 };
-use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
+use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::simd::Isa;
 
@@ -52,19 +37,19 @@ pub const MAX_THREADS: usize = 4096;
 #[derive(Debug)]
 pub struct Cpu {
     pool: ThreadPool,
-    level: Isa,
+    isa: Isa,
     threads: usize,
     precision: Precision,
 }
 
 impl Cpu {
-    /// Starts `threads` workers (0: one per core) at the machine's best SIMD level.
+    /// Starts `threads` workers (0: one per core) with the machine's fastest instruction set.
     pub fn new(threads: usize, precision: Precision) -> Result<Cpu> {
-        Cpu::with_level(threads, precision, Isa::detect()?)
+        Cpu::with_isa(threads, precision, Isa::detect()?)
     }
 
-    /// The same at a given level.
-    pub fn with_level(threads: usize, precision: Precision, level: Isa) -> Result<Cpu> {
+    /// The same with a given instruction set.
+    pub fn with_isa(threads: usize, precision: Precision, isa: Isa) -> Result<Cpu> {
         if threads > MAX_THREADS {
             return Err(Error::argument("threads", format!("0 to {MAX_THREADS}"), threads));
         }
@@ -72,22 +57,22 @@ impl Cpu {
         let threads = if threads == 0 { cores } else { threads };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Cpu { pool, level, threads, precision })
+        Ok(Cpu { pool, isa, threads, precision })
     }
 }
 
 impl Cpu {
     /// Makes latents that would otherwise be made where they are wanted.
     pub fn make_latents<'a>(&self, latents: &'a Latents) -> &'a [f32] {
-        self.pool.install(|| latents.values(self.level))
+        self.pool.install(|| latents.values(self.isa))
     }
 
-    fn side<'a>(&self, side: &'a RewardSide<'_, '_, Cpu>) -> samples::Rows<'a> {
-        samples::Rows {
+    fn side<'a>(&self, side: &'a RewardSide<'_, '_, Cpu>) -> train::Side<'a> {
+        train::Side {
             originals: side.originals,
-            synthetic: side.synthetic.as_ref().map(|s| samples::SyntheticRows {
+            synthetic: side.synthetic.as_ref().map(|s| train::SyntheticSide {
                 vae: s.vae,
-                z: s.latents.values(self.level),
+                z: s.latents.values(self.isa),
                 rows: s.latents.rows(),
                 residual: s.residual.map(|r| (r.embeddings, r.posteriors)),
             }),
@@ -95,9 +80,9 @@ impl Cpu {
     }
 }
 
-impl check::Shapes for Cpu {
-    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize) {
-        (embeddings.rows(), embeddings.cols())
+impl checked::Shapes for Cpu {
+    fn host_rows<'r, 'e: 'r>(embeddings: &'r RowSet<'e>) -> &'r RowSet<'e> {
+        embeddings
     }
 
     fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
@@ -110,6 +95,22 @@ impl check::Shapes for Cpu {
 
     fn vae_size(vae: &Self::Vae) -> VaeSize {
         vae.size()
+    }
+
+    fn reward_dim(model: &Self::Reward) -> usize {
+        model.dim()
+    }
+
+    fn folded_size(folded: &Self::Folded) -> VaeSize {
+        folded.size()
+    }
+
+    fn vae_trainer_dim(trainer: &Self::VaeTrainer) -> usize {
+        trainer.dim()
+    }
+
+    fn reward_trainer_dim(trainer: &Self::RewardTrainer) -> usize {
+        trainer.dim()
     }
 }
 
@@ -127,7 +128,7 @@ impl Backend for Cpu {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             name: "cpu".into(),
-            detail: format!("{} {}", std::env::consts::ARCH, self.level.name()),
+            detail: format!("{} {}", std::env::consts::ARCH, self.isa.name()),
             threads: self.threads,
         }
     }
@@ -139,7 +140,7 @@ impl Backend for Cpu {
     fn arithmetic(&self) -> &'static str {
         match self.precision {
             Precision::F32 => "f32",
-            Precision::Bf16 if self.level.is_matrix() => "bf16-amx",
+            Precision::Bf16 if self.isa.has_amx() => "bf16-amx",
             Precision::Bf16 => "bf16-cpu",
         }
     }
@@ -149,7 +150,7 @@ impl Backend for Cpu {
     }
 
     fn load_vae(&self, vae: &Vae) -> Result<PackedVae> {
-        Ok(PackedVae::new(vae, self.precision, self.level))
+        Ok(PackedVae::new(vae, self.precision))
     }
 
     fn load_reward(&self, model: &RewardModel) -> Result<PackedReward> {
@@ -157,20 +158,20 @@ impl Backend for Cpu {
     }
 
     fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
-        check::latent_rows(z, rows)?;
+        checked::load_latents(z, rows)?;
         Ok(Latents::new(z.values.clone(), z.cols, rows.to_vec()))
     }
 
     fn encode(&self, vae: &PackedVae, embeddings: &RowSet<'_>) -> Result<Posteriors> {
-        check::width("VAE", vae.size().dim, embeddings.cols())?;
-        let (mu, logvar) = self.pool.install(|| infer::encode(self.level, vae, embeddings));
+        checked::encode::<Self>(vae, embeddings)?;
+        let (mu, logvar) = self.pool.install(|| infer::encode(self.isa, vae, embeddings));
         Ok(Posteriors { mu: mu.into(), logvar: logvar.into(), latent: vae.size().latent })
     }
 
     fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: NoiseKey) -> Result<Latents> {
-        let rows = check::sample_rows(embeddings.rows())?;
+        let rows = checked::encode_sample::<Self>(vae, embeddings)?;
         let p = self.encode(vae, embeddings)?;
-        let z = self.pool.install(|| latent::start(self.level, &p, origin));
+        let z = self.pool.install(|| latents::posterior_samples(self.isa, &p, origin));
         Ok(Latents::new(z, p.latent, rows))
     }
 
@@ -182,8 +183,8 @@ impl Backend for Cpu {
     }
 
     fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
-        check::perturbation(how)?;
-        let candidates = self.pool.install(|| latent::select(self.level, p, origin, how));
+        checked::select(how)?;
+        let candidates = self.pool.install(|| latents::select(self.isa, p, origin, how));
         Ok(Selection { top_k: how.top_k as usize, candidates })
     }
 
@@ -194,8 +195,7 @@ impl Backend for Cpu {
         how: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {
-        check::perturbation(how)?;
-        check::samples(samples, p.rows())?;
+        checked::perturb::<Self>(p, how, samples)?;
         Ok(Latents::perturbed(p, origin, how, samples))
     }
 
@@ -204,82 +204,47 @@ impl Backend for Cpu {
         Matrix::new(z.to_vec(), latents.rows().len(), latents.latent())
     }
 
-    fn decode<'e>(
+    fn decode(
         &self,
         vae: &PackedVae,
         latents: &Latents,
-        residual: Option<Residual<'_, 'e, Self>>,
+        residual: Option<Residual<'_, '_, Self>>,
         out: ValuesMut<'_>,
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        check::latents::<Self>(vae.size(), latents, residual)?;
-        check::length("the decoded embeddings", latents.rows().len() * vae.size().dim, out.len())?;
+    ) -> Result<()> {
+        checked::decode::<Self>(vae, latents, residual, out.len())?;
         let base = residual.map(|r| infer::Base {
             embeddings: r.embeddings,
             mu: &r.posteriors.mu,
             rows: latents.rows(),
         });
-        self.pool.install(|| infer::decode(self.level, vae, latents.codes(), base, out));
+        self.pool.install(|| infer::decode(self.isa, vae, latents.source(), base, out));
         Ok(())
     }
 
-    fn rows(&self, dtype: Dtype, dim: usize) -> HostRows {
-        HostRows::new(dtype, dim)
-    }
-
-    fn store_rows<'e>(
-        &self,
-        originals: &RowSet<'e>,
-        samples: &Synthetic<'_, 'e, Self>,
-        to: &mut HostRows,
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        to.store(self, originals, samples)
-    }
-
-    fn first_non_finite(&self, rows: &HostRows) -> Result<Option<(usize, usize)>> {
-        Ok(rows.first_non_finite())
-    }
-
-    fn pick_rows(&self, rows: &HostRows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
-        rows.pick(index, out)
-    }
-
     fn score(&self, model: &PackedReward, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
-        check::width("reward model", model.dim(), embeddings.cols())?;
-        check::length("scores", embeddings.rows(), out.len())?;
-        self.pool.install(|| infer::score(self.level, model, embeddings, out));
+        checked::score::<Self>(model, embeddings, out.len())?;
+        self.pool.install(|| infer::score(self.isa, model, embeddings, out));
         Ok(())
     }
 
     fn load_folded(&self, folded: &FoldedReward) -> Result<PackedFolded> {
-        Ok(PackedFolded::new(folded, self.precision, self.level))
+        Ok(PackedFolded::new(folded, self.precision))
     }
 
-    fn score_latents<'e>(
+    fn score_latents(
         &self,
         folded: &PackedFolded,
         latents: &Latents,
-        residual: Option<Residual<'_, 'e, Self>>,
+        residual: Option<Residual<'_, '_, Self>>,
         out: &mut [f32],
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        check::latents::<Self>(folded.size(), latents, residual)?;
-        check::length("scores", latents.rows().len(), out.len())?;
-        self.pool.install(|| {
-            let pre = residual.map(|r| {
-                let pre = infer::preactivations(self.level, folded.reward(), r.embeddings);
-                (pre, &r.posteriors.mu)
-            });
-            let base = pre.as_ref().map(|(pre, mu)| infer::FoldedBase { pre, mu, rows: latents.rows() });
-            infer::score_latents(self.level, folded, latents.codes(), base, out);
+    ) -> Result<()> {
+        checked::score_latents::<Self>(folded, latents, residual, out.len())?;
+        let base = residual.map(|r| infer::Base {
+            embeddings: r.embeddings,
+            mu: &r.posteriors.mu,
+            rows: latents.rows(),
         });
+        self.pool.install(|| infer::score_latents(self.isa, folded, latents.source(), base, out));
         Ok(())
     }
 
@@ -289,37 +254,31 @@ impl Backend for Cpu {
         standardizer: &Standardizer,
         objective: &VaeObjective,
     ) -> Result<VaeTrainer> {
-        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        checked::vae_trainer(initial, standardizer, objective)?;
         Ok(VaeTrainer::new(initial, standardizer, objective, self.precision))
     }
 
-    fn vae_epoch<'e>(
+    fn vae_epoch(
         &self,
         trainer: &mut VaeTrainer,
-        data: &PairData<'_, 'e, Self>,
+        data: &PairData<'_, '_, Self>,
         order: &[u32],
         epoch: u32,
-    ) -> Result<VaeLoss>
-    where
-        Self: 'e,
-    {
-        check::pair_data(trainer.dim(), data.chosen, data.rejected, order)?;
-        Ok(self.pool.install(|| trainer.epoch(self.level, [data.chosen, data.rejected], order, epoch)))
+    ) -> Result<VaeLoss> {
+        checked::vae_training::<Self>(trainer, data, order)?;
+        Ok(self.pool.install(|| trainer.epoch(self.isa, [data.chosen, data.rejected], order, epoch)))
     }
 
-    fn vae_gradients<'e>(
+    fn vae_gradients(
         &self,
         trainer: &mut VaeTrainer,
-        data: &PairData<'_, 'e, Self>,
+        data: &PairData<'_, '_, Self>,
         batch: &[u32],
         epoch: u32,
-    ) -> Result<(VaeLoss, Vae)>
-    where
-        Self: 'e,
-    {
-        check::pair_data(trainer.dim(), data.chosen, data.rejected, batch)?;
+    ) -> Result<(VaeLoss, Vae)> {
+        checked::vae_training::<Self>(trainer, data, batch)?;
         let sides = [data.chosen, data.rejected];
-        let loss = self.pool.install(|| trainer.batch(self.level, sides, batch, epoch));
+        let loss = self.pool.install(|| trainer.batch(self.isa, sides, batch, epoch));
         Ok((loss, trainer.gradients()))
     }
 
@@ -333,39 +292,33 @@ impl Backend for Cpu {
         standardizer: &Standardizer,
         objective: &RewardObjective,
     ) -> Result<RewardTrainer> {
-        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        checked::reward_trainer(initial, standardizer, objective)?;
         Ok(RewardTrainer::new(initial, standardizer, objective, self.precision))
     }
 
-    fn reward_epoch<'e>(
+    fn reward_epoch(
         &self,
         trainer: &mut RewardTrainer,
-        data: &RewardData<'_, 'e, Self>,
+        data: &RewardData<'_, '_, Self>,
         pairs: &[PairRows],
-    ) -> Result<f64>
-    where
-        Self: 'e,
-    {
-        check::reward_data(trainer.dim(), data, pairs)?;
+    ) -> Result<f64> {
+        checked::reward_training::<Self>(trainer, data, pairs)?;
         Ok(self.pool.install(|| {
             let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
-            trainer.epoch(self.level, [&chosen, &rejected], pairs)
+            trainer.epoch(self.isa, [&chosen, &rejected], pairs)
         }))
     }
 
-    fn reward_gradients<'e>(
+    fn reward_gradients(
         &self,
         trainer: &mut RewardTrainer,
-        data: &RewardData<'_, 'e, Self>,
+        data: &RewardData<'_, '_, Self>,
         batch: &[PairRows],
-    ) -> Result<(f64, RewardModel)>
-    where
-        Self: 'e,
-    {
-        check::reward_data(trainer.dim(), data, batch)?;
+    ) -> Result<(f64, RewardModel)> {
+        checked::reward_training::<Self>(trainer, data, batch)?;
         let loss = self.pool.install(|| {
             let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
-            trainer.batch(self.level, [&chosen, &rejected], batch)
+            trainer.batch(self.isa, [&chosen, &rejected], batch)
         });
         Ok((loss, trainer.gradients()))
     }

@@ -1,4 +1,4 @@
-//! What lives on the device: embeddings, models, posteriors and latents.
+//! What lives on the device: embeddings, models, posteriors and latents, and the addresses that launches take of them.
 
 use std::sync::Arc;
 
@@ -12,23 +12,24 @@ use crate::dtype::Dtype;
 use crate::matrix::RowSet;
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
 
-/// Bytes that are joined on the host before a copy; parts of as many go up from where they are.
-const JOINED: usize = 1 << 20;
+/// Parts smaller than this are gathered on the host into copies of about this size; larger ones are copied as they are.
+const GATHERED_BYTES: usize = 1 << 20;
 
-/// Embeddings `[n, d]`: on the device, or, where they do not fit, on the host, from where they go piece by piece.
+/// Embeddings `[n, d]`: on the device, or, where they do not fit, on the host, from where every operation copies them
+/// chunk by chunk.
 #[derive(Debug)]
 pub struct Embeddings<'a> {
     /// The rows on the host.
-    pub rows: RowSet<'a>,
+    pub(super) rows: RowSet<'a>,
     /// Storage type on the device: that of all parts, or F32 if they differ.
-    pub dtype: Dtype,
-    /// The rows on the device.
-    pub resident: Option<Buffer<u8>>,
+    pub(super) dtype: Dtype,
+    /// The rows on the device, if they fit.
+    pub(super) resident: Option<Buffer<u8>>,
 }
 
 impl<'a> Embeddings<'a> {
     /// Copies the rows to the device if there is room.
-    pub fn new(driver: &Arc<dyn Driver>, rows: RowSet<'a>) -> DriverResult<Embeddings<'a>> {
+    pub(super) fn new(driver: &Arc<dyn Driver>, rows: RowSet<'a>) -> DriverResult<Embeddings<'a>> {
         let mut dtypes = rows.parts().iter().map(|p| p.dtype());
         let first = dtypes.next().unwrap_or(Dtype::F32);
         let dtype = if dtypes.all(|d| d == first) { first } else { Dtype::F32 };
@@ -38,9 +39,9 @@ impl<'a> Embeddings<'a> {
                 write_rows(driver, buffer.address(), &made.rows, dtype)?;
                 made.resident = Some(buffer);
             }
-            Err(fault @ DriverError::OutOfMemory { .. }) => {
+            Err(error @ DriverError::OutOfMemory { .. }) => {
                 let n = made.rows.rows();
-                tracing::warn!("{}: {n} embeddings stay on the host: {fault}", driver.name());
+                tracing::warn!("{}: {n} embeddings stay on the host: {error}", driver.name());
             }
             Err(other) => return Err(other),
         }
@@ -48,42 +49,42 @@ impl<'a> Embeddings<'a> {
     }
 
     /// Bytes of a row on the device.
-    pub fn row_bytes(&self) -> usize {
+    pub(super) fn row_bytes(&self) -> usize {
         self.rows.cols() * self.dtype.size()
     }
 }
 
 /// Copies rows to the device as `dtype`, which is theirs or F32. Many small parts go as few copies.
 pub fn write_rows(driver: &Arc<dyn Driver>, to: u64, rows: &RowSet<'_>, dtype: Dtype) -> DriverResult<()> {
-    let (mut at, mut joined) = (to, Vec::new());
+    let (mut at, mut gathered) = (to, Vec::new());
     let mut wide = vec![0f32; rows.cols()];
     for part in rows.parts() {
         let same = part.dtype() == dtype;
         let bytes = part.values().bytes();
-        if same && bytes.len() >= JOINED {
-            for bytes in [&joined, bytes] {
+        if same && bytes.len() >= GATHERED_BYTES {
+            for bytes in [&gathered, bytes] {
                 driver.upload(at, bytes)?;
                 at += bytes.len() as u64;
             }
-            joined.clear();
+            gathered.clear();
             continue;
         }
         for row in 0..part.rows() {
             match same {
-                true => joined.extend_from_slice(part.row(row).bytes()),
+                true => gathered.extend_from_slice(part.row(row).bytes()),
                 false => {
                     part.row(row).widen(&mut wide);
-                    joined.extend_from_slice(bytemuck::cast_slice(&wide));
+                    gathered.extend_from_slice(bytemuck::cast_slice(&wide));
                 }
             }
-            if joined.len() >= JOINED {
-                driver.upload(at, &joined)?;
-                at += joined.len() as u64;
-                joined.clear();
+            if gathered.len() >= GATHERED_BYTES {
+                driver.upload(at, &gathered)?;
+                at += gathered.len() as u64;
+                gathered.clear();
             }
         }
     }
-    if joined.is_empty() { Ok(()) } else { driver.upload(at, &joined) }
+    if gathered.is_empty() { Ok(()) } else { driver.upload(at, &gathered) }
 }
 
 /// A layer on the device, its weight in the precision of the products.
@@ -91,7 +92,7 @@ pub fn write_rows(driver: &Arc<dyn Driver>, to: u64, rows: &RowSet<'_>, dtype: D
 pub struct Layer {
     weight: Weight,
     /// Bias, `[outputs]`.
-    pub bias: Buffer<f32>,
+    pub(super) bias: Buffer<f32>,
 }
 
 #[derive(Debug)]
@@ -101,8 +102,11 @@ enum Weight {
 }
 
 impl Layer {
-    /// Copies a layer to the device.
-    pub fn new(driver: &Arc<dyn Driver>, linear: &Linear, precision: Precision) -> DriverResult<Layer> {
+    pub(super) fn new(
+        driver: &Arc<dyn Driver>,
+        linear: &Linear,
+        precision: Precision,
+    ) -> DriverResult<Layer> {
         let weight = match precision {
             Precision::F32 => Weight::F32(Buffer::upload(driver, &linear.weight, "weight")?),
             Precision::Bf16 => {
@@ -113,8 +117,8 @@ impl Layer {
         Ok(Layer { weight, bias: Buffer::upload(driver, &linear.bias, "bias")? })
     }
 
-    /// Where the weight lies.
-    pub fn weight(&self) -> u64 {
+    /// Device address of the weight.
+    pub(super) fn weight(&self) -> u64 {
         match &self.weight {
             Weight::F32(buffer) => buffer.address(),
             Weight::Bf16(buffer) => buffer.address(),
@@ -125,17 +129,14 @@ impl Layer {
 /// A VAE on the device.
 #[derive(Debug)]
 pub struct DeviceVae {
-    /// The two layers of the encoder.
-    pub encoder: [Layer; 2],
-    /// The two layers of the decoder.
-    pub decoder: [Layer; 2],
-    /// The model on the host, for what is derived from it.
-    pub host: Vae,
+    pub(super) encoder: [Layer; 2],
+    pub(super) decoder: [Layer; 2],
+    /// The model on the host: its sizes, and what training derives from it.
+    pub(super) host: Vae,
 }
 
 impl DeviceVae {
-    /// Copies a model to the device.
-    pub fn new(driver: &Arc<dyn Driver>, vae: &Vae, precision: Precision) -> DriverResult<DeviceVae> {
+    pub(super) fn new(driver: &Arc<dyn Driver>, vae: &Vae, precision: Precision) -> DriverResult<DeviceVae> {
         let layer = |linear| Layer::new(driver, linear, precision);
         Ok(DeviceVae {
             encoder: [layer(&vae.encoder[0])?, layer(&vae.encoder[1])?],
@@ -148,17 +149,15 @@ impl DeviceVae {
 /// A reward model on the device.
 #[derive(Debug)]
 pub struct DeviceReward {
-    /// The first layer.
-    pub first: Layer,
+    pub(super) first: Layer,
     /// Weight of the second, `[hidden]`.
-    pub second: Buffer<f32>,
+    pub(super) second: Buffer<f32>,
     /// The model on the host.
-    pub host: RewardModel,
+    pub(super) host: RewardModel,
 }
 
 impl DeviceReward {
-    /// Copies a model to the device.
-    pub fn new(
+    pub(super) fn new(
         driver: &Arc<dyn Driver>,
         model: &RewardModel,
         precision: Precision,
@@ -175,18 +174,17 @@ impl DeviceReward {
 #[derive(Debug)]
 pub struct DeviceFolded {
     /// The decoder's first layer.
-    pub decoder: Layer,
-    /// hidden -> width.
-    pub folded: Layer,
+    pub(super) decoder: Layer,
+    /// The decoder's second layer times the reward model's first: hidden -> width.
+    pub(super) folded: Layer,
     /// The reward model itself, for the pre-activations of seeds.
-    pub reward: DeviceReward,
+    pub(super) reward: DeviceReward,
     /// Sizes of the VAE.
-    pub size: VaeSize,
+    pub(super) size: VaeSize,
 }
 
 impl DeviceFolded {
-    /// Copies a model to the device.
-    pub fn new(
+    pub(super) fn new(
         driver: &Arc<dyn Driver>,
         model: &FoldedReward,
         precision: Precision,
@@ -204,68 +202,96 @@ impl DeviceFolded {
 #[derive(Clone, Debug)]
 pub struct Posteriors {
     /// Means, `[rows, latent]`.
-    pub mu: Arc<Buffer<f32>>,
+    pub(super) mu: Arc<Buffer<f32>>,
     /// Logarithms of the variances.
-    pub logvar: Arc<Buffer<f32>>,
+    pub(super) logvar: Arc<Buffer<f32>>,
     /// Number of rows.
-    pub rows: usize,
+    pub(super) rows: usize,
     /// Dimension of the latent space.
-    pub latent: usize,
+    pub(super) latent: usize,
 }
 
-/// Latents `[count, latent]`: stored, or drawn by each kernel that needs them.
+/// Latents `[count, latent]`, each of a row of its block.
 #[derive(Debug)]
 pub struct Latents {
-    /// Where they come from.
-    pub source: Source,
+    pub(super) values: LatentValues,
     /// The row of each.
-    pub rows: Vec<u32>,
+    pub(super) rows: Vec<u32>,
     /// Dimension of the latent space.
-    pub latent: usize,
+    pub(super) latent: usize,
 }
 
-/// Where latents come from.
+/// Latents in memory, or what they are drawn from. Kernels take either.
 #[derive(Debug)]
-pub enum Source {
-    /// Memory.
+pub enum LatentValues {
+    /// In device memory.
     Stored {
-        /// The latents.
         z: Buffer<f32>,
         /// The row of each.
         owners: Buffer<u32>,
     },
-    /// Noise counters: whoever reads a latent draws it.
-    Drawn {
-        /// What each row's candidates start from, `[rows, latent]`: a posterior sample or the mean.
-        starts: Arc<Buffer<f32>>,
-        /// (row, candidate) of each.
-        samples: Buffer<[u32; 2]>,
-        /// Whose noise.
-        origin: NoiseKey,
-        /// How much.
-        sigma: f32,
-    },
+    /// Computed by every kernel that reads them: noise counters take less memory traffic than latents.
+    Drawn(DrawnLatents),
+}
+
+/// z' = start of the row + sigma eta, with eta from noise counters.
+#[derive(Debug)]
+pub struct DrawnLatents {
+    /// Where each row's candidates start, `[rows, latent]`: a posterior sample or the mean.
+    pub(super) starts: Arc<Buffer<f32>>,
+    /// (row, candidate) of each latent.
+    pub(super) samples: Buffer<[u32; 2]>,
+    pub(super) key: NoiseKey,
+    pub(super) sigma: f32,
 }
 
 impl Latents {
-    /// Number of latents.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.rows.len()
     }
 
     /// The latents from `first` on, as kernels take them.
-    pub fn params(&self, first: usize) -> params::Latents {
+    pub(super) fn params(&self, first: usize) -> params::Latents {
         let mut out: params::Latents = bytemuck::Zeroable::zeroed();
-        match &self.source {
-            Source::Stored { z, owners } => {
+        match &self.values {
+            LatentValues::Stored { z, owners } => {
                 (out.z, out.owners) = (z.at(first * self.latent), owners.at(first));
             }
-            Source::Drawn { starts, samples, origin, sigma } => {
+            LatentValues::Drawn(DrawnLatents { starts, samples, key, sigma }) => {
                 (out.samples, out.starts) = (samples.at(first), starts.address());
-                (out.seed, out.first_row, out.side) = (origin.seed, origin.first_row, origin.side as u32);
+                (out.seed, out.first_row, out.side) = (key.seed, key.first_row, key.side as u32);
                 out.sigma = *sigma;
             }
         }
         out
     }
+}
+
+/// Consecutive stored rows on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsAt {
+    /// Address of the first.
+    pub(super) address: u64,
+    /// How many.
+    pub(super) rows: usize,
+    /// Their storage type.
+    pub(super) dtype: Dtype,
+}
+
+impl RowsAt {
+    /// All rows of resident embeddings.
+    pub(super) fn all(embeddings: &Embeddings<'_>, buffer: &Buffer<u8>) -> RowsAt {
+        RowsAt { address: buffer.address(), rows: embeddings.rows.rows(), dtype: embeddings.dtype }
+    }
+}
+
+/// What residual decoding adds to: e - decoder(mu) of a latent's seed.
+#[derive(Clone, Copy, Debug)]
+pub struct ResidualBase {
+    /// Address of the seeds' embeddings, `[seeds, d]`.
+    pub(super) embeddings: u64,
+    /// Their storage type.
+    pub(super) dtype: Dtype,
+    /// Address of their posterior means, `[seeds, latent]`.
+    pub(super) mu: u64,
 }

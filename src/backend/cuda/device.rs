@@ -1,4 +1,5 @@
-//! Opening a CUDA device: what stands in the way is found out step by step, so that each obstacle has its own words.
+//! Opening a GPU: driver, version, GPU, compute capability, context, kernels. Each step that fails has an error of its own,
+//! which says what would help.
 
 #![allow(unsafe_code)]
 
@@ -11,14 +12,13 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
-use super::kernels::{IMAGES, Image, TOOLKIT};
-use super::replaced::Replaced;
+use super::kernels::{IMAGES, Image, ReplacedImages, TOOLKIT};
 use crate::error::{Error, Result};
 
 /// The lowest compute capability that any kernel is written for, times ten.
 const LOWEST: u32 = 75;
 
-/// What a GPU is.
+/// What a GPU says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
     /// The vendor's name for it.
@@ -56,7 +56,7 @@ impl Device {
     /// [`Error::Device`] with what is missing and what would help: the driver, a new enough one, the GPU, a GPU of
     /// compute capability 7.5, or kernels for it in this build.
     pub fn open(index: usize) -> Result<Device> {
-        Device::with(index, &Replaced::default())
+        Device::with(index, &ReplacedImages::default())
     }
 
     /// Opens GPU `index` with kernels from a folder: `images` holds `STEM.fatbin` or `STEM.cubin` for files
@@ -67,11 +67,12 @@ impl Device {
     /// As [`Device::open`]; and where the folder cannot be read, holds no image, or one of no kernel file.
     pub fn open_with_images(index: usize, images: &Path) -> Result<Device> {
         let device = || format!("cuda:{index}");
-        let replaced = Replaced::read(images).map_err(|reason| Error::Device { device: device(), reason })?;
+        let replaced =
+            ReplacedImages::read(images).map_err(|reason| Error::Device { device: device(), reason })?;
         Device::with(index, &replaced)
     }
 
-    fn with(index: usize, replaced: &Replaced) -> Result<Device> {
+    fn with(index: usize, replaced: &ReplacedImages) -> Result<Device> {
         open(index, replaced).map_err(|reason| Error::Device { device: format!("cuda:{index}"), reason })
     }
 
@@ -90,7 +91,7 @@ impl Device {
         start().map(|(_, count)| count).map_err(|e| Error::Device { device: device(), reason: e.reason() })
     }
 
-    /// What the GPU is.
+    /// Name, compute capability, memory and driver.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
@@ -100,12 +101,12 @@ impl Device {
         self.index
     }
 
-    /// The context that everything on it lives in.
+    /// The context of all its memory, streams and modules.
     pub(super) fn context(&self) -> &Arc<CudaContext> {
         &self.context
     }
 
-    /// The kernels that were loaded, by name. They live as long as the device.
+    /// The kernels that were loaded, by name, valid as long as the device.
     pub(super) fn functions(&self) -> impl Iterator<Item = (&'static str, sys::CUfunction)> {
         self.modules.iter().flat_map(|module| module.functions.iter().copied())
     }
@@ -129,7 +130,7 @@ impl Module {
     fn load(
         context: &Arc<CudaContext>,
         image: &'static Image,
-        replaced: &Replaced,
+        replaced: &ReplacedImages,
     ) -> Result<Module, DriverError> {
         context.bind_to_thread()?;
         let bytes = replaced.bytes(image);
@@ -148,7 +149,7 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // A context that can no longer be bound has lost its modules with everything else.
+        // A context that cannot be bound is destroyed, and its modules with it.
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: loaded in this context and unloaded only here.
             let _ = unsafe { result::module::unload(self.raw) };
@@ -156,7 +157,7 @@ impl Drop for Module {
     }
 }
 
-/// Why the driver offers no GPU.
+/// Why no GPU can be opened.
 enum Unready {
     /// There is no driver, or no GPU.
     NoGpu(String),
@@ -203,7 +204,7 @@ fn start() -> Result<((u32, u32), usize), Unready> {
     }
 }
 
-fn open(index: usize, replaced: &Replaced) -> Result<Device, String> {
+fn open(index: usize, replaced: &ReplacedImages) -> Result<Device, String> {
     let (driver, count) = start().map_err(Unready::reason)?;
     match count {
         1 if index > 0 => return Err("there is only one GPU, cuda:0".into()),
@@ -328,7 +329,7 @@ fn refused_image(summary: &Summary, image: &Image, error: &DriverError) -> Strin
 /// The command that makes kernels for a GPU.
 fn build_for(summary: &Summary) -> String {
     let (major, minor) = summary.capability;
-    // As the build compiles for 9.0: with its own instructions allowed, of which no kernel uses any yet.
+    // The build compiles for 9.0a too: the variant with instructions that later GPUs lack.
     let suffix = if (major, minor) == (9, 0) { "a" } else { "" };
     format!("build again with LENSMITH_CUDA_ARCHS={major}{minor}{suffix}, or install a newer driver")
 }

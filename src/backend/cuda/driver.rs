@@ -1,5 +1,7 @@
-//! What the launch layer needs of a driver. There are two: a GPU's ([`super::Gpu`]) and the emulator of the kernels
-//! ([`super::Emulator`]), so that the whole backend but for one file runs on any machine.
+//! What the launch layer needs of a device: memory, copies, launches and recorded graphs, in the order of one stream.
+//!
+//! There are two implementations, a GPU's ([`super::Gpu`]) and the emulator's ([`super::EmulatedDriver`]), so that
+//! everything above this trait runs, and is tested, on any machine.
 
 use std::ffi::c_void;
 use std::{fmt, ptr};
@@ -12,13 +14,13 @@ use crate::matrix::RowsBuf;
 pub struct Limits {
     /// Bytes of shared memory that a block may ask for.
     pub shared: usize,
-    /// Multiprocessors: the number of blocks that certainly run side by side.
+    /// Multiprocessors.
     pub processors: u32,
     /// Whether there are BF16 tensor cores and asynchronous copies (compute capability 8.0).
     pub tensor_cores: bool,
 }
 
-/// Why a driver did not do something.
+/// Why a driver's call failed.
 #[derive(Debug)]
 pub enum DriverError {
     /// Device memory is used up.
@@ -47,9 +49,9 @@ impl fmt::Display for DriverError {
 /// The result of a driver's call.
 pub type DriverResult<T> = std::result::Result<T, DriverError>;
 
-/// A place in the order of what was launched, to wait for.
+/// A place in the stream, to wait for.
 pub trait Event: Send + Sync {
-    /// The driver's handle for it; null where nothing has to wait.
+    /// The driver's handle for it; null where work is done when its call returns.
     fn raw(&self) -> *mut c_void {
         ptr::null_mut()
     }
@@ -62,7 +64,7 @@ pub trait Graph: Send + Sync {
 }
 
 /// Device memory, copies and launches. Everything runs in the order in which it was asked for, on one stream; only
-/// [`Driver::download`] may overlap what was launched after its mark.
+/// [`Driver::download`] may overlap what was launched after its event.
 pub trait Driver: Send + Sync + fmt::Debug {
     /// The device's name for `--device`, as in `cuda:0`.
     fn name(&self) -> &str;
@@ -70,22 +72,23 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn detail(&self) -> String;
     /// What it allows.
     fn limits(&self) -> Limits;
-    /// How many blocks of a kernel a multiprocessor runs side by side, of `threads` threads and `shared` bytes each; at
-    /// least one.
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
-    /// Device memory, aligned to 256 bytes (the emulator: 16), never empty. `label` names it in reports.
+    /// How many blocks of a kernel a multiprocessor runs at the same time, of `threads` threads and `shared` bytes
+    /// each; at least one.
+    fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
+    /// Uninitialised device memory, aligned to 256 bytes (the emulator: 16). `bytes` is not 0. `label` names it in the
+    /// emulator's reports.
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64>;
-    /// Gives memory back, once what was launched before no longer uses it.
+    /// Gives memory back. What was launched before may still use it: the next owner's work comes later in the stream.
     fn free(&self, address: u64, bytes: usize);
     /// Copies to the device; `from` may change as soon as the call returns.
     fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()>;
-    /// A mark behind everything that was launched so far.
-    fn mark(&self) -> DriverResult<Box<dyn Event>>;
-    /// Copies to the host what was there at the mark, and waits for it. What was launched since goes on meanwhile and
-    /// must leave the bytes alone.
-    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()>;
-    /// Makes host memory known to the device, if that gains anything: downloads into it need no copy by the host. Where
-    /// it cannot be done, they work as ever.
+    /// An event behind everything that was launched so far.
+    fn event(&self) -> DriverResult<Box<dyn Event>>;
+    /// Copies to the host what was there at the event, and waits for it. What was launched after the event runs at the
+    /// same time and must not write these bytes.
+    fn download(&self, event: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()>;
+    /// Registers host memory with the device, if that gains anything: downloads into it then need no copy by the host.
+    /// If it cannot be done, they take that copy.
     fn register(&self, _memory: &mut RowsBuf) {}
     /// Copies within the device.
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()>;
@@ -93,6 +96,6 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn clear(&self, at: u64, bytes: usize) -> DriverResult<()>;
     /// Runs a kernel.
     fn launch(&self, launch: &Launch) -> DriverResult<()>;
-    /// Records launches.
+    /// Records launches without running them.
     fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>>;
 }

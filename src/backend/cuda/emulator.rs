@@ -1,5 +1,6 @@
-//! The emulator of the kernels (`kernels/emulation`) as a driver: the whole backend on a machine without a GPU, for
-//! tests. It checks every access and is thousands of times slower than a GPU; users' machines run the CPU backend.
+//! The emulator of the kernels (`kernels/emulation`) as a [`Driver`]: the whole backend on a machine without a GPU, for
+//! tests. The kernels' sources are compiled for the CPU into a library, which runs one launch at a time to its end and
+//! checks every access. Thousands of times slower than a GPU: users without one want the CPU backend.
 
 #![allow(unsafe_code)]
 
@@ -35,39 +36,39 @@ type LaunchFn = unsafe extern "C" fn(
 type SharedBytes = unsafe extern "C" fn(*const c_char, *const u32, c_uint) -> usize;
 type Kernels = unsafe extern "C" fn(*mut c_char, usize) -> c_int;
 
-/// Held by every launch, of whichever library: each puts handlers of its own over the process's signals and takes them
-/// off again, which two may only do one inside the other.
+/// Held during a launch of any library: it sets signal handlers of the process and restores those before, which two
+/// launches at a time would mix up.
 static SIGNALS: Mutex<()> = Mutex::new(());
 
-/// In which order threads and blocks take their turns.
+/// In which order threads and blocks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Rising.
+    /// By rising number.
     Forward,
-    /// Falling.
+    /// By falling number.
     Reverse,
-    /// Drawn.
+    /// Random, by [`Schedule::seed`].
     Random,
 }
 
-/// What a device leaves open, and the emulator decides.
+/// What CUDA leaves undefined, and the emulator decides: tests run a kernel under several schedules.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
-    /// Turns of threads and blocks.
+    /// Order of threads and blocks.
     pub order: Order,
-    /// When asynchronous copies arrive: 0 late, 1 early, 2 drawn.
+    /// When asynchronous copies arrive: 0 as late as allowed, 1 at once, 2 at random.
     pub landing: i32,
-    /// How tensor cores add: 0 in F64, 1 in F32 one by one, 2 cut to the largest term.
+    /// How tensor cores add: 0 in F64, 1 in F32 one by one, 2 truncated to the exponent of the largest term.
     pub sums: i32,
-    /// Of what is drawn.
+    /// Seed of all that is random.
     pub seed: u64,
 }
 
 impl Schedule {
-    /// Threads in turn, copies late, sums exact.
+    /// Threads by rising number, copies late, sums in F64.
     pub const PLAIN: Schedule = Schedule { order: Order::Forward, landing: 0, sums: 0, seed: 0 };
 
-    /// Five schedules that differ in turns and copies, but not in sums: equal results are owed.
+    /// Five schedules that differ in order and copies but not in sums: a correct kernel gives equal results.
     pub const ALL: [Schedule; 5] = [
         Schedule::PLAIN,
         Schedule { order: Order::Reverse, landing: 1, sums: 0, seed: 1 },
@@ -223,7 +224,7 @@ impl Emulator {
     }
 }
 
-/// How an emulated device behaves.
+/// What an emulated device is like.
 #[derive(Clone, Copy, Debug)]
 pub struct Emulated {
     /// What the emulator decides at every launch.
@@ -232,46 +233,46 @@ pub struct Emulated {
     pub memory: usize,
     /// Bytes of shared memory that a block may ask for.
     pub shared: usize,
-    /// Whether it is one with tensor cores.
+    /// Whether it has tensor cores.
     pub tensor_cores: bool,
 }
 
 impl Default for Emulated {
-    /// The shared memory of an H100, no limit on memory, threads in turn.
+    /// The shared memory of an H100, no limit on memory, [`Schedule::PLAIN`].
     fn default() -> Emulated {
         Emulated { schedule: Schedule::PLAIN, memory: usize::MAX, shared: 232_448, tensor_cores: true }
     }
 }
 
-/// Whose memory is where: address, bytes and number of the device.
+/// Allocations by address: bytes, and the number of the device that owns them.
 type Owners = Mutex<BTreeMap<u64, (usize, usize)>>;
 
 /// The emulator as a driver of one device.
 #[derive(Clone, Debug)]
 pub struct EmulatedDriver {
     emulator: Arc<Emulator>,
-    how: Emulated,
+    options: Emulated,
     index: usize,
     name: String,
     used: Arc<AtomicUsize>,
-    /// Of all devices over the same library.
+    /// Shared by all devices over the same library.
     owners: Arc<Owners>,
 }
 
 impl EmulatedDriver {
     /// A device of its own over a loaded library.
-    pub fn new(emulator: Arc<Emulator>, how: Emulated) -> EmulatedDriver {
+    pub fn new(emulator: Arc<Emulator>, options: Emulated) -> EmulatedDriver {
         let (used, owners) = (Arc::default(), Arc::default());
-        EmulatedDriver { emulator, how, index: 0, name: "cuda:0".into(), used, owners }
+        EmulatedDriver { emulator, options, index: 0, name: "cuda:0".into(), used, owners }
     }
 
-    /// Another device beside this one, with memory of its own, which the other must not touch.
+    /// Another device over the same library. Neither may touch the other's memory.
     pub fn beside(&self, index: usize) -> EmulatedDriver {
         EmulatedDriver { index, name: format!("cuda:{index}"), used: Arc::default(), ..self.clone() }
     }
 
     /// Fails if `address` lies in memory of another device.
-    fn own(&self, address: u64, user: &str) -> DriverResult<()> {
+    fn check_owner(&self, address: u64, user: &str) -> DriverResult<()> {
         let owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
         match owners.range(..=address).next_back() {
             Some((&at, &(bytes, owner))) if address < at + bytes as u64 && owner != self.index => {
@@ -292,12 +293,14 @@ impl EmulatedDriver {
     }
 }
 
-struct Now;
-impl Event for Now {}
+/// All work is done when its call returns, so there is nothing to wait for.
+struct NoEvent;
+impl Event for NoEvent {}
 
-struct Launches(EmulatedDriver, Vec<Launch>);
+/// A graph is the list of its launches.
+struct LaunchList(EmulatedDriver, Vec<Launch>);
 
-impl Graph for Launches {
+impl Graph for LaunchList {
     fn replay(&self) -> DriverResult<()> {
         self.1.iter().try_for_each(|launch| self.0.launch(launch))
     }
@@ -313,18 +316,18 @@ impl Driver for EmulatedDriver {
     }
 
     fn limits(&self) -> Limits {
-        Limits { shared: self.how.shared, processors: 2, tensor_cores: self.how.tensor_cores }
+        Limits { shared: self.options.shared, processors: 2, tensor_cores: self.options.tensor_cores }
     }
 
-    fn resident(&self, _: &'static str, _: u32, _: usize) -> DriverResult<u32> {
-        // Few, so that blocks take several tiles in tests of few rows.
+    fn occupancy(&self, _: &'static str, _: u32, _: usize) -> DriverResult<u32> {
+        // As few as possible, so that a block takes several tiles even in tests of few rows.
         Ok(1)
     }
 
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64> {
         let used = self.used.load(Ordering::Relaxed);
-        if bytes > self.how.memory.saturating_sub(used) {
-            return Err(DriverError::OutOfMemory { wanted: bytes, free: self.how.memory - used });
+        if bytes > self.options.memory.saturating_sub(used) {
+            return Err(DriverError::OutOfMemory { wanted: bytes, free: self.options.memory - used });
         }
         self.used.fetch_add(bytes, Ordering::Relaxed);
         let address = self.emulator.allocate(bytes, label);
@@ -333,30 +336,31 @@ impl Driver for EmulatedDriver {
     }
 
     fn free(&self, address: u64, bytes: usize) {
-        // Before the memory goes: another thread may get the same address at once.
+        // Before the memory is free, when another thread may be given the same address.
         self.owners.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
         self.emulator.free(address);
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {
-        self.own(to, "a copy to the device")?;
+        self.check_owner(to, "a copy to the device")?;
         self.emulator.copy_in(to, from);
         Ok(())
     }
 
-    fn mark(&self) -> DriverResult<Box<dyn Event>> {
-        Ok(Box::new(Now))
+    fn event(&self) -> DriverResult<Box<dyn Event>> {
+        Ok(Box::new(NoEvent))
     }
 
     fn download(&self, _: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
-        self.own(from, "a copy from the device")?;
+        self.check_owner(from, "a copy from the device")?;
         self.emulator.copy_out(to, from);
         Ok(())
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {
-        self.own(to, "a copy on the device").and_then(|()| self.own(from, "a copy on the device"))?;
+        self.check_owner(to, "a copy on the device")
+            .and_then(|()| self.check_owner(from, "a copy on the device"))?;
         let mut held = vec![0; bytes];
         self.emulator.copy_out(&mut held, from);
         self.emulator.copy_in(to, &held);
@@ -364,21 +368,21 @@ impl Driver for EmulatedDriver {
     }
 
     fn clear(&self, at: u64, bytes: usize) -> DriverResult<()> {
-        self.own(at, "a clearing of memory")?;
+        self.check_owner(at, "a clearing of memory")?;
         self.emulator.copy_in(at, &vec![0; bytes]);
         Ok(())
     }
 
     fn launch(&self, launch: &Launch) -> DriverResult<()> {
-        // An argument that is no address lies in nobody's memory, but for a chance of one in billions.
-        launch.args.words().iter().flatten().try_for_each(|&word| self.own(word, launch.kernel))?;
+        // Arguments that are numbers are looked up too; one that is an address of another device by chance is unlikely.
+        launch.args.words().iter().flatten().try_for_each(|&word| self.check_owner(word, launch.kernel))?;
         let geometry = (launch.grid, [launch.threads, 1, 1], launch.shared);
         // SAFETY: the typed launch functions give each kernel arguments of its parameters' sizes.
-        unsafe { self.emulator.launch(launch.kernel, geometry, launch.args.words(), self.how.schedule) }
+        unsafe { self.emulator.launch(launch.kernel, geometry, launch.args.words(), self.options.schedule) }
             .map_err(DriverError::Other)
     }
 
     fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>> {
-        Ok(Box::new(Launches(self.clone(), launches)))
+        Ok(Box::new(LaunchList(self.clone(), launches)))
     }
 }

@@ -1,5 +1,10 @@
-//! A GPU as a driver: one stream for kernels and uploads, one for downloads, and an arena that keeps freed memory for the
-//! next who asks. Copies go through pinned buffers (`pinned.rs`), downloads into registered memory straight there.
+//! A GPU as a [`Driver`], by the CUDA driver library.
+//!
+//! 1. Two streams: `compute` for kernels and uploads, `copies` for downloads, which wait for an event of the first and so
+//!    overlap what is launched after it.
+//! 2. An arena keeps freed memory, by size, for the next allocation: the stream's order makes reuse safe without waiting.
+//! 3. Copies from and to ordinary host memory go through pinned buffers (`pinned.rs`); downloads into registered host
+//!    memory go there directly.
 
 #![allow(unsafe_code)]
 
@@ -19,8 +24,9 @@ use super::launch::Launch;
 use super::pinned::{Staging, lock};
 use crate::matrix::RowsBuf;
 
-/// Allocations above this are multiples of it, smaller ones powers of two.
+/// Allocations above this are rounded up to multiples of it, smaller ones to powers of two.
 const LARGE: usize = 2 << 20;
+/// Least bytes of an allocation.
 const SMALLEST: usize = 512;
 
 /// An opened GPU that runs launches.
@@ -34,20 +40,21 @@ struct Inner {
     functions: HashMap<&'static str, sys::CUfunction>,
     compute: sys::CUstream,
     copies: sys::CUstream,
-    /// Held while launches are made, so that a recording holds its own alone.
-    order: Mutex<()>,
-    up: Staging,
-    down: Staging,
-    /// Host memory that copies may use as it is: first address and bytes of each stretch.
+    /// Held for every call that puts work on `compute`: what comes between the start and the end of a recording becomes a
+    /// part of it.
+    compute_lock: Mutex<()>,
+    upload_buffers: Staging,
+    download_buffers: Staging,
+    /// Registered host memory: first address and bytes of each range.
     registered: Mutex<BTreeMap<usize, usize>>,
-    /// Whether the driver refused to register memory.
+    /// Whether the driver has refused to register memory, and is not asked again.
     unregistrable: AtomicBool,
-    /// Blocks that a multiprocessor runs of a kernel with so much shared memory, as far as they were asked for.
-    resident: Mutex<HashMap<(&'static str, usize), u32>>,
-    /// Freed memory by its size.
-    free: Mutex<BTreeMap<usize, Vec<u64>>>,
+    /// Answers of [`Driver::occupancy`] by kernel and shared memory.
+    occupancy: Mutex<HashMap<(&'static str, usize), u32>>,
+    /// The arena: addresses of freed memory by size class.
+    freed: Mutex<BTreeMap<usize, Vec<u64>>>,
     context: Arc<CudaContext>,
-    /// Holds the modules of the functions.
+    /// Owns the modules that the functions belong to.
     device: Device,
 }
 
@@ -57,19 +64,19 @@ unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
 
-fn fault(what: &str) -> impl Fn(CallError) -> DriverError {
+fn failed(what: &str) -> impl Fn(CallError) -> DriverError {
     move |e| DriverError::Other(format!("{what} failed ({})", code(&e)))
 }
 
 impl Gpu {
-    /// Makes a driver of a device.
+    /// Streams, and leave for every kernel to use all shared memory of a block.
     pub fn new(device: Device) -> DriverResult<Gpu> {
         let context = device.context().clone();
-        context.bind_to_thread().map_err(fault("binding the context"))?;
+        context.bind_to_thread().map_err(failed("binding the context"))?;
         let attribute = |which| {
             // SAFETY: the device belongs to the live context.
             unsafe { result::device::get_attribute(context.cu_device(), which) }
-                .map_err(fault("asking for an attribute"))
+                .map_err(failed("asking for an attribute"))
         };
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
@@ -88,23 +95,24 @@ impl Gpu {
                     shared,
                 )
             }
-            .map_err(fault("allowing shared memory"))?;
+            .map_err(failed("allowing shared memory"))?;
             functions.insert(name, function);
         }
-        let new_stream = || stream::create(stream::StreamKind::NonBlocking).map_err(fault("making a stream"));
+        let new_stream =
+            || stream::create(stream::StreamKind::NonBlocking).map_err(failed("making a stream"));
         let inner = Inner {
             name: format!("cuda:{}", device.index()),
             limits,
             functions,
             compute: new_stream()?,
             copies: new_stream()?,
-            order: Mutex::default(),
-            up: Staging::new(),
-            down: Staging::new(),
+            compute_lock: Mutex::default(),
+            upload_buffers: Staging::new(),
+            download_buffers: Staging::new(),
             registered: Mutex::default(),
             unregistrable: AtomicBool::new(false),
-            resident: Mutex::default(),
-            free: Mutex::default(),
+            occupancy: Mutex::default(),
+            freed: Mutex::default(),
             context,
             device,
         };
@@ -114,19 +122,19 @@ impl Gpu {
 
 impl Inner {
     fn bind(&self) -> DriverResult<()> {
-        self.context.bind_to_thread().map_err(fault("binding the context"))
+        self.context.bind_to_thread().map_err(failed("binding the context"))
     }
 
-    /// Gives all freed memory back to the driver.
+    /// Empties the arena: gives all freed memory back to the driver.
     fn release(&self) -> DriverResult<()> {
-        let cached = std::mem::take(&mut *lock(&self.free));
-        // A stream that another thread records on must not be waited for: it would end the recording.
-        let _order = lock(&self.order);
+        let cached = std::mem::take(&mut *lock(&self.freed));
+        // Without the lock another thread may be recording, which waiting for the stream would break off.
+        let _guard = lock(&self.compute_lock);
         // SAFETY: the stream is live.
-        unsafe { stream::synchronize(self.compute) }.map_err(fault("waiting for the GPU"))?;
+        unsafe { stream::synchronize(self.compute) }.map_err(failed("waiting for the GPU"))?;
         for address in cached.into_values().flatten() {
-            // SAFETY: allocated by this driver, in nobody's hands, and nothing runs that could use it.
-            unsafe { result::free_sync(address) }.map_err(fault("freeing device memory"))?;
+            // SAFETY: allocated by this driver, owned by no buffer, and the stream is idle.
+            unsafe { result::free_sync(address) }.map_err(failed("freeing device memory"))?;
         }
         Ok(())
     }
@@ -136,21 +144,21 @@ impl Inner {
         found.ok_or_else(|| DriverError::Other(format!("{kernel} is not among the GPU's kernels")))
     }
 
-    /// Makes memory known to the GPU, which reads and writes it directly while the answer is kept.
+    /// Registers host memory, which the GPU reads and writes directly for as long as the result is kept.
     fn register(owner: &Arc<Inner>, bytes: &mut [u8]) -> Result<Registered, CallError> {
         owner.context.bind_to_thread()?;
         let start = bytes.as_mut_ptr();
-        // SAFETY: the bytes are there for as long as the answer is kept (`RowsBuf::note`), which undoes this.
+        // SAFETY: `RowsBuf::note` drops the result, which unregisters the bytes, before it frees or moves them.
         unsafe { sys::cuMemHostRegister_v2(start.cast(), bytes.len(), 0) }.result()?;
         lock(&owner.registered).insert(start.addr(), bytes.len());
         Ok(Registered { start: start.cast(), owner: owner.clone() })
     }
 
-    /// Whether all of `bytes` lies in one registered stretch.
+    /// Whether all of `bytes` lies in one registered range.
     fn is_registered(&self, bytes: &[u8]) -> bool {
         let (at, registered) = (bytes.as_ptr().addr(), lock(&self.registered));
-        let stretch = registered.range(..=at).next_back();
-        stretch.is_some_and(|(&start, &len)| at + bytes.len() <= start + len)
+        let range = registered.range(..=at).next_back();
+        range.is_some_and(|(&start, &len)| at + bytes.len() <= start + len)
     }
 
     fn launch(&self, launch: &Launch) -> DriverResult<()> {
@@ -189,7 +197,7 @@ impl Drop for Inner {
     }
 }
 
-/// What the arena keeps memory by.
+/// Bytes that are allocated for `bytes`; the arena keeps memory by this size.
 fn size_class(bytes: usize) -> usize {
     if bytes > LARGE { bytes.next_multiple_of(LARGE) } else { bytes.next_power_of_two().max(SMALLEST) }
 }
@@ -200,7 +208,6 @@ impl fmt::Debug for Gpu {
     }
 }
 
-/// An event behind what was launched.
 struct CudaEvent {
     raw: sys::CUevent,
     owner: Arc<Inner>,
@@ -226,13 +233,13 @@ impl Drop for CudaEvent {
     }
 }
 
-/// Host memory that the GPU knows.
+/// A range of registered host memory.
 struct Registered {
     start: *mut c_void,
     owner: Arc<Inner>,
 }
 
-// SAFETY: an address that only the driver is asked about.
+// SAFETY: the address is never read through, only handed to the driver.
 unsafe impl Send for Registered {}
 // SAFETY: as above.
 unsafe impl Sync for Registered {}
@@ -248,26 +255,26 @@ impl Drop for Registered {
 }
 
 /// An instantiated graph.
-struct Recorded {
+struct CudaGraph {
     raw: sys::CUgraphExec,
     owner: Arc<Inner>,
 }
 
-// SAFETY: the graph is launched under the owner's lock only.
-unsafe impl Send for Recorded {}
+// SAFETY: the graph is launched only while `compute_lock` is held.
+unsafe impl Send for CudaGraph {}
 // SAFETY: as above.
-unsafe impl Sync for Recorded {}
+unsafe impl Sync for CudaGraph {}
 
-impl Graph for Recorded {
+impl Graph for CudaGraph {
     fn replay(&self) -> DriverResult<()> {
         self.owner.bind()?;
-        let _order = lock(&self.owner.order);
-        // SAFETY: graph and stream are live; the buffers it names belong to whoever holds the graph.
-        unsafe { result::graph::launch(self.raw, self.owner.compute) }.map_err(fault("launching a graph"))
+        let _guard = lock(&self.owner.compute_lock);
+        // SAFETY: graph and stream are live; the trainer that holds the graph holds the buffers that it names.
+        unsafe { result::graph::launch(self.raw, self.owner.compute) }.map_err(failed("launching a graph"))
     }
 }
 
-impl Drop for Recorded {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
         if self.owner.context.bind_to_thread().is_ok() {
             // SAFETY: made by this object and destroyed once.
@@ -289,10 +296,10 @@ impl Driver for Gpu {
         self.inner.limits
     }
 
-    fn resident(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
+    fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
         let inner = &self.inner;
         let key = (kernel, shared);
-        if let Some(&known) = lock(&inner.resident).get(&key) {
+        if let Some(&known) = lock(&inner.occupancy).get(&key) {
             return Ok(known);
         }
         inner.bind()?;
@@ -307,21 +314,21 @@ impl Driver for Gpu {
             )
         }
         .result()
-        .map_err(fault("asking for a kernel's occupancy"))?;
-        // A block that does not fit at all is for the launch to refuse, which says why.
+        .map_err(failed("asking for a kernel's occupancy"))?;
+        // 0 for a block that does not fit: its launch fails with a reason, so it is let through here.
         let blocks = u32::try_from(blocks).unwrap_or(0).max(1);
-        lock(&inner.resident).insert(key, blocks);
+        lock(&inner.occupancy).insert(key, blocks);
         Ok(blocks)
     }
 
     fn allocate(&self, bytes: usize, _: &'static str) -> DriverResult<u64> {
         let inner = &self.inner;
         let class = size_class(bytes);
-        if let Some(address) = lock(&inner.free).get_mut(&class).and_then(Vec::pop) {
+        if let Some(address) = lock(&inner.freed).get_mut(&class).and_then(Vec::pop) {
             return Ok(address);
         }
         inner.bind()?;
-        // SAFETY: whoever asked writes the memory before reading it.
+        // SAFETY: the caller writes the memory before reading it.
         let attempt = || unsafe { result::malloc_sync(class) };
         let out_of_memory = |e: &CallError| e.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY;
         let address = match attempt() {
@@ -335,46 +342,47 @@ impl Driver for Gpu {
             true => {
                 DriverError::OutOfMemory { wanted: class, free: result::mem_get_info().map_or(0, |m| m.0) }
             }
-            false => fault("allocating device memory")(e),
+            false => failed("allocating device memory")(e),
         })
     }
 
     fn free(&self, address: u64, bytes: usize) {
-        lock(&self.inner.free).entry(size_class(bytes)).or_default().push(address);
+        lock(&self.inner.freed).entry(size_class(bytes)).or_default().push(address);
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {
         let inner = &self.inner;
         inner.bind()?;
         // SAFETY: the context is bound, the stream live, and the destination has room.
-        unsafe { inner.up.send(to, from, inner.compute, &inner.order) }.map_err(fault("copying to the GPU"))
+        unsafe { inner.upload_buffers.send(to, from, inner.compute, &inner.compute_lock) }
+            .map_err(failed("copying to the GPU"))
     }
 
-    fn mark(&self) -> DriverResult<Box<dyn Event>> {
+    fn event(&self) -> DriverResult<Box<dyn Event>> {
         self.inner.bind()?;
         let made = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        let mark = CudaEvent { raw: made.map_err(fault("making an event"))?, owner: self.inner.clone() };
-        let _order = lock(&self.inner.order);
+        let made = CudaEvent { raw: made.map_err(failed("making an event"))?, owner: self.inner.clone() };
+        let _guard = lock(&self.inner.compute_lock);
         // SAFETY: event and stream are live.
-        unsafe { event::record(mark.raw, self.inner.compute) }.map_err(fault("recording an event"))?;
-        Ok(Box::new(mark))
+        unsafe { event::record(made.raw, self.inner.compute) }.map_err(failed("recording an event"))?;
+        Ok(Box::new(made))
     }
 
-    fn download(&self, mark: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
+    fn download(&self, event: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()> {
         let inner = &self.inner;
         inner.bind()?;
         let wait = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         let direct = inner.is_registered(to);
-        // SAFETY: marks of this driver are its events, the source has bytes for all of `to`, and `to` is borrowed until
+        // SAFETY: the event is of this driver, the source has bytes for all of `to`, and `to` is borrowed until
         // the copy is done.
         unsafe {
-            stream::wait_event(inner.copies, mark.raw().cast(), wait).and_then(|()| match direct {
+            stream::wait_event(inner.copies, event.raw().cast(), wait).and_then(|()| match direct {
                 true => result::memcpy_dtoh_async(to, from, inner.copies)
                     .and_then(|()| stream::synchronize(inner.copies)),
-                false => inner.down.receive(to, from, inner.copies),
+                false => inner.download_buffers.receive(to, from, inner.copies),
             })
         }
-        .map_err(fault("copying from the GPU"))
+        .map_err(failed("copying from the GPU"))
     }
 
     fn register(&self, memory: &mut RowsBuf) {
@@ -398,44 +406,45 @@ impl Driver for Gpu {
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {
         self.inner.bind()?;
-        let _order = lock(&self.inner.order);
+        let _guard = lock(&self.inner.compute_lock);
         // SAFETY: both have this many bytes.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.inner.compute) }
-            .map_err(fault("copying on the GPU"))
+            .map_err(failed("copying on the GPU"))
     }
 
     fn clear(&self, at: u64, bytes: usize) -> DriverResult<()> {
         self.inner.bind()?;
-        let _order = lock(&self.inner.order);
+        let _guard = lock(&self.inner.compute_lock);
         // SAFETY: the memory has this many bytes.
-        unsafe { result::memset_d8_async(at, 0, bytes, self.inner.compute) }.map_err(fault("clearing memory"))
+        unsafe { result::memset_d8_async(at, 0, bytes, self.inner.compute) }
+            .map_err(failed("clearing memory"))
     }
 
     fn launch(&self, launch: &Launch) -> DriverResult<()> {
         self.inner.bind()?;
-        let _order = lock(&self.inner.order);
+        let _guard = lock(&self.inner.compute_lock);
         self.inner.launch(launch)
     }
 
     fn record(&self, launches: Vec<Launch>) -> DriverResult<Box<dyn Graph>> {
         let inner = &self.inner;
         inner.bind()?;
-        let failed = fault("recording a graph");
-        let _order = lock(&inner.order);
+        let failed = failed("recording a graph");
+        let _guard = lock(&inner.compute_lock);
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live, and nobody else uses it while the lock is held.
         unsafe { stream::begin_capture(inner.compute, mode) }.map_err(&failed)?;
         let made = launches.iter().try_for_each(|launch| inner.launch(launch));
-        // SAFETY: the capture began above; it must end whatever the launches said.
+        // SAFETY: the capture began above; it must end even if a launch failed.
         let graph = unsafe { stream::end_capture(inner.compute) }.map_err(&failed);
         made?;
         let graph = graph?;
-        // SAFETY: the graph was just made, and is not needed beside what is instantiated from it.
+        // SAFETY: the graph was just made; what is instantiated from it does not need it.
         let raw = unsafe {
             let raw = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
             raw
         };
-        Ok(Box::new(Recorded { raw: raw.map_err(&failed)?, owner: inner.clone() }))
+        Ok(Box::new(CudaGraph { raw: raw.map_err(&failed)?, owner: inner.clone() }))
     }
 }

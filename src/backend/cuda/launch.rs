@@ -1,14 +1,16 @@
-//! Launches: a kernel's name, its geometry and its arguments, laid out as the kernel declares its parameters.
+//! A launch as plain data: a kernel's name, its geometry and its arguments, laid out as the kernel declares its
+//! parameters. Two launches that are equal do the same work, which is how a trainer knows that a recorded step still
+//! holds.
 
 use bytemuck::Pod;
 
-use super::memory::Buffer;
+use crate::backend::NoiseKey;
 
-/// The arguments of a launch, in the order of the kernel's parameters. A buffer that is named here must outlive the
-/// launch; the order of the stream sees to that where it is freed later.
+/// The arguments of a launch, in the order of the kernel's parameters. A buffer that is named here must not be freed
+/// before the launch is made; after that, the order of the stream protects it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
-    // Each at the start of 8-byte words of its own.
+    /// The bytes of each argument, padded to 8: drivers take a pointer to each.
     values: Vec<Vec<u64>>,
 }
 
@@ -16,11 +18,6 @@ impl Args {
     /// No arguments yet.
     pub fn new() -> Args {
         Args::default()
-    }
-
-    /// A pointer to the start of device memory.
-    pub(super) fn buffer<T: Pod>(self, buffer: &Buffer<T>) -> Args {
-        self.address(buffer.address())
     }
 
     /// A pointer into device memory; 0 is null.
@@ -37,7 +34,12 @@ impl Args {
         self
     }
 
-    /// The arguments' words.
+    /// The three last parameters of every kernel that draws: seed, side and the data-set row of the first row.
+    pub(super) fn noise(self, key: NoiseKey) -> Args {
+        self.value(key.seed).value(key.side as u32).value(key.first_row)
+    }
+
+    /// The arguments' bytes.
     pub fn words(&self) -> &[Vec<u64>] {
         &self.values
     }

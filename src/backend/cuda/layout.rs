@@ -1,19 +1,19 @@
-//! Bytes of shared memory that kernels are launched with: the twins of the `layout` structures in `kernels/`, which
-//! count by the same steps. A test holds each against the kernel's own count.
+//! Block sizes, and the bytes of shared memory that kernels are launched with. Each function repeats, array by array, a
+//! `layout` structure in `kernels/`; a test compares its count with the kernel's own.
 
 use half::bf16;
 
 use crate::backend::Precision;
 use crate::model::VaeSize;
 
-/// `gpu::carver` without a base: counts what arrays take.
+/// Counts the bytes of arrays as `gpu::carver` places them.
 #[derive(Debug, Default)]
 struct Carver {
     bytes: usize,
 }
 
 impl Carver {
-    /// Room for `count` values of T, on a multiple of 16 bytes.
+    /// An array of `count` values of T; the next one starts on a multiple of 16 bytes.
     fn take<T>(&mut self, count: usize) -> &mut Carver {
         self.bytes = (self.bytes + count * size_of::<T>()).next_multiple_of(16);
         self
@@ -31,18 +31,18 @@ pub struct Block {
     pub shared: usize,
 }
 
-/// Most candidates that `select_f32` keeps.
+/// Most candidates that `select_f32` keeps of a row.
 pub const MOST_KEPT: usize = 256;
 
 /// Threads of a block of `select_f32` and `perturb_f32`.
 const PERTURB_THREADS: u32 = 128;
 
-/// `perturb_f32`.
+/// The block of `start_f32` and `perturb_f32`.
 pub fn perturb(latent: usize) -> Block {
     Block { threads: PERTURB_THREADS, tile: (4 * PERTURB_THREADS as usize / latent).max(1), shared: 0 }
 }
 
-/// `select_f32`.
+/// The block of `select_f32`: a row for each group of 4 to 32 lanes of a warp.
 pub fn select(latent: usize, keep: usize, drawn: usize) -> Block {
     let mut lanes = 4;
     while lanes < 32 && (lanes < drawn || 16 * lanes < latent) {
@@ -56,9 +56,9 @@ pub fn select(latent: usize, keep: usize, drawn: usize) -> Block {
     Block { threads: PERTURB_THREADS, tile: rows, shared }
 }
 
-/// The least width of a slice of output columns of `decode`, and what every width is a multiple of.
+/// Slices of output columns of `decode` are a multiple of this wide.
 pub const COLUMNS: usize = 64;
-/// Widths of slices, the best first.
+/// Widths of slices, the fastest first.
 pub const SLICES: [usize; 3] = [256, 128, 64];
 
 /// Rows and threads of a block of the exact kernels (`kernels/include/mlp_exact.cuh`).

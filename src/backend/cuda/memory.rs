@@ -1,4 +1,4 @@
-//! Owned, typed device memory.
+//! Owned, typed device memory. A buffer keeps its driver alive and gives its memory back when it is dropped.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use super::driver::{Driver, DriverResult};
+use super::launch::Args;
 
 /// Device memory of `len` values of T.
 pub struct Buffer<T> {
@@ -17,7 +18,7 @@ pub struct Buffer<T> {
 }
 
 impl<T: Pod> Buffer<T> {
-    /// Memory that holds anything. `label` names it in the emulator's reports.
+    /// Uninitialised memory. `label` names it in the emulator's reports.
     pub fn empty(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
         let address = driver.allocate(Self::bytes_of(len), label)?;
         Ok(Buffer { driver: driver.clone(), address, len, values: PhantomData })
@@ -43,7 +44,7 @@ impl<T: Pod> Buffer<T> {
         self.driver.upload(self.at(at), bytemuck::cast_slice(values))
     }
 
-    /// A copy of all values on the host, once everything launched before is done.
+    /// A copy of all values on the host; waits for everything that was launched before.
     pub fn download(&self) -> DriverResult<Vec<T>> {
         let mut out = vec![T::zeroed(); self.len];
         self.download_into(&mut out)?;
@@ -53,39 +54,47 @@ impl<T: Pod> Buffer<T> {
     /// The first values, as many as `out` takes.
     pub fn download_into(&self, out: &mut [T]) -> DriverResult<()> {
         assert!(out.len() <= self.len, "{} values of {}", out.len(), self.len);
-        let mark = self.driver.mark()?;
-        self.driver.download(&*mark, bytemuck::cast_slice_mut(out), self.address)
+        let event = self.driver.event()?;
+        self.driver.download(&*event, bytemuck::cast_slice_mut(out), self.address)
     }
 
-    /// Number of values.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Where it starts on the device.
+    /// Device address of the first value.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Where value `index` lies on the device.
+    /// Device address of value `index`.
     pub fn at(&self, index: usize) -> u64 {
         self.address + (index * size_of::<T>()) as u64
     }
+}
 
+impl<T> Buffer<T> {
     /// No allocation is empty, so that every buffer has an address of its own.
     fn bytes_of(len: usize) -> usize {
-        (len * size_of::<T>()).max(size_of::<T>())
+        len.max(1) * size_of::<T>()
     }
 }
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        self.driver.free(self.address, (self.len * size_of::<T>()).max(size_of::<T>()));
+        self.driver.free(self.address, Self::bytes_of(self.len));
     }
 }
 
 impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer({} values at {:#x})", self.len, self.address)
+    }
+}
+
+impl Args {
+    /// A pointer to the first value of a buffer.
+    pub(super) fn buffer<T: Pod>(self, buffer: &Buffer<T>) -> Args {
+        self.address(buffer.address())
     }
 }

@@ -1,4 +1,4 @@
-//! Structures that kernels take by value: the twins of those in `kernels/include`.
+//! Structures that kernels take by value, laid out as those of the same name in `kernels/`.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -6,13 +6,13 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Latents {
-    /// Stored latents `[count, latent]`; null: they are drawn wherever they are read.
+    /// Stored latents `[count, latent]`; null if kernels draw them from the fields below.
     pub z: u64,
-    /// The row of each, `[count]`; null: the samples name it.
+    /// The row of each, `[count]`; null if the samples name it.
     pub owners: u64,
     /// (row, candidate) of each drawn latent, `[count]`.
     pub samples: u64,
-    /// What each row's candidates start from, `[rows, latent]`.
+    /// Where each row's candidates start, `[rows, latent]`.
     pub starts: u64,
     /// The run's seed.
     pub seed: u64,
@@ -28,22 +28,22 @@ pub struct Latents {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Step {
-    /// Place of the step's first pair in the order of the epoch.
+    /// Index of the step's first pair in the order of the epoch.
     pub first: u32,
     /// Pairs of the step.
     pub pairs: u32,
-    /// Reward training: rows of the batch that have embeddings.
+    /// Reward training: rows of the batch that have embeddings (and come first).
     pub wide: u32,
     /// VAE training: candidate number of the noise.
     pub epoch: u32,
     /// Learning rate over Adam's first bias correction.
     pub rate: f32,
-    /// One over the root of the second.
+    /// One over the root of Adam's second bias correction.
     pub inverse_root: f32,
 }
 
 impl Step {
-    /// Bytes in front of `wide`.
+    /// Offset of `wide` in bytes.
     pub const WIDE: u64 = 8;
 }
 
@@ -59,27 +59,27 @@ pub struct Product {
     pub out: u64,
     /// Bias `[n]`, or null.
     pub bias: u64,
-    /// Where not positive, the result is 0; or null.
+    /// Output of a ReLU `[m, n]`: where it is not positive, the result is 0. Or null.
     pub mask: u64,
-    /// Number of rows of the batch that count, or null.
+    /// Number of rows of the batch that take part, or null for all.
     pub limit: u64,
-    /// First operand of the last slice, a product of its own, or null.
+    /// First operand of a second product that is added, computed by the last slice; or null.
     pub c: u64,
-    /// Second operand of the last slice.
+    /// Second operand of the second product.
     pub d: u64,
-    /// Sums of the columns of `a`, `[m]`, or null.
+    /// Where column sums of `a` go, `[m]`, or null.
     pub sums: u64,
-    /// Room for slices.
+    /// Sums of the slices, `[slices, m, n]`.
     pub partial: u64,
-    /// A zero for every tile.
+    /// A counter for every tile, 0 before and after.
     pub tickets: u64,
     /// Rows of the result.
     pub m: u32,
     /// Columns of the result.
     pub n: u32,
-    /// Length of the sums.
+    /// Terms of each sum.
     pub k: u32,
-    /// Length of the sums of the last slice's product.
+    /// Terms of each sum of the second product.
     pub l: u32,
     /// Values between rows of `a`.
     pub lda: u32,
@@ -91,7 +91,7 @@ pub struct Product {
     pub relu: u32,
     /// 1: added to what is there.
     pub add: u32,
-    /// Nothing.
+    /// Padding to a multiple of 8 bytes.
     pub unused: u32,
 }
 

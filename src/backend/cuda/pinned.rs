@@ -1,5 +1,8 @@
-//! Pinned host memory: the buffers that copies from and to ordinary memory go through. Asynchronous copies take their
-//! bytes late, so what they read or write must neither be paged out nor change before they are done.
+//! Pinned host memory: the buffers that copies between ordinary host memory and the device go through. An asynchronous copy
+//! reads or writes host memory after its call has returned, so that memory must be pinned and must not change until then.
+//!
+//! Upload: threads fill the next buffer of a ring -> an asynchronous copy takes it from there. Download: asynchronous copies
+//! fill the buffers of a ring -> threads empty the oldest. The host copies while the device does, several buffers apart.
 
 #![allow(unsafe_code)]
 
@@ -13,38 +16,38 @@ use cudarc::driver::sys;
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// Copies up to this size take a buffer of a ring of their own: large buffers are not pinned for a few numbers.
+/// Copies up to this size have a ring of their own, so that a few numbers need no large buffers.
 const SMALL: usize = 64 << 10;
-/// Buffers of the ring for small copies, and for large ones: enough for host and device to be at work on several.
+/// Buffers of the ring of small copies, and of large ones: enough for host and device to work on several.
 const SMALL_BUFFERS: usize = 16;
 const LARGE_BUFFERS: usize = 4;
-/// Bytes of a large buffer: enough to hide the start of a copy, and of the threads that fill it.
+/// Bytes of a large buffer: enough to hide the latency of starting a copy and the threads that fill it.
 const LARGE: usize = 8 << 20;
-/// Bytes from which on several threads copy, and what each of them takes at a time. One thread copies about 10 GB/s,
-/// a fifth of what a PCIe 5 link carries.
-const SHARED: usize = 1 << 20;
+/// Several threads copy from this many bytes on, and each takes so many at a time. One thread copies about 10 GB/s, a fifth
+/// of what a PCIe 5 link carries.
+const PARALLEL: usize = 1 << 20;
 const SLICE: usize = 256 << 10;
 /// Most threads that copy: enough for any link.
-const COPIERS: usize = 8;
+const COPY_THREADS: usize = 8;
 
-/// Waits for a lock; a thread that panicked has left nothing half done behind ours.
+/// Waits for a lock. Poison is ignored: what the mutexes of this room protect is whole between any two statements.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Threads that do nothing but copy: those of another pool might wait for a lock that who waits for them holds.
-fn copiers() -> Option<&'static ThreadPool> {
+/// Threads that do nothing but copy. In a shared pool a thread that waits for its copies may take up another task, which waits
+/// for the ring that this thread has locked: a deadlock.
+fn copy_pool() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-    let start = || ThreadPoolBuilder::new().num_threads(cores().min(COPIERS)).build().ok();
+    let start = || ThreadPoolBuilder::new().num_threads(cores().min(COPY_THREADS)).build().ok();
     POOL.get_or_init(start).as_ref()
 }
 
-/// Copies bytes, with several threads where there are many.
+/// Copies bytes: many by several threads, but not from a worker of a rayon pool, for the reason of [`copy_pool`].
 fn copy(to: &mut [u8], from: &[u8]) {
-    // A worker that waits for others takes up other tasks meanwhile, which may wait for the lock that is held here.
-    let alone = to.len() < SHARED || rayon::current_thread_index().is_some();
-    let pool = if alone { None } else { copiers() };
+    let alone = to.len() < PARALLEL || rayon::current_thread_index().is_some();
+    let pool = if alone { None } else { copy_pool() };
     match pool {
         None => to.copy_from_slice(from),
         Some(pool) => pool.install(|| {
@@ -61,7 +64,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Buffers yet to be pinned.
+    /// Pins nothing yet.
     pub fn new() -> Staging {
         Staging {
             small: Mutex::new(Ring::new(SMALL_BUFFERS, SMALL)),
@@ -73,7 +76,8 @@ impl Staging {
         lock(if bytes <= SMALL { &self.small } else { &self.large })
     }
 
-    /// Starts copies to the device; `from` may change when this returns. `order` is held while a copy is put on the stream.
+    /// Starts copies to the device; `from` may change when this returns. `stream_lock` is held while a copy is put on the
+    /// stream.
     ///
     /// # Safety
     /// The context is bound, `stream` is live, and `to` has room.
@@ -82,20 +86,20 @@ impl Staging {
         to: u64,
         from: &[u8],
         stream: sys::CUstream,
-        order: &Mutex<()>,
+        stream_lock: &Mutex<()>,
     ) -> Result<(), DriverError> {
         let mut ring = self.ring(from.len());
-        for (piece, from) in from.chunks(ring.size).enumerate() {
+        for (chunk, from) in from.chunks(ring.size).enumerate() {
             let slot = ring.take()?;
-            let at = to + (piece * ring.size) as u64;
-            // SAFETY: no copy uses a slot that was taken until the one below, which its event follows.
+            let at = to + (chunk * ring.size) as u64;
+            // SAFETY: `take` waited for the last copy of the slot, and the next one is below.
             let pinned = unsafe { ring.bytes(slot, from.len()) };
             copy(pinned, from);
-            let _order = lock(order);
+            let _guard = lock(stream_lock);
             // SAFETY: the caller answers for stream and destination; the buffer stays as it is until the event.
             unsafe {
                 result::memcpy_htod_async(at, pinned, stream)?;
-                ring.follow(slot, stream)?;
+                ring.record_event(slot, stream)?;
             }
         }
         Ok(())
@@ -108,34 +112,34 @@ impl Staging {
     pub unsafe fn receive(&self, to: &mut [u8], from: u64, stream: sys::CUstream) -> Result<(), DriverError> {
         let mut ring = self.ring(to.len());
         let size = ring.size;
-        let mut under_way = VecDeque::new();
-        for (piece, to) in to.chunks_mut(size).enumerate() {
-            if under_way.len() == ring.count
-                && let Some((slot, to)) = under_way.pop_front()
+        let mut pending = VecDeque::new();
+        for (chunk, to) in to.chunks_mut(size).enumerate() {
+            if pending.len() == ring.count
+                && let Some((slot, to)) = pending.pop_front()
             {
-                ring.land(slot, to)?;
+                ring.finish_download(slot, to)?;
             }
             let slot = ring.take()?;
-            // SAFETY: no copy uses a slot that was taken, and what it held was copied out above.
+            // SAFETY: `take` waited for the last copy of the slot, whose bytes were copied out above.
             let pinned = unsafe { ring.bytes(slot, to.len()) };
-            // SAFETY: the caller answers for stream and source; nobody looks at the buffer before its event.
+            // SAFETY: the caller answers for stream and source; the buffer is not read before its event.
             unsafe {
-                result::memcpy_dtoh_async(pinned, from + (piece * size) as u64, stream)?;
-                ring.follow(slot, stream)?;
+                result::memcpy_dtoh_async(pinned, from + (chunk * size) as u64, stream)?;
+                ring.record_event(slot, stream)?;
             }
-            under_way.push_back((slot, to));
+            pending.push_back((slot, to));
         }
-        under_way.into_iter().try_for_each(|(slot, to)| ring.land(slot, to))
+        pending.into_iter().try_for_each(|(slot, to)| ring.finish_download(slot, to))
     }
 }
 
-/// Pinned buffers of one size that are used in turn, each again only when the copy that used it last is done.
+/// Pinned buffers of one size, used in turn. A buffer is used again when the copy that used it last is done.
 struct Ring {
     count: usize,
     size: usize,
-    /// All buffers, one behind the other; null until they are first used.
+    /// All buffers, one behind the other; null until the first use.
     memory: *mut c_void,
-    /// One a buffer, behind its last copy.
+    /// For each buffer, an event behind its last copy.
     events: Vec<sys::CUevent>,
     next: usize,
 }
@@ -159,7 +163,7 @@ impl Ring {
         }
         let slot = self.next;
         self.next = (slot + 1) % self.count;
-        // SAFETY: the event is live; one that was never recorded is done.
+        // SAFETY: the event is live. Waiting for one that was never recorded returns at once.
         unsafe { event::synchronize(self.events[slot]) }?;
         Ok(slot)
     }
@@ -169,22 +173,22 @@ impl Ring {
     /// # Safety
     /// No copy uses the buffer, nor does another slice of it.
     unsafe fn bytes<'b>(&self, slot: usize, len: usize) -> &'b mut [u8] {
-        assert!(slot < self.count && len <= self.size && !self.memory.is_null(), "a piece of one buffer");
+        assert!(slot < self.count && len <= self.size && !self.memory.is_null(), "bytes of one buffer");
         // SAFETY: inside the ring's memory, which lives as long as the ring and is used by nobody else.
         unsafe { slice::from_raw_parts_mut(self.memory.cast::<u8>().add(slot * self.size), len) }
     }
 
-    /// Sets a buffer's event behind what the stream was given so far.
+    /// Records a buffer's event behind what the stream was given so far.
     ///
     /// # Safety
     /// The stream is live.
-    unsafe fn follow(&self, slot: usize, stream: sys::CUstream) -> Result<(), DriverError> {
+    unsafe fn record_event(&self, slot: usize, stream: sys::CUstream) -> Result<(), DriverError> {
         // SAFETY: the event is live, and so is the stream.
         unsafe { event::record(self.events[slot], stream) }
     }
 
-    /// Waits for the copy into a buffer and takes its bytes.
-    fn land(&self, slot: usize, to: &mut [u8]) -> Result<(), DriverError> {
+    /// Waits for the copy into a buffer, and copies it out.
+    fn finish_download(&self, slot: usize, to: &mut [u8]) -> Result<(), DriverError> {
         // SAFETY: the event is live.
         unsafe { event::synchronize(self.events[slot]) }?;
         // SAFETY: the only copy that uses the buffer is done.
@@ -194,7 +198,7 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// The context is bound, and nothing runs any more: the owner sees to that.
+    /// The owner has bound the context and waited for all copies.
     fn drop(&mut self) {
         for &event in &self.events {
             // SAFETY: made by this object and destroyed once.

@@ -1,5 +1,7 @@
-//! Rates of single kernels on resident data, and the floors of the device that they are held against: what
-//! `lensmith bench` prints and `tools/gpu_check` records. Data is random and not zero, results stay on the device.
+//! Rates of single kernels on data that stays on the device, and the device's own peak rates beside them: what
+//! `lensmith bench` prints and `tools/gpu_check` records. A [`Workload`] is a kernel with its inputs and outputs; trials of
+//! at least 40 ms are timed by the clock of the host, which waits at their end. Data is random, as zeros draw less power and
+//! run at higher clocks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,32 +10,32 @@ use std::time::Instant;
 use half::bf16;
 use serde::Serialize;
 
-use super::Cuda;
-use super::data::{Latents, Posteriors, Source};
+use super::context::Cuda;
+use super::data::{DrawnLatents, LatentValues, Latents, Posteriors, ResidualBase, RowsAt};
 use super::driver::DriverResult;
+use super::infer::EncoderOutputs;
 use super::launch::{Args, Launch};
 use super::memory::Buffer;
-use super::ops::{Base, Codes, RowsAt};
-use crate::backend::{Backend, LatentSource, Likelihood, NoiseKey, Perturbation, Precision};
+use crate::backend::{Backend, NoiseKey, Perturbation, Precision};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::model::{FoldedReward, RewardModel, Vae};
 use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-/// Seconds that the trials of a measurement take together at least, and one of them.
-const LONG_ENOUGH: f64 = 0.25;
-const TRIAL: f64 = 0.04;
-/// Bytes of an output that two images of a kernel are compared by.
+/// Least seconds of all trials of a measurement, and of one.
+const TRIALS_SECONDS: f64 = 0.25;
+const TRIAL_SECONDS: f64 = 0.04;
+/// Bytes of an output by which two images of a kernel are compared.
 const COMPARED: usize = 1 << 20;
 /// Threads of a block of `kernels/floor.cu`.
-const FLOOR_THREADS: u32 = 256;
-/// Bytes of the memory floors for which its products go round once more.
-const ROUND: usize = 1 << 20;
+const PEAK_THREADS: u32 = 256;
+/// `floor_mma_bf16` does one round of products for so many bytes of the memory measurements, and so takes about as long.
+const BYTES_PER_ROUND: usize = 1 << 20;
 
-/// What a rate is held against: the device's own rate of the same kind.
+/// Peak rates of a device, the ceilings of its roofline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Floor {
+pub enum Peak {
     /// Bytes read.
     Read,
     /// Bytes written.
@@ -47,10 +49,10 @@ pub enum Floor {
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
-    FloorRead,
-    FloorWrite,
-    FloorCopy,
-    FloorProducts,
+    PeakRead,
+    PeakWrite,
+    PeakCopy,
+    PeakProducts,
     Memset,
     Memcpy,
     Encode,
@@ -62,7 +64,7 @@ enum Work {
     DecodeResidual,
 }
 
-/// A kernel, or a floor of the device, whose rate can be measured; its name by [`fmt::Display`].
+/// A kernel, or a peak of the device, whose rate can be measured; its name by [`fmt::Display`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measurement {
     work: Work,
@@ -70,9 +72,9 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// The device's floors: kernels that do nothing else, and the driver's own ways to set and copy memory.
-    const FLOORS: [Work; 6] =
-        [Work::FloorRead, Work::FloorWrite, Work::FloorCopy, Work::FloorProducts, Work::Memset, Work::Memcpy];
+    /// The device's peaks: kernels of `kernels/floor.cu`, and the driver's own ways to set and copy memory.
+    const PEAKS: [Work; 6] =
+        [Work::PeakRead, Work::PeakWrite, Work::PeakCopy, Work::PeakProducts, Work::Memset, Work::Memcpy];
     /// Inference, kernel by kernel.
     const KERNELS: [Work; 7] = [
         Work::Encode,
@@ -84,17 +86,17 @@ impl Measurement {
         Work::DecodeResidual,
     ];
 
-    /// Everything that can be measured, floors first.
+    /// Everything that can be measured, peaks first.
     pub fn all() -> Vec<Measurement> {
-        let floors = Self::FLOORS.map(|work| Measurement { work, precision: Precision::Bf16 });
+        let peaks = Self::PEAKS.map(|work| Measurement { work, precision: Precision::Bf16 });
         let of = |precision| Self::KERNELS.map(|work| Measurement { work, precision });
-        let mut all = [&floors[..], &of(Precision::Bf16), &of(Precision::F32)].concat();
-        // Ranking knows no precision.
+        let mut all = [&peaks[..], &of(Precision::Bf16), &of(Precision::F32)].concat();
+        // Ranking is F32 in both precisions.
         all.retain(|m| m.work != Work::Select || m.precision == Precision::F32);
         all
     }
 
-    /// The one of a name.
+    /// The measurement of a name.
     pub fn named(name: &str) -> Option<Measurement> {
         Self::all().into_iter().find(|m| m.to_string() == name)
     }
@@ -113,8 +115,8 @@ impl Measurement {
         }
     }
 
-    fn is_floor(self) -> bool {
-        Self::FLOORS.contains(&self.work)
+    fn is_peak(self) -> bool {
+        Self::PEAKS.contains(&self.work)
     }
 }
 
@@ -122,10 +124,10 @@ impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let p = self.precision;
         match self.work {
-            Work::FloorRead => f.write_str("floor_read"),
-            Work::FloorWrite => f.write_str("floor_write"),
-            Work::FloorCopy => f.write_str("floor_copy"),
-            Work::FloorProducts => f.write_str("floor_mma_bf16"),
+            Work::PeakRead => f.write_str("floor_read"),
+            Work::PeakWrite => f.write_str("floor_write"),
+            Work::PeakCopy => f.write_str("floor_copy"),
+            Work::PeakProducts => f.write_str("floor_mma_bf16"),
             Work::Memset => f.write_str("memset"),
             Work::Memcpy => f.write_str("memcpy"),
             Work::Encode => write!(f, "encode_{p}_bf16"),
@@ -152,15 +154,16 @@ pub struct Rate {
     pub low: f64,
     /// The fastest trial.
     pub high: f64,
-    /// What is counted: rows, or for floors bytes and FLOP.
+    /// What is counted: rows, or for peaks bytes and FLOP.
     pub unit: &'static str,
     /// Bytes that a row must move through device memory; 0 for none.
     pub bytes: usize,
     /// Floating-point operations of a row.
     pub flop: usize,
-    /// The floor of memory that a kernel is held against, or the floor that was measured.
-    pub floor: Floor,
-    /// Whether its products are on BF16 tensor cores, so that [`Floor::Flop`] bounds it too.
+    /// The peak of memory that bounds a kernel, or the peak that was measured.
+    #[serde(rename = "floor")]
+    pub peak: Peak,
+    /// Whether its products are on BF16 tensor cores, so that [`Peak::Flop`] bounds it too.
     pub tensor_cores: bool,
 }
 
@@ -171,7 +174,7 @@ pub struct Load {
     pub rows: usize,
     /// Latents that are ranked, and scored by folding.
     pub latents: usize,
-    /// Bytes of the memory floors.
+    /// Bytes that the memory peaks move.
     pub bytes: usize,
 }
 
@@ -192,17 +195,17 @@ impl Workload<'_> {
         for _ in 0..calls {
             (self.run)()?;
         }
-        self.cuda.finish()?;
+        self.cuda.synchronize_stream()?;
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Runs as many times as fill a trial, after one run that is not counted; gives that number and the seconds.
+    /// The number of runs that fill a trial, and their seconds, after one run that is not counted.
     fn calibrated(&self) -> DriverResult<(u32, f64)> {
         self.seconds_of(1)?;
         let mut calls = 1;
         loop {
             let seconds = self.seconds_of(calls)?;
-            if seconds >= TRIAL {
+            if seconds >= TRIAL_SECONDS {
                 return Ok((calls, seconds));
             }
             calls *= 2;
@@ -230,7 +233,7 @@ impl Workload<'_> {
             let (calls, mut seconds) = self.calibrated()?;
             let mut rates = vec![self.per_second(calls, seconds)];
             let mut total = seconds;
-            while total < LONG_ENOUGH {
+            while total < TRIALS_SECONDS {
                 seconds = self.seconds_of(calls)?;
                 total += seconds;
                 rates.push(self.per_second(calls, seconds));
@@ -242,7 +245,7 @@ impl Workload<'_> {
         Ok(Rate { per_second, low, high, ..self.rate.clone() })
     }
 
-    /// Rates of this and another workload, a trial of each in turns.
+    /// Rates of this and another workload, measured in turns.
     ///
     /// # Errors
     /// What the device fails with.
@@ -267,8 +270,8 @@ impl Workload<'_> {
         let (address, bytes) = self.out;
         let mut out = vec![0; bytes.min(COMPARED)];
         self.cuda.run(|| {
-            let mark = self.cuda.driver.mark()?;
-            self.cuda.driver.download(&*mark, &mut out, address)
+            let event = self.cuda.driver.event()?;
+            self.cuda.driver.download(&*event, &mut out, address)
         })?;
         Ok(out)
     }
@@ -276,24 +279,23 @@ impl Workload<'_> {
 
 fn normals(n: usize, row: u64) -> Vec<f32> {
     let mut out = vec![0f32; n];
-    let address = NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 5 };
-    fill_normals(11, address, &mut out);
+    let counter = NoiseCounter { purpose: Purpose::Simulation, side: Side::Chosen, row, candidate: 5 };
+    fill_normals(11, counter, &mut out);
     out
 }
 
 impl Cuda {
-    /// Waits until everything that was launched is done.
-    fn finish(&self) -> DriverResult<()> {
-        let word = Buffer::<u32>::zeros(&self.driver, 1, "a word")?;
-        word.download().map(drop)
+    /// Waits for everything that was launched: for a copy behind it.
+    fn synchronize_stream(&self) -> DriverResult<()> {
+        Buffer::<u32>::zeros(&self.driver, 1, "a word")?.download().map(drop)
     }
 
-    /// The same for callers outside the backend.
+    /// Waits for everything that was launched.
     ///
     /// # Errors
-    /// What the device failed with meanwhile.
+    /// What the device failed with since the last wait.
     pub fn wait(&self) -> Result<()> {
-        self.run(|| self.finish())
+        self.run(|| self.synchronize_stream())
     }
 
     /// Measures the driver's setting and copying of memory, and every inference kernel in the backend's precision, on
@@ -302,8 +304,8 @@ impl Cuda {
     /// # Errors
     /// What the device fails with.
     pub fn rates(&self, vae: &Vae, reward: &RewardModel, load: Load) -> Result<Vec<Rate>> {
-        let floors = [Work::Memset, Work::Memcpy];
-        let work = [&floors[..], &Measurement::KERNELS].concat();
+        let peaks = [Work::Memset, Work::Memcpy];
+        let work = [&peaks[..], &Measurement::KERNELS].concat();
         let all = work.into_iter().map(|work| Measurement { work, precision: self.precision });
         all.map(|m| self.workload(m, (vae, reward), load)?.measure()).collect()
     }
@@ -318,26 +320,20 @@ impl Cuda {
         (vae, reward): (&Vae, &RewardModel),
         load: Load,
     ) -> Result<Workload<'c>> {
-        if what.is_floor() {
-            return self.run(|| self.floor_workload(what, load.bytes));
+        if what.is_peak() {
+            return self.run(|| self.peak_workload(what, load.bytes));
         }
         let (size, width) = (vae.size(), reward.size().hidden);
         let (dim, hidden, latent) = (size.dim, size.hidden, size.latent);
         let decoded = 2 * (latent * hidden + hidden * dim);
-        let how = Perturbation {
-            sigma2: 0.01,
-            top_k: 3,
-            oversample: 4,
-            likelihood: Likelihood::Posterior,
-            source: LatentSource::Sample,
-        };
-        let origin = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
-        let rate = |words: &str, bytes, flop, floor| {
+        let options = Perturbation { top_k: 3, ..Perturbation::default() };
+        let key = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
+        let rate = |words: &str, bytes, flop, peak| {
             let what_in_words = format!("{words} {}", self.precision);
             let tensor_cores = self.precision == Precision::Bf16 && what.work != Work::Select;
             let (name, unit) = (what.to_string(), "rows");
             let (per_second, low, high) = (0.0, 0.0, 0.0);
-            Rate { name, what: what_in_words, per_second, low, high, unit, bytes, flop, floor, tensor_cores }
+            Rate { name, what: what_in_words, per_second, low, high, unit, bytes, flop, peak, tensor_cores }
         };
         let (rate, count, out, run): (Rate, usize, _, Box<dyn Fn() -> DriverResult<()> + 'c>) = match what
             .work
@@ -345,20 +341,20 @@ impl Cuda {
             Work::Encode => {
                 let vae = self.load_vae(vae)?;
                 let (embeddings, mu, logvar) = self.run(|| {
-                    let codes = || Buffer::<f32>::empty(&self.driver, load.rows * latent, "codes");
-                    Ok((self.embeddings_of(load.rows, dim)?, codes()?, codes()?))
+                    let output = |label| Buffer::<f32>::empty(&self.driver, load.rows * latent, label);
+                    Ok((self.embeddings_of(load.rows, dim)?, output("mu")?, output("logvar")?))
                 })?;
                 let out = (mu.address(), 4 * mu.len());
-                let codes = Codes { mu: mu.address(), logvar: logvar.address(), z: 0 };
+                let to = EncoderOutputs { mu: mu.address(), logvar: logvar.address(), z: 0 };
                 let run = move || {
                     let rows = rows_at(&embeddings, load.rows);
-                    // Held for as long as launches write them.
+                    // Moved into the closure, so that they live as long as launches write them.
                     let _ = (&mu, &logvar);
-                    self.launch_encode(&vae, rows, codes, None)
+                    self.launch_encode(&vae, rows, to, None)
                 };
                 let flop = 2 * (dim * hidden + 2 * hidden * latent);
                 (
-                    rate("encode from BF16", 2 * dim + 8 * latent, flop, Floor::Read),
+                    rate("encode from BF16", 2 * dim + 8 * latent, flop, Peak::Read),
                     load.rows,
                     out,
                     Box::new(run),
@@ -372,124 +368,124 @@ impl Cuda {
                 let run = move || {
                     self.launch_score(&reward, rows_at(&embeddings, load.rows), (rewards.address(), 0))
                 };
-                let rate = rate("score BF16 embeddings", 2 * dim, 2 * dim * width, Floor::Read);
+                let rate = rate("score BF16 embeddings", 2 * dim, 2 * dim * width, Peak::Read);
                 (rate, load.rows, out, Box::new(run))
             }
             Work::Select => {
                 let posteriors = self.run(|| self.posteriors_of(load.latents, latent))?;
                 let kept = self.run(|| Buffer::<u32>::empty(&self.driver, load.latents * 3, "candidates"))?;
                 let out = (kept.address(), 4 * kept.len());
-                let run = move || self.launch_select(&posteriors, origin, &how, &kept);
-                let rate = rate("select 3 of 12 candidates", 8 * latent + 12, 65 * latent * 12, Floor::Read);
+                let run = move || self.launch_select(&posteriors, key, &options, &kept);
+                let rate = rate("select 3 of 12 candidates", 8 * latent + 12, 65 * latent * 12, Peak::Read);
                 (rate, load.latents, out, Box::new(run))
             }
             Work::ScoreLatents => {
                 let folded = self.load_folded(&FoldedReward::new(vae, reward)?)?;
-                let drawn = self.run(|| self.latents_of(load.latents, latent, origin, &how))?;
+                let drawn = self.run(|| self.latents_of(load.latents, latent, key, &options))?;
                 let rewards = self.run(|| Buffer::<f32>::empty(&self.driver, load.latents, "rewards"))?;
                 let out = (rewards.address(), 4 * rewards.len());
                 let run = move || self.launch_score_latents(&folded, &drawn, None, &rewards);
                 let flop = 2 * (latent * hidden + hidden * width + width) + 130 * latent;
-                let rate = rate("draw and score latents, folded", 8 * latent + 12, flop, Floor::Read);
+                let rate = rate("draw and score latents, folded", 8 * latent + 12, flop, Peak::Read);
                 (rate, load.latents, out, Box::new(run))
             }
             Work::DecodeBf16 | Work::DecodeF32 => {
                 let dtype = if what.work == Work::DecodeF32 { Dtype::F32 } else { Dtype::Bf16 };
                 let vae = self.load_vae(vae)?;
-                let drawn = self.run(|| self.latents_of(load.rows, latent, origin, &how))?;
+                let drawn = self.run(|| self.latents_of(load.rows, latent, key, &options))?;
                 let bytes = dim * dtype.size();
                 let made = self.run(|| Buffer::<u8>::empty(&self.driver, load.rows * bytes, "decoded"))?;
                 let out = (made.address(), made.len());
                 let run =
                     move || self.launch_decode(&vae, (&drawn, 0, load.rows), None, (made.address(), dtype));
-                let rate = rate(&format!("draw and decode to {dtype}"), bytes, decoded, Floor::Write);
+                let rate = rate(&format!("draw and decode to {dtype}"), bytes, decoded, Peak::Write);
                 (rate, load.rows, out, Box::new(run))
             }
             _ => {
                 let vae = self.load_vae(vae)?;
-                let drawn = self.run(|| self.latents_of(load.rows, latent, origin, &how))?;
+                let drawn = self.run(|| self.latents_of(load.rows, latent, key, &options))?;
                 let embeddings = self.run(|| self.embeddings_of(load.rows, dim))?;
                 let made = self.run(|| Buffer::<bf16>::empty(&self.driver, load.rows * dim, "decoded"))?;
                 let out = (made.address(), 2 * made.len());
                 let posteriors = self.run(|| self.posteriors_of(load.rows, latent))?;
                 let run = move || {
                     let mu = posteriors.mu.address();
-                    let base = Base { embeddings: embeddings.address(), dtype: Dtype::Bf16, mu };
+                    let base = ResidualBase { embeddings: embeddings.address(), dtype: Dtype::Bf16, mu };
                     let to = (made.address(), Dtype::Bf16);
                     self.launch_decode(&vae, (&drawn, 0, load.rows), Some(base), to)
                 };
-                let rate = rate("draw, decode and add, BF16", 4 * dim, 2 * decoded, Floor::Copy);
+                let rate = rate("draw, decode and add, BF16", 4 * dim, 2 * decoded, Peak::Copy);
                 (rate, load.rows, out, Box::new(run))
             }
         };
         Ok(Workload { cuda: self, rate, count, out, run })
     }
 
-    fn floor_workload(&self, what: Measurement, bytes: usize) -> DriverResult<Workload<'_>> {
+    fn peak_workload(&self, what: Measurement, bytes: usize) -> DriverResult<Workload<'_>> {
         let bytes = bytes / 16 * 16;
         let driver = &self.driver;
         let from = self.embeddings_of(1, bytes / 2)?;
-        let blocks = driver.limits().processors * if what.work == Work::FloorProducts { 2 } else { 8 };
-        let threads = (blocks * FLOOR_THREADS) as usize;
+        let blocks = driver.limits().processors * if what.work == Work::PeakProducts { 2 } else { 8 };
+        let threads = (blocks * PEAK_THREADS) as usize;
         // A fragment of four sums for each thread, where products are made.
-        let to = Buffer::<u8>::empty(driver, bytes.max(16 * threads), "floor")?;
-        let out = (to.address(), if what.work == Work::FloorRead { 4 * threads } else { bytes });
+        let to = Buffer::<u8>::empty(driver, bytes.max(16 * threads), "peak")?;
+        let out = (to.address(), if what.work == Work::PeakRead { 4 * threads } else { bytes });
         let launch =
-            |kernel, args| Launch { kernel, grid: [blocks, 1, 1], threads: FLOOR_THREADS, shared: 0, args };
-        let words = (bytes / 16) as u64;
+            |kernel, args| Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, args };
+        let vectors = (bytes / 16) as u64;
         let read = Args::new().address(from.address());
         type Run<'a> = Box<dyn Fn() -> DriverResult<()> + 'a>;
         let launched = |launch: Launch| -> Run<'_> { Box::new(move || driver.launch(&launch)) };
-        let (words_for_it, count, floor, run): (_, _, _, Run<'_>) = match what.work {
-            Work::FloorRead => {
-                let args = read.buffer(&to).value(words);
-                ("memory, read", bytes, Floor::Read, launched(launch("floor_read", args)))
+        let (words, count, peak, run): (_, _, _, Run<'_>) = match what.work {
+            Work::PeakRead => {
+                let args = read.buffer(&to).value(vectors);
+                ("memory, read", bytes, Peak::Read, launched(launch("floor_read", args)))
             }
-            Work::FloorWrite => {
-                let args = Args::new().buffer(&to).value(words);
-                ("memory, written by a kernel", bytes, Floor::Write, launched(launch("floor_write", args)))
+            Work::PeakWrite => {
+                let args = Args::new().buffer(&to).value(vectors);
+                ("memory, written by a kernel", bytes, Peak::Write, launched(launch("floor_write", args)))
             }
-            Work::FloorCopy => {
-                let args = read.buffer(&to).value(words);
+            Work::PeakCopy => {
+                let args = read.buffer(&to).value(vectors);
                 let what = "memory, copied by a kernel (read + write)";
-                (what, 2 * bytes, Floor::Copy, launched(launch("floor_copy", args)))
+                (what, 2 * bytes, Peak::Copy, launched(launch("floor_copy", args)))
             }
-            Work::FloorProducts => {
+            Work::PeakProducts => {
                 let operands: Vec<[bf16; 2]> = normals(2 * 16 * 32, 4)
                     .chunks_exact(2)
                     .map(|v| [bf16::from_f32(v[0]), bf16::from_f32(v[1])])
                     .collect();
                 from.write(0, operands.as_flattened())?;
-                let rounds = (bytes / ROUND).clamp(1, 4096);
+                let rounds = (bytes / BYTES_PER_ROUND).clamp(1, 4096);
                 let args = read.buffer(&to).value(rounds as u32);
                 let flop = threads / 32 * rounds * 32_768;
                 let what = "products on BF16 tensor cores (mma.sync)";
-                (what, flop, Floor::Flop, launched(launch("floor_mma_bf16", args)))
+                (what, flop, Peak::Flop, launched(launch("floor_mma_bf16", args)))
             }
             Work::Memset => {
                 let at = to.address();
-                ("memory, write", bytes, Floor::Write, Box::new(move || driver.clear(at, bytes)))
+                ("memory, write", bytes, Peak::Write, Box::new(move || driver.clear(at, bytes)))
             }
             _ => {
                 let (to, from) = (to.address(), from.address());
                 let run = move || driver.copy(to, from, bytes);
-                ("memory, copy (read + write)", 2 * bytes, Floor::Copy, Box::new(run))
+                ("memory, copy (read + write)", 2 * bytes, Peak::Copy, Box::new(run))
             }
         };
-        let (bytes, unit) = if floor == Floor::Flop { (0, "FLOP") } else { (1, "bytes") };
+        let (bytes, unit) = if peak == Peak::Flop { (0, "FLOP") } else { (1, "bytes") };
         let rate = Rate {
             name: what.to_string(),
-            what: words_for_it.into(),
+            what: words.into(),
             per_second: 0.0,
             low: 0.0,
             high: 0.0,
             unit,
             bytes,
             flop: 1 - bytes,
-            floor,
-            tensor_cores: floor == Floor::Flop,
+            peak,
+            tensor_cores: peak == Peak::Flop,
         };
-        // The buffers live as long as the closure that owns them.
+        // Moved into the closure, so that the buffers live as long as it.
         let run = Box::new(move || {
             let _ = (&from, &to);
             run()
@@ -497,7 +493,7 @@ impl Cuda {
         Ok(Workload { cuda: self, rate, count, out, run })
     }
 
-    /// Random embeddings `[rows, dim]`: a block of values that is copied behind itself until all are there.
+    /// Random embeddings `[rows, dim]`.
     fn embeddings_of(&self, rows: usize, dim: usize) -> DriverResult<Buffer<bf16>> {
         let all = rows * dim;
         let block: Vec<bf16> = normals(all.min(1 << 18), 1).into_iter().map(bf16::from_f32).collect();
@@ -506,21 +502,21 @@ impl Cuda {
         Ok(buffer)
     }
 
-    /// Fills a buffer with `block` again and again.
+    /// Fills a buffer with copies of `block`, doubling what is there by copies on the device.
     fn repeated<T: bytemuck::Pod>(&self, buffer: &Buffer<T>, block: &[T]) -> DriverResult<()> {
-        let mut there = block.len().min(buffer.len());
-        buffer.write(0, &block[..there])?;
-        while there < buffer.len() {
-            let more = there.min(buffer.len() - there);
-            self.driver.copy(buffer.at(there), buffer.address(), more * size_of::<T>())?;
-            there += more;
+        let mut filled = block.len().min(buffer.len());
+        buffer.write(0, &block[..filled])?;
+        while filled < buffer.len() {
+            let more = filled.min(buffer.len() - filled);
+            self.driver.copy(buffer.at(filled), buffer.address(), more * size_of::<T>())?;
+            filled += more;
         }
         Ok(())
     }
 
     fn posteriors_of(&self, rows: usize, latent: usize) -> DriverResult<Posteriors> {
         let filled = |row| -> DriverResult<_> {
-            let buffer = Buffer::<f32>::empty(&self.driver, rows * latent, "codes")?;
+            let buffer = Buffer::<f32>::empty(&self.driver, rows * latent, "posteriors")?;
             self.repeated(&buffer, &normals((latent * 1024).min(rows * latent), row))?;
             Ok(Arc::new(buffer))
         };
@@ -532,17 +528,17 @@ impl Cuda {
         &self,
         rows: usize,
         latent: usize,
-        origin: NoiseKey,
-        how: &Perturbation,
+        key: NoiseKey,
+        options: &Perturbation,
     ) -> DriverResult<Latents> {
         let pairs: Vec<[u32; 2]> = (0..rows).map(|i| [i as u32, 3]).collect();
-        let source = Source::Drawn {
-            starts: Arc::new(self.starts(&self.posteriors_of(rows, latent)?, origin)?),
+        let values = LatentValues::Drawn(DrawnLatents {
+            starts: Arc::new(self.starts(&self.posteriors_of(rows, latent)?, key)?),
             samples: Buffer::upload(&self.driver, &pairs, "samples")?,
-            origin,
-            sigma: how.sigma(),
-        };
-        Ok(Latents { source, rows: pairs.iter().map(|p| p[0]).collect(), latent })
+            key,
+            sigma: options.sigma(),
+        });
+        Ok(Latents { values, rows: pairs.iter().map(|p| p[0]).collect(), latent })
     }
 }
 

@@ -1,19 +1,26 @@
-//! Reward training. Synthetic samples are never decoded: the decoder's last layer is folded into the reward model's first,
-//! exactly (W x' = W x + (W D) h, with D the standardised decoder), so that only originals pass through d dimensions.
+//! Reward training. Synthetic samples are never decoded: with h the decoder's hidden layer, D and c its last layer,
+//! standardised, and x the standardised seed of a residual sample (else 0),
+//!
+//! ```text
+//! pre = W x + (W D) h + W c + b          dW = dpre^T x + (dpre^T h) D^T + (sum of dpre) c^T
+//! ```
+//!
+//! so that only originals and seeds pass through d dimensions. The bias c is a column of D, for which h has a 1.
+//! A step, recorded once and replayed for every batch (`step_graph.rs`): gather and standardise rows, rows with embeddings
+//! first -> h of the samples -> W D -> hidden layer -> rewards -> loss -> gradients -> Adam.
 
-use super::data::Source;
+use super::context::Cuda;
+use super::data::{DeviceVae, LatentValues, RowsAt};
 use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
-use super::ops::RowsAt;
 use super::params::{Samples, Sources, Step};
-use super::replay::{Progress, Recording, Refilled};
-use super::tape::{After, Form, Parameters, Slices, Tape};
-use super::{Cuda, DeviceVae};
+use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
+use super::weights::Parameters;
 use crate::backend::{PairRows, RewardData, RewardObjective, RewardSide};
 use crate::model::{Linear, RewardModel, RewardSize, Standardizer};
 
-/// No source, or no latent.
+/// In [`Plan::rows`]: no source row, or no latent.
 const NONE: u32 = u32::MAX;
 
 /// Parameters, moments and scratch of reward training.
@@ -25,24 +32,24 @@ pub struct RewardTrainer {
     standardizer: Standardizer,
     mean: Buffer<f32>,
     std: Buffer<f32>,
-    /// Of the last run, if it went well: after a fault it may hold anything.
-    held: Option<Held>,
+    /// Of the last run; None after one that failed, which may have left anything in it.
+    state: Option<State>,
 }
 
 /// What is kept from one epoch to the next.
 #[derive(Debug)]
-struct Held {
-    plan: PlanAt,
-    /// Latents that are drawn, and the seed of each, by side.
+struct State {
+    plan: DevicePlan,
+    /// Latents that are not stored, and the row of each, by side.
     drawn: [(Refilled<f32>, Refilled<u32>); 2],
     decoder: Option<Decoder>,
     scratch: Option<Scratch>,
     recording: Option<Recording>,
 }
 
-/// A plan on the device.
+/// A [`Plan`] on the device.
 #[derive(Debug)]
-struct PlanAt {
+struct DevicePlan {
     rows: Refilled<[u32; 3]>,
     slots: Refilled<[u32; 2]>,
     progress: Progress,
@@ -51,6 +58,7 @@ struct PlanAt {
 /// The decoder of the samples as training uses it.
 #[derive(Debug)]
 struct Decoder {
+    /// What it was made from.
     layers: [Linear; 2],
     /// Weight of the first layer in F32, whatever the precision of products.
     weight: Buffer<f32>,
@@ -59,22 +67,23 @@ struct Decoder {
     second: Buffer<f32>,
 }
 
-/// One side's synthetic samples on the device.
-struct Folded<'a> {
+/// One side's synthetic samples on the device: addresses of the latents and of the row of each.
+struct SideSamples<'a> {
     vae: &'a DeviceVae,
     z: u64,
     owners: u64,
-    /// Means of the seeds, where residual; else 0.
+    /// Address of the seeds' means for residual samples, else 0.
     mu: u64,
+    /// The seed of each.
     rows: &'a [u32],
-    /// The part that a sample's seed is gathered from, where residual.
+    /// The part of [`Sources`] that the seeds of residual samples are gathered from.
     part: Option<u32>,
 }
 
-/// An epoch as kernels read it.
+/// An epoch as kernels read it: which rows a step gathers, and where in its batch the two rows of a pair are.
 #[derive(Default)]
 struct Plan {
-    /// (part, source, latent) of every row of every step, `2 batch` a step.
+    /// (part, source row, latent) of every row of every step, `2 batch` a step; rows with a source come first.
     rows: Vec<[u32; 3]>,
     /// The rows of a pair's two sides, within its step.
     slots: Vec<[u32; 2]>,
@@ -83,7 +92,7 @@ struct Plan {
 
 impl RewardTrainer {
     /// Starts from a model for standardised embeddings.
-    pub fn new(
+    pub(super) fn new(
         cuda: &Cuda,
         initial: &RewardModel,
         standardizer: &Standardizer,
@@ -97,22 +106,20 @@ impl RewardTrainer {
             mean: Buffer::upload(&cuda.driver, &standardizer.mean, "mean")?,
             std: Buffer::upload(&cuda.driver, &standardizer.std, "standard deviation")?,
             standardizer: standardizer.clone(),
-            held: None,
+            state: None,
         })
     }
 
-    /// Dimension of the embeddings.
-    pub fn dim(&self) -> usize {
+    pub(super) fn dim(&self) -> usize {
         self.size.dim
     }
 
-    /// The parameters.
-    pub fn parameters(&self) -> DriverResult<RewardModel> {
+    pub(super) fn parameters(&self) -> DriverResult<RewardModel> {
         Ok(model_of(self.parameters.download()?))
     }
 
     /// One pass over `pairs`, in batches.
-    pub fn epoch(
+    pub(super) fn epoch(
         &mut self,
         cuda: &Cuda,
         data: &RewardData<'_, '_, Cuda>,
@@ -125,7 +132,7 @@ impl RewardTrainer {
     }
 
     /// Loss and gradients of one batch.
-    pub fn gradients(
+    pub(super) fn gradients(
         &mut self,
         cuda: &Cuda,
         data: &RewardData<'_, '_, Cuda>,
@@ -144,43 +151,43 @@ impl RewardTrainer {
         batch: usize,
         learn: bool,
     ) -> DriverResult<f64> {
-        let mut held = match self.held.take() {
-            Some(held) => held,
-            None => Held::new(cuda)?,
+        let mut state = match self.state.take() {
+            Some(state) => state,
+            None => State::new(cuda)?,
         };
         let sides = [&data.chosen, &data.rejected];
         let mut from = Sources::default();
         for (i, side) in sides.into_iter().enumerate() {
-            put_part(&mut from, i, cuda.resident(side.originals, "training")?);
+            set_part(&mut from, i, cuda.resident(side.originals, "training")?);
         }
-        let [first, second] = &mut held.drawn;
-        let folded = [
-            folded_of(cuda, sides[0], 0, first, &mut from)?,
-            folded_of(cuda, sides[1], 1, second, &mut from)?,
+        let [first, second] = &mut state.drawn;
+        let samples = [
+            side_samples(cuda, sides[0], 0, first, &mut from)?,
+            side_samples(cuda, sides[1], 1, second, &mut from)?,
         ];
         let originals = sides.map(|s| s.originals.rows.rows());
-        let plan = self.plan(originals, &folded, pairs, batch);
-        held.plan.rows.fill(&plan.rows)?;
-        held.plan.slots.fill(&plan.slots)?;
-        held.plan.progress.start(&plan.steps)?;
-        let vae = folded.iter().flatten().next().map(|f| f.vae);
-        if let Some(vae) = vae.filter(|v| !held.decoder.as_ref().is_some_and(|d| d.is_of(&v.host.decoder))) {
-            held.decoder = None;
-            held.decoder = Some(self.decoder(cuda, &vae.host.decoder)?);
+        let plan = self.plan(originals, &samples, pairs, batch);
+        state.plan.rows.fill(&plan.rows)?;
+        state.plan.slots.fill(&plan.slots)?;
+        state.plan.progress.start(&plan.steps)?;
+        let vae = samples.iter().flatten().next().map(|s| s.vae);
+        if let Some(vae) = vae.filter(|v| !state.decoder.as_ref().is_some_and(|d| d.is_of(&v.host.decoder))) {
+            state.decoder = None;
+            state.decoder = Some(self.decoder(cuda, &vae.host.decoder)?);
         }
-        let decoder = held.decoder.as_ref().filter(|_| vae.is_some());
-        // Width of the folded rows: the decoder's hidden layer, and 16 columns of which the first is the bias's.
+        let decoder = state.decoder.as_ref().filter(|_| vae.is_some());
+        // Width of h: the decoder's hidden layer, and 16 columns of which the first is the bias's 1.
         let depth = decoder.map_or(0, |d| d.layers[0].outputs + 16);
-        let scratch = match held.scratch.take().filter(|s| (s.batch, s.depth) == (batch, depth)) {
+        let scratch = match state.scratch.take().filter(|s| (s.batch, s.depth) == (batch, depth)) {
             Some(scratch) => scratch,
             None => Scratch::new(cuda, self.size, depth, batch)?,
         };
-        let launches = self.launches(cuda, &scratch, &held.plan, (from, &folded), decoder, learn);
-        let recording = Recording::of(cuda, held.recording.take(), launches)?;
+        let launches = self.launches(cuda, &scratch, &state.plan, (from, &samples), decoder, learn);
+        let recording = Recording::of(cuda, state.recording.take(), launches)?;
         recording.replay(plan.steps.len())?;
-        let loss = held.plan.progress.totals.download()?[0] / pairs.len() as f64;
-        (held.scratch, held.recording) = (Some(scratch), Some(recording));
-        self.held = Some(held);
+        let loss = state.plan.progress.totals.download()?[0] / pairs.len() as f64;
+        (state.scratch, state.recording) = (Some(scratch), Some(recording));
+        self.state = Some(state);
         Ok(loss)
     }
 
@@ -194,7 +201,8 @@ impl RewardTrainer {
         })
     }
 
-    /// D = W_d / std and, behind it, c = (b_d - mean) / std and zeros: `[d, hidden + 16]`, in F64, rounded once.
+    /// D = W_d / std and, as a column behind it, c = (b_d - mean) / std, then zeros: `[d, hidden + 16]`, computed in F64
+    /// and rounded once.
     fn standardized(&self, decoder: &Linear) -> Vec<f32> {
         let (hidden, Standardizer { mean, std }) = (decoder.inputs, &self.standardizer);
         let mut out = vec![0f32; decoder.outputs * (hidden + 16)];
@@ -208,11 +216,11 @@ impl RewardTrainer {
         out
     }
 
-    /// Puts the rows of every step in order: those with embeddings first, the folded ones last.
+    /// Puts the rows of every step in order: rows with embeddings first, so that d-wide products can stop behind them.
     fn plan(
         &self,
         originals: [usize; 2],
-        folded: &[Option<Folded<'_>>; 2],
+        samples: &[Option<SideSamples<'_>>; 2],
         pairs: &[PairRows],
         batch: usize,
     ) -> Plan {
@@ -226,9 +234,9 @@ impl RewardTrainer {
                         false => [side as u32, row, NONE],
                         true => {
                             let latent = row - originals[side] as u32;
-                            let f = folded[side].as_ref().expect("rows past the originals are samples");
-                            match f.part {
-                                Some(part) => [part, f.rows[latent as usize], latent],
+                            let s = samples[side].as_ref().expect("rows past the originals are samples");
+                            match s.part {
+                                Some(part) => [part, s.rows[latent as usize], latent],
                                 None => [side as u32, NONE, latent],
                             }
                         }
@@ -263,38 +271,38 @@ impl RewardTrainer {
         &self,
         cuda: &Cuda,
         s: &Scratch,
-        PlanAt { rows, slots, progress }: &PlanAt,
-        (from, folded): (Sources, &[Option<Folded<'_>>; 2]),
+        DevicePlan { rows, slots, progress }: &DevicePlan,
+        (from, sides): (Sources, &[Option<SideSamples<'_>>; 2]),
         decoder: Option<&Decoder>,
         learn: bool,
     ) -> Vec<Launch> {
         let RewardSize { dim, hidden: width } = self.size;
         let (batch, n, depth) = (s.batch, 2 * s.batch, s.depth);
         let [first, second] = std::array::from_fn(|i| self.parameters.layer(i));
-        let now = &progress.now;
-        let wide = now.address() + Step::WIDE;
-        let mut tape = Tape::new(cuda, &s.slices);
-        let t = &mut tape;
+        let step = &progress.step;
+        // Rows of the batch that have embeddings: a field of the step, on the device.
+        let wide = step.address() + Step::WIDE;
+        let mut graph = StepGraph::new(cuda, &s.slices);
         let args = Args::new()
             .value(from)
             .address(rows.address())
-            .buffer(now)
+            .buffer(step)
             .value(u32_of(dim))
             .value(u32_of(batch))
             .buffer(&self.mean)
             .buffer(&self.std)
             .buffer(&s.x);
-        t.put("gather_rows", (n, 1, 256), args);
+        graph.kernel("gather_rows", (n, 1, 256), args);
         if let Some(decoder) = decoder {
-            // Of a side without samples no row has a latent.
+            // A side without samples keeps null addresses: none of its rows has a latent.
             let mut samples = Samples::default();
-            for (side, f) in folded.iter().enumerate() {
-                let Some(f) = f else { continue };
-                (samples.z[side], samples.owners[side], samples.mu[side]) = (f.z, f.owners, f.mu);
+            for (side, s) in sides.iter().enumerate() {
+                let Some(s) = s else { continue };
+                (samples.z[side], samples.owners[side], samples.mu[side]) = (s.z, s.owners, s.mu);
             }
             let args = Args::new()
                 .address(rows.address())
-                .buffer(now)
+                .buffer(step)
                 .value(u32_of(batch))
                 .value(samples)
                 .buffer(&decoder.weight)
@@ -302,18 +310,18 @@ impl RewardTrainer {
                 .value(u32_of(decoder.layers[0].outputs))
                 .value(u32_of(decoder.layers[0].inputs))
                 .buffer(&s.hidden);
-            t.put("reward_hidden", (n, 4, 128), args);
+            graph.kernel("reward_hidden", (n, 4, 128), args);
         }
 
         let (x, h, act, dpre) = (s.x.address(), s.hidden.address(), s.act.address(), s.dpre.address());
-        let relu = After { bias: first.bias, relu: true, limit: wide, ..After::default() };
+        let relu = Epilogue { bias: first.bias, relu: true, limit: wide, ..Epilogue::default() };
         match decoder {
-            None => t.product(Form::Nt, (x, first.weight, act), (n, width, dim), relu),
+            None => graph.product(Form::Nt, (x, first.weight, act), (n, width, dim), relu),
             Some(decoder) => {
                 let fold = (first.weight, decoder.second.address(), s.fold.address());
-                t.product(Form::Nn, fold, (width, depth, dim), After::default());
+                graph.product(Form::Nn, fold, (width, depth, dim), Epilogue::default());
                 let products = [(x, first.weight, dim), (h, s.fold.address(), depth)];
-                t.product_of_two(products, act, (n, width), relu);
+                graph.product_of_two(products, act, (n, width), relu);
             }
         }
         let args = Args::new()
@@ -323,16 +331,16 @@ impl RewardTrainer {
             .value(u32_of(n))
             .value(u32_of(width))
             .buffer(&s.reward);
-        t.put("reward_head", (n, 4, 128), args);
+        graph.kernel("reward_head", (n, 4, 128), args);
         let args = Args::new()
             .buffer(&s.reward)
             .address(slots.address())
-            .buffer(now)
+            .buffer(step)
             .value(u32_of(batch))
             .buffer(&s.slope)
             .address(second.dbias)
             .buffer(&s.losses);
-        t.put("reward_loss", (1, 1, 256), args);
+        graph.kernel("reward_loss", (1, 1, 256), args);
         let args = Args::new()
             .buffer(&s.act)
             .buffer(&s.slope)
@@ -342,37 +350,42 @@ impl RewardTrainer {
             .buffer(&s.dpre)
             .address(first.dbias)
             .address(second.dweight);
-        t.put_shared("reward_backward", (width, 32, 256), 2 * 256 * 8, args);
-        let limited = After { limit: wide, ..After::default() };
-        t.product(Form::Tn, (dpre, x, first.dweight), (width, dim, n), limited);
+        graph.kernel_with_shared("reward_backward", (width, 32, 256), 2 * 256 * 8, args);
+        let limited = Epilogue { limit: wide, ..Epilogue::default() };
+        graph.product(Form::Tn, (dpre, x, first.dweight), (width, dim, n), limited);
         if let Some(decoder) = decoder {
             let back = s.fold.address();
-            t.product(Form::Tn, (dpre, h, back), (width, depth, n), After::default());
-            let added = After { add: true, ..After::default() };
-            t.product(Form::Nt, (back, decoder.second.address(), first.dweight), (width, dim, depth), added);
+            graph.product(Form::Tn, (dpre, h, back), (width, depth, n), Epilogue::default());
+            let added = Epilogue { add: true, ..Epilogue::default() };
+            graph.product(
+                Form::Nt,
+                (back, decoder.second.address(), first.dweight),
+                (width, dim, depth),
+                added,
+            );
         }
         if learn {
-            t.adam(&self.parameters, now);
+            graph.adam(&self.parameters, step);
         }
-        t.end_step(&s.losses, progress, batch);
-        tape.launches
+        graph.end_step(&s.losses, progress, batch);
+        graph.into_launches()
     }
 }
 
-impl Held {
-    fn new(cuda: &Cuda) -> DriverResult<Held> {
+impl State {
+    fn new(cuda: &Cuda) -> DriverResult<State> {
         let drawn = || (Refilled::new(cuda, "latents"), Refilled::new(cuda, "rows of latents"));
-        let plan = PlanAt {
+        let plan = DevicePlan {
             rows: Refilled::new(cuda, "rows of batches"),
             slots: Refilled::new(cuda, "rows of pairs"),
             progress: Progress::new(cuda, 1)?,
         };
-        Ok(Held { plan, drawn: [drawn(), drawn()], decoder: None, scratch: None, recording: None })
+        Ok(State { plan, drawn: [drawn(), drawn()], decoder: None, scratch: None, recording: None })
     }
 }
 
 impl Decoder {
-    /// Whether it was made from these layers. By values: another model may lie where one was freed.
+    /// Whether it was made from these layers. Values are compared, as another model may lie at the same address.
     fn is_of(&self, layers: &[Linear; 2]) -> bool {
         let bits =
             |a: &[f32], b: &[f32]| bytemuck::cast_slice::<_, u8>(a) == bytemuck::cast_slice::<_, u8>(b);
@@ -389,13 +402,13 @@ impl Decoder {
 #[derive(Debug)]
 struct Scratch {
     batch: usize,
-    /// Width of the folded rows, or 0.
+    /// Width of `hidden`, or 0 without samples.
     depth: usize,
     x: Buffer<f32>,
     hidden: Buffer<f32>,
     act: Buffer<f32>,
     dpre: Buffer<f32>,
-    /// W D, then the gradient by it.
+    /// W D, then its gradient.
     fold: Buffer<f32>,
     reward: Buffer<f32>,
     slope: Buffer<f32>,
@@ -435,30 +448,28 @@ impl Scratch {
     }
 }
 
-/// Rows of the batch may come from part `part`: originals of the two sides, then the seeds of residual samples, where
-/// those are not the originals themselves.
-fn put_part(from: &mut Sources, part: usize, rows: RowsAt) {
+/// Makes `rows` part `part` of what batches are gathered from. Parts 0 and 1 are the originals of the two sides, 2 and 3
+/// the seeds of their residual samples where those are other rows.
+fn set_part(from: &mut Sources, part: usize, rows: RowsAt) {
     (from.rows[part], from.dtypes[part]) = (rows.address, rows.dtype as u32);
 }
 
-/// A side's samples, if it has any; seeds of residual ones become a part of their own unless they are the originals.
-fn folded_of<'a>(
+/// A side's samples, if it has any. Seeds of residual samples become a part of their own unless they are the originals.
+fn side_samples<'a>(
     cuda: &Cuda,
     side: &'a RewardSide<'_, '_, Cuda>,
     number: u32,
     (drawn, seeds): &mut (Refilled<f32>, Refilled<u32>),
     from: &mut Sources,
-) -> DriverResult<Option<Folded<'a>>> {
+) -> DriverResult<Option<SideSamples<'a>>> {
     let Some(synthetic) = &side.synthetic else { return Ok(None) };
     let latents = synthetic.latents;
-    let (z, owners) = match &latents.source {
-        Source::Stored { z, owners } => (z.address(), owners.address()),
-        Source::Drawn { .. } => {
+    let (z, owners) = match &latents.values {
+        LatentValues::Stored { z, owners } => (z.address(), owners.address()),
+        LatentValues::Drawn(values) => {
             let (count, latent) = (latents.count(), latents.latent);
             let z = drawn.room(count * latent)?.address();
-            if count > 0 {
-                cuda.launch_perturb(&latents.params(0), count, latent, z)?;
-            }
+            cuda.launch_perturb(values, (0, count), latent, z)?;
             seeds.fill(&latents.rows)?;
             (z, seeds.address())
         }
@@ -467,11 +478,11 @@ fn folded_of<'a>(
     if let Some(residual) = synthetic.residual {
         let seeds = cuda.resident(residual.embeddings, "training")?;
         let own = if seeds.address == from.rows[number as usize] { number } else { 2 + number };
-        put_part(from, own as usize, seeds);
+        set_part(from, own as usize, seeds);
         part = Some(own);
         mu = residual.posteriors.mu.address();
     }
-    Ok(Some(Folded { vae: synthetic.vae, z, owners, mu, rows: &latents.rows, part }))
+    Ok(Some(SideSamples { vae: synthetic.vae, z, owners, mu, rows: &latents.rows, part }))
 }
 
 fn model_of(layers: Vec<Linear>) -> RewardModel {

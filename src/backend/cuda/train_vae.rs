@@ -1,13 +1,15 @@
-//! VAE training: a step of 17 launches, recorded once and replayed for every batch.
+//! VAE training. A step of 17 launches, recorded once and replayed for every batch (`step_graph.rs`):
+//! gather and standardise the batch's rows -> encoder -> posterior, sample, KL and divergence -> decoder ->
+//! reconstruction error and its gradient -> back through decoder, sample and encoder -> Adam -> losses.
 
-use super::Cuda;
+use super::context::Cuda;
+use super::data::RowsAt;
 use super::driver::DriverResult;
 use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
-use super::ops::RowsAt;
 use super::params::{Sources, Step};
-use super::replay::{Progress, Recording, Refilled};
-use super::tape::{After, Form, LayerAt, Parameters, Slices, Tape};
+use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
+use super::weights::{LayerAt, Parameters};
 use crate::backend::{Divergence, PairData, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::model::{Standardizer, Vae, VaeSize};
 
@@ -19,18 +21,19 @@ pub struct VaeTrainer {
     parameters: Parameters,
     mean: Buffer<f32>,
     std: Buffer<f32>,
-    /// Of the last run, if it went well: after a fault it may hold anything.
+    /// Of the last run; None after one that failed, which may have left anything in it.
     scratch: Option<Scratch>,
 }
 
-/// Activations and gradients of one batch, what tells a step which one it is, and its launches. The first half of the
-/// rows is the chosen side.
+/// Activations and gradients of one batch, the epoch's order, and the recorded step. The first half of the rows is the
+/// chosen side.
 #[derive(Debug)]
 struct Scratch {
     batch: usize,
     x: Buffer<f32>,
     encoder_hidden: Buffer<f32>,
-    code: Buffer<f32>,
+    /// mu and logvar of each row.
+    posterior: Buffer<f32>,
     eps: Buffer<f32>,
     z: Buffer<f32>,
     decoder_hidden: Buffer<f32>,
@@ -38,7 +41,7 @@ struct Scratch {
     out: Buffer<f32>,
     dhidden: Buffer<f32>,
     dz: Buffer<f32>,
-    dcode: Buffer<f32>,
+    dposterior: Buffer<f32>,
     /// KL and divergence of each pair, then the reconstruction error of each row: `[4, batch]`.
     losses: Buffer<f64>,
     order: Refilled<u32>,
@@ -49,7 +52,7 @@ struct Scratch {
 
 impl VaeTrainer {
     /// Starts from a model for standardised embeddings.
-    pub fn new(
+    pub(super) fn new(
         cuda: &Cuda,
         initial: &Vae,
         standardizer: &Standardizer,
@@ -66,18 +69,16 @@ impl VaeTrainer {
         })
     }
 
-    /// Dimension of the embeddings.
-    pub fn dim(&self) -> usize {
+    pub(super) fn dim(&self) -> usize {
         self.size.dim
     }
 
-    /// The parameters.
-    pub fn parameters(&self) -> DriverResult<Vae> {
+    pub(super) fn parameters(&self) -> DriverResult<Vae> {
         Ok(vae_of(self.parameters.download()?))
     }
 
     /// One pass over `order`, in batches.
-    pub fn epoch(
+    pub(super) fn epoch(
         &mut self,
         cuda: &Cuda,
         data: &PairData<'_, '_, Cuda>,
@@ -91,7 +92,7 @@ impl VaeTrainer {
     }
 
     /// Loss and gradients of one batch.
-    pub fn gradients(
+    pub(super) fn gradients(
         &mut self,
         cuda: &Cuda,
         data: &PairData<'_, '_, Cuda>,
@@ -121,7 +122,7 @@ impl VaeTrainer {
                 Step { first, pairs: pairs.len() as u32, wide: 0, epoch, rate, inverse_root }
             })
             .collect();
-        // One of another size goes before there is a new one.
+        // Scratch of another size is freed before the new one is allocated.
         let mut scratch = match self.scratch.take().filter(|s| s.batch == batch) {
             Some(scratch) => scratch,
             None => Scratch::new(cuda, self.size, batch)?,
@@ -147,9 +148,8 @@ impl VaeTrainer {
         let VaeSize { dim, hidden, latent } = self.size;
         let (batch, rows) = (s.batch, 2 * s.batch);
         let [e1, e2, d1, d2]: [LayerAt; 4] = std::array::from_fn(|i| self.parameters.layer(i));
-        let now = &s.progress.now;
-        let mut tape = Tape::new(cuda, &s.slices);
-        let t = &mut tape;
+        let step = &s.progress.step;
+        let mut graph = StepGraph::new(cuda, &s.slices);
         let mut from = Sources::default();
         for (side, rows) in sides.into_iter().enumerate() {
             (from.rows[side], from.dtypes[side]) = (rows.address, rows.dtype as u32);
@@ -157,26 +157,26 @@ impl VaeTrainer {
         let args = Args::new()
             .value(from)
             .address(s.order.address())
-            .buffer(now)
+            .buffer(step)
             .value(u32_of(dim))
             .value(u32_of(batch))
             .buffer(&self.mean)
             .buffer(&self.std)
             .buffer(&s.x);
-        t.put("gather_pairs", (rows, 1, 256), args);
+        graph.kernel("gather_pairs", (rows, 1, 256), args);
 
-        let (x, eh, code) = (s.x.address(), s.encoder_hidden.address(), s.code.address());
+        let (x, eh, posterior) = (s.x.address(), s.encoder_hidden.address(), s.posterior.address());
         let (z, dh, out) = (s.z.address(), s.decoder_hidden.address(), s.out.address());
-        let (dhidden, dz, dcode) = (s.dhidden.address(), s.dz.address(), s.dcode.address());
-        let relu = |layer: LayerAt| After { bias: layer.bias, relu: true, ..After::default() };
-        let bias = |layer: LayerAt| After { bias: layer.bias, ..After::default() };
-        t.product(Form::Nt, (x, e1.weight, eh), (rows, hidden, dim), relu(e1));
-        t.product(Form::Nt, (eh, e2.weight, code), (rows, 2 * latent, hidden), bias(e2));
+        let (dhidden, dz, dposterior) = (s.dhidden.address(), s.dz.address(), s.dposterior.address());
+        let relu = |layer: LayerAt| Epilogue { bias: layer.bias, relu: true, ..Epilogue::default() };
+        let bias = |layer: LayerAt| Epilogue { bias: layer.bias, ..Epilogue::default() };
+        graph.product(Form::Nt, (x, e1.weight, eh), (rows, hidden, dim), relu(e1));
+        graph.product(Form::Nt, (eh, e2.weight, posterior), (rows, 2 * latent, hidden), bias(e2));
         let VaeObjective { beta, gamma, divergence, .. } = self.objective;
         let args = Args::new()
-            .buffer(&s.code)
+            .buffer(&s.posterior)
             .address(s.order.address())
-            .buffer(now)
+            .buffer(step)
             .value(u32_of(batch))
             .value(u32_of(latent))
             .value(self.objective.seed)
@@ -186,12 +186,12 @@ impl VaeTrainer {
             .value(gamma)
             .value(W2_EPS)
             .value(u32::from(divergence == Divergence::W2Squared))
-            .buffer(&s.dcode)
+            .buffer(&s.dposterior)
             .buffer(&s.losses);
-        // Four pairs a block, and 512 values of z.
-        t.put("vae_codes", (batch.div_ceil(4) + (rows * latent).div_ceil(512), 1, 128), args);
-        t.product(Form::Nt, (z, d1.weight, dh), (rows, hidden, latent), relu(d1));
-        t.product(Form::Nt, (dh, d2.weight, out), (rows, dim, hidden), After::default());
+        // Blocks of four pairs for the losses, then blocks of 512 values for z.
+        graph.kernel("vae_codes", (batch.div_ceil(4) + (rows * latent).div_ceil(512), 1, 128), args);
+        graph.product(Form::Nt, (z, d1.weight, dh), (rows, hidden, latent), relu(d1));
+        graph.product(Form::Nt, (dh, d2.weight, out), (rows, dim, hidden), Epilogue::default());
         let scale = match self.objective.reconstruction {
             Reduction::Mean => 1.0 / dim as f64,
             Reduction::Sum => 1.0,
@@ -200,34 +200,34 @@ impl VaeTrainer {
             .buffer(&s.out)
             .address(d2.bias)
             .buffer(&s.x)
-            .buffer(now)
+            .buffer(step)
             .value(u32_of(batch))
             .value(u32_of(dim))
             .value(scale)
             .address(s.losses.at(2 * batch));
-        t.put_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, args);
+        graph.kernel_with_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, args);
 
-        let masked = |by: u64| After { mask: by, ..After::default() };
-        t.gradients(d2, out, dh, rows);
-        t.product(Form::Nn, (out, d2.weight, dhidden), (rows, hidden, dim), masked(dh));
-        t.gradients(d1, dhidden, z, rows);
-        t.product(Form::Nn, (dhidden, d1.weight, dz), (rows, latent, hidden), After::default());
+        let masked = |by: u64| Epilogue { mask: by, ..Epilogue::default() };
+        graph.gradients(d2, out, dh, rows);
+        graph.product(Form::Nn, (out, d2.weight, dhidden), (rows, hidden, dim), masked(dh));
+        graph.gradients(d1, dhidden, z, rows);
+        graph.product(Form::Nn, (dhidden, d1.weight, dz), (rows, latent, hidden), Epilogue::default());
         let args = Args::new()
-            .buffer(&s.code)
+            .buffer(&s.posterior)
             .buffer(&s.eps)
             .buffer(&s.dz)
-            .buffer(&s.dcode)
+            .buffer(&s.dposterior)
             .value(u32_of(rows))
             .value(u32_of(latent));
-        t.put("vae_through_sample", (rows * latent, 128, 128), args);
-        t.gradients(e2, dcode, eh, rows);
-        t.product(Form::Nn, (dcode, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));
-        t.gradients(e1, dhidden, x, rows);
+        graph.kernel("vae_through_sample", (rows * latent, 128, 128), args);
+        graph.gradients(e2, dposterior, eh, rows);
+        graph.product(Form::Nn, (dposterior, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));
+        graph.gradients(e1, dhidden, x, rows);
         if learn {
-            t.adam(&self.parameters, now);
+            graph.adam(&self.parameters, step);
         }
-        t.end_step(&s.losses, &s.progress, batch);
-        tape.launches
+        graph.end_step(&s.losses, &s.progress, batch);
+        graph.into_launches()
     }
 }
 
@@ -251,14 +251,14 @@ impl Scratch {
             batch,
             x: wide(dim, "x")?,
             encoder_hidden: wide(hidden, "encoder's hidden layer")?,
-            code: wide(2 * latent, "code")?,
+            posterior: wide(2 * latent, "posterior")?,
             eps: wide(latent, "eps")?,
             z: wide(latent, "z")?,
             decoder_hidden: wide(hidden, "decoder's hidden layer")?,
             out: wide(dim, "out")?,
             dhidden: wide(hidden, "gradient of a hidden layer")?,
             dz: wide(latent, "gradient of z")?,
-            dcode: wide(2 * latent, "gradient of the code")?,
+            dposterior: wide(2 * latent, "gradient of the posterior")?,
             losses: Buffer::empty(&cuda.driver, 4 * batch, "losses")?,
             order: Refilled::new(cuda, "order"),
             progress: Progress::new(cuda, 4)?,

@@ -68,21 +68,21 @@ pub(super) fn relu_backward(x: &[f64], dy: &[f64]) -> Vec<f64> {
 /// Adam over several layers.
 #[derive(Debug)]
 pub(super) struct Optimizer {
-    how: Adam,
+    adam: Adam,
     steps: i32,
     first: Vec<Layer>,
     second: Vec<Layer>,
 }
 
 impl Optimizer {
-    pub(super) fn new(how: Adam, layers: &[Layer]) -> Optimizer {
+    pub(super) fn new(adam: Adam, layers: &[Layer]) -> Optimizer {
         let zeros = || layers.iter().map(Layer::zeros_like).collect();
-        Optimizer { how, steps: 0, first: zeros(), second: zeros() }
+        Optimizer { adam, steps: 0, first: zeros(), second: zeros() }
     }
 
     pub(super) fn step(&mut self, layers: &mut [Layer], gradients: &[Layer]) {
         self.steps += 1;
-        let Adam { lr, beta1, beta2, eps } = self.how;
+        let Adam { lr, beta1, beta2, eps } = self.adam;
         let correct1 = 1.0 - beta1.powi(self.steps);
         let correct2 = 1.0 - beta2.powi(self.steps);
         let update = |w: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]| {

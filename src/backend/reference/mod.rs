@@ -1,142 +1,54 @@
 //! The oracle: every operation as one plain loop in F64. Slow, obvious, and what every other backend is tested
 //! against. Inputs are the stored values and F32 parameters; nothing is rounded until a result leaves.
 
+mod infer;
 mod layers;
 mod train;
 
-use layers::{Layer, Optimizer, narrow, relu, widen};
+pub use infer::{Latents, Posteriors, Reference};
+use infer::{decode_latent, encode_row, reward_of, row_f64};
+use layers::{Layer, Optimizer, narrow, widen};
 pub use train::{RewardTrainer, VaeTrainer};
 
 use super::{
-    Backend, DeviceInfo, HostRows, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
-    PosteriorsHost, Residual, RewardData, RewardObjective, Sample, Selection, Synthetic, VaeLoss,
-    VaeObjective, check,
+    Backend, DeviceInfo, HostRows, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost,
+    Residual, RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, checked,
 };
-use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
+use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
-use crate::noise::{NoiseCounter, Purpose, fill_normals};
 
-/// The reference backend. Single-threaded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Reference;
-
-impl Reference {
-    /// The reference backend.
-    pub fn new() -> Reference {
-        Reference
-    }
-}
-
-/// Posteriors in F64, `[rows, latent]`.
-#[derive(Clone, Debug)]
-pub struct Posteriors {
-    mu: Vec<f64>,
-    logvar: Vec<f64>,
-    latent: usize,
-}
-
-impl Posteriors {
-    fn rows(&self) -> usize {
-        self.mu.len() / self.latent
+impl checked::Shapes for Reference {
+    fn host_rows<'r, 'e: 'r>(embeddings: &'r RowSet<'e>) -> &'r RowSet<'e> {
+        embeddings
     }
 
-    /// z_i: a posterior sample or the mean.
-    fn start(&self, row: usize, origin: NoiseKey, source: LatentSource) -> Vec<f64> {
-        let at = row * self.latent..(row + 1) * self.latent;
-        let (mu, logvar) = (&self.mu[at.clone()], &self.logvar[at]);
-        match source {
-            LatentSource::Mean => mu.to_vec(),
-            LatentSource::Sample => {
-                let eps = normals(self.latent, Purpose::Posterior, origin, row, 0);
-                mu.iter().zip(logvar).zip(eps).map(|((m, lv), e)| m + (lv / 2.0).exp() * e).collect()
-            }
-        }
+    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
+        (posteriors.rows(), posteriors.latent)
     }
 
-    /// z' = z_i + sigma eta.
-    fn candidate(&self, row: usize, candidate: u32, origin: NoiseKey, how: &Perturbation) -> Vec<f64> {
-        let sigma = f64::from(how.sigma());
-        let eta = normals(self.latent, Purpose::Perturb, origin, row, candidate);
-        self.start(row, origin, how.source).iter().zip(eta).map(|(z, e)| z + sigma * e).collect()
+    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
+        (latents.latent, &latents.rows)
     }
 
-    /// The log-likelihood that ranks a candidate, without the terms that all candidates of a row share.
-    fn log_likelihood(&self, row: usize, z: &[f64], likelihood: Likelihood) -> f64 {
-        let at = row * self.latent..(row + 1) * self.latent;
-        let (mu, logvar) = (&self.mu[at.clone()], &self.logvar[at]);
-        match likelihood {
-            Likelihood::None => 0.0,
-            Likelihood::Prior => -0.5 * z.iter().map(|z| z * z).sum::<f64>(),
-            Likelihood::Posterior => {
-                let square = |((z, m), lv): ((&f64, &f64), &f64)| (z - m) * (z - m) / lv.exp();
-                -0.5 * z.iter().zip(mu).zip(logvar).map(square).sum::<f64>()
-            }
-        }
+    fn vae_size(vae: &Self::Vae) -> VaeSize {
+        vae.size()
     }
-}
 
-fn normals(n: usize, purpose: Purpose, origin: NoiseKey, row: usize, candidate: u32) -> Vec<f64> {
-    let mut out = vec![0f32; n];
-    let address = NoiseCounter { purpose, side: origin.side, row: origin.first_row + row as u64, candidate };
-    fill_normals(origin.seed, address, &mut out);
-    widen(&out)
-}
-
-/// Latents in F64 with the block row each belongs to.
-#[derive(Clone, Debug)]
-pub struct Latents {
-    z: Vec<f64>,
-    latent: usize,
-    rows: Vec<u32>,
-}
-
-fn row_f64(rows: &RowSet<'_>, row: usize) -> Vec<f64> {
-    let mut out = vec![0f32; rows.cols()];
-    rows.row(row).widen(&mut out);
-    widen(&out)
-}
-
-/// The encoder's hidden layer before ReLU, and its output (mu, logvar).
-fn encode_row(layers: [&Layer; 2], x: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let hidden = layers[0].forward(x);
-    let out = layers[1].forward(&relu(&hidden));
-    (hidden, out)
-}
-
-fn decode_row(vae: &Vae, z: &[f64]) -> Vec<f64> {
-    let hidden = relu(&Layer::new(&vae.decoder[0]).forward(z));
-    Layer::new(&vae.decoder[1]).forward(&hidden)
-}
-
-/// Latent j as an embedding, plain or residual.
-fn decode_latent<'e>(
-    vae: &Vae,
-    latents: &Latents,
-    j: usize,
-    residual: Option<Residual<'_, 'e, Reference>>,
-) -> Vec<f64> {
-    let mut out = decode_row(vae, &latents.z[j * latents.latent..(j + 1) * latents.latent]);
-    if let Some(Residual { embeddings, posteriors }) = residual {
-        let row = latents.rows[j] as usize;
-        let mean = decode_row(vae, &posteriors.mu[row * latents.latent..(row + 1) * latents.latent]);
-        let original = row_f64(embeddings, row);
-        for ((o, m), e) in out.iter_mut().zip(mean).zip(original) {
-            *o += e - m;
-        }
+    fn reward_dim(model: &RewardModel) -> usize {
+        model.size().dim
     }
-    out
-}
 
-fn reward_of(layers: &[Layer; 2], x: &[f64]) -> f64 {
-    layers[1].forward(&relu(&layers[0].forward(x)))[0]
-}
+    fn folded_size(folded: &FoldedReward) -> VaeSize {
+        folded.vae_size()
+    }
 
-fn vae_of(layers: &[Layer]) -> Vae {
-    Vae {
-        encoder: [layers[0].to_linear(), layers[1].to_linear()],
-        decoder: [layers[2].to_linear(), layers[3].to_linear()],
+    fn vae_trainer_dim(trainer: &VaeTrainer) -> usize {
+        trainer.layers[0].inputs
+    }
+
+    fn reward_trainer_dim(trainer: &RewardTrainer) -> usize {
+        trainer.layers[0].inputs
     }
 }
 
@@ -168,12 +80,12 @@ impl Backend for Reference {
     }
 
     fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
-        check::latent_rows(z, rows)?;
+        checked::load_latents(z, rows)?;
         Ok(Latents { z: widen(&z.values), latent: z.cols, rows: rows.to_vec() })
     }
 
     fn encode(&self, vae: &Vae, embeddings: &RowSet<'_>) -> Result<Posteriors> {
-        check::width("VAE", vae.size().dim, embeddings.cols())?;
+        checked::encode::<Self>(vae, embeddings)?;
         let latent = vae.size().latent;
         let layers = [Layer::new(&vae.encoder[0]), Layer::new(&vae.encoder[1])];
         let (mut mu, mut logvar) = (Vec::new(), Vec::new());
@@ -185,10 +97,10 @@ impl Backend for Reference {
         Ok(Posteriors { mu, logvar, latent })
     }
 
-    fn encode_sample(&self, vae: &Vae, embeddings: &RowSet<'_>, origin: NoiseKey) -> Result<Latents> {
-        let rows = check::sample_rows(embeddings.rows())?;
+    fn encode_sample(&self, vae: &Vae, embeddings: &RowSet<'_>, key: NoiseKey) -> Result<Latents> {
+        let rows = checked::encode_sample::<Self>(vae, embeddings)?;
         let p = self.encode(vae, embeddings)?;
-        let z = (0..p.rows()).flat_map(|row| p.start(row, origin, LatentSource::Sample)).collect();
+        let z = (0..p.rows()).flat_map(|row| p.start(row, key, LatentSource::Sample)).collect();
         Ok(Latents { z, latent: p.latent, rows })
     }
 
@@ -199,13 +111,13 @@ impl Backend for Reference {
         })
     }
 
-    fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
-        check::perturbation(how)?;
-        let keep = how.top_k as usize;
+    fn select(&self, p: &Posteriors, key: NoiseKey, options: &Perturbation) -> Result<Selection> {
+        checked::select(options)?;
+        let keep = options.top_k as usize;
         let mut candidates = Vec::with_capacity(p.rows() * keep);
         for row in 0..p.rows() {
-            let mut ranked: Vec<(f64, u32)> = (0..how.drawn())
-                .map(|c| (p.log_likelihood(row, &p.candidate(row, c, origin, how), how.likelihood), c))
+            let mut ranked: Vec<(f64, u32)> = (0..options.drawn())
+                .map(|c| (p.log_likelihood(row, &p.candidate(row, c, key, options), options.likelihood), c))
                 .collect();
             ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             candidates.extend(ranked[..keep].iter().map(|r| r.1));
@@ -216,13 +128,12 @@ impl Backend for Reference {
     fn perturb(
         &self,
         p: &Posteriors,
-        origin: NoiseKey,
-        how: &Perturbation,
+        key: NoiseKey,
+        options: &Perturbation,
         samples: &[Sample],
     ) -> Result<Latents> {
-        check::perturbation(how)?;
-        check::samples(samples, p.rows())?;
-        let z = samples.iter().flat_map(|s| p.candidate(s.row as usize, s.candidate, origin, how)).collect();
+        checked::perturb::<Self>(p, options, samples)?;
+        let z = samples.iter().flat_map(|s| p.candidate(s.row as usize, s.candidate, key, options)).collect();
         Ok(Latents { z, latent: p.latent, rows: samples.iter().map(|s| s.row).collect() })
     }
 
@@ -230,51 +141,22 @@ impl Backend for Reference {
         Matrix::new(narrow(&latents.z), latents.rows.len(), latents.latent)
     }
 
-    fn decode<'e>(
+    fn decode(
         &self,
         vae: &Vae,
         latents: &Latents,
-        residual: Option<Residual<'_, 'e, Self>>,
+        residual: Option<Residual<'_, '_, Self>>,
         mut out: ValuesMut<'_>,
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        check::latents::<Self>(vae.size(), latents, residual)?;
-        check::length("the decoded embeddings", latents.rows.len() * vae.size().dim, out.len())?;
+    ) -> Result<()> {
+        checked::decode::<Self>(vae, latents, residual, out.len())?;
         for j in 0..latents.rows.len() {
             out.narrow_at(j * vae.size().dim, &narrow(&decode_latent(vae, latents, j, residual)));
         }
         Ok(())
     }
 
-    fn rows(&self, dtype: Dtype, dim: usize) -> HostRows {
-        HostRows::new(dtype, dim)
-    }
-
-    fn store_rows<'e>(
-        &self,
-        originals: &RowSet<'e>,
-        samples: &Synthetic<'_, 'e, Self>,
-        to: &mut HostRows,
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        to.store(self, originals, samples)
-    }
-
-    fn first_non_finite(&self, rows: &HostRows) -> Result<Option<(usize, usize)>> {
-        Ok(rows.first_non_finite())
-    }
-
-    fn pick_rows(&self, rows: &HostRows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
-        rows.pick(index, out)
-    }
-
     fn score(&self, model: &RewardModel, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
-        check::width("reward model", model.size().dim, embeddings.cols())?;
-        check::length("scores", embeddings.rows(), out.len())?;
+        checked::score::<Self>(model, embeddings, out.len())?;
         let layers = model.layers.each_ref().map(Layer::new);
         for (row, score) in out.iter_mut().enumerate() {
             *score = reward_of(&layers, &row_f64(embeddings, row)) as f32;
@@ -287,18 +169,14 @@ impl Backend for Reference {
     }
 
     /// Decodes and scores: what folding must equal.
-    fn score_latents<'e>(
+    fn score_latents(
         &self,
         folded: &FoldedReward,
         latents: &Latents,
-        residual: Option<Residual<'_, 'e, Self>>,
+        residual: Option<Residual<'_, '_, Self>>,
         out: &mut [f32],
-    ) -> Result<()>
-    where
-        Self: 'e,
-    {
-        check::latents::<Self>(folded.vae_size(), latents, residual)?;
-        check::length("scores", latents.rows.len(), out.len())?;
+    ) -> Result<()> {
+        checked::score_latents::<Self>(folded, latents, residual, out.len())?;
         let layers = folded.reward.layers.each_ref().map(Layer::new);
         for (j, score) in out.iter_mut().enumerate() {
             *score = reward_of(&layers, &decode_latent(&folded.vae, latents, j, residual)) as f32;
@@ -312,7 +190,7 @@ impl Backend for Reference {
         standardizer: &Standardizer,
         objective: &VaeObjective,
     ) -> Result<VaeTrainer> {
-        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        checked::vae_trainer(initial, standardizer, objective)?;
         let layers: Vec<Layer> = initial.encoder.iter().chain(&initial.decoder).map(Layer::new).collect();
         Ok(VaeTrainer {
             optimizer: Optimizer::new(objective.adam, &layers),
@@ -323,17 +201,14 @@ impl Backend for Reference {
         })
     }
 
-    fn vae_epoch<'e>(
+    fn vae_epoch(
         &self,
         trainer: &mut VaeTrainer,
-        data: &PairData<'_, 'e, Self>,
+        data: &PairData<'_, '_, Self>,
         order: &[u32],
         epoch: u32,
-    ) -> Result<VaeLoss>
-    where
-        Self: 'e,
-    {
-        check::pair_data(trainer.layers[0].inputs, data.chosen, data.rejected, order)?;
+    ) -> Result<VaeLoss> {
+        checked::vae_training::<Self>(trainer, data, order)?;
         let mut mean = VaeLoss::default();
         for batch in order.chunks(trainer.objective.batch) {
             let (loss, gradients) = trainer.batch(data, batch, epoch);
@@ -343,17 +218,14 @@ impl Backend for Reference {
         Ok(mean)
     }
 
-    fn vae_gradients<'e>(
+    fn vae_gradients(
         &self,
         trainer: &mut VaeTrainer,
-        data: &PairData<'_, 'e, Self>,
+        data: &PairData<'_, '_, Self>,
         batch: &[u32],
         epoch: u32,
-    ) -> Result<(VaeLoss, Vae)>
-    where
-        Self: 'e,
-    {
-        check::pair_data(trainer.layers[0].inputs, data.chosen, data.rejected, batch)?;
+    ) -> Result<(VaeLoss, Vae)> {
+        checked::vae_training::<Self>(trainer, data, batch)?;
         let (loss, gradients) = trainer.batch(data, batch, epoch);
         Ok((loss, vae_of(&gradients)))
     }
@@ -368,7 +240,7 @@ impl Backend for Reference {
         standardizer: &Standardizer,
         objective: &RewardObjective,
     ) -> Result<RewardTrainer> {
-        check::trainer(initial.size().dim, standardizer, objective.batch)?;
+        checked::reward_trainer(initial, standardizer, objective)?;
         let layers: Vec<Layer> = initial.layers.iter().map(Layer::new).collect();
         Ok(RewardTrainer {
             optimizer: Optimizer::new(objective.adam, &layers),
@@ -378,16 +250,13 @@ impl Backend for Reference {
         })
     }
 
-    fn reward_epoch<'e>(
+    fn reward_epoch(
         &self,
         trainer: &mut RewardTrainer,
-        data: &RewardData<'_, 'e, Self>,
+        data: &RewardData<'_, '_, Self>,
         pairs: &[PairRows],
-    ) -> Result<f64>
-    where
-        Self: 'e,
-    {
-        check::reward_data(trainer.layers[0].inputs, data, pairs)?;
+    ) -> Result<f64> {
+        checked::reward_training::<Self>(trainer, data, pairs)?;
         let mut mean = 0.0;
         for batch in pairs.chunks(trainer.objective.batch) {
             let (loss, gradients) = trainer.batch(data, batch);
@@ -397,16 +266,13 @@ impl Backend for Reference {
         Ok(mean)
     }
 
-    fn reward_gradients<'e>(
+    fn reward_gradients(
         &self,
         trainer: &mut RewardTrainer,
-        data: &RewardData<'_, 'e, Self>,
+        data: &RewardData<'_, '_, Self>,
         batch: &[PairRows],
-    ) -> Result<(f64, RewardModel)>
-    where
-        Self: 'e,
-    {
-        check::reward_data(trainer.layers[0].inputs, data, batch)?;
+    ) -> Result<(f64, RewardModel)> {
+        checked::reward_training::<Self>(trainer, data, batch)?;
         let (loss, gradients) = trainer.batch(data, batch);
         Ok((loss, RewardModel { layers: [gradients[0].to_linear(), gradients[1].to_linear()] }))
     }
@@ -416,20 +282,9 @@ impl Backend for Reference {
     }
 }
 
-impl check::Shapes for Reference {
-    fn embeddings_shape(embeddings: &Self::Embeddings<'_>) -> (usize, usize) {
-        (embeddings.rows(), embeddings.cols())
-    }
-
-    fn posteriors_shape(posteriors: &Posteriors) -> (usize, usize) {
-        (posteriors.rows(), posteriors.latent)
-    }
-
-    fn latents_shape(latents: &Latents) -> (usize, &[u32]) {
-        (latents.latent, &latents.rows)
-    }
-
-    fn vae_size(vae: &Self::Vae) -> VaeSize {
-        vae.size()
+fn vae_of(layers: &[Layer]) -> Vae {
+    Vae {
+        encoder: [layers[0].to_linear(), layers[1].to_linear()],
+        decoder: [layers[2].to_linear(), layers[3].to_linear()],
     }
 }

@@ -1,7 +1,7 @@
 //! Loss and gradients of both models, one pair at a time.
 
+use super::infer::{Reference, decode_latent, encode_row, normals, row_f64};
 use super::layers::{Layer, Optimizer, relu, relu_backward};
-use super::{Reference, decode_latent, encode_row, normals, row_f64};
 use crate::backend::{
     Divergence, NoiseKey, PairData, PairRows, Reduction, RewardData, RewardObjective, RewardSide, VaeLoss,
     VaeObjective, W2_EPS,
@@ -91,8 +91,8 @@ impl VaeTrainer {
         let x = standardized(&row_f64(rows, row as usize), &self.standardizer);
         let (encoder_hidden, out) = encode_row([&self.layers[0], &self.layers[1]], &x);
         let (mu, logvar) = (out[..self.latent].to_vec(), out[self.latent..].to_vec());
-        let origin = NoiseKey { seed: self.objective.seed, side, first_row: 0 };
-        let eps = normals(self.latent, Purpose::TrainVae, origin, row as usize, epoch);
+        let key = NoiseKey { seed: self.objective.seed, side, first_row: 0 };
+        let eps = normals(self.latent, Purpose::TrainVae, key, row as usize, epoch);
         let z: Vec<f64> = (0..self.latent).map(|j| mu[j] + (logvar[j] / 2.0).exp() * eps[j]).collect();
         let decoder_hidden = self.layers[2].forward(&z);
         let out = self.layers[3].forward(&relu(&decoder_hidden));

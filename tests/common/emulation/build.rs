@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Build;
 
-/// Rounding must be what the sources say: no contraction, no aliasing tricks by the optimiser.
+/// Rounding as the sources say: no contraction of multiply and add.
 const COMMON: &[&str] = &[
     "-std=c++20",
     "-g",
@@ -25,7 +25,7 @@ const COMMON: &[&str] = &[
     "-Werror",
 ];
 
-/// Kernels are C++ under another name. Undefined behaviour traps; locals start as garbage that shows.
+/// Compiles .cu files as C++. Undefined behaviour traps; uninitialised locals hold a pattern that shows in results.
 const KERNEL: &[&str] = &[
     "-fsanitize=bounds,alignment,shift,signed-integer-overflow,integer-divide-by-zero,null",
     "-fsanitize-undefined-trap-on-error",
@@ -95,7 +95,7 @@ fn run(command: &mut Command, what: &str) {
     assert!(output.status.success(), "{what} failed:\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Writes by `make` to a name of its own, then moves it to its place: whoever sees the file sees it whole.
+/// Lets `make` write to a temporary name, then renames it: other processes see the file only when it is complete.
 fn make_at(place: &Path, make: impl FnOnce(&Path)) {
     let mut name = place.as_os_str().to_os_string();
     name.push(format!(".{}", std::process::id()));
@@ -106,10 +106,10 @@ fn make_at(place: &Path, make: impl FnOnce(&Path)) {
 
 /// The shared library of a build; compiles what is not there yet.
 pub fn library(build: Build) -> PathBuf {
-    // Two threads would give their unfinished files the same names.
+    // One thread at a time: temporary names differ between processes, not threads.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Another folder is tested by tools/mutate_kernels, and leaves what it compiles beside itself.
+    // tools/mutate_kernels tests another folder, whose objects go beside it.
     let (root, out) = match std::env::var_os("LENSMITH_EMULATED_KERNELS").map(PathBuf::from) {
         Some(folder) => (folder.clone(), folder.with_file_name("emulation")),
         None => {
@@ -137,7 +137,7 @@ pub fn library(build: Build) -> PathBuf {
                 (false, Build::Fast) => flags.push("-O2"),
                 (false, Build::Check) => flags.extend(["-O2", "-DEMULATION_CHECK"]),
                 (true, Build::Fast) => flags.extend(KERNEL.iter().chain(&["-O2"])),
-                // The hooks come with a library that is not linked: the emulator has its own.
+                // Instrument, but do not link the sanitizer's library: the emulator implements its hooks.
                 (true, Build::Check) => flags.extend(KERNEL.iter().chain(&["-O1", "-fsanitize=thread"])),
             }
             let mut digest = shared.clone();

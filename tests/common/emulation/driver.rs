@@ -20,7 +20,7 @@ enum Raw {
     Gpu(Gpu),
 }
 
-/// What a launch is made of, beside its arguments.
+/// A launch but for kernel and arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
     /// Blocks.
@@ -134,12 +134,12 @@ impl Emulator {
     pub fn shared_bytes(&self, kernel: &str, sizes: &[u32]) -> usize {
         let bytes = match &self.0 {
             Raw::Library(library) => library.shared_bytes(kernel, sizes),
-            // The launch layer's own count, which is held against the kernels' where these are emulated.
+            // A GPU does not tell; the launch layer's count is compared with the kernels' own under emulation.
             Raw::Gpu(_) if kernel == "select_f32" => {
                 let [latent, keep, drawn] = [0, 1, 2].map(|i| sizes[i] as usize);
                 Some(layout::select(latent, keep, drawn).shared)
             }
-            // More than any of the others takes.
+            // More than any other kernel needs.
             Raw::Gpu(_) => Some(48 << 10),
         };
         bytes.unwrap_or_else(|| panic!("{kernel} has no layout of {} sizes", sizes.len()))
@@ -152,7 +152,7 @@ impl Emulator {
 }
 
 impl<T: Pod> Buffer<'_, T> {
-    /// Where it lies, for structures that hold pointers.
+    /// Device address, for structures that hold pointers.
     pub fn address(&self) -> u64 {
         self.at
     }
@@ -163,14 +163,14 @@ impl<T: Pod> Buffer<'_, T> {
         match &self.emulator.0 {
             Raw::Library(library) => library.copy_out(bytemuck::cast_slice_mut(&mut out), self.at),
             Raw::Gpu(gpu) => {
-                let mark = gpu.mark().expect("a mark");
-                gpu.download(&*mark, bytemuck::cast_slice_mut(&mut out), self.at).expect("a copy");
+                let event = gpu.event().expect("an event");
+                gpu.download(&*event, bytemuck::cast_slice_mut(&mut out), self.at).expect("a copy");
             }
         }
         out
     }
 
-    /// Bytes that nobody has written yet; 0 in the fast build.
+    /// Bytes that were never written; always 0 in the fast build.
     pub fn unwritten(&self) -> u64 {
         match &self.emulator.0 {
             Raw::Library(library) => library.unwritten(self.at),

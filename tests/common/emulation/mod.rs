@@ -41,11 +41,11 @@ pub fn cuda(precision: Precision) -> Cuda {
 }
 
 /// The CUDA backend over a build, on a device that behaves as told.
-pub fn emulated(build: Build, how: Emulated, precision: Precision) -> Cuda {
+pub fn emulated(build: Build, options: Emulated, precision: Precision) -> Cuda {
     if let Some(index) = tested_gpu() {
         return Cuda::open(index, precision).unwrap_or_else(|e| panic!("{e}"));
     }
-    let driver = EmulatedDriver::new(Emulator::get(build).library(), how);
+    let driver = EmulatedDriver::new(Emulator::get(build).library(), options);
     Cuda::emulated(driver, precision).expect("an emulated device")
 }
 

@@ -1,43 +1,45 @@
-//! VAE training: the wide layers at either end in one pass each over their weights, the narrow ones between them.
+//! VAE training: the wide layers at either end in one pass each over their weights, the narrow ones latent_block them.
 
 use std::ops::Range;
 
-use super::adam::{Rates, Update, Vector};
-use super::between::{Batch, Between, ToPanel};
-use super::layers::Dense;
-use super::reconstruct::{Reconstruction, Target};
-use super::scratch::share;
-use super::wide::{AHEAD, Back, Fill, Operand, STRIDE, Wide};
+use super::adam::{ParamVector, Rates, Update};
+use super::latent_block::{Batch, LatentBlock, ToPanel};
+use super::linear::{Back, Fill, FusedLinear, Operand, STRIDE};
+use super::narrow::NarrowLinear;
+use super::output_layer::{OutputLayer, Target};
+use super::share;
 use crate::backend::{Precision, Reduction, VaeLoss, VaeObjective};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::Side;
-use crate::simd::{Isa, Simd, WIDTH};
+use crate::simd::{Isa, NR};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
 pub struct VaeTrainer {
     /// d -> hidden.
-    first: Wide,
-    first_bias: Vector,
+    first: FusedLinear,
+    first_bias: ParamVector,
     /// hidden -> 2 latent, latent -> hidden.
-    middle: [Dense; 2],
+    middle: [NarrowLinear; 2],
     /// hidden -> d.
-    last: Reconstruction,
+    last: OutputLayer,
     objective: VaeObjective,
     standardizer: Standardizer,
     steps: i32,
     scratch: Scratch,
 }
 
-/// What a batch needs between the wide layers.
+/// What a batch needs latent_block the wide layers.
 #[derive(Debug, Default)]
 struct Scratch {
-    between: Between,
+    latent_block: LatentBlock,
     /// Gradient by the first layer's outputs.
     back: Operand,
     /// The decoder's hidden layer times the slope of the loss.
     hidden: Operand,
+    /// Rows of `back`.
+    rows: usize,
     /// Sums of `back` over rows.
     bias: Vec<f64>,
 }
@@ -62,17 +64,11 @@ impl Fill for Inputs<'_> {
     }
 
     #[inline(always)]
-    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32], _: bool) {
-        let values = |r: usize| {
-            let (side, row) = self.place(r);
-            self.sides[side as usize].row(row as usize).slice(columns.clone())
-        };
+    fn fill(&self, columns: Range<usize>, block: &mut [f32], _: bool) {
         for (r, to) in block.chunks_exact_mut(STRIDE).enumerate() {
-            if r + AHEAD < self.rows() {
-                simd.prefetch_all(values(r + AHEAD).bytes());
-            }
+            let (side, row) = self.place(r);
             let to = &mut to[..columns.len()];
-            values(r).widen(to);
+            self.sides[side as usize].row(row as usize).slice(columns.clone()).widen(to);
             self.standardizer.apply_to(columns.clone(), to);
         }
     }
@@ -89,12 +85,12 @@ impl VaeTrainer {
         let [first, second] = &initial.encoder;
         let [third, last] = &initial.decoder;
         VaeTrainer {
-            first: Wide::new(first.inputs, first.outputs, precision, |o, i| {
+            first: FusedLinear::new(first.inputs, first.outputs, precision, |o, i| {
                 first.weight[o * first.inputs + i]
             }),
-            first_bias: Vector::new(&first.bias, 0),
-            middle: [Dense::new(second), Dense::new(third)],
-            last: Reconstruction::new(last, precision),
+            first_bias: ParamVector::new(&first.bias, 0),
+            middle: [NarrowLinear::new(second), NarrowLinear::new(third)],
+            last: OutputLayer::new(last, precision),
             objective: *objective,
             standardizer: standardizer.clone(),
             steps: 0,
@@ -139,68 +135,63 @@ impl VaeTrainer {
     }
 
     /// One pass over `order`.
-    pub fn epoch(&mut self, level: Isa, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32) -> VaeLoss {
+    pub fn epoch(&mut self, isa: Isa, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32) -> VaeLoss {
         let mut mean = VaeLoss::default();
         let batches: Vec<&[u32]> = order.chunks(self.objective.batch).collect();
         self.first.reserve(2 * batches[0].len(), true);
-        self.first_pass(level, None, sides, Some(batches[0]));
+        self.first_pass(isa, None, sides, Some(batches[0]));
         for (i, batch) in batches.iter().enumerate() {
             self.steps += 1;
             let update = Update::Adam(Rates::new(&self.objective.adam, self.steps));
-            let loss = self.step(level, batch, epoch, update);
+            let loss = self.step(isa, batch, epoch, update);
             mean.add_scaled(&loss, batch.len() as f64 / order.len() as f64);
             for layer in &mut self.middle {
                 layer.step(&self.objective.adam, self.steps);
             }
-            self.first_pass(level, Some(update), sides, batches.get(i + 1).copied());
+            self.first_pass(isa, Some(update), sides, batches.get(i + 1).copied());
         }
         mean
     }
 
     /// Loss and gradients of one batch.
-    pub fn batch(&mut self, level: Isa, sides: [&RowSet<'_>; 2], batch: &[u32], epoch: u32) -> VaeLoss {
+    pub fn batch(&mut self, isa: Isa, sides: [&RowSet<'_>; 2], batch: &[u32], epoch: u32) -> VaeLoss {
         self.first.reserve(2 * batch.len(), true);
-        self.first_pass(level, None, sides, Some(batch));
-        let loss = self.step(level, batch, epoch, Update::Keep);
-        self.first_pass(level, Some(Update::Keep), sides, None);
+        self.first_pass(isa, None, sides, Some(batch));
+        let loss = self.step(isa, batch, epoch, Update::Keep);
+        self.first_pass(isa, Some(Update::Keep), sides, None);
         loss
     }
 
-    fn first_pass(
-        &mut self,
-        level: Isa,
-        back: Option<Update>,
-        sides: [&RowSet<'_>; 2],
-        next: Option<&[u32]>,
-    ) {
-        let back = back.map(|update| Back { lanes: self.scratch.back.get(), update });
+    fn first_pass(&mut self, isa: Isa, back: Option<Update>, sides: [&RowSet<'_>; 2], next: Option<&[u32]>) {
+        let back = back.map(|update| Back { dy: self.scratch.back.get(), rows: self.scratch.rows, update });
         let next = next.map(|rows| Inputs { sides, rows, standardizer: &self.standardizer });
-        self.first.pass(level, back, next.as_ref());
+        self.first.pass(isa, back, next.as_ref());
     }
 
     /// From the first layer's sums to the gradient by them, which stays in `scratch.back`. The last layer and the
     /// first one's bias take their updates, the middle ones keep their gradients.
-    fn step(&mut self, level: Isa, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
+    fn step(&mut self, isa: Isa, batch: &[u32], epoch: u32, update: Update) -> VaeLoss {
         let (pairs, rows) = (batch.len(), 2 * batch.len());
         let (dim, latent, hidden) = (self.dim(), self.latent(), self.first.outputs());
         let (panels, precision) = (self.first.panels(), self.first.precision());
         let (objective, middle) = (self.objective, &self.middle);
-        let batch = Batch { level, middle, pairs: batch, seed: objective.seed, epoch };
-        let Scratch { between, back, hidden: operand, bias } = &mut self.scratch;
-        between.resize(batch, precision == Precision::Bf16);
-        back.resize(level, precision, panels, rows);
-        operand.resize(level, precision, panels, rows);
-        bias.resize(panels * WIDTH, 0.0);
+        let batch = Batch { isa, middle, pairs: batch, seed: objective.seed, epoch };
+        let Scratch { latent_block, back, rows: back_rows, hidden: operand, bias } = &mut self.scratch;
+        *back_rows = rows;
+        latent_block.resize(batch, precision == Precision::Bf16);
+        back.resize(precision, panels, rows);
+        operand.resize(precision, panels, rows);
+        bias.resize(panels * NR, 0.0);
         let scale = match objective.reconstruction {
             Reduction::Mean => 1.0 / dim as f64,
             Reduction::Sum => 1.0,
         };
         let slope = 2.0 * scale / pairs as f64;
 
-        share(level, between.forward(batch, self.first.sums(), &self.first_bias));
-        let (values, factor) = (&between.decoder_hidden[..], slope as f32);
+        latent_block.forward(batch, self.first.sums(), &self.first_bias);
+        let (values, factor) = (&latent_block.decoder_hidden[..], slope as f32);
         share(
-            level,
+            isa,
             operand.panels().enumerate().map(|(panel, (lanes, words))| ToPanel {
                 panel,
                 rows: values,
@@ -213,17 +204,17 @@ impl VaeTrainer {
         );
         let (blocks, size) = self.first.blocks();
         let target = Target { blocks, size, slope };
-        let (inputs, divergences) = between.divergences(precision);
+        let (inputs, divergences) = latent_block.divergences(batch, precision);
         let (squares, mut loss) = rayon::join(
-            || self.last.pass(level, rows, inputs, operand.get(), target, update),
+            || self.last.pass(isa, inputs, operand.get(), target, update),
             || divergences.take(pairs, latent, &objective),
         );
         loss.reconstruction = scale * squares / pairs as f64;
         loss.total = loss.reconstruction + objective.beta * loss.kl + objective.gamma * loss.divergence;
 
-        share(level, between.backward(batch, self.last.sums(), factor));
-        let values = &between.dencoder[..];
-        let panels = back.panels().zip(bias.chunks_exact_mut(WIDTH)).enumerate();
+        latent_block.backward(batch, self.last.sums(), factor);
+        let values = &latent_block.dencoder[..];
+        let panels = back.panels().zip(bias.chunks_exact_mut(NR)).enumerate();
         let panels = panels.map(|(panel, ((lanes, words), sums))| ToPanel {
             panel,
             rows: values,
@@ -233,8 +224,8 @@ impl VaeTrainer {
             words,
             sums: Some(sums),
         });
-        rayon::join(|| between.gradients(&mut self.middle), || share(level, panels));
-        self.first_bias.learn(level, bias, update);
+        rayon::join(|| latent_block.gradients(isa, &mut self.middle), || share(isa, panels));
+        self.first_bias.learn(isa, bias, update);
         loss
     }
 }

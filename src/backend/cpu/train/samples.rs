@@ -7,28 +7,27 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::infer::{Base, PackedVae, decode};
-use super::latent::{Codes, Posteriors};
-use super::panel::{Single, pad_lanes};
-use super::tile::{Keep, ZERO, rows};
-use crate::backend::{PairRows, SyntheticPath};
+use crate::backend::cpu::gemm::{self, Keep, ZERO, pad_rows, relu, transpose};
+use crate::backend::cpu::infer::{Base, PackedVae, decode};
+use crate::backend::cpu::latents::{LatentRows, Posteriors};
+use crate::backend::{PairRows, Precision, SyntheticPath};
 use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{Linear, Standardizer};
-use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
+use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task, VLEN};
 
 /// No row.
 pub const NONE: u32 = u32::MAX;
 
 /// One side of the training rows.
-pub struct Rows<'a> {
+pub struct Side<'a> {
     /// Rows below this set's length are its rows.
     pub originals: &'a RowSet<'a>,
     /// The rest are latents.
-    pub synthetic: Option<SyntheticRows<'a>>,
+    pub synthetic: Option<SyntheticSide<'a>>,
 }
 
 /// Synthetic samples as latents.
-pub struct SyntheticRows<'a> {
+pub struct SyntheticSide<'a> {
     /// The decoder.
     pub vae: &'a PackedVae,
     /// Latents, `[samples, latent]`.
@@ -41,8 +40,8 @@ pub struct SyntheticRows<'a> {
 
 /// The samples of both sides, ready to be gathered.
 pub struct Samples<'a> {
-    sides: [&'a Rows<'a>; 2],
-    level: Isa,
+    sides: [&'a Side<'a>; 2],
+    isa: Isa,
     folded: Option<Folded<'a>>,
     dim: usize,
 }
@@ -50,9 +49,9 @@ pub struct Samples<'a> {
 /// A decoder, folded.
 struct Folded<'a> {
     first: &'a Linear,
-    /// The first layer, `[panel][latent][32]`, and its bias.
-    panels: Vec<Lane>,
-    bias: Vec<Lane>,
+    /// The first layer, `[panel][latent][NR]`, and its bias.
+    panels: Vec<NrRow>,
+    bias: Vec<NrRow>,
     /// D and c, transposed: `[hidden + 1, d]`.
     rows: Vec<f32>,
 }
@@ -71,6 +70,8 @@ pub struct Step {
     /// Of folded samples: the hidden layer (residual: less that of the seed's mean), then what c counts:
     /// `[folded, depth]`.
     pub hidden: Vec<f32>,
+    /// The same transposed, `[depth][transposed_stride]`.
+    pub transposed: Vec<f32>,
     /// What passes through d dimensions behind the decoder: a set and its row.
     wide: Vec<(Set, u32)>,
     /// Samples of [`Set::Decoded`], `[samples, d]`.
@@ -94,6 +95,16 @@ impl Step {
         self.depth + self.wide.len()
     }
 
+    /// Number of folded samples.
+    pub fn folded(&self) -> usize {
+        self.samples() - self.whole
+    }
+
+    /// Distance of rows of [`Step::transposed`].
+    pub fn transposed_stride(&self) -> usize {
+        self.folded().next_multiple_of(VLEN)
+    }
+
     /// Number of samples.
     pub fn samples(&self) -> usize {
         self.base.len()
@@ -103,8 +114,8 @@ impl Step {
 impl<'a> Samples<'a> {
     /// Folds the decoder, if that is the path and the sides share it.
     pub fn new(
-        level: Isa,
-        sides: [&'a Rows<'a>; 2],
+        isa: Isa,
+        sides: [&'a Side<'a>; 2],
         path: SyntheticPath,
         standardizer: &Standardizer,
     ) -> Samples<'a> {
@@ -114,7 +125,7 @@ impl<'a> Samples<'a> {
         let folded = first
             .filter(|_| shared && path == SyntheticPath::Folded)
             .map(|vae| Folded::new(vae, standardizer));
-        Samples { sides, level, folded, dim: standardizer.mean.len() }
+        Samples { sides, isa, folded, dim: standardizer.mean.len() }
     }
 
     /// Most rows in d dimensions that a step of so many pairs has.
@@ -236,7 +247,10 @@ impl<'a> Samples<'a> {
             }
         }
         step.hidden.resize(folded * depth, 0.0);
-        self.level.run(Hide { f, z: &z, residual: &residual, depth, out: &mut step.hidden });
+        let stride = step.transposed_stride();
+        step.transposed.resize(depth * stride, 0.0);
+        let (out, transposed) = (&mut step.hidden, (&mut step.transposed[..], stride));
+        self.isa.run(Hide { f, z: &z, residual: &residual, depth, out, transposed });
     }
 
     /// The latent that a row is, if it is one.
@@ -260,7 +274,7 @@ impl<'a> Samples<'a> {
                 .collect();
             let rows: Vec<u32> = latents[side].iter().map(|&j| s.rows[j as usize]).collect();
             let base = s.residual.map(|(embeddings, p)| Base { embeddings, mu: &p.mu, rows: &rows });
-            decode(self.level, s.vae, Codes::Made(&z, latent), base, ValuesMut::F32(out));
+            decode(self.isa, s.vae, LatentRows::Values(&z, latent), base, ValuesMut::F32(out));
         }
         // The decoded rows of a side stand in the order of its pairs.
         let mut made = [0, counts[0]];
@@ -292,13 +306,13 @@ impl<'a> Folded<'a> {
             }
         });
         let latent = first.inputs;
-        let mut panels = vec![ZERO; first.outputs.div_ceil(WIDTH) * latent];
+        let mut panels = vec![ZERO; first.outputs.div_ceil(NR) * latent];
         for (h, weights) in first.weight.chunks_exact(latent).enumerate() {
-            for (lane, &w) in panels[h / WIDTH * latent..].iter_mut().zip(weights) {
-                lane[h % WIDTH] = w;
+            for (lane, &w) in panels[h / NR * latent..].iter_mut().zip(weights) {
+                lane[h % NR] = w;
             }
         }
-        Folded { first, panels, bias: pad_lanes(&first.bias), rows }
+        Folded { first, panels, bias: pad_rows(&first.bias), rows }
     }
 }
 
@@ -309,27 +323,26 @@ struct Hide<'a> {
     residual: &'a [bool],
     depth: usize,
     out: &'a mut [f32],
+    transposed: (&'a mut [f32], usize),
 }
 
 impl Task for Hide<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Hide { f, z, residual, depth, out } = self;
+        let Hide { f, z, residual, depth, out, transposed: (transposed, stride) } = self;
         let (latent, folded) = (f.first.inputs, residual.len());
         // Without residual samples there are no means.
         let count = if residual.contains(&true) { 2 * folded } else { folded };
         let mut made = vec![ZERO; 2 * folded];
         for (p, (panel, bias)) in f.panels.chunks_exact(latent).zip(&f.bias).enumerate() {
-            rows::<S, Single, _>(simd, z, latent, count, panel, &mut Keep(&mut made));
-            for lane in &mut made[..count] {
-                for i in 0..WIDTH {
-                    let v = lane[i] + bias[i];
-                    // Written so that NaN stays NaN.
-                    lane[i] = if v < 0.0 { 0.0 } else { v };
-                }
+            let z = RowsRef { words: z, count, stride: latent };
+            gemm::product(simd, Precision::F32, z, panel, p, &mut Keep(&mut made));
+            for row in &mut made[..count] {
+                row.iter_mut().zip(bias).for_each(|(v, bias)| *v += bias);
+                relu(row);
             }
-            let columns = p * WIDTH..((p + 1) * WIDTH).min(depth - 1);
+            let columns = p * NR..((p + 1) * NR).min(depth - 1);
             let (samples, means) = made.split_at(folded);
             for (i, out) in out.chunks_exact_mut(depth).enumerate() {
                 let out = &mut out[columns.clone()];
@@ -346,5 +359,7 @@ impl Task for Hide<'_> {
         for (out, &residual) in out.chunks_exact_mut(depth).zip(residual) {
             out[depth - 1] = if residual { 0.0 } else { 1.0 };
         }
+        let rows = RowsRef { words: out, count: folded, stride: depth };
+        transpose(simd, rows, depth, transposed, stride);
     }
 }

@@ -1,21 +1,22 @@
-//! What lies between the wide layers of the VAE in training: narrow, and by rows, which threads share in blocks of a fixed
-//! number, so that results do not depend on the threads.
+//! The VAE in training between its layers of d inputs and d outputs: two narrow layers, the reparameterisation and the
+//! divergences. Threads share rows in blocks of a fixed size, so that results do not depend on the number of threads.
 
-use super::adam::Vector;
-use super::halves::word;
-use super::layers::{Dense, relu, relu_backward};
-use super::wide::{Sums, pair};
+use super::adam::ParamVector;
+use super::linear::Sums;
+use super::narrow::{NarrowLinear, relu_backward};
+use super::share;
+use crate::backend::cpu::gemm::{ZERO, pack_pairs, pack_words, relu};
 use crate::backend::{Divergence, Precision, VaeLoss, VaeObjective, W2_EPS};
 use crate::noise::math::exp;
-use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_at};
-use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
+use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_in};
+use crate::simd::{AMX_TILE, Isa, NR, NrRow, RowsRef, Simd, Task};
 
 /// Rows that a task takes.
-const TOGETHER: usize = 32;
+const ROWS: usize = 32;
 
 /// Activations and gradients of one batch, row by row; the first half of the rows is the chosen side.
 #[derive(Debug, Default)]
-pub struct Between {
+pub struct LatentBlock {
     encoder_hidden: Vec<f32>,
     code: Vec<f32>,
     /// Noise, then half of it times sigma: the gradient of z by logvar.
@@ -24,7 +25,7 @@ pub struct Between {
     /// The decoder's hidden layer.
     pub decoder_hidden: Vec<f32>,
     /// The same in words of two values, where products are BF16.
-    halves: Vec<f32>,
+    words: Vec<f32>,
     /// Gradient by the decoder's hidden layer.
     dhidden: Vec<f32>,
     dz: Vec<f32>,
@@ -37,9 +38,9 @@ pub struct Between {
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
     /// Instruction set.
-    pub level: Isa,
+    pub isa: Isa,
     /// hidden -> 2 latent, latent -> hidden.
-    pub middle: &'a [Dense; 2],
+    pub middle: &'a [NarrowLinear; 2],
     /// Seed pairs.
     pub pairs: &'a [u32],
     /// Seed of the noise.
@@ -58,8 +59,24 @@ impl Batch<'_> {
     }
 }
 
-impl Between {
-    /// Makes room for the rows of a batch, its hidden layer in words too if `words`.
+/// The same for some of the rows, which one thread takes.
+struct RowsMut<'a> {
+    /// The first of them.
+    at: usize,
+    encoder_hidden: &'a mut [f32],
+    code: &'a mut [f32],
+    eps: &'a mut [f32],
+    z: &'a mut [f32],
+    decoder_hidden: &'a mut [f32],
+    words: &'a mut [f32],
+    dhidden: &'a mut [f32],
+    dz: &'a mut [f32],
+    dcode: &'a mut [f32],
+    dencoder: &'a mut [f32],
+}
+
+impl LatentBlock {
+    /// Makes room for the rows of a batch, its hidden layer in bf16x2 words too if `words`.
     pub fn resize(&mut self, batch: Batch<'_>, words: bool) {
         let (rows, latent, hidden) = (2 * batch.pairs.len(), batch.latent(), batch.hidden());
         for (buffer, width) in [
@@ -75,98 +92,65 @@ impl Between {
         ] {
             buffer.resize(rows * width, 0.0);
         }
-        // Matrix instructions read up to 15 rows past the last.
-        self.halves.resize(if words { (rows + 15) * hidden / 2 } else { 0 }, 0.0);
+        // AMX reads whole tiles of rows.
+        let rows = rows.next_multiple_of(AMX_TILE);
+        self.words.resize(if words { rows * hidden / 2 } else { 0 }, 0.0);
     }
 
-    /// From the first layer's sums to the decoder's hidden layer, as tasks.
-    pub fn forward<'a>(
-        &'a mut self,
-        batch: Batch<'a>,
-        sums: &'a Sums,
-        bias: &'a Vector,
-    ) -> impl Iterator<Item = Forward<'a>> {
-        let (latent, hidden) = (batch.latent(), batch.hidden());
-        let mut halves = self.halves.chunks_mut(TOGETHER * hidden / 2);
-        let narrow = self
-            .code
-            .chunks_mut(TOGETHER * 2 * latent)
-            .zip(self.eps.chunks_mut(TOGETHER * latent))
-            .zip(self.z.chunks_mut(TOGETHER * latent));
-        let hiddens = self.encoder_hidden.chunks_mut(TOGETHER * hidden);
-        let hiddens = hiddens.zip(self.decoder_hidden.chunks_mut(TOGETHER * hidden));
-        hiddens.zip(narrow).enumerate().map(
-            move |(i, ((encoder_hidden, decoder_hidden), ((code, eps), z)))| {
-                let halves = halves.next().unwrap_or_default();
-                let at = i * TOGETHER;
-                Forward {
-                    batch,
-                    sums,
-                    bias: &bias.w,
-                    at,
-                    encoder_hidden,
-                    code,
-                    eps,
-                    z,
-                    decoder_hidden,
-                    halves,
-                }
-            },
-        )
-    }
-
-    /// From the last layer's sums to the gradient by the encoder's hidden layer, as tasks. The gradient of the
-    /// divergences must be there.
-    pub fn backward<'a>(
-        &'a mut self,
-        batch: Batch<'a>,
-        sums: &'a Sums,
-        slope: f32,
-    ) -> impl Iterator<Item = Backward<'a>> {
-        let (latent, hidden) = (batch.latent(), batch.hidden());
-        let hiddens = self.encoder_hidden.chunks(TOGETHER * hidden);
-        let hiddens = hiddens.zip(self.decoder_hidden.chunks(TOGETHER * hidden));
-        let gradients = self.dhidden.chunks_mut(TOGETHER * hidden);
-        let gradients = gradients.zip(self.dencoder.chunks_mut(TOGETHER * hidden));
-        let narrow = self
-            .eps
-            .chunks(TOGETHER * latent)
-            .zip(self.dz.chunks_mut(TOGETHER * latent))
-            .zip(self.dcode.chunks_mut(TOGETHER * 2 * latent));
-        hiddens.zip(gradients).zip(narrow).enumerate().map(move |(i, ((hiddens, gradients), narrow))| {
-            let ((eps, dz), dcode) = narrow;
-            let (encoder_hidden, decoder_hidden) = hiddens;
-            let (dhidden, dencoder) = gradients;
-            let at = i * TOGETHER;
-            Backward {
-                batch,
-                sums,
-                slope,
-                at,
+    /// The rows of a batch in blocks of [`ROWS`].
+    fn blocks(&mut self, batch: Batch<'_>) -> impl Iterator<Item = RowsMut<'_>> {
+        let (latent, hidden) = (ROWS * batch.latent(), ROWS * batch.hidden());
+        let mut code = self.code.chunks_mut(2 * latent);
+        let mut eps = self.eps.chunks_mut(latent);
+        let mut z = self.z.chunks_mut(latent);
+        let mut decoder_hidden = self.decoder_hidden.chunks_mut(hidden);
+        let mut words = self.words.chunks_mut(hidden / 2);
+        let mut dhidden = self.dhidden.chunks_mut(hidden);
+        let mut dz = self.dz.chunks_mut(latent);
+        let mut dcode = self.dcode.chunks_mut(2 * latent);
+        let mut dencoder = self.dencoder.chunks_mut(hidden);
+        self.encoder_hidden.chunks_mut(hidden).enumerate().map_while(move |(i, encoder_hidden)| {
+            Some(RowsMut {
+                at: i * ROWS,
                 encoder_hidden,
-                decoder_hidden,
-                eps,
-                dhidden,
-                dz,
-                dcode,
-                dencoder,
-            }
+                code: code.next()?,
+                eps: eps.next()?,
+                z: z.next()?,
+                decoder_hidden: decoder_hidden.next()?,
+                words: words.next().unwrap_or_default(),
+                dhidden: dhidden.next()?,
+                dz: dz.next()?,
+                dcode: dcode.next()?,
+                dencoder: dencoder.next()?,
+            })
         })
     }
 
-    /// The gradients of the narrow layers.
-    pub fn gradients(&self, middle: &mut [Dense; 2]) {
-        middle[1].gradients(&self.z, &self.dhidden);
-        middle[0].gradients(&self.encoder_hidden, &self.dcode);
+    /// From the first layer's sums to the decoder's hidden layer.
+    pub fn forward(&mut self, batch: Batch<'_>, sums: &Sums, bias: &ParamVector) {
+        share(batch.isa, self.blocks(batch).map(|rows| Forward { batch, sums, bias: &bias.w, rows }));
     }
 
-    /// The decoder's hidden layer as rows of the last layer's products, and what takes the divergences meanwhile.
-    pub fn divergences(&mut self, precision: Precision) -> (&[f32], Divergences<'_>) {
-        let inputs = match precision {
-            Precision::F32 => &self.decoder_hidden,
-            Precision::Bf16 => &self.halves,
+    /// From the last layer's sums times `slope` to the gradient by the encoder's hidden layer. The gradient of the
+    /// divergences must be there.
+    pub fn backward(&mut self, batch: Batch<'_>, sums: &Sums, slope: f32) {
+        share(batch.isa, self.blocks(batch).map(|rows| Backward { batch, sums, slope, rows }));
+    }
+
+    /// The gradients of the narrow layers.
+    pub fn gradients(&self, isa: Isa, middle: &mut [NarrowLinear; 2]) {
+        middle[1].gradients(isa, &self.z, &self.dhidden);
+        middle[0].gradients(isa, &self.encoder_hidden, &self.dcode);
+    }
+
+    /// The decoder's hidden layer as rows of words, and what takes the divergences at the same time.
+    pub fn divergences(&mut self, batch: Batch<'_>, precision: Precision) -> (RowsRef<'_>, Divergences<'_>) {
+        let (count, hidden) = (2 * batch.pairs.len(), batch.hidden());
+        let rows = match precision {
+            Precision::F32 => RowsRef { words: &self.decoder_hidden, count, stride: hidden },
+            Precision::Bf16 => RowsRef { words: &self.words, count, stride: hidden / 2 },
         };
-        (inputs, Divergences { code: &self.code, dcode: &mut self.dcode })
+        (rows, Divergences { code: &self.code, dcode: &mut self.dcode })
     }
 }
 
@@ -214,37 +198,30 @@ impl Divergences<'_> {
     }
 }
 
-/// Some rows from the first layer's sums to the decoder's hidden layer.
-pub struct Forward<'a> {
+struct Forward<'a> {
     batch: Batch<'a>,
     sums: &'a Sums,
-    bias: &'a [Lane],
-    /// The first of the rows.
-    at: usize,
-    encoder_hidden: &'a mut [f32],
-    code: &'a mut [f32],
-    eps: &'a mut [f32],
-    z: &'a mut [f32],
-    decoder_hidden: &'a mut [f32],
-    halves: &'a mut [f32],
+    bias: &'a [NrRow],
+    rows: RowsMut<'a>,
 }
 
 impl Task for Forward<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Forward { batch, sums, bias, at, encoder_hidden, code, eps, z, decoder_hidden, halves } = self;
+    fn run<S: Simd>(self, simd: S) {
+        let Forward { batch, sums, bias, rows } = self;
+        let RowsMut { at, encoder_hidden, code, eps, z, decoder_hidden, words, .. } = rows;
         let (latent, hidden, pairs) = (batch.latent(), batch.hidden(), batch.pairs.len());
         for (p, bias) in bias.iter().enumerate() {
             from_sums(sums, (p, 2 * pairs), at, bias, encoder_hidden, hidden);
         }
         relu(encoder_hidden);
-        batch.middle[0].forward(encoder_hidden, code);
+        batch.middle[0].forward(simd, encoder_hidden, code);
         let rows = eps.chunks_exact_mut(latent).zip(z.chunks_exact_mut(latent));
         for ((r, code), (eps, z)) in (at..).zip(code.chunks_exact(2 * latent)).zip(rows) {
             let (side, row) = (Side::BOTH[r / pairs], u64::from(batch.pairs[r % pairs]));
             let address = NoiseCounter { purpose: Purpose::TrainVae, side, row, candidate: batch.epoch };
-            fill_normals_at(batch.level, batch.seed, address, eps);
+            fill_normals_in(simd, batch.seed, address, eps);
             let (mu, logvar) = code.split_at(latent);
             for ((z, eps), (mu, logvar)) in z.iter_mut().zip(eps).zip(mu.iter().zip(logvar)) {
                 let sigma = exp(0.5 * logvar);
@@ -252,55 +229,34 @@ impl Task for Forward<'_> {
                 *eps *= 0.5 * sigma;
             }
         }
-        batch.middle[1].forward(z, decoder_hidden);
+        batch.middle[1].forward(simd, z, decoder_hidden);
         relu(decoder_hidden);
-        for (to, two) in halves.iter_mut().zip(decoder_hidden.chunks_exact(2)) {
-            *to = word(two[0], two[1]);
+        if !words.is_empty() {
+            pack_words(simd, decoder_hidden, words);
         }
     }
 }
 
-/// Some rows from the last layer's sums to the gradient by the encoder's hidden layer.
-pub struct Backward<'a> {
+struct Backward<'a> {
     batch: Batch<'a>,
     sums: &'a Sums,
-    /// What the sums are to be multiplied by.
     slope: f32,
-    /// The first of the rows.
-    at: usize,
-    encoder_hidden: &'a [f32],
-    decoder_hidden: &'a [f32],
-    eps: &'a [f32],
-    dhidden: &'a mut [f32],
-    dz: &'a mut [f32],
-    dcode: &'a mut [f32],
-    dencoder: &'a mut [f32],
+    rows: RowsMut<'a>,
 }
 
 impl Task for Backward<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let Backward {
-            batch,
-            sums,
-            slope,
-            at,
-            encoder_hidden,
-            decoder_hidden,
-            eps,
-            dhidden,
-            dz,
-            dcode,
-            dencoder,
-        } = self;
-        let (latent, hidden, rows) = (batch.latent(), batch.hidden(), 2 * batch.pairs.len());
-        for p in 0..hidden.div_ceil(WIDTH) {
-            from_sums(sums, (p, rows), at, &[0.0; WIDTH], dhidden, hidden);
+    fn run<S: Simd>(self, simd: S) {
+        let Backward { batch, sums, slope, rows } = self;
+        let RowsMut { at, encoder_hidden, decoder_hidden, eps, dhidden, dz, dcode, dencoder, .. } = rows;
+        let (latent, hidden, count) = (batch.latent(), batch.hidden(), 2 * batch.pairs.len());
+        for p in 0..hidden.div_ceil(NR) {
+            from_sums(sums, (p, count), at, &ZERO, dhidden, hidden);
         }
         dhidden.iter_mut().for_each(|v| *v *= slope);
         relu_backward(decoder_hidden, dhidden);
-        batch.middle[1].backward(dhidden, dz);
+        batch.middle[1].backward(simd, dhidden, dz);
         let rows = dz.chunks_exact(latent).zip(eps.chunks_exact(latent));
         for (dcode, (dz, eps)) in dcode.chunks_exact_mut(2 * latent).zip(rows) {
             for j in 0..latent {
@@ -308,7 +264,7 @@ impl Task for Backward<'_> {
                 dcode[latent + j] += eps[j] * dz[j];
             }
         }
-        batch.middle[0].backward(dcode, dencoder);
+        batch.middle[0].backward(simd, dcode, dencoder);
         relu_backward(encoder_hidden, dencoder);
     }
 }
@@ -319,12 +275,12 @@ fn from_sums(
     sums: &Sums,
     (p, count): (usize, usize),
     at: usize,
-    start: &Lane,
+    start: &NrRow,
     out: &mut [f32],
     width: usize,
 ) {
-    let columns = p * WIDTH..((p + 1) * WIDTH).min(width);
-    let mut lanes = [*start; TOGETHER];
+    let columns = p * NR..((p + 1) * NR).min(width);
+    let mut lanes = [*start; ROWS];
     let lanes = &mut lanes[..out.len() / width];
     sums.add_to(p * count + at, lanes);
     for (lane, out) in lanes.iter().zip(out.chunks_exact_mut(width)) {
@@ -343,9 +299,9 @@ pub struct ToPanel<'a> {
     /// A factor.
     pub slope: f32,
     /// Takes the values.
-    pub lanes: &'a mut [Lane],
+    pub lanes: &'a mut [NrRow],
     /// Takes words.
-    pub words: &'a mut [Lane],
+    pub words: &'a mut [NrRow],
     /// Takes the sums over rows, if they are wanted.
     pub sums: Option<&'a mut [f64]>,
 }
@@ -355,18 +311,18 @@ impl Task for ToPanel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let ToPanel { panel, rows, width, slope, lanes, words, sums } = self;
-        let columns = panel * WIDTH..((panel + 1) * WIDTH).min(width);
+        let columns = panel * NR..((panel + 1) * NR).min(width);
         for (lane, row) in lanes.iter_mut().zip(rows.chunks_exact(width)) {
-            *lane = [0.0; WIDTH];
+            *lane = ZERO;
             for (to, v) in lane.iter_mut().zip(&row[columns.clone()]) {
                 *to = v * slope;
             }
         }
-        pair(simd, lanes, words);
+        pack_pairs(simd, lanes, words);
         let Some(sums) = sums else { return };
-        let mut made = [0f64; WIDTH];
+        let mut made = [0f64; NR];
         for lane in lanes {
-            for i in 0..WIDTH {
+            for i in 0..NR {
                 made[i] += f64::from(lane[i]);
             }
         }

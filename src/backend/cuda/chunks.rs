@@ -1,31 +1,31 @@
-//! Inputs and outputs that need not fit on the device: piece by piece, each as large as memory allows.
+//! Inputs and outputs that need not fit into device memory. They go through it in chunks of 64 MiB, or of as many rows as
+//! there is memory for, halved until an allocation succeeds.
 
-use super::Cuda;
-use super::data::{Embeddings, write_rows};
+use super::context::Cuda;
+use super::data::{Embeddings, ResidualBase, RowsAt, write_rows};
 use super::driver::{DriverError, DriverResult};
 use super::memory::Buffer;
-use super::ops::{Base, RowsAt};
 use crate::backend::Residual;
 
-/// Bytes of a piece, if there is room: enough to fill a GPU and to hide the start of a copy.
-const PIECE: usize = 64 << 20;
-/// Rows below which a piece is not cut.
-const FEWEST: usize = 128;
+/// Bytes of a chunk, if there is memory: enough to fill a GPU and to hide the latency of starting a copy.
+const CHUNK_BYTES: usize = 64 << 20;
+/// Chunks are not halved below this many rows.
+const MIN_ROWS: usize = 128;
 
 impl Cuda {
-    /// Runs `make` for as many rows as there is memory for, from `rows` downwards, and says so when there is not enough.
-    /// Gives what it made and the rows it is for.
-    fn shrinking<T>(
+    /// Allocates for `rows` rows by `allocate`, or for half as many, again and again, while memory is short. Gives what
+    /// was allocated and the rows it is for.
+    fn allocate_or_halve<T>(
         &self,
         what: &str,
         mut rows: usize,
-        make: impl Fn(usize) -> DriverResult<T>,
+        allocate: impl Fn(usize) -> DriverResult<T>,
     ) -> DriverResult<(T, usize)> {
         let wanted = rows;
         loop {
-            match make(rows) {
-                Err(DriverError::OutOfMemory { .. }) if rows > FEWEST => rows = (rows / 2).max(FEWEST),
-                Err(fault) => return Err(fault),
+            match allocate(rows) {
+                Err(DriverError::OutOfMemory { .. }) if rows > MIN_ROWS => rows = (rows / 2).max(MIN_ROWS),
+                Err(error) => return Err(error),
                 Ok(made) => {
                     if rows < wanted {
                         let name = self.driver.name();
@@ -39,9 +39,9 @@ impl Cuda {
         }
     }
 
-    /// Hands stretches of embeddings on the device to `each`, with the number of their first row: all at once where they
-    /// are resident.
-    pub(super) fn each_stretch(
+    /// Hands embeddings to `each` as rows on the device, with the number of the first: all at once if they are resident,
+    /// else chunk by chunk.
+    pub(super) fn each_chunk(
         &self,
         embeddings: &Embeddings<'_>,
         each: &mut dyn FnMut(usize, RowsAt) -> DriverResult<()>,
@@ -54,9 +54,9 @@ impl Cuda {
             return each(0, RowsAt::all(embeddings, buffer));
         }
         let row = embeddings.row_bytes();
-        let most = (PIECE / row).clamp(1, n);
-        let (buffer, rows) = self.shrinking("reading", most, |rows| {
-            Buffer::<u8>::empty(&self.driver, rows * row, "a stretch of embeddings")
+        let most = (CHUNK_BYTES / row).clamp(1, n);
+        let (buffer, rows) = self.allocate_or_halve("reading", most, |rows| {
+            self.buffer::<u8>(rows * row, "a chunk of embeddings")
         })?;
         for first in (0..n).step_by(rows) {
             let range = first..(first + rows).min(n);
@@ -67,9 +67,10 @@ impl Cuda {
         Ok(())
     }
 
-    /// Fills `out`, `rows` rows of equal size, from the device: `make` launches what writes rows `first .. first + count`
-    /// to an address, and the next piece is made while one is copied to the host.
-    pub(super) fn each_download(
+    /// Fills `out`, `rows` rows of equal size, from the device: `make(first, count, address)` launches what writes rows
+    /// `first .. first + count` to an address. There are two buffers, so that a chunk is made while the one before it is
+    /// copied to the host.
+    pub(super) fn download_chunks(
         &self,
         out: &mut [u8],
         rows: usize,
@@ -79,39 +80,39 @@ impl Cuda {
             return Ok(());
         }
         let row = out.len() / rows;
-        let most = (PIECE / row).clamp(1, rows);
-        let (buffers, step) = self.shrinking("writing", most, |step| {
-            let piece = || Buffer::<u8>::empty(&self.driver, step * row, "a piece of output");
-            // One piece needs no second buffer.
-            Ok(if step == rows { vec![piece()?] } else { vec![piece()?, piece()?] })
+        let most = (CHUNK_BYTES / row).clamp(1, rows);
+        let (buffers, step) = self.allocate_or_halve("writing", most, |step| {
+            let chunk = || self.buffer::<u8>(step * row, "a chunk of output");
+            // A single chunk needs no second buffer.
+            Ok(if step == rows { vec![chunk()?] } else { vec![chunk()?, chunk()?] })
         })?;
         let mut pending = None;
-        let pieces = (0..rows).step_by(step).zip(out.chunks_mut(step * row)).enumerate();
-        for (piece, (first, to)) in pieces {
-            let buffer = &buffers[piece % buffers.len()];
+        let chunks = (0..rows).step_by(step).zip(out.chunks_mut(step * row)).enumerate();
+        for (chunk, (first, to)) in chunks {
+            let buffer: &Buffer<u8> = &buffers[chunk % buffers.len()];
             make(first, to.len() / row, buffer.address())?;
-            let mark = self.driver.mark()?;
-            if let Some((mark, to, from)) = pending.replace((mark, to, buffer.address())) {
-                self.driver.download(&*mark, to, from)?;
+            let event = self.driver.event()?;
+            if let Some((event, to, from)) = pending.replace((event, to, buffer.address())) {
+                self.driver.download(&*event, to, from)?;
             }
         }
         match pending {
-            Some((mark, to, from)) => self.driver.download(&*mark, to, from),
+            Some((event, to, from)) => self.driver.download(&*event, to, from),
             None => Ok(()),
         }
     }
 
     /// What residual decoding adds to, which must be resident.
-    pub(super) fn base(&self, residual: Residual<'_, '_, Cuda>) -> DriverResult<Base> {
+    pub(super) fn residual_base(&self, residual: Residual<'_, '_, Cuda>) -> DriverResult<ResidualBase> {
         let embeddings = self.resident(residual.embeddings, "residual decoding")?;
-        Ok(Base {
+        Ok(ResidualBase {
             embeddings: embeddings.address,
             dtype: embeddings.dtype,
             mu: residual.posteriors.mu.address(),
         })
     }
 
-    /// Embeddings that an operation needs on the device as a whole.
+    /// All rows of embeddings that an operation, `what`, reads in any order, and which must be resident for it.
     pub(super) fn resident(&self, embeddings: &Embeddings<'_>, what: &str) -> DriverResult<RowsAt> {
         match &embeddings.resident {
             Some(buffer) => Ok(RowsAt::all(embeddings, buffer)),

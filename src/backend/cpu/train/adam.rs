@@ -1,9 +1,9 @@
-//! Adam on lanes: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
+//! Adam on packed weights: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
 
-use super::lanes::Lanes;
-use super::tile::Sink;
+use super::linear::SLICE;
 use crate::backend::Adam;
-use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
+use crate::backend::cpu::gemm::{AlignedRows, Epilogue, Tile};
+use crate::simd::{Isa, NR, NrRow, Simd, Task};
 
 /// The factors of one step.
 #[derive(Clone, Copy, Debug)]
@@ -19,15 +19,15 @@ pub struct Rates {
 
 impl Rates {
     /// Those of step `step`, counted from 1.
-    pub fn new(how: &Adam, step: i32) -> Rates {
+    pub fn new(adam: &Adam, step: i32) -> Rates {
         Rates {
-            beta1: how.beta1 as f32,
-            keep1: (1.0 - how.beta1) as f32,
-            beta2: how.beta2 as f32,
-            keep2: (1.0 - how.beta2) as f32,
-            rate: (how.lr / (1.0 - how.beta1.powi(step))) as f32,
-            inverse_root: (1.0 / (1.0 - how.beta2.powi(step)).sqrt()) as f32,
-            eps: how.eps as f32,
+            beta1: adam.beta1 as f32,
+            keep1: (1.0 - adam.beta1) as f32,
+            beta2: adam.beta2 as f32,
+            keep2: (1.0 - adam.beta2) as f32,
+            rate: (adam.lr / (1.0 - adam.beta1.powi(step))) as f32,
+            inverse_root: (1.0 / (1.0 - adam.beta2.powi(step)).sqrt()) as f32,
+            eps: adam.eps as f32,
         }
     }
 
@@ -54,13 +54,13 @@ pub enum Update {
 /// Parameters with their moments, and the gradient where it is kept; equally long.
 pub struct Weights<'a> {
     /// Parameters.
-    pub w: &'a mut [Lane],
+    pub w: &'a mut [NrRow],
     /// First moments.
-    pub m: &'a mut [Lane],
+    pub m: &'a mut [NrRow],
     /// Second moments.
-    pub v: &'a mut [Lane],
+    pub v: &'a mut [NrRow],
     /// Gradients of [`Update::Keep`].
-    pub g: &'a mut [Lane],
+    pub g: &'a mut [NrRow],
 }
 
 impl Weights<'_> {
@@ -81,60 +81,66 @@ impl Weights<'_> {
         (Weights { w, m, v, g }, Weights { w: w2, m: m2, v: v2, g: g2 })
     }
 
-    /// A sink that takes gradients.
+    /// The weights of panel `p` of a slice, where slices have `panels` panels.
+    #[inline(always)]
+    pub fn panel(&self, panels: usize, slice: usize, p: usize) -> &[NrRow] {
+        &self.w[(slice * panels + p) * SLICE..][..SLICE]
+    }
+
+    /// The epilogue that takes gradients.
     #[inline(always)]
     pub fn learn(&mut self, update: Update) -> Learn<'_> {
         Learn { weights: self.part(0, self.w.len()), update }
     }
 }
 
-/// A sink for gradients.
+/// The epilogue of a gradient: a step of Adam, or keeping it.
 pub struct Learn<'a> {
     weights: Weights<'a>,
     update: Update,
 }
 
-impl Sink for Learn<'_> {
+impl Learn<'_> {
+    /// Takes the gradient of rows `at..`.
     #[inline(always)]
-    fn ask<S: Simd>(&self, simd: S, at: usize, count: usize) {
-        let Weights { w, m, v, .. } = &self.weights;
-        for lanes in [w, m, v] {
-            simd.prefetch_all(bytemuck::cast_slice(&lanes[at..at + count]));
-        }
-    }
-
-    #[inline(always)]
-    fn take(&mut self, at: usize, made: &[Lane]) {
+    pub fn take(&mut self, at: usize, gradient: &[NrRow]) {
         let Weights { w, m, v, g } = &mut self.weights;
         match self.update {
             Update::Adam(rates) => {
-                let range = at..at + made.len();
-                let [w, m, v] = [w, m, v].map(|lanes| lanes[range.clone()].as_flattened_mut());
-                rates.step(w, m, v, made.as_flattened());
+                let range = at..at + gradient.len();
+                let [w, m, v] = [w, m, v].map(|rows| rows[range.clone()].as_flattened_mut());
+                rates.step(w, m, v, gradient.as_flattened());
             }
-            Update::Keep => g[at..at + made.len()].copy_from_slice(made),
+            Update::Keep => g[at..at + gradient.len()].copy_from_slice(gradient),
         }
     }
 }
 
-/// A vector of parameters in lanes, the last padded with zeros, which stay zero.
+impl Epilogue for Learn<'_> {
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, _: S, tile: Tile, sums: &mut [NrRow]) {
+        self.take(tile.row, sums);
+    }
+}
+
+/// A vector of parameters in rows of [`NR`], the last padded with zeros, which stay zero.
 #[derive(Debug)]
-pub struct Vector {
+pub struct ParamVector {
     /// Parameters.
-    pub w: Lanes,
-    m: Lanes,
-    v: Lanes,
-    g: Lanes,
+    pub w: AlignedRows,
+    m: AlignedRows,
+    v: AlignedRows,
+    g: AlignedRows,
     len: usize,
 }
 
-impl Vector {
-    /// Starts from `values` with zero moments; at least `lanes` lanes.
-    pub fn new(values: &[f32], lanes: usize) -> Vector {
-        let mut w = Lanes::zeros(values.len().div_ceil(WIDTH).max(lanes));
+impl ParamVector {
+    /// Starts from `values` with zero moments; at least `rows` rows.
+    pub fn new(values: &[f32], rows: usize) -> ParamVector {
+        let mut w = AlignedRows::zeros(values.len().div_ceil(NR).max(rows));
         w.as_flattened_mut()[..values.len()].copy_from_slice(values);
-        let zeros = Lanes::zeros(w.len());
-        Vector { m: zeros.clone(), v: zeros.clone(), g: zeros, w, len: values.len() }
+        let zeros = AlignedRows::zeros(w.len());
+        ParamVector { m: zeros.clone(), v: zeros.clone(), g: zeros, w, len: values.len() }
     }
 
     /// The parameters.
@@ -152,19 +158,19 @@ impl Vector {
         Weights { w: &mut self.w, m: &mut self.m, v: &mut self.v, g: &mut self.g }
     }
 
-    /// Takes a gradient in F64, `[lanes][32]`.
-    pub fn learn(&mut self, level: Isa, gradient: &[f64], update: Update) {
+    /// Takes a gradient in F64, whole rows.
+    pub fn learn(&mut self, isa: Isa, gradient: &[f64], update: Update) {
         struct Whole<'a>(Weights<'a>, &'a [f64], Update);
         impl Task for Whole<'_> {
             type Output = ();
             #[inline(always)]
             fn run<S: Simd>(mut self, _: S) {
                 let mut learn = self.0.learn(self.2);
-                for (at, gradient) in self.1.chunks_exact(WIDTH).enumerate() {
+                for (at, gradient) in self.1.chunks_exact(NR).enumerate() {
                     learn.take(at, &[std::array::from_fn(|i| gradient[i] as f32)]);
                 }
             }
         }
-        level.run(Whole(self.weights(), gradient, update));
+        isa.run(Whole(self.weights(), gradient, update));
     }
 }

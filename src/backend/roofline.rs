@@ -1,16 +1,17 @@
-//! What a device can do at most, measured where its operations are: a rate says little without its limit beside it.
+//! The roofline of a device: its peak arithmetic and memory rates, measured in the same process as the operations that they
+//! bound. A rate means something only beside its limit.
 
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{Cpu, floors};
+use super::cpu::{Cpu, peak};
 use super::cuda::Cuda;
-use super::cuda::rates::{Floor, Load};
+use super::cuda::rates::{Load, Peak};
 use super::reference::Reference;
 use super::{Backend, Precision};
 use crate::error::Result;
 use crate::model::{RewardModel, Vae};
 
-/// Hash of the kernels' sources, by which recorded rates say what they are rates of.
+/// Hash of the kernels' sources: recorded rates of GPUs hold for these kernels only.
 pub const KERNELS: u64 = super::cuda::kernels::SOURCES;
 
 /// What a limit bounds.
@@ -42,21 +43,21 @@ impl Resource {
     }
 }
 
-/// A measured limit.
+/// A measured peak rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limit {
     /// How it was measured, in words.
     pub what: String,
-    /// What it bounds. Of several limits of one resource the highest counts.
+    /// What it bounds. Of several limits of one resource the highest holds.
     pub resource: Resource,
     /// FLOP, bytes or normals per second.
     pub per_second: f64,
 }
 
-/// The rate of a kernel on data that stays on the device.
+/// The rate of a kernel whose inputs and outputs stay on the device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Resident {
-    /// What ran.
+    /// The kernel in words.
     pub what: String,
     /// Rows per second.
     pub per_second: f64,
@@ -64,33 +65,33 @@ pub struct Resident {
     pub bytes: f64,
     /// Floating-point operations of a row.
     pub flop: f64,
-    /// The memory limit that it is held against.
+    /// The memory limit that bounds it.
     pub resource: Resource,
 }
 
-/// A device whose limits can be measured.
-pub trait Measurable: Backend {
-    /// Measures the device's limits and, where calls of [`Backend`] end with a copy to the host, the kernels alone on
-    /// about `rows` embeddings of the models.
+/// A device whose peak rates can be measured.
+pub trait Roofline: Backend {
+    /// Measures the device's limits and, on a GPU, where calls of [`Backend`] end with a copy to the host, the kernels
+    /// without that copy, on about `rows` embeddings of the models.
     ///
     /// # Errors
     /// What the device fails with.
     fn measure(&self, vae: &Vae, reward: &RewardModel, rows: usize) -> Result<(Vec<Limit>, Vec<Resident>)>;
 
-    /// Waits until everything that was asked for is done.
+    /// Waits for everything that was launched.
     ///
     /// # Errors
-    /// What the device failed with meanwhile.
+    /// What the device failed with since the last wait.
     fn finish(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Makes latents that the device would make only where they are wanted.
-    fn make(&self, _latents: &Self::Latents) {}
+    /// Computes latents now that the device would compute only when they are read.
+    fn materialize(&self, _latents: &Self::Latents) {}
 }
 
-impl Measurable for Cpu {
-    fn make(&self, latents: &Self::Latents) {
+impl Roofline for Cpu {
+    fn materialize(&self, latents: &Self::Latents) {
         self.make_latents(latents);
     }
 
@@ -101,33 +102,33 @@ impl Measurable for Cpu {
             Precision::Bf16 => "BF16 products on registers",
         };
         let limits = vec![
-            limit(arithmetic, Resource::Flop, floors::flops(self, self.precision())),
-            limit("memory writes, ordinary stores", Resource::Write, floors::write_bytes(self, false)),
-            limit("memory writes, non-temporal stores", Resource::Write, floors::write_bytes(self, true)),
-            limit("memory copy, read + write", Resource::Copy, floors::copy_bytes(self)),
+            limit(arithmetic, Resource::Flop, peak::flops(self, self.precision())),
+            limit("memory writes, ordinary stores", Resource::Write, peak::write_bytes(self, false)),
+            limit("memory writes, non-temporal stores", Resource::Write, peak::write_bytes(self, true)),
+            limit("memory copy, read + write", Resource::Copy, peak::copy_bytes(self)),
         ];
         Ok((limits, Vec::new()))
     }
 }
 
-impl Measurable for Reference {
-    /// The oracle has no limits worth a name.
+impl Roofline for Reference {
+    /// The oracle is not made to be fast.
     fn measure(&self, _: &Vae, _: &RewardModel, _: usize) -> Result<(Vec<Limit>, Vec<Resident>)> {
         Ok((Vec::new(), Vec::new()))
     }
 }
 
-impl Measurable for Cuda {
+impl Roofline for Cuda {
     fn measure(&self, vae: &Vae, reward: &RewardModel, rows: usize) -> Result<(Vec<Limit>, Vec<Resident>)> {
         let load = Load { rows, latents: 16 * rows, bytes: 4 * rows * vae.size().dim };
         let (mut limits, mut resident) = (Vec::new(), Vec::new());
         for rate in self.rates(vae, reward, load)? {
-            let resource = match rate.floor {
-                Floor::Write => Resource::Write,
-                Floor::Flop => Resource::Flop,
-                Floor::Read | Floor::Copy => Resource::Copy,
+            let resource = match rate.peak {
+                Peak::Write => Resource::Write,
+                Peak::Flop => Resource::Flop,
+                Peak::Read | Peak::Copy => Resource::Copy,
             };
-            // The first two are the device's own, of bytes.
+            // Peaks count bytes, kernels rows.
             if rate.unit == "bytes" {
                 limits.push(Limit { what: rate.what, resource, per_second: rate.per_second });
             } else {

@@ -3,24 +3,22 @@
 
 use std::ops::Range;
 
-use super::adam::{Rates, Update, Vector, Weights};
-use super::lanes::Lanes;
-use super::panel::Single;
-use super::samples::{NONE, Rows, Samples, Step};
-use super::scratch::share;
-use super::tile::{Add, Keep, Sink, ZERO, columns, rows};
-use super::wide::{AHEAD, Back, Fill, Operand, STRIDE, Sums, Wide, pair};
+use super::adam::{ParamVector, Rates, Update, Weights};
+use super::linear::{Back, Fill, FusedLinear, Operand, STRIDE, Sums};
+use super::samples::{NONE, Samples, Side, Step};
+use super::share;
+use crate::backend::cpu::gemm::{self, Add, AlignedRows, Keep, ZERO, pack_pairs, relu};
 use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
-use crate::simd::{Isa, Lane, Simd, Task, WIDTH};
+use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
 pub struct RewardTrainer {
-    first: Wide,
-    first_bias: Vector,
-    second: Vector,
-    second_bias: Vector,
+    first: FusedLinear,
+    first_bias: ParamVector,
+    second: ParamVector,
+    second_bias: ParamVector,
     objective: RewardObjective,
     standardizer: Standardizer,
     steps: i32,
@@ -33,7 +31,7 @@ struct Scratch {
     /// The first layer's outputs of what passes through d dimensions, then the gradient by them.
     wide: Operand,
     /// The hidden layer of every sample, then the gradient by it: `[panel][samples]`.
-    hidden: Lanes,
+    hidden: AlignedRows,
     /// Each panel's share of the rewards, `[panel][samples]`.
     shares: Vec<f32>,
     rewards: Vec<f32>,
@@ -55,7 +53,7 @@ impl Fill for Batch<'_> {
     }
 
     #[inline(always)]
-    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32], kept: bool) {
+    fn fill(&self, columns: Range<usize>, block: &mut [f32], kept: bool) {
         let (folded, rest) = block.split_at_mut(self.step.depth * STRIDE);
         if self.fresh || !kept {
             for (row, to) in folded.chunks_exact_mut(STRIDE).enumerate() {
@@ -63,9 +61,6 @@ impl Fill for Batch<'_> {
             }
         }
         for (row, to) in rest.chunks_exact_mut(STRIDE).enumerate() {
-            if let Some(values) = self.samples.stored(self.step, row + AHEAD) {
-                simd.prefetch_all(values.slice(columns.clone()).bytes());
-            }
             let to = &mut to[..columns.len()];
             self.samples.widen(self.step, row, columns.clone(), to);
             self.standardizer.apply_to(columns.clone(), to);
@@ -83,12 +78,12 @@ impl RewardTrainer {
     ) -> RewardTrainer {
         let [first, second] = &initial.layers;
         RewardTrainer {
-            first: Wide::new(first.inputs, first.outputs, precision, |o, i| {
+            first: FusedLinear::new(first.inputs, first.outputs, precision, |o, i| {
                 first.weight[o * first.inputs + i]
             }),
-            first_bias: Vector::new(&first.bias, 0),
-            second: Vector::new(&second.weight, 0),
-            second_bias: Vector::new(&second.bias, 0),
+            first_bias: ParamVector::new(&first.bias, 0),
+            second: ParamVector::new(&second.weight, 0),
+            second_bias: ParamVector::new(&second.bias, 0),
             objective: *objective,
             standardizer: standardizer.clone(),
             steps: 0,
@@ -132,26 +127,19 @@ impl RewardTrainer {
     }
 
     /// One pass over `pairs`.
-    pub fn epoch(&mut self, level: Isa, sides: [&Rows<'_>; 2], pairs: &[PairRows]) -> f64 {
+    pub fn epoch(&mut self, isa: Isa, sides: [&Side<'_>; 2], pairs: &[PairRows]) -> f64 {
         let batch = self.objective.batch;
-        self.run(level, sides, pairs, batch, true)
+        self.run(isa, sides, pairs, batch, true)
     }
 
     /// Loss and gradients of one batch.
-    pub fn batch(&mut self, level: Isa, sides: [&Rows<'_>; 2], batch: &[PairRows]) -> f64 {
-        self.run(level, sides, batch, batch.len(), false)
+    pub fn batch(&mut self, isa: Isa, sides: [&Side<'_>; 2], batch: &[PairRows]) -> f64 {
+        self.run(isa, sides, batch, batch.len(), false)
     }
 
     /// Steps over `pairs`; gives the mean loss before each.
-    fn run(
-        &mut self,
-        level: Isa,
-        sides: [&Rows<'_>; 2],
-        pairs: &[PairRows],
-        batch: usize,
-        learn: bool,
-    ) -> f64 {
-        let samples = Samples::new(level, sides, self.objective.synthetic, &self.standardizer);
+    fn run(&mut self, isa: Isa, sides: [&Side<'_>; 2], pairs: &[PairRows], batch: usize, learn: bool) -> f64 {
+        let samples = Samples::new(isa, sides, self.objective.synthetic, &self.standardizer);
         self.first.reserve(samples.most_rows(batch.min(pairs.len())), false);
         let mut batches = pairs.chunks(batch);
         let (mut now, mut later) = (Step::default(), Step::default());
@@ -168,8 +156,9 @@ impl RewardTrainer {
                 fresh: back.is_none(),
                 standardizer: &self.standardizer,
             });
-            let back_now = back.map(|update| Back { lanes: self.scratch.wide.get(), update });
-            self.first.pass(level, back_now, fill.as_ref());
+            let back_now =
+                back.map(|update| Back { dy: self.scratch.wide.get(), rows: now.wide_rows(), update });
+            self.first.pass(isa, back_now, fill.as_ref());
             let Some(batch) = next else { break };
             std::mem::swap(&mut now, &mut later);
             self.steps += i32::from(learn);
@@ -180,7 +169,7 @@ impl RewardTrainer {
             next = batches.next();
             // What a step does on one thread leaves the others time to put the next batch in order.
             let (loss, ()) = rayon::join(
-                || self.step(level, &now, update),
+                || self.step(isa, &now, update),
                 || {
                     if let Some(pairs) = next {
                         samples.gather(pairs, &mut later);
@@ -195,10 +184,10 @@ impl RewardTrainer {
 
     /// From the first layer's sums to the gradient by them, which stays in `scratch.wide`; everything but the first
     /// layer's weights takes its update.
-    fn step(&mut self, level: Isa, step: &Step, update: Update) -> f64 {
+    fn step(&mut self, isa: Isa, step: &Step, update: Update) -> f64 {
         let (panels, wide_rows, samples) = (self.first.panels(), step.wide_rows(), step.samples());
         let s = &mut self.scratch;
-        s.wide.resize(level, self.first.precision(), panels, wide_rows);
+        s.wide.resize(self.first.precision(), panels, wide_rows);
         s.hidden.resize(panels * samples);
         s.shares.resize(panels * samples, 0.0);
         s.rewards.resize(samples, 0.0);
@@ -221,7 +210,7 @@ impl RewardTrainer {
                 bias,
                 head,
             });
-        share(level, tasks);
+        share(isa, tasks);
 
         s.rewards.fill(self.second_bias.w[0][0]);
         for shares in s.shares.chunks_exact(samples) {
@@ -238,9 +227,9 @@ impl RewardTrainer {
             s.slopes[b as usize] = -slope;
             sum += f64::from(s.slopes[a as usize]) + f64::from(s.slopes[b as usize]);
         }
-        let mut bias = [0f64; WIDTH];
+        let mut bias = [0f64; NR];
         bias[0] = sum;
-        self.second_bias.learn(level, &bias, update);
+        self.second_bias.learn(isa, &bias, update);
 
         let mut first = self.first_bias.weights();
         let mut second = self.second.weights();
@@ -250,7 +239,7 @@ impl RewardTrainer {
             (first, second) = (rest, others);
             tasks.push(Backward { step, wide, words, hidden, slopes: &s.slopes, bias, head, update });
         }
-        share(level, tasks);
+        share(isa, tasks);
         loss / pairs
     }
 }
@@ -260,11 +249,11 @@ struct Forward<'a> {
     panel: usize,
     step: &'a Step,
     sums: &'a Sums,
-    wide: &'a mut [Lane],
-    hidden: &'a mut [Lane],
+    wide: &'a mut [NrRow],
+    hidden: &'a mut [NrRow],
     shares: &'a mut [f32],
-    bias: &'a Lane,
-    head: &'a Lane,
+    bias: &'a NrRow,
+    head: &'a NrRow,
 }
 
 impl Task for Forward<'_> {
@@ -281,20 +270,11 @@ impl Task for Forward<'_> {
             }
         }
         let folded = &mut hidden[step.whole..];
-        rows::<S, Single, _>(
-            simd,
-            &step.hidden,
-            step.depth,
-            folded.len(),
-            &wide[..step.depth],
-            &mut Add(folded),
-        );
-        for value in hidden.as_flattened_mut() {
-            // Written so that NaN stays NaN.
-            *value = if *value < 0.0 { 0.0 } else { *value };
-        }
+        let h = RowsRef { words: &step.hidden, count: folded.len(), stride: step.depth };
+        gemm::product(simd, Precision::F32, h, &wide[..step.depth], panel, &mut Add(folded));
+        relu(hidden.as_flattened_mut());
         for (lane, share) in hidden.iter().zip(shares) {
-            let products: Lane = std::array::from_fn(|i| lane[i] * head[i]);
+            let products: NrRow = std::array::from_fn(|i| lane[i] * head[i]);
             *share = simd.sum(&products);
         }
     }
@@ -303,10 +283,10 @@ impl Task for Forward<'_> {
 /// A panel of hidden units, backward.
 struct Backward<'a> {
     step: &'a Step,
-    wide: &'a mut [Lane],
+    wide: &'a mut [NrRow],
     /// Takes what `wide` is in words.
-    words: &'a mut [Lane],
-    hidden: &'a mut [Lane],
+    words: &'a mut [NrRow],
+    hidden: &'a mut [NrRow],
     slopes: &'a [f32],
     bias: Weights<'a>,
     head: Weights<'a>,
@@ -320,15 +300,15 @@ impl Task for Backward<'_> {
         let Backward { step, wide, words, hidden, slopes, mut bias, mut head, update } = self;
         wide.fill(ZERO);
         // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
-        let (mut head_sums, mut bias_sums) = ([0f64; WIDTH], [0f64; WIDTH]);
+        let (mut head_sums, mut bias_sums) = ([0f64; NR], [0f64; NR]);
         let weight = head.w[0];
         for (lane, &slope) in hidden.iter_mut().zip(slopes) {
             let slope_wide = f64::from(slope);
-            for i in 0..WIDTH {
+            for i in 0..NR {
                 head_sums[i] += slope_wide * f64::from(lane[i]);
             }
-            let made: Lane = std::array::from_fn(|i| if lane[i] > 0.0 { slope * weight[i] } else { 0.0 });
-            for i in 0..WIDTH {
+            let made: NrRow = std::array::from_fn(|i| if lane[i] > 0.0 { slope * weight[i] } else { 0.0 });
+            for i in 0..NR {
                 bias_sums[i] += f64::from(made[i]);
             }
             *lane = made;
@@ -339,15 +319,9 @@ impl Task for Backward<'_> {
             }
         }
         let folded = &hidden[step.whole..];
-        columns::<S, Single, _>(
-            simd,
-            &step.hidden,
-            step.depth.max(1),
-            step.depth,
-            folded,
-            &mut Keep(&mut wide[..step.depth]),
-        );
-        pair(simd, wide, words);
+        let h = RowsRef { words: &step.transposed, count: step.depth, stride: step.transposed_stride() };
+        gemm::product(simd, Precision::F32, h, folded, 0, &mut Keep(&mut wide[..step.depth]));
+        pack_pairs(simd, wide, words);
         bias.learn(update).take(0, &[bias_sums.map(|v| v as f32)]);
         head.learn(update).take(0, &[head_sums.map(|v| v as f32)]);
     }

@@ -1,0 +1,138 @@
+//! The backend's state: one driver, which owns the device's stream and memory, and the precision of products. What the
+//! backend does is in other files, as methods of [`Cuda`].
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytemuck::Pod;
+
+use super::device::Device;
+use super::driver::{Driver, DriverError, DriverResult};
+use super::emulator::EmulatedDriver;
+use super::gpu::Gpu;
+use super::memory::Buffer;
+use crate::backend::Precision;
+use crate::error::{Error, Result};
+
+/// Names a library of emulated kernels that stands in for the GPU; for tests.
+const EMULATOR: &str = "LENSMITH_CUDA_EMULATOR";
+/// Number of emulated devices; 1 where it is not set.
+const EMULATED_DEVICES: &str = "LENSMITH_CUDA_EMULATOR_DEVICES";
+
+/// The CUDA backend on one device.
+#[derive(Debug)]
+pub struct Cuda {
+    pub(super) driver: Arc<dyn Driver>,
+    pub(super) precision: Precision,
+}
+
+impl Cuda {
+    /// Opens GPU `index`, in the order of the driver, for products in `precision`. With LENSMITH_CUDA_EMULATOR in the
+    /// environment, the emulated kernels that it names.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what is missing and what would help; see [`Device::open`].
+    pub fn open(index: usize, precision: Precision) -> Result<Cuda> {
+        if let Some(drivers) = emulated_devices()? {
+            let count = drivers.len();
+            return match drivers.into_iter().nth(index) {
+                Some(driver) => Cuda::emulated(driver, precision),
+                None => {
+                    let reason = format!(
+                        "only {count} emulated device{} ({EMULATED_DEVICES})",
+                        if count == 1 { "" } else { "s" }
+                    );
+                    Err(Error::Device { device: format!("cuda:{index}"), reason })
+                }
+            };
+        }
+        Cuda::on(Device::open(index)?, precision)
+    }
+
+    /// The backend on an opened GPU, for products in `precision`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if the GPU has no memory for staging, or no tensor cores for BF16.
+    pub fn on(device: Device, precision: Precision) -> Result<Cuda> {
+        let name = format!("cuda:{}", device.index());
+        let gpu =
+            Gpu::new(device).map_err(|error| Error::Device { device: name, reason: error.to_string() })?;
+        Cuda::over(Arc::new(gpu), precision)
+    }
+
+    /// Opens every GPU that the driver lists, in its order; at least one.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`], of the first that cannot be opened.
+    pub fn open_all(precision: Precision) -> Result<Vec<Cuda>> {
+        if let Some(drivers) = emulated_devices()? {
+            return drivers.into_iter().map(|driver| Cuda::emulated(driver, precision)).collect();
+        }
+        let count = Device::count()?;
+        let opened = (0..count).map(|index| {
+            Cuda::open(index, precision).map_err(|error| match error {
+                // The GPUs before it opened, and could be used without it.
+                Error::Device { device, reason } if index > 0 => {
+                    let reason = format!("{reason}; CUDA_VISIBLE_DEVICES can leave this GPU out");
+                    Error::Device { device, reason }
+                }
+                other => other,
+            })
+        });
+        opened.collect()
+    }
+
+    /// The backend over the emulator.
+    pub fn emulated(driver: EmulatedDriver, precision: Precision) -> Result<Cuda> {
+        Cuda::over(Arc::new(driver), precision)
+    }
+
+    /// The backend over any driver.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for BF16 where the driver has no tensor cores.
+    pub fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
+        let cuda = Cuda { driver, precision };
+        if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
+            return Err(cuda.error(DriverError::Other(format!(
+                "{}: --precision bf16 needs BF16 tensor cores (compute capability 8.0); use --precision f32",
+                cuda.driver.detail()
+            ))));
+        }
+        Ok(cuda)
+    }
+
+    /// A driver's error as the crate's, with the device's name.
+    pub(super) fn error(&self, error: DriverError) -> Error {
+        let help = match error {
+            DriverError::OutOfMemory { .. } => "; use fewer seed pairs at a time, or --device cpu",
+            DriverError::Other(_) => "",
+        };
+        Error::Device { device: self.driver.name().into(), reason: format!("{error}{help}") }
+    }
+
+    /// Runs `work` and turns a driver's error into the crate's.
+    pub(super) fn run<T>(&self, work: impl FnOnce() -> DriverResult<T>) -> Result<T> {
+        work().map_err(|error| self.error(error))
+    }
+
+    /// Uninitialised device memory.
+    pub(super) fn buffer<T: Pod>(&self, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
+        Buffer::empty(&self.driver, len, label)
+    }
+}
+
+/// The devices that the environment asks to be emulated.
+fn emulated_devices() -> Result<Option<Vec<EmulatedDriver>>> {
+    let Some(path) = std::env::var_os(EMULATOR) else { return Ok(None) };
+    let count = match std::env::var(EMULATED_DEVICES) {
+        Ok(text) => match text.parse::<usize>() {
+            Ok(count @ 1..=64) => count,
+            _ => return Err(Error::argument(EMULATED_DEVICES, "1 to 64", text)),
+        },
+        Err(_) => 1,
+    };
+    let first = EmulatedDriver::open(Path::new(&path))?;
+    let others: Vec<EmulatedDriver> = (1..count).map(|index| first.beside(index)).collect();
+    Ok(Some([vec![first], others].concat()))
+}

@@ -1,0 +1,404 @@
+//! Inference: the grid, shared memory and arguments of every launch that encodes, ranks, draws, decodes or scores.
+//!
+//! Kernels take tiles of rows (or latents) and, where a block's shared memory cannot hold a whole layer, slices of output
+//! columns. A grid has as many blocks as the device runs at the same time; each takes tiles in strides of the grid, so
+//! that no small last wave of blocks runs alone.
+
+use super::context::Cuda;
+use super::data::{
+    DeviceFolded, DeviceReward, DeviceVae, DrawnLatents, Embeddings, LatentValues, Latents, Layer,
+    Posteriors, ResidualBase, RowsAt,
+};
+use super::driver::{DriverError, DriverResult};
+use super::launch::{Args, Launch, u32_of};
+use super::layout::{self, Block};
+use super::memory::Buffer;
+use crate::backend::{LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Residual, checked};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::matrix::ValuesMut;
+use crate::noise::Side;
+
+/// The kernel of an operation for a precision and a storage type.
+macro_rules! kernel {
+    ($operation:literal, $precision:expr, $dtype:expr) => {
+        match ($precision, $dtype) {
+            (Precision::F32, Dtype::F32) => concat!($operation, "_f32_f32"),
+            (Precision::F32, Dtype::F16) => concat!($operation, "_f32_f16"),
+            (Precision::F32, Dtype::Bf16) => concat!($operation, "_f32_bf16"),
+            (Precision::Bf16, Dtype::F32) => concat!($operation, "_bf16_f32"),
+            (Precision::Bf16, Dtype::F16) => concat!($operation, "_bf16_f16"),
+            (Precision::Bf16, Dtype::Bf16) => concat!($operation, "_bf16_bf16"),
+        }
+    };
+}
+
+/// For encoding without samples, whose kernel has the parameters all the same.
+const NO_NOISE: NoiseKey = NoiseKey { seed: 0, side: Side::Chosen, first_row: 0 };
+
+/// Addresses that `encode` writes row 0 of its results to; 0 for what is not wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct EncoderOutputs {
+    pub mu: u64,
+    pub logvar: u64,
+    /// Posterior samples.
+    pub z: u64,
+}
+
+/// What folded scoring adds to for residual decoding.
+#[derive(Debug)]
+pub struct FoldedBase {
+    /// Pre-activations of the reward model's first layer for the seeds, `[seeds, width]`.
+    pre: Buffer<f32>,
+    /// Address of the seeds' posterior means, `[seeds, latent]`.
+    mu: u64,
+}
+
+impl Cuda {
+    /// A launch over `items` in tiles of `block.tile`, for each of `slices` slices of the results.
+    pub(super) fn tiled(
+        &self,
+        kernel: &'static str,
+        items: usize,
+        block: Block,
+        slices: u32,
+        args: Args,
+    ) -> DriverResult<Launch> {
+        let tiles = u32::try_from(items.div_ceil(block.tile)).unwrap_or(u32::MAX);
+        let blocks = self.driver.occupancy(kernel, block.threads, block.shared)?;
+        let most = (self.driver.limits().processors * blocks / slices).max(1);
+        let grid = [tiles.clamp(1, most), slices, 1];
+        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, args })
+    }
+
+    /// The first of `blocks` whose shared memory the device has.
+    fn fitting(&self, what: &str, blocks: impl IntoIterator<Item = Block>) -> DriverResult<Block> {
+        let limit = self.driver.limits().shared;
+        let mut least = usize::MAX;
+        for block in blocks {
+            if block.shared <= limit {
+                return Ok(block);
+            }
+            least = least.min(block.shared);
+        }
+        Err(DriverError::Other(format!(
+            "{what} of a model this wide takes {least} bytes of shared memory, and a block of this GPU has {limit}: \
+             use --device cpu, or smaller --hidden, --latent or --reward-hidden"
+        )))
+    }
+
+    /// mu, logvar and, where wanted, posterior samples of embeddings.
+    pub(super) fn encode_chunks(
+        &self,
+        vae: &DeviceVae,
+        embeddings: &Embeddings<'_>,
+        to: EncoderOutputs,
+        key: Option<NoiseKey>,
+    ) -> DriverResult<()> {
+        let latent = vae.host.size().latent;
+        self.each_chunk(embeddings, &mut |first, rows: RowsAt| {
+            let at = |address: u64| match address {
+                0 => 0,
+                _ => address + (size_of::<f32>() * first * latent) as u64,
+            };
+            let to = EncoderOutputs { mu: at(to.mu), logvar: at(to.logvar), z: at(to.z) };
+            let key = key.map(|key| NoiseKey { first_row: key.first_row + first as u64, ..key });
+            self.launch_encode(vae, rows, to, key)
+        })
+    }
+
+    /// The same for rows on the device. Without a key there must be no samples to write.
+    pub(super) fn launch_encode(
+        &self,
+        vae: &DeviceVae,
+        rows: RowsAt,
+        to: EncoderOutputs,
+        key: Option<NoiseKey>,
+    ) -> DriverResult<()> {
+        let size = vae.host.size();
+        let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
+        let args = Args::new()
+            .address(rows.address)
+            .value(rows.rows as u64)
+            .value(u32_of(size.dim))
+            .value(u32_of(size.hidden))
+            .value(u32_of(size.latent));
+        let args = layers(args, &vae.encoder)
+            .address(to.mu)
+            .address(to.logvar)
+            .address(to.z)
+            .noise(key.unwrap_or(NO_NOISE));
+        let kernel = kernel!("encode", self.precision, rows.dtype);
+        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args)?)
+    }
+
+    /// The k candidates of every row with the highest likelihood, `[rows, k]`.
+    pub(super) fn launch_select(
+        &self,
+        p: &Posteriors,
+        key: NoiseKey,
+        options: &Perturbation,
+        out: &Buffer<u32>,
+    ) -> DriverResult<()> {
+        let (top_k, drawn) = (options.top_k as usize, options.drawn() as usize);
+        let ranked = options.likelihood != Likelihood::None;
+        if ranked && top_k > layout::MOST_KEPT {
+            let most = layout::MOST_KEPT;
+            return Err(DriverError::Other(format!(
+                "ranking keeps at most {most} candidates a seed, not {top_k}"
+            )));
+        }
+        let block =
+            self.fitting("ranking", [layout::select(p.latent, top_k, if ranked { drawn } else { 1 })])?;
+        let likelihood = match options.likelihood {
+            Likelihood::Posterior => 0u32,
+            Likelihood::Prior => 1,
+            Likelihood::None => 2,
+        };
+        let args = Args::new()
+            .buffer(&*p.mu)
+            .buffer(&*p.logvar)
+            .buffer(out)
+            .value(p.rows as u64)
+            .value(u32_of(p.latent))
+            .value(options.top_k)
+            .value(options.drawn())
+            .value(options.sigma())
+            .value(likelihood)
+            .value(u32::from(options.source == LatentSource::Mean))
+            .noise(key);
+        self.driver.launch(&self.tiled("select_f32", p.rows, block, 1, args)?)
+    }
+
+    /// One posterior sample of each row, `[rows, latent]`: what its candidates start from.
+    pub(super) fn starts(&self, p: &Posteriors, key: NoiseKey) -> DriverResult<Buffer<f32>> {
+        let starts = self.buffer(p.rows * p.latent, "starts")?;
+        if p.rows > 0 {
+            let args = Args::new()
+                .buffer(&*p.mu)
+                .buffer(&*p.logvar)
+                .buffer(&starts)
+                .value(p.rows as u64)
+                .value(u32_of(p.latent))
+                .noise(key);
+            let block = layout::perturb(p.latent);
+            self.driver.launch(&self.tiled("start_f32", p.rows, block, 1, args)?)?;
+        }
+        Ok(starts)
+    }
+
+    /// Latents `first .. first + count` in memory, `[count, latent]`.
+    pub(super) fn draw(
+        &self,
+        drawn: &DrawnLatents,
+        first: usize,
+        count: usize,
+        latent: usize,
+    ) -> DriverResult<Buffer<f32>> {
+        let z = self.buffer(count * latent, "latents")?;
+        self.launch_perturb(drawn, (first, count), latent, z.address())?;
+        Ok(z)
+    }
+
+    /// The same at an address.
+    pub(super) fn launch_perturb(
+        &self,
+        drawn: &DrawnLatents,
+        (first, count): (usize, usize),
+        latent: usize,
+        out: u64,
+    ) -> DriverResult<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let args = Args::new()
+            .buffer(&*drawn.starts)
+            .address(drawn.samples.at(first))
+            .address(out)
+            .value(count as u64)
+            .value(u32_of(latent))
+            .value(drawn.sigma)
+            .noise(drawn.key);
+        self.driver.launch(&self.tiled("perturb_f32", count, layout::perturb(latent), 1, args)?)
+    }
+
+    /// Latents `first .. first + count` as embeddings of `dtype` at `out`.
+    pub(super) fn launch_decode(
+        &self,
+        vae: &DeviceVae,
+        (latents, first, count): (&Latents, usize, usize),
+        base: Option<ResidualBase>,
+        (out, dtype): (u64, Dtype),
+    ) -> DriverResult<()> {
+        let size = vae.host.size();
+        let (columns, block) = self
+            .fitting_columns("decoding", size.dim, |columns| layout::decode(self.precision, size, columns))?;
+        let mut source = latents.params(first);
+        // Drawn once into memory, not once for every slice of columns: `latent` values beside the `dim` of a row. The
+        // buffer may be freed when the launch is made, as the stream's order protects it.
+        let z = match &latents.values {
+            LatentValues::Stored { .. } => None,
+            LatentValues::Drawn(drawn) => Some(self.draw(drawn, first, count, size.latent)?),
+        };
+        source.z = z.as_ref().map_or(source.z, Buffer::address);
+        let args = Args::new()
+            .value(source)
+            .value(count as u64)
+            .value(u32_of(size.dim))
+            .value(u32_of(size.hidden))
+            .value(u32_of(size.latent))
+            .value(columns);
+        let args = layers(args, &vae.decoder)
+            .address(base.map_or(0, |b| b.embeddings))
+            .value(base.map_or(0u32, |b| b.dtype as u32))
+            .address(base.map_or(0, |b| b.mu))
+            .address(out);
+        let slices = u32_of(size.dim).div_ceil(columns);
+        let kernel = kernel!("decode", self.precision, dtype);
+        self.driver.launch(&self.tiled(kernel, count, block, slices, args)?)
+    }
+
+    /// The widest slice of output columns whose block fits.
+    fn fitting_columns(
+        &self,
+        what: &str,
+        dim: usize,
+        block: impl Fn(usize) -> Block,
+    ) -> DriverResult<(u32, Block)> {
+        let needed = dim.next_multiple_of(layout::COLUMNS);
+        let widths = layout::SLICES.into_iter().filter(|&w| w == layout::COLUMNS || w <= needed);
+        let mut chosen = 0;
+        let block = self.fitting(
+            what,
+            widths.map(|width| {
+                chosen = width;
+                block(width)
+            }),
+        )?;
+        Ok((u32_of(chosen), block))
+    }
+
+    /// Rewards of rows to `out`, or pre-activations of the first layer to `pre`; 0 for what is not wanted.
+    pub(super) fn launch_score(
+        &self,
+        model: &DeviceReward,
+        rows: RowsAt,
+        (out, pre): (u64, u64),
+    ) -> DriverResult<()> {
+        let size = model.host.size();
+        let block = self.fitting("scoring", [layout::score(self.precision)])?;
+        let args = Args::new()
+            .address(rows.address)
+            .value(rows.rows as u64)
+            .value(u32_of(size.dim))
+            .value(u32_of(size.hidden))
+            .address(model.first.weight())
+            .buffer(&model.first.bias)
+            .buffer(&model.second)
+            .value(model.host.layers[1].bias[0])
+            .address(out)
+            .address(pre);
+        let kernel = kernel!("score", self.precision, rows.dtype);
+        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args)?)
+    }
+
+    /// What residual scoring adds to.
+    pub(super) fn folded_base(
+        &self,
+        folded: &DeviceFolded,
+        residual: Residual<'_, '_, Cuda>,
+    ) -> DriverResult<FoldedBase> {
+        let width = folded.reward.host.size().hidden;
+        let pre = self.buffer::<f32>(residual.embeddings.rows.rows() * width, "pre-activations")?;
+        self.each_chunk(residual.embeddings, &mut |first, rows| {
+            self.launch_score(&folded.reward, rows, (0, pre.at(first * width)))
+        })?;
+        Ok(FoldedBase { pre, mu: residual.posteriors.mu.address() })
+    }
+
+    /// Rewards of latents.
+    pub(super) fn launch_score_latents(
+        &self,
+        folded: &DeviceFolded,
+        latents: &Latents,
+        base: Option<&FoldedBase>,
+        out: &Buffer<f32>,
+    ) -> DriverResult<()> {
+        let (size, width) = (folded.size, folded.reward.host.size().hidden);
+        let block = self.fitting("scoring latents", [layout::score_latents(self.precision, size, width)])?;
+        let args = Args::new()
+            .value(latents.params(0))
+            .value(latents.count() as u64)
+            .value(u32_of(size.latent))
+            .value(u32_of(size.hidden))
+            .value(u32_of(width))
+            .address(folded.decoder.weight())
+            .buffer(&folded.decoder.bias)
+            .address(folded.folded.weight())
+            .buffer(&folded.folded.bias)
+            .buffer(&folded.reward.second)
+            .value(folded.reward.host.layers[1].bias[0])
+            .address(base.map_or(0, |b| b.pre.address()))
+            .address(base.map_or(0, |b| b.mu))
+            .buffer(out);
+        let kernel = match self.precision {
+            Precision::F32 => "score_latents_f32",
+            Precision::Bf16 => "score_latents_bf16",
+        };
+        self.driver.launch(&self.tiled(kernel, latents.count(), block, 1, args)?)
+    }
+}
+
+/// Weights and biases of two layers.
+fn layers(args: Args, layers: &[Layer; 2]) -> Args {
+    layers.iter().fold(args, |args, layer| args.address(layer.weight()).buffer(&layer.bias))
+}
+
+/// Embeddings `[rows, dim]` that were decoded on the device and stay there.
+#[derive(Debug)]
+pub struct Decoded {
+    buffer: Buffer<u8>,
+    rows: usize,
+    dim: usize,
+    dtype: Dtype,
+}
+
+impl Cuda {
+    /// Decodes all latents by one launch, where [`crate::backend::Backend::decode`] goes through chunks.
+    ///
+    /// # Errors
+    /// Latents of another dimension than the model's, and what the device fails with: above all, out of memory.
+    pub fn decode_resident(&self, vae: &DeviceVae, latents: &Latents, dtype: Dtype) -> Result<Decoded> {
+        let (size, rows) = (vae.host.size(), latents.count());
+        checked::decode::<Cuda>(vae, latents, None, rows * size.dim)?;
+        self.run(|| {
+            let buffer = self.buffer::<u8>(rows * size.dim * dtype.size(), "decoded embeddings")?;
+            if rows > 0 {
+                self.launch_decode(vae, (latents, 0, rows), None, (buffer.address(), dtype))?;
+            }
+            Ok(Decoded { buffer, rows, dim: size.dim, dtype })
+        })
+    }
+
+    /// Copies rows from `first` on to the host, as many as `out` takes.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if `out` has another dtype, no whole rows, or more rows than there are from `first` on; and
+    /// what the device fails with.
+    pub fn copy_rows(&self, decoded: &Decoded, first: usize, out: ValuesMut<'_>) -> Result<()> {
+        let (dtype, row) = (decoded.dtype, decoded.dim * decoded.dtype.size());
+        let found = out.dtype();
+        let bytes = out.into_bytes();
+        let last = first + bytes.len() / row;
+        if found != dtype || !bytes.len().is_multiple_of(row) || last > decoded.rows {
+            let (device, rows) = (self.driver.name().into(), decoded.rows);
+            let reason =
+                format!("expected whole rows of {dtype} below {rows}, found {found} up to row {last}");
+            return Err(Error::Device { device, reason });
+        }
+        self.run(|| {
+            let event = self.driver.event()?;
+            self.driver.download(&*event, bytes, decoded.buffer.at(first * row))
+        })
+    }
+}
