@@ -214,9 +214,10 @@ fn squares<S: Simd>(
     let columns = columns.zip(precision.as_chunks::<{ 4 * TOGETHER }>().0);
     for (group, ((z, center), precision)) in columns.enumerate() {
         let mut counters = words.map(|word| [word; BLOCKS]);
-        for i in 0..BLOCKS {
-            counters[0][i] = (TOGETHER * group + i / CANDIDATES) as u32;
-            counters[1][i] = words[1].wrapping_add((i % CANDIDATES) as u32);
+        let [block, candidate, ..] = &mut counters;
+        for (i, (block, candidate)) in block.iter_mut().zip(candidate).enumerate() {
+            *block = (TOGETHER * group + i / CANDIDATES) as u32;
+            *candidate = words[1].wrapping_add((i % CANDIDATES) as u32);
         }
         let made = normals(simd, &counters, key_words(key.seed));
         for column in 0..4 * TOGETHER {
