@@ -78,8 +78,8 @@ impl Task for Blocks<'_> {
 #[test]
 fn products_of_matrices_are_as_defined() {
     let word_row = |seed: u64| words(&halves(&random(seed)), &halves(&random(seed + 1)));
-    let all = Isa::available().into_iter().filter(|isa| isa.has_amx());
-    let (definition, others) = (all.clone().last().expect("portable-amx"), all);
+    let all: Vec<Isa> = Isa::available().into_iter().filter(|isa| isa.has_amx()).collect();
+    let definition = all.last().expect("portable-amx");
     let shapes: [(usize, usize); 9] =
         [(1, 16), (16, 16), (17, 32), (32, 64), (32, 200), (5, 7), (31, 129), (32, 8), (20, 128)];
     for (trial, (count, words)) in shapes.into_iter().enumerate() {
@@ -96,10 +96,10 @@ fn products_of_matrices_are_as_defined() {
                     let made = isa.run(Blocks(rows, &b, acc));
                     made[..count].iter().map(|row| row.map(f32::to_bits)).collect::<Vec<_>>()
                 };
-                let want = bits(&definition);
+                let want = bits(definition);
                 assert!(want.iter().all(|row| row.iter().all(|&b| f32::from_bits(b).is_finite())));
-                for isa in others.clone() {
-                    assert!(bits(&isa) == want, "{}: {count} rows, {words} words", isa.name());
+                for isa in &all {
+                    assert!(bits(isa) == want, "{}: {count} rows, {words} words", isa.name());
                 }
             }
         }

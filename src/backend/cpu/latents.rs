@@ -214,9 +214,10 @@ fn squares<S: Simd>(
     let columns = columns.zip(precision.as_chunks::<{ 4 * TOGETHER }>().0);
     for (group, ((z, center), precision)) in columns.enumerate() {
         let mut counters = words.map(|word| [word; BLOCKS]);
-        for i in 0..BLOCKS {
-            counters[0][i] = (TOGETHER * group + i / CANDIDATES) as u32;
-            counters[1][i] = words[1].wrapping_add((i % CANDIDATES) as u32);
+        let [block, candidate, ..] = &mut counters;
+        for (i, (block, candidate)) in block.iter_mut().zip(candidate).enumerate() {
+            *block = (TOGETHER * group + i / CANDIDATES) as u32;
+            *candidate = words[1].wrapping_add((i % CANDIDATES) as u32);
         }
         let made = normals(simd, &counters, key_words(key.seed));
         for column in 0..4 * TOGETHER {
@@ -236,14 +237,14 @@ pub struct Latents {
     /// The values, once they are there.
     values: OnceLock<Vec<f32>>,
     /// What they are drawn from, unless they were given.
-    samples: Option<Samples>,
+    perturbed: Option<Perturbed>,
     latent: usize,
     rows: Vec<u32>,
 }
 
 /// Samples of a perturbation.
 #[derive(Clone, Debug)]
-pub struct Samples {
+pub struct Perturbed {
     posteriors: Posteriors,
     key: NoiseKey,
     options: Perturbation,
@@ -256,7 +257,7 @@ pub enum LatentRows<'a> {
     /// Values, and the dimension of the latent space.
     Values(&'a [f32], usize),
     /// Drawn when wanted.
-    Samples(&'a Samples),
+    Perturbed(&'a Perturbed),
 }
 
 /// Scratch of a thread that draws.
@@ -270,7 +271,7 @@ pub struct Scratch {
 impl Latents {
     /// Latents with the block row of each.
     pub fn new(z: Vec<f32>, latent: usize, rows: Vec<u32>) -> Latents {
-        Latents { values: OnceLock::from(z), samples: None, latent, rows }
+        Latents { values: OnceLock::from(z), perturbed: None, latent, rows }
     }
 
     /// The latents z' of samples.
@@ -281,9 +282,9 @@ impl Latents {
         samples: &[Sample],
     ) -> Latents {
         let rows = samples.iter().map(|s| s.row).collect();
-        let samples =
-            Samples { posteriors: posteriors.clone(), key, options: *options, samples: samples.to_vec() };
-        Latents { values: OnceLock::new(), latent: posteriors.latent, samples: Some(samples), rows }
+        let perturbed =
+            Perturbed { posteriors: posteriors.clone(), key, options: *options, samples: samples.to_vec() };
+        Latents { values: OnceLock::new(), latent: posteriors.latent, perturbed: Some(perturbed), rows }
     }
 
     /// Dimension of the latent space.
@@ -298,30 +299,30 @@ impl Latents {
 
     /// Where to take blocks of them from.
     pub fn source(&self) -> LatentRows<'_> {
-        match (self.values.get(), &self.samples) {
-            (None, Some(samples)) => LatentRows::Samples(samples),
+        match (self.values.get(), &self.perturbed) {
+            (None, Some(perturbed)) => LatentRows::Perturbed(perturbed),
             (values, _) => LatentRows::Values(values.map_or(&[], Vec::as_slice), self.latent),
         }
     }
 
     /// All of them, `[m, latent]`, drawn once and kept.
     pub fn values(&self, isa: Isa) -> &[f32] {
-        struct Draw<'a>(&'a Samples, Range<usize>, &'a mut Scratch, &'a mut [f32]);
+        struct Draw<'a>(&'a Perturbed, Range<usize>, &'a mut Scratch, &'a mut [f32]);
         impl Task for Draw<'_> {
             type Output = ();
             #[inline(always)]
             fn run<S: Simd>(self, simd: S) {
-                let Draw(samples, range, scratch, out) = self;
-                samples.draw(simd, range, scratch, out, samples.posteriors.latent);
+                let Draw(perturbed, range, scratch, out) = self;
+                perturbed.draw(simd, range, scratch, out, perturbed.posteriors.latent);
             }
         }
         self.values.get_or_init(|| {
-            let Some(samples) = &self.samples else { return Vec::new() };
+            let Some(perturbed) = &self.perturbed else { return Vec::new() };
             let mut out = vec![0f32; self.rows.len() * self.latent];
             let blocks = out.par_chunks_mut(DRAW_ROWS * self.latent).enumerate();
             blocks.for_each_init(Scratch::default, |scratch, (i, out)| {
                 let range = i * DRAW_ROWS..i * DRAW_ROWS + out.len() / self.latent;
-                isa.run(Draw(samples, range, scratch, out));
+                isa.run(Draw(perturbed, range, scratch, out));
             });
             out
         })
@@ -333,7 +334,7 @@ impl LatentRows<'_> {
     pub fn count(&self) -> usize {
         match self {
             LatentRows::Values(z, latent) => z.len() / latent,
-            LatentRows::Samples(samples) => samples.samples.len(),
+            LatentRows::Perturbed(perturbed) => perturbed.samples.len(),
         }
     }
 
@@ -354,12 +355,12 @@ impl LatentRows<'_> {
                     out[..*latent].copy_from_slice(z);
                 }
             }
-            LatentRows::Samples(samples) => samples.draw(simd, range, scratch, out, stride),
+            LatentRows::Perturbed(perturbed) => perturbed.draw(simd, range, scratch, out, stride),
         }
     }
 }
 
-impl Samples {
+impl Perturbed {
     /// [`LatentRows::put`] of samples.
     #[inline(always)]
     fn draw<S: Simd>(
@@ -370,7 +371,7 @@ impl Samples {
         out: &mut [f32],
         stride: usize,
     ) {
-        let Samples { posteriors: p, key, options, samples } = self;
+        let Perturbed { posteriors: p, key, options, samples } = self;
         let (samples, latent) = (&samples[range], p.latent);
         let Scratch { noise: eta, start, distinct } = scratch;
         eta.resize(samples.len() * latent, 0.0);

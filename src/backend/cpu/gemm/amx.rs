@@ -29,7 +29,7 @@ pub fn add_start(Tile { row, panel }: Tile, sums: &mut [NrRow], epilogue: &impl 
         let start = &mut start[..sums.len()];
         epilogue.start(Tile { row: row + i * AMX_M, panel }, start);
         for (sum, start) in sums.as_flattened_mut().iter_mut().zip(start.as_flattened()) {
-            *sum = *start + *sum;
+            *sum += start;
         }
     }
 }

@@ -280,15 +280,15 @@ fn from_sums(
     width: usize,
 ) {
     let columns = p * NR..((p + 1) * NR).min(width);
-    let mut lanes = [*start; ROWS];
-    let lanes = &mut lanes[..out.len() / width];
-    sums.add_to(p * count + at, lanes);
-    for (lane, out) in lanes.iter().zip(out.chunks_exact_mut(width)) {
-        out[columns.clone()].copy_from_slice(&lane[..columns.len()]);
+    let mut rows = [*start; ROWS];
+    let rows = &mut rows[..out.len() / width];
+    sums.add_to(p * count + at, rows);
+    for (row, out) in rows.iter().zip(out.chunks_exact_mut(width)) {
+        out[columns.clone()].copy_from_slice(&row[..columns.len()]);
     }
 }
 
-/// A panel of rows `[rows, width]` as an operand: lanes of its values times `slope`, and words of them if there is room.
+/// A panel of rows `[rows, width]` as an operand: rows of its values times `slope`, and words of them if there is room.
 pub struct ToPanel<'a> {
     /// Number of the panel.
     pub panel: usize,
@@ -299,7 +299,7 @@ pub struct ToPanel<'a> {
     /// A factor.
     pub slope: f32,
     /// Takes the values.
-    pub lanes: &'a mut [NrRow],
+    pub packed: &'a mut [NrRow],
     /// Takes words.
     pub words: &'a mut [NrRow],
     /// Takes the sums over rows, if they are wanted.
@@ -310,20 +310,20 @@ impl Task for ToPanel<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let ToPanel { panel, rows, width, slope, lanes, words, sums } = self;
+        let ToPanel { panel, rows, width, slope, packed, words, sums } = self;
         let columns = panel * NR..((panel + 1) * NR).min(width);
-        for (lane, row) in lanes.iter_mut().zip(rows.chunks_exact(width)) {
-            *lane = ZERO;
-            for (to, v) in lane.iter_mut().zip(&row[columns.clone()]) {
+        for (to_row, row) in packed.iter_mut().zip(rows.chunks_exact(width)) {
+            *to_row = ZERO;
+            for (to, v) in to_row.iter_mut().zip(&row[columns.clone()]) {
                 *to = v * slope;
             }
         }
-        pack_pairs(simd, lanes, words);
+        pack_pairs(simd, packed, words);
         let Some(sums) = sums else { return };
         let mut made = [0f64; NR];
-        for lane in lanes {
+        for to_row in packed {
             for i in 0..NR {
-                made[i] += f64::from(lane[i]);
+                made[i] += f64::from(to_row[i]);
             }
         }
         sums.copy_from_slice(&made);

@@ -273,8 +273,8 @@ impl Task for Forward<'_> {
         let h = RowsRef { words: &step.hidden, count: folded.len(), stride: step.depth };
         gemm::product(simd, Precision::F32, h, &wide[..step.depth], panel, &mut Add(folded));
         relu(hidden.as_flattened_mut());
-        for (lane, share) in hidden.iter().zip(shares) {
-            let products: NrRow = std::array::from_fn(|i| lane[i] * head[i]);
+        for (row, share) in hidden.iter().zip(shares) {
+            let products: NrRow = std::array::from_fn(|i| row[i] * head[i]);
             *share = simd.sum(&products);
         }
     }
@@ -302,20 +302,20 @@ impl Task for Backward<'_> {
         // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
         let (mut head_sums, mut bias_sums) = ([0f64; NR], [0f64; NR]);
         let weight = head.w[0];
-        for (lane, &slope) in hidden.iter_mut().zip(slopes) {
+        for (row, &slope) in hidden.iter_mut().zip(slopes) {
             let slope_wide = f64::from(slope);
             for i in 0..NR {
-                head_sums[i] += slope_wide * f64::from(lane[i]);
+                head_sums[i] += slope_wide * f64::from(row[i]);
             }
-            let made: NrRow = std::array::from_fn(|i| if lane[i] > 0.0 { slope * weight[i] } else { 0.0 });
+            let made: NrRow = std::array::from_fn(|i| if row[i] > 0.0 { slope * weight[i] } else { 0.0 });
             for i in 0..NR {
                 bias_sums[i] += f64::from(made[i]);
             }
-            *lane = made;
+            *row = made;
         }
-        for (lane, &base) in hidden.iter().zip(&step.base) {
+        for (row, &base) in hidden.iter().zip(&step.base) {
             if base != NONE {
-                wide[base as usize].iter_mut().zip(lane).for_each(|(to, g)| *to += g);
+                wide[base as usize].iter_mut().zip(row).for_each(|(to, g)| *to += g);
             }
         }
         let folded = &hidden[step.whole..];

@@ -308,8 +308,8 @@ impl<'a> Folded<'a> {
         let latent = first.inputs;
         let mut panels = vec![ZERO; first.outputs.div_ceil(NR) * latent];
         for (h, weights) in first.weight.chunks_exact(latent).enumerate() {
-            for (lane, &w) in panels[h / NR * latent..].iter_mut().zip(weights) {
-                lane[h % NR] = w;
+            for (row, &w) in panels[h / NR * latent..].iter_mut().zip(weights) {
+                row[h % NR] = w;
             }
         }
         Folded { first, panels, bias: pad_rows(&first.bias), rows }

@@ -192,12 +192,12 @@ impl VaeTrainer {
         let (values, factor) = (&latent_block.decoder_hidden[..], slope as f32);
         share(
             isa,
-            operand.panels().enumerate().map(|(panel, (lanes, words))| ToPanel {
+            operand.panels().enumerate().map(|(panel, (packed, words))| ToPanel {
                 panel,
                 rows: values,
                 width: hidden,
                 slope: factor,
-                lanes,
+                packed,
                 words,
                 sums: None,
             }),
@@ -215,12 +215,12 @@ impl VaeTrainer {
         latent_block.backward(batch, self.last.sums(), factor);
         let values = &latent_block.dencoder[..];
         let panels = back.panels().zip(bias.chunks_exact_mut(NR)).enumerate();
-        let panels = panels.map(|(panel, ((lanes, words), sums))| ToPanel {
+        let panels = panels.map(|(panel, ((packed, words), sums))| ToPanel {
             panel,
             rows: values,
             width: hidden,
             slope: 1.0,
-            lanes,
+            packed,
             words,
             sums: Some(sums),
         });
