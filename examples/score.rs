@@ -11,7 +11,7 @@ fn main() -> lensmith::Result<()> {
     };
     let engine = Engine::builder().build()?;
     let (model, _) = RewardModel::load(model.as_ref())?;
-    let set = EmbeddingSet::open(&[embeddings.clone()], tensor, Io::Mmap)?;
+    let set = EmbeddingSet::open(std::slice::from_ref(embeddings), tensor, Io::Mmap)?;
     let (mut best, mut first) = (f32::NEG_INFINITY, 0);
     engine.score(&model, &set, &mut |rewards| {
         best = rewards.iter().copied().fold(best, f32::max);

@@ -12,7 +12,7 @@ fn main() -> lensmith::Result<()> {
         panic!("usage: stream PAIRS VAE");
     };
     let engine = Engine::builder().build()?;
-    let seeds = PairSet::open(&[pairs.clone()], &PairOptions::default())?;
+    let seeds = PairSet::open(std::slice::from_ref(pairs), &PairOptions::default())?;
     let (vae, _) = Vae::load(vae.as_ref())?;
     let options = SynthesisOptions { pairs_per_seed: Some(8), ..SynthesisOptions::default() };
     let stream = engine.stream(&options, &seeds, &vae, 1024, Dtype::F32)?;
@@ -20,7 +20,13 @@ fn main() -> lensmith::Result<()> {
     std::thread::scope(|scope| {
         let (send, batches) = mpsc::sync_channel(2);
         // A stream can be sent to another thread. It ends when nobody takes its batches any more.
-        scope.spawn(move || stream.into_iter().try_for_each(|batch| send.send(batch)));
+        scope.spawn(move || {
+            for batch in stream {
+                if send.send(batch).is_err() {
+                    return;
+                }
+            }
+        });
         let mut step = 0;
         for batch in batches {
             let batch = batch?;
