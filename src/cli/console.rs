@@ -109,7 +109,11 @@ fn message(error: &Error) -> String {
             let flags: Vec<&str> = field.split(' ').map(|word| flag_of(word).unwrap_or(word)).collect();
             format!("option {}: {found} is out of range: expected {expected}", flags.join(" "))
         }
-        other => with_flags(&other.to_string()),
+        Error::Exists { hint, .. } | Error::Incomplete { hint, .. } => {
+            error.to_string().replace(hint, &with_flags(hint))
+        }
+        Error::Diverged { hint, .. } => error.to_string().replace(hint, &with_flags(hint)),
+        other => other.to_string(),
     }
 }
 

@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 36] = [
+const FLAGS: [(&str, &str); 37] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -47,6 +47,7 @@ const FLAGS: [(&str, &str); 36] = [
     ("rows", "--rows"),
     ("repeat", "--repeat"),
     ("seeds", "--seeds"),
+    ("vae", "--vae"),
     ("plot", "--plot"),
 ];
 
@@ -55,13 +56,10 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
     FLAGS.iter().find(|(name, _)| *name == field).map(|(_, flag)| *flag)
 }
 
-/// A message of the library with flags for the fields that stand in it between backticks.
-pub fn with_flags(message: &str) -> String {
-    let mut text = message.to_string();
-    for field in ["overwrite", "recompute"] {
-        text = text.replace(&format!("`{field}`"), flag_of(field).unwrap_or(field));
-    }
-    text
+/// A hint of the library, whose fields stand between backticks, with flags in their place.
+pub fn with_flags(hint: &str) -> String {
+    let pieces = hint.split('`').enumerate();
+    pieces.map(|(i, piece)| if i % 2 == 1 { flag_of(piece).unwrap_or(piece) } else { piece }).collect()
 }
 
 #[cfg(test)]
@@ -94,5 +92,6 @@ mod tests {
         }
         assert_eq!(flag_of("pairs_per_seed"), Some("--fold"));
         assert_eq!(flag_of("nothing"), None);
+        assert_eq!(with_flags("a lower `vae.lr`, or `vae.gamma` 0"), "a lower --vae-lr, or --gamma 0");
     }
 }

@@ -203,8 +203,8 @@ impl Recipe {
                 other => other,
             }
         };
-        let (vae_path, vae) = self.open_vae(path, moved.vae.as_deref()).map_err(gone("the VAE", "--vae"))?;
-        let seeds = self.open_seeds(path, io, &moved.seeds).map_err(gone("a seed file", "--seeds"))?;
+        let (vae_path, vae) = self.open_vae(path, moved.vae.as_deref()).map_err(gone("the VAE", "`vae`"))?;
+        let seeds = self.open_seeds(path, io, &moved.seeds).map_err(gone("a seed file", "`seeds`"))?;
         require_dim(&vae_path, &vae, seeds.dim())?;
         Ok((seeds, vae))
     }

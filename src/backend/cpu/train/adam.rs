@@ -1,9 +1,11 @@
 //! Adam on packed weights: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
 
-use super::linear::SLICE;
 use crate::backend::Adam;
 use crate::backend::cpu::gemm::{AlignedRows, Epilogue, Tile};
 use crate::simd::{Isa, NR, NrRow, Simd, Task};
+
+/// Inputs of a slice: training works on one slice of a layer's inputs at a time.
+pub const SLICE: usize = 128;
 
 /// The factors of one step.
 #[derive(Clone, Copy, Debug)]

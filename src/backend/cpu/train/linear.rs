@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use super::adam::{Update, Weights};
+use super::adam::{SLICE, Update, Weights};
 use super::{PerThread, each};
 use crate::backend::Precision;
 use crate::backend::cpu::gemm::{
@@ -22,8 +22,6 @@ use crate::backend::cpu::gemm::{
 };
 use crate::simd::{AMX_TILE, Isa, NR, NrRow, RowsRef, Simd, Task, VLEN};
 
-/// Inputs that are worked on at a time.
-pub const SLICE: usize = 128;
 /// Distance of a block's rows: not a power of two, whose rows would share a few sets of the cache.
 pub const STRIDE: usize = SLICE + 16;
 /// The same in bf16x2 words, with room for the slices whose outputs are summed together.

@@ -5,9 +5,10 @@
 //! columns of the embeddings: X' = H W^T, panel by panel with weights transposed on the way; D = X' + b - X, the
 //! differences; dH += D W; then W and b take their steps with D^T H and the sums of D.
 
+use super::adam::SLICE;
 use super::adam::{ParamVector, Update, Weights};
 use super::linear::{
-    FusedLinear, SLICE, STRIDE, Sums, add_slices, pack_block, packed_block, transpose_block, transposed_room,
+    FusedLinear, STRIDE, Sums, add_slices, pack_block, packed_block, transpose_block, transposed_room,
     transposed_stride, word_room,
 };
 use super::{PerThread, each};
