@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 36] = [
+const FLAGS: [(&str, &str); 37] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -23,6 +23,7 @@ const FLAGS: [(&str, &str); 36] = [
     ("vae.lr", "--vae-lr"),
     ("vae.beta", "--beta"),
     ("vae.gamma", "--gamma"),
+    ("vae.reconstruction", "--reduction"),
     ("reward.hidden", "--reward-hidden"),
     ("reward.updates", "--epochs"),
     ("reward.batch", "--batch"),
@@ -55,13 +56,16 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
     FLAGS.iter().find(|(name, _)| *name == field).map(|(_, flag)| *flag)
 }
 
+/// The fields that messages of the library name between backticks, besides those of out-of-range errors. No
+/// others are replaced, since tensors and columns stand between backticks too and may have any name.
+const NAMED_IN_MESSAGES: [&str; 6] =
+    ["overwrite", "recompute", "vae.lr", "vae.gamma", "vae.reconstruction", "reward.lr"];
+
 /// A message of the library with flags for the fields that stand in it between backticks.
 pub fn with_flags(message: &str) -> String {
-    let mut text = message.to_string();
-    for field in ["overwrite", "recompute"] {
-        text = text.replace(&format!("`{field}`"), flag_of(field).unwrap_or(field));
-    }
-    text
+    NAMED_IN_MESSAGES.iter().fold(message.to_string(), |text, field| {
+        text.replace(&format!("`{field}`"), flag_of(field).unwrap_or(field))
+    })
 }
 
 #[cfg(test)]
@@ -94,5 +98,6 @@ mod tests {
         }
         assert_eq!(flag_of("pairs_per_seed"), Some("--fold"));
         assert_eq!(flag_of("nothing"), None);
+        assert_eq!(with_flags("a lower `vae.lr` or `rows`"), "a lower --vae-lr or `rows`");
     }
 }

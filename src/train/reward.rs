@@ -176,7 +176,7 @@ pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
                 what: "reward training",
                 epoch,
                 loss: train_loss,
-                hint: "a lower learning rate usually helps",
+                hint: "a lower `reward.lr` usually helps",
             });
         }
         let mut figures = RewardEpoch { epoch, train_loss, validation: None };
@@ -207,7 +207,7 @@ pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
             what: "reward training",
             epoch: best_epoch,
             loss: history.last().map_or(f64::NAN, |e| e.train_loss),
-            hint: "a parameter is infinite or NaN; a lower learning rate usually helps",
+            hint: "a parameter is infinite or NaN; a lower `reward.lr` usually helps",
         });
     }
     Ok(TrainedReward { model, history, best_epoch, steps: (last * steps_per_epoch) as u64 })

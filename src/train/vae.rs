@@ -93,7 +93,7 @@ pub fn train_vae<B: Backend>(
                 what: "VAE training",
                 epoch: epoch + 1,
                 loss: loss.total,
-                hint: "a lower learning rate, or gamma 0 with the reduction sum, usually helps",
+                hint: "a lower `vae.lr`, or `vae.gamma` 0 with `vae.reconstruction` sum, usually helps",
             });
         }
         on_epoch(epoch + 1, &loss);
@@ -105,7 +105,7 @@ pub fn train_vae<B: Backend>(
             what: "VAE training",
             epoch: options.epochs,
             loss: history.last().map_or(f64::NAN, |l| l.total),
-            hint: "a parameter is infinite or NaN; a lower learning rate usually helps",
+            hint: "a parameter is infinite or NaN; a lower `vae.lr` usually helps",
         });
     }
     Ok(TrainedVae { vae, history })
