@@ -153,7 +153,6 @@ fn wrong_usage() {
         bad("bench: trials", "bench --repeat 0", 2, &["--repeat", "1 or more", ": 0 "]),
         bad("bench: seeds", "bench --seeds 1", 2, &["--seeds", "2 or more", ": 1 "]),
         bad("bench: operation", "bench --only decoding", 2, &["--only", "decoding"]),
-        bad("bench: time", "bench --scaling --point-seconds 0", 2, &["--point-seconds", "above 0"]),
         bad("bench: roof without limits", "bench --no-limits --plot r.svg", 2, &["--no-limits", "--plot"]),
         bad(
             "bench: pairs",
