@@ -93,7 +93,7 @@ pub fn train_vae<B: Backend>(
                 what: "VAE training",
                 epoch: epoch + 1,
                 loss: loss.total,
-                hint: "a lower `vae.lr`, or `vae.gamma` 0 with the reduction sum, usually helps",
+                hint: "a lower `vae.lr`, or `vae.gamma` 0 with `vae.reconstruction` sum, usually helps",
             });
         }
         on_epoch(epoch + 1, &loss);
