@@ -24,7 +24,7 @@ def build(architectures):
         environment["LENSMITH_CUDA_ARCHS"] = architectures
     tests = [word for name in TESTS for word in ("--test", name)]
     found = built(
-        ROOT, "build", "--profile", "gpu-check", "--bin", "lensmith", "--bench", "gpu", *tests, environment=environment
+        ROOT, "build", "--release", "--bin", "lensmith", "--bench", "gpu", *tests, environment=environment
     )
     ARCHIVE.parent.mkdir(exist_ok=True)
     part = ARCHIVE.with_name(f"{ARCHIVE.name}.part")

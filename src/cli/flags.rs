@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 37] = [
+const FLAGS: [(&str, &str); 38] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -23,6 +23,7 @@ const FLAGS: [(&str, &str); 37] = [
     ("vae.lr", "--vae-lr"),
     ("vae.beta", "--beta"),
     ("vae.gamma", "--gamma"),
+    ("vae.reconstruction", "--reduction"),
     ("reward.hidden", "--reward-hidden"),
     ("reward.updates", "--epochs"),
     ("reward.batch", "--batch"),
