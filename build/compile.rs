@@ -20,6 +20,9 @@ use super::toolkit::Toolkit;
 /// emulator computes is then what a device computes.
 pub const FLAGS: &str = "-fatbin -O3 -std=c++17 -fmad=false -lineinfo -Werror all-warnings -Xptxas -v";
 
+/// From this CUDA release on nvcc packs images to a fifth of their size, and every driver that opens them unpacks them.
+const SMALL_IMAGES: (u32, u32) = (13, 0);
+
 /// What one `.cu` file became.
 #[derive(Debug)]
 pub struct Image {
@@ -81,6 +84,9 @@ fn one(
     // PTX of a suffixed architecture runs nowhere else.
     let ptx = architectures.iter().copied().find(|a| a.suffix.is_none());
     let mut arguments = arguments(&architectures, ptx);
+    if toolkit.release >= SMALL_IMAGES {
+        arguments.push("--compress-mode=size".into());
+    }
     let flags = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(std::env::var);
     let made_from = (arguments.join(" "), &toolkit.version, flags, kernels.hash, sources.headers);
     let key = format!("{:016x}", xxh3_64(format!("{made_from:?}").as_bytes()));

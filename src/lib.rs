@@ -143,3 +143,8 @@ pub use synth::{
     Verified, VerifyOptions, VerifyStep,
 };
 pub use train::{PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -228,6 +228,30 @@ fn without_nvcc_one_warning_tells_what_helps() {
 }
 
 #[test]
+fn profiles_share_images_in_the_target_folder() {
+    let repository = Repository::new(&[("kernels/first.cu", KERNEL), ("target/CACHEDIR.TAG", "")]);
+    let nvcc = format!("{}/bin/nvcc", repository.nvcc("named"));
+    let build = |out: &str| {
+        fs::create_dir_all(repository.path(out)).unwrap();
+        let out = repository.path(out).display().to_string();
+        assert_eq!(repository.build(&[("NVCC", &nvcc), ("OUT_DIR", &out)]).result, Ok(()));
+        assert_eq!(fs::read_to_string(Path::new(&out).join("first.fatbin")).unwrap(), "image\n");
+        repository.calls("named")
+    };
+    assert_eq!(["debug/out", "release/out", "debug/out"].map(|p| build(&format!("target/{p}"))), [1, 1, 1]);
+    // A changed source is compiled again; an image without its record is too.
+    repository.write("kernels/first.cu", &KERNEL.replace("x)", "y)"));
+    assert_eq!(build("target/debug/out"), 2);
+    for entry in fs::read_dir(repository.path("target/cuda-images")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "made") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(build("target/other/out"), 3);
+}
+
+#[test]
 fn nvcc_is_looked_for_in_order() {
     let repository = Repository::new(&[("kernels/first.cu", KERNEL)]);
     let places = ["named", "home", "cuda_path", "path", ".cuda"].map(|place| repository.nvcc(place));
