@@ -59,8 +59,12 @@ pub fn flag_of(field: &str) -> Option<&'static str> {
 
 /// A hint of the library, whose fields stand between backticks, with flags in their place.
 pub fn with_flags(hint: &str) -> String {
-    let pieces = hint.split('`').enumerate();
-    pieces.map(|(i, piece)| if i % 2 == 1 { flag_of(piece).unwrap_or(piece) } else { piece }).collect()
+    let pieces = hint.split('`').enumerate().map(|(i, piece)| match flag_of(piece) {
+        Some(flag) if i % 2 == 1 => flag.to_string(),
+        _ if i % 2 == 1 => format!("`{piece}`"),
+        _ => piece.to_string(),
+    });
+    pieces.collect()
 }
 
 #[cfg(test)]
@@ -93,6 +97,6 @@ mod tests {
         }
         assert_eq!(flag_of("pairs_per_seed"), Some("--fold"));
         assert_eq!(flag_of("nothing"), None);
-        assert_eq!(with_flags("a lower `vae.lr`, or `vae.gamma` 0"), "a lower --vae-lr, or --gamma 0");
+        assert_eq!(with_flags("a lower `vae.lr` than `mode`"), "a lower --vae-lr than `mode`");
     }
 }
