@@ -39,6 +39,38 @@ fn dot(token: Avx2, [a_even, a_odd]: [__m256; 2], words: __m256, acc: __m256) ->
     unsafe { _mm256_fmadd_ps(a_even, even, _mm256_fmadd_ps(a_odd, odd, acc)) }
 }
 
+/// Transposes 8 x 8 values from column `from.1` of rows `from.0..` on to column `from.0` of rows `from.1..`.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices that pair up, and no closures: they are not inlined")]
+fn transpose_8(_: Avx2, rows: &[[f32; VLEN]; VLEN], from: (usize, usize), out: &mut [[f32; VLEN]; VLEN]) {
+    // SAFETY: each slice is checked to hold the 8 values of one unaligned load or store; the token proves AVX.
+    unsafe {
+        let (mut a, mut b) = ([_mm256_setzero_ps(); 8], [_mm256_setzero_ps(); 8]);
+        for i in 0..8 {
+            a[i] = _mm256_loadu_ps(rows[from.0 + i][from.1..][..8].as_ptr());
+        }
+        // Squares of 4 in each half of a register, by pairs of values, then by pairs of pairs.
+        for i in 0..4 {
+            b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
+            b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
+        }
+        for i in 0..2 {
+            for half in 0..2 {
+                let (low, high) = (b[4 * i + half], b[4 * i + 2 + half]);
+                a[4 * i + 2 * half] = _mm256_shuffle_ps::<0b01_00_01_00>(low, high);
+                a[4 * i + 2 * half + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(low, high);
+            }
+        }
+        for i in 0..4 {
+            b[i] = _mm256_permute2f128_ps::<0x20>(a[i], a[4 + i]);
+            b[4 + i] = _mm256_permute2f128_ps::<0x31>(a[i], a[4 + i]);
+        }
+        for i in 0..8 {
+            _mm256_storeu_ps(out[from.1 + i][from.0..][..8].as_mut_ptr(), b[i]);
+        }
+    }
+}
+
 impl Simd for Avx2 {
     const MR: usize = 6;
     const NV: usize = 1;
@@ -101,6 +133,15 @@ impl Simd for Avx2 {
                 _mm_storeu_si128(to.as_mut_ptr().cast(), halves);
             }
         }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &[[f32; VLEN]; VLEN]) -> [[f32; VLEN]; VLEN] {
+        let mut out = [[0f32; VLEN]; VLEN];
+        for from in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+            transpose_8(self, rows, from, &mut out);
+        }
+        out
     }
 
     #[inline(always)]

@@ -180,7 +180,8 @@ pub trait Simd: Copy {
         }
     }
 
-    /// Transposes a square. - / `_mm512_unpacklo_ps` and `_mm512_shuffle_f32x4` / -.
+    /// Transposes a square. `_mm256_unpacklo_ps` and `_mm256_permute2f128_ps` / `_mm512_unpacklo_ps` and
+    /// `_mm512_shuffle_f32x4` / -.
     #[inline(always)]
     fn transpose(self, rows: &[[f32; VLEN]; VLEN]) -> [[f32; VLEN]; VLEN] {
         std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))

@@ -117,9 +117,9 @@ impl Epilogue for Inference<'_> {
                 let weights = &second[panel];
                 for (out, sum) in out[row..].iter_mut().zip(sums) {
                     relu(sum);
-                    for i in 0..NR {
-                        out[i] = sum[i].mul_add(weights[i], out[i]);
-                    }
+                    // Values of their own, which cannot overlap: else the loop would not be vectorised.
+                    let (sum, weights, before) = (*sum, *weights, *out);
+                    *out = std::array::from_fn(|i| sum[i].mul_add(weights[i], before[i]));
                 }
             }
         }
