@@ -113,7 +113,7 @@ impl Engine {
         self.backend.info()
     }
 
-    /// The arithmetic that bits of results depend on: "f32", or one of "bf16", "bf16-cpu" and "bf16-amx".
+    /// The arithmetic that bits of results depend on: "f32", or one of "bf16", "bf16-dot" and "bf16-amx".
     pub fn arithmetic(&self) -> &'static str {
         self.backend.arithmetic()
     }

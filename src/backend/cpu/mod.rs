@@ -141,7 +141,7 @@ impl Backend for Cpu {
         match self.precision {
             Precision::F32 => "f32",
             Precision::Bf16 if self.isa.has_amx() => "bf16-amx",
-            Precision::Bf16 => "bf16-cpu",
+            Precision::Bf16 => "bf16-dot",
         }
     }
 
