@@ -5,7 +5,7 @@
 // Costs:    28 bytes and 13 FLOPs an element (one division, one square root)
 // Requires: no overlap among the arrays; any n, grid and one-dimensional block of at most 256 threads
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
-// Reference: src/backend/cpu/layers.rs, `adam`
+// Reference: src/backend/cpu/train/adam.rs
 // Measured on: nothing yet
 #include "include/train.cuh"
 

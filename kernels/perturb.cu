@@ -5,7 +5,7 @@
 // Reads 8 * latent bytes, writes 4 * keep a row; some 65 FLOP, 30 integer operations a latent and candidate
 // Needs 1 <= keep <= 256, keep <= drawn, shared memory as select_shared counts it, row numbers below 2^48
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
-// Reference: backend/cpu/latent.rs, `select` and `perturb`
+// Reference: backend/cpu/latents.rs, `select` and `perturb`
 // Never measured on a GPU; bound by integer and FP32 issue, not by memory
 #include "include/latent.cuh"
 

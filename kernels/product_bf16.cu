@@ -4,7 +4,7 @@
 // 2 m n k FLOP; reads a n / 64 times and b m / 64 times, from L2 at the sizes of training
 // Needs rows that are k or n values long; multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: operands rounded to BF16 on their way, sums in F32: 2^-8 of the summed magnitudes
-// Reference: src/backend/cpu/gemm.rs, `product`
+// Reference: src/backend/cpu/gemm/mod.rs, `gemm`
 // Measured under emulation only; bound by L2
 #include "include/mlp_bf16.cuh"
 #include "include/train.cuh"

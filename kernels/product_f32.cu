@@ -5,7 +5,7 @@
 // 2 m n k FLOP; reads a n / 64 times and b m / 64 times, from L2 at the sizes of training
 // Needs leading dimensions that are multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: F32 sums in k order within a slice, relative error about sqrt(k) u
-// Reference: src/backend/cpu/gemm.rs, `product`; measured on nothing yet
+// Reference: src/backend/cpu/gemm/mod.rs, `gemm`; measured on nothing yet
 #include "include/train.cuh"
 
 namespace product_f32 {

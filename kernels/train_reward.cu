@@ -5,7 +5,7 @@
 // 2 latent hidden FLOP a synthetic row, 6 a value of act
 // Needs latent and hidden multiples of 16, depth = hidden + 16
 // Accuracy: losses, slopes and sums over the batch in F64, rounded once
-// Reference: src/backend/cpu/train_reward.rs, `batch`; measured on nothing yet
+// Reference: src/backend/cpu/train/{reward,samples}.rs; measured on nothing yet
 #include "include/latent.cuh"
 #include "include/reduce.cuh"
 #include "include/train.cuh"

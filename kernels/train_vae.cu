@@ -5,7 +5,7 @@
 // A few F64 operations and two exponentials a latent; reads and writes out once
 // Needs latent a multiple of 16; row numbers below 2^32
 // Accuracy: losses and gradients of the codes in F64, rounded once; sums of squares in F64
-// Reference: src/backend/cpu/train_vae.rs, `batch`, `divergences`, `reconstruction`; measured on nothing yet
+// Reference: src/backend/cpu/train/{vae,latent_block,output_layer}.rs; measured on nothing yet
 #include "include/latent.cuh"
 #include "include/reduce.cuh"
 #include "include/train.cuh"

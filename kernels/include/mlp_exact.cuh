@@ -1,5 +1,5 @@
 // Products of a block in exact F32: every output element is one chain of fused multiply-adds over k in
-// rising order, starting from what it holds. That is the order of src/backend/cpu/panel.rs: the CPU's bits.
+// rising order, from what it holds: the order of src/backend/cpu/gemm/microkernel.rs, and its bits.
 //
 // A block of 128 threads owns 64 rows by 64 outputs at a time; thread t holds rows t / 16 + 8 i and outputs
 // t % 16 + 16 j. Operands lie in shared memory as [row][k] with strides of 4 modulo 16 words:

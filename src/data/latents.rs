@@ -57,8 +57,8 @@ impl LatentSet {
     /// given. Reads headers only.
     ///
     /// Fails if a file cannot be opened or is not a safetensors file, if a tensor is missing or of another type or
-    /// shape than [`LATENT_Z`], [`LATENT_CANDIDATE`] and [`LATENT_SEED`] say, if the widths of two files differ, if
-    /// there is no pair, or if a file is given twice.
+    /// shape than those that `synth` writes, if the widths of two files differ, if there is no pair, or if a file is
+    /// given twice.
     pub fn open(sources: &[String], io: Io) -> Result<LatentSet> {
         let mut set = LatentSet { per_file: Vec::new(), starts: vec![0], latent: 0, files: Vec::new() };
         let mut total = 0usize;

@@ -111,7 +111,7 @@ impl RowsBuf {
         self.rows = rows;
     }
 
-    /// Attaches a guard to the memory, such as its registration with a GPU driver: see [`Pages::attach_guard`].
+    /// Attaches a guard to the memory, such as its registration with a GPU driver.
     pub fn attach_guard(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
         self.pages.attach_guard(take);
     }
