@@ -78,6 +78,7 @@ pub struct Options {
     /// Seed pairs of training and of the whole method.
     pub seeds: usize,
     /// Pairs per seed of the whole method.
+    #[serde(rename = "fold")]
     pub pairs_per_seed: u64,
     /// What is measured.
     pub only: Vec<Operation>,

@@ -28,21 +28,25 @@ pub enum Arm {
     /// The seed pairs alone, as many optimiser steps as an m-fold run.
     NoneMatched {
         /// Pairs per seed of that run, m.
+        #[serde(rename = "fold")]
         pairs_per_seed: u64,
     },
     /// Noise on the embeddings themselves.
     DirectPerturbation {
         /// Pairs per seed, m.
+        #[serde(rename = "fold")]
         pairs_per_seed: u64,
     },
     /// Samples of a Gaussian fitted per side.
     GaussianSampling {
         /// Pairs per seed, m.
+        #[serde(rename = "fold")]
         pairs_per_seed: u64,
     },
     /// Latent synthesis.
     Lens {
         /// Pairs per seed, m.
+        #[serde(rename = "fold")]
         pairs_per_seed: u64,
         /// Plain or residual decoding.
         mode: DecodeMode,
