@@ -79,7 +79,7 @@ impl Dtype {
     ///
     /// # Panics
     /// Unless `to` has the address and the length that values of this type need.
-    pub fn narrow_bytes(self, from: &[f32], to: &mut [u8]) {
+    pub(crate) fn narrow_bytes(self, from: &[f32], to: &mut [u8]) {
         match self {
             Dtype::F32 => f32::narrow(from, bytemuck::cast_slice_mut(to)),
             Dtype::F16 => f16::narrow(from, bytemuck::cast_slice_mut(to)),

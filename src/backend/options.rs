@@ -277,7 +277,7 @@ pub struct VaeLoss {
 
 impl VaeLoss {
     /// Adds `weight` times `other`, term by term.
-    pub fn add_scaled(&mut self, other: &VaeLoss, weight: f64) {
+    pub(crate) fn add_scaled(&mut self, other: &VaeLoss, weight: f64) {
         self.total += weight * other.total;
         self.reconstruction += weight * other.reconstruction;
         self.kl += weight * other.kl;

@@ -102,13 +102,13 @@ impl PairSet {
     }
 
     /// Asks the system to have the pairs in `range` in memory soon, where files are mapped.
-    pub fn prefetch(&self, range: Range<usize>) {
+    pub(crate) fn prefetch(&self, range: Range<usize>) {
         self.sides.iter().for_each(|side| side.prefetch(range.clone()));
     }
 
     /// Takes the pairs in `range` out of this process's memory, where files are mapped; they come back when they are
     /// read again.
-    pub fn release(&self, range: Range<usize>) {
+    pub(crate) fn release(&self, range: Range<usize>) {
         self.sides.iter().for_each(|side| side.release(range.clone()));
     }
 

@@ -106,13 +106,13 @@ impl RowsBuf {
 
     /// Changes the number of rows, within the allocation where there is room. New rows hold zeros or what was
     /// there before: write them before they are read.
-    pub fn resize_rows(&mut self, rows: usize) {
+    pub(crate) fn resize_rows(&mut self, rows: usize) {
         self.pages.resize(rows * self.cols * self.dtype.size());
         self.rows = rows;
     }
 
     /// Attaches a guard to the memory, such as its registration with a GPU driver.
-    pub fn attach_guard(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
+    pub(crate) fn attach_guard(&mut self, take: impl FnOnce(&mut [u8]) -> Option<Box<dyn Send + Sync>>) {
         self.pages.attach_guard(take);
     }
 

@@ -123,7 +123,7 @@ pub enum ValuesMut<'a> {
 
 impl<'a> ValuesMut<'a> {
     /// The storage as bytes.
-    pub fn into_bytes(self) -> &'a mut [u8] {
+    pub(crate) fn into_bytes(self) -> &'a mut [u8] {
         for_dtype!(ValuesMut, self, s => bytemuck::cast_slice_mut(s))
     }
 
@@ -147,7 +147,7 @@ impl<'a> ValuesMut<'a> {
     }
 
     /// Rounds `from` into the values that start at `at`.
-    pub fn narrow_at(&mut self, at: usize, from: &[f32]) {
+    pub(crate) fn narrow_at(&mut self, at: usize, from: &[f32]) {
         for_dtype!(ValuesMut, self, s => Element::narrow(from, &mut s[at..at + from.len()]))
     }
 }

@@ -47,7 +47,7 @@ impl Linear {
 
     /// The layer that gives for x what this one gives for (x - mean) / std: W' = W diag(1 / std), b' = b - W'
     /// mean. Computed in F64 and rounded once.
-    pub fn fold_input(&self, mean: &[f32], std: &[f32]) -> Linear {
+    pub(crate) fn fold_input(&self, mean: &[f32], std: &[f32]) -> Linear {
         let mut folded = self.clone();
         for (row, (weights, bias)) in
             folded.weight.chunks_exact_mut(self.inputs).zip(&mut folded.bias).enumerate()
@@ -64,7 +64,7 @@ impl Linear {
     }
 
     /// This layer followed by y -> std y + mean, elementwise: W' = diag(std) W, b' = std b + mean.
-    pub fn fold_output(&self, mean: &[f32], std: &[f32]) -> Linear {
+    pub(crate) fn fold_output(&self, mean: &[f32], std: &[f32]) -> Linear {
         let mut folded = self.clone();
         for (row, weights) in folded.weight.chunks_exact_mut(self.inputs).enumerate() {
             let s = f64::from(std[row]);

@@ -28,7 +28,7 @@ pub enum Pairing {
 
 impl Pairing {
     /// Pairs that k samples per side make of one seed, the original included.
-    pub fn per_seed(self, k: u32) -> u64 {
+    pub(crate) fn per_seed(self, k: u32) -> u64 {
         let samples = u64::from(k) + 1;
         match self {
             Pairing::Combine => samples * samples,
@@ -135,7 +135,7 @@ impl Plan {
     }
 
     /// The `pairs_per_seed - 1` synthetic pairs of one seed as (chosen, rejected) samples.
-    pub fn combinations(&self, seed: u64) -> Vec<(u32, u32)> {
+    pub(crate) fn combinations(&self, seed: u64) -> Vec<(u32, u32)> {
         let extra = (self.pairs_per_seed - 1) as u32;
         let all = (self.pairing.per_seed(self.per_side) - 1) as u32;
         let pair = |c: u32| match self.pairing {
