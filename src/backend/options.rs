@@ -166,6 +166,14 @@ pub struct Selection {
     pub candidates: Vec<u32>,
 }
 
+impl Selection {
+    /// The candidates with their rows, in the same order.
+    pub fn samples(&self) -> Vec<Sample> {
+        let sample = |(i, &candidate): (usize, &u32)| Sample { row: (i / self.top_k) as u32, candidate };
+        self.candidates.iter().enumerate().map(sample).collect()
+    }
+}
+
 /// Approximate posteriors q(z|e) = N(mu, diag(exp(logvar))), on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PosteriorsHost {

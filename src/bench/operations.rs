@@ -156,13 +156,7 @@ fn infer<B: Roofline + 'static>(measured: &mut Measured<'_, B>, models: &Models)
         &[(Resource::Normals, normals_of(drawn as f64)), (Resource::Copy, posterior / drawn as f64)],
         || b.select(&posteriors, key, &perturbation).map(drop),
     )?;
-    let selection = b.select(&posteriors, key, &perturbation)?;
-    let kept: Vec<Sample> = selection
-        .candidates
-        .iter()
-        .enumerate()
-        .map(|(i, &candidate)| Sample { row: (i / selection.top_k) as u32, candidate })
-        .collect();
+    let kept = b.select(&posteriors, key, &perturbation)?.samples();
     let (normals, posterior) = (normals_of(f64::from(KEEP)), posterior / f64::from(KEEP));
     measured.time(
         (Operation::Perturb, "perturb"),

@@ -9,14 +9,13 @@ use super::operations::{objectives, random_rows};
 use super::report::{Entry, Models, Operation, Options};
 use super::work;
 use crate::backend::{DecodeMode, Limit, Resource, Roofline};
-use crate::data::{Checkpoint, PairOptions, PairSet, Provenance, WriteMode, sequential_write, write_pairs};
+use crate::data::{Checkpoint, PairOptions, PairSet, Provenance, sequential_write, write_pairs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
 use crate::matrix::{RowSet, Side};
 use crate::synth::{
-    OutputKind, Part, Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions,
-    verify_folder, write_synthetic,
+    Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions, verify_folder, write_synthetic,
 };
 use crate::timing::{Timing, time, time_once};
 use crate::train::{RewardTraining, Updates, VaeTraining, train_vae};
@@ -133,17 +132,7 @@ fn to_disk<B: Roofline + 'static>(
     let (recipe, seeds, vae) = Recipe::new(&sources, &PairOptions::default(), &vae, &synthesis)?;
     let recipe = recipe.with_absolute_paths()?;
     let out = scratch.0.join("pairs");
-    let job = SynthJob {
-        recipe: &recipe,
-        out: &out,
-        kind: OutputKind::Embeddings,
-        dtype: Dtype::Bf16,
-        shard_rows: None,
-        part: Part::WHOLE,
-        overwrite: false,
-        write: WriteMode::default(),
-        latents: None,
-    };
+    let job = SynthJob::new(&recipe, &out);
     let (mut bytes, mut speed) = (0, None);
     let timing = time_once(DISK_TRIALS, || {
         if out.exists() {

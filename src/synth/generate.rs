@@ -527,13 +527,7 @@ impl<B: Backend> Augmented<B> {
             let posteriors = backend.encode(&vae, &backend.embeddings(rows.clone())?)?;
             let key = NoiseKey { seed: plan.seed, side, first_row: 0 };
             let selection = backend.select(&posteriors, key, perturbation)?;
-            let samples: Vec<Sample> = selection
-                .candidates
-                .iter()
-                .enumerate()
-                .map(|(i, &candidate)| Sample { row: (i / selection.top_k) as u32, candidate })
-                .collect();
-            let latents = backend.perturb(&posteriors, key, perturbation, &samples)?;
+            let latents = backend.perturb(&posteriors, key, perturbation, &selection.samples())?;
             Ok((posteriors, latents))
         };
         let (chosen, rejected) = (make(Side::Chosen)?, make(Side::Rejected)?);
