@@ -143,6 +143,8 @@ pub enum Error {
         missing: String,
         /// What the user can do.
         hint: String,
+        /// Parts of the run, as index and count, that make what is missing.
+        parts: Vec<(u64, u64)>,
     },
     /// Another process holds the output folder.
     #[error("{}: another lensmith process is writing here", .path.display())]

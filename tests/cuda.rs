@@ -239,7 +239,7 @@ fn far_too_little_memory_is_an_error_that_says_so() {
     let b = with_memory(60_000);
     let said = b.load_vae(&vae).map(drop).expect_err("no room for the model").to_string();
     assert!(said.contains("device cuda:0: out of memory") && said.contains("MiB free"), "{said}");
-    assert!(said.contains("--device cpu"), "{said}");
+    assert!(said.contains("`device` cpu"), "{said}");
 
     // Training needs its embeddings on the device.
     let b = with_memory(600_000);
@@ -268,11 +268,11 @@ fn models_too_wide_for_a_block_are_refused_with_words() {
     let vae = b.load_vae(&vae).expect("loads");
     let embeddings = b.embeddings(rows.view().into()).expect("uploads");
     let said = b.encode(&vae, &embeddings).map(drop).expect_err("too wide").to_string();
-    assert!(said.contains("bytes of shared memory") && said.contains("--hidden"), "{said}");
+    assert!(said.contains("bytes of shared memory") && said.contains("`vae.hidden`"), "{said}");
     let old = Emulated { tensor_cores: false, ..Emulated::default() };
     let driver = EmulatedDriver::new(Emulator::get(Build::Fast).library(), old);
     let said = Cuda::emulated(driver, Precision::Bf16).expect_err("no tensor cores").to_string();
-    assert!(said.contains("--precision bf16 needs BF16 tensor cores"), "{said}");
+    assert!(said.contains("`precision` bf16 needs BF16 tensor cores"), "{said}");
 }
 
 /// A Turing GPU has less shared memory and no BF16 tensor cores: narrower slices, the same bits.

@@ -113,7 +113,7 @@ impl AnyBackend {
     /// [`Error::Device`] with what is missing; [`Error::InvalidArgument`] for a precision that the device has not.
     pub fn open(choice: DeviceChoice, threads: usize, precision: Precision) -> Result<AnyBackend> {
         if precision != Precision::F32 && choice == DeviceChoice::Reference {
-            return Err(Error::argument("precision", "f32 with --device reference", precision));
+            return Err(Error::argument("precision", "f32 on the reference device", precision));
         }
         match choice {
             DeviceChoice::Auto => match Cuda::open(0, precision) {

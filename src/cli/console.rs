@@ -13,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
+use super::again;
 use super::args::Common;
 use super::flags::{flag_of, with_flags};
 use super::table::count;
@@ -109,10 +110,15 @@ fn message(error: &Error) -> String {
             let flags: Vec<&str> = field.split(' ').map(|word| flag_of(word).unwrap_or(word)).collect();
             format!("option {}: {found} is out of range: expected {expected}", flags.join(" "))
         }
+        Error::Incomplete { path, hint, parts, .. } if !parts.is_empty() => {
+            let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+            error.to_string().replace(hint, &again::hint(folder, parts))
+        }
         Error::Exists { hint, .. } | Error::Incomplete { hint, .. } => {
             error.to_string().replace(hint, &with_flags(hint))
         }
         Error::Diverged { hint, .. } => error.to_string().replace(hint, &with_flags(hint)),
+        Error::Device { .. } => with_flags(&error.to_string()),
         other => other.to_string(),
     }
 }
@@ -155,7 +161,7 @@ struct PrintMessage;
 impl Visit for PrintMessage {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            eprintln!("lensmith: {}", one_line(&format!("{value:?}")));
+            eprintln!("lensmith: {}", one_line(&with_flags(&format!("{value:?}"))));
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! Flags, their defaults' texts, colours and exit codes are known here only.
 
+mod again;
 mod args;
 mod bench;
 mod best_of_n;

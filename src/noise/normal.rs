@@ -20,13 +20,17 @@ pub fn normal_lanes<const LANES: usize>(counter: [[u32; LANES]; 4], key: [u32; 2
     const SCALE: f32 = 1.0 / 4_294_967_296.0;
     let words = philox_lanes(counter, key);
     let mut out = [[0f32; LANES]; 4];
+    // Two loops a pair, so that the constants of each stay in registers.
     for pair in 0..2 {
+        let mut r = [0f32; LANES];
         for l in 0..LANES {
             let u = (words[2 * pair][l] as f32).mul_add(SCALE, 0.5 * SCALE);
-            let r = (-2.0 * ln(u)).sqrt();
+            r[l] = (-2.0 * ln(u)).sqrt();
+        }
+        for l in 0..LANES {
             let (sin, cos) = sin_cos_turn(words[2 * pair + 1][l]);
-            out[2 * pair][l] = r * cos;
-            out[2 * pair + 1][l] = r * sin;
+            out[2 * pair][l] = r[l] * cos;
+            out[2 * pair + 1][l] = r[l] * sin;
         }
     }
     out

@@ -124,6 +124,25 @@ impl Simd for Avx2 {
         [dot(self, a, b[0], acc[0]), dot(self, a, b[1], acc[1])]
     }
 
+    /// In vectors, as compilers make masked stores of the definition, which take some machines twenty times as long.
+    #[inline(always)]
+    fn relu(self, values: &mut [f32]) {
+        let (vectors, rest) = values.as_chunks_mut::<8>();
+        for values in vectors {
+            // SAFETY: 8 values are read and written, unaligned; the token proves AVX. Of zeros of both signs and of NaN
+            // the second operand is the result.
+            unsafe {
+                let positive = _mm256_max_ps(_mm256_setzero_ps(), _mm256_loadu_ps(values.as_ptr()));
+                _mm256_storeu_ps(values.as_mut_ptr(), positive);
+            }
+        }
+        for value in rest {
+            if *value < 0.0 {
+                *value = 0.0;
+            }
+        }
+    }
+
     #[inline(always)]
     fn narrow_f16(self, from: &NrRow, to: &mut NrRow16) {
         for (from, to) in from.as_chunks::<8>().0.iter().zip(to.as_chunks_mut::<8>().0) {

@@ -150,6 +150,16 @@ pub trait Simd: Copy {
         }
     }
 
+    /// ReLU; -0 and NaN stay. `_mm256_max_ps` / - / -.
+    #[inline(always)]
+    fn relu(self, values: &mut [f32]) {
+        for value in values {
+            if *value < 0.0 {
+                *value = 0.0;
+            }
+        }
+    }
+
     /// Rounds to BF16, as [`Element::narrow`] does. - / `_mm512_cvtne2ps_pbh` unless a value is subnormal / -.
     #[inline(always)]
     fn narrow_bf16(self, from: &NrRow, to: &mut NrRow16) {

@@ -181,6 +181,32 @@ impl Task for Stored {
     }
 }
 
+struct Relu(Vec<f32>);
+
+impl Task for Relu {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) -> Self::Output {
+        simd.relu(&mut self.0);
+        self.0.into_iter().map(f32::to_bits).collect()
+    }
+}
+
+#[test]
+fn relu_keeps_zeros_and_nan() {
+    let special =
+        [-0.0, 0.0, f32::NAN, -f32::NAN, f32::NEG_INFINITY, f32::INFINITY, -f32::MIN_POSITIVE / 8.0];
+    let values: Vec<f32> =
+        (0..).flat_map(random).zip(0..).map(|(v, i)| *special.get(i % 11).unwrap_or(&v)).take(77).collect();
+    for len in 0..values.len() {
+        let want: Vec<u32> = values[..len].iter().map(|&v| if v < 0.0 { 0 } else { v.to_bits() }).collect();
+        for isa in Isa::available() {
+            assert_eq!(isa.run(Relu(values[..len].to_vec())), want, "{}", isa.name());
+        }
+    }
+}
+
 fn portable() -> Isa {
     Isa::available().into_iter().find(|isa| isa.name() == "portable").expect("on every machine")
 }

@@ -487,7 +487,7 @@ fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
     Error::shape(
         format!("{what}, column {column}"),
         format!("a finite value that {dtype} can hold"),
-        "infinity or NaN; try another --dtype",
+        "infinity or NaN; another dtype may hold it",
     )
 }
 

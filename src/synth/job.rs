@@ -289,6 +289,7 @@ fn latents(folder: &Path, recipe: &Recipe, io: Io) -> Result<Option<(LatentSet, 
             missing: "No such file, which is a shard of the run".into(),
             hint: "bring the shards of all parts together, or run the synth command again: it makes what is missing"
                 .into(),
+            parts: Vec::new(),
         });
     }
     let names: Vec<String> = shards.iter().map(|path| path.to_string_lossy().into_owned()).collect();

@@ -1,5 +1,5 @@
 //! Runs in parts: each part of a run writes its own manifest beside the others. Here manifests are read and checked, each
-//! alone and against the others, and missing shards are named together with the command that makes them.
+//! alone and against the others, and missing shards are named together with the parts that make them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::recipe::Recipe;
 use crate::data::{
     MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, inspect_shard, manifests, shard_name,
     shard_number,
@@ -209,7 +208,7 @@ pub(super) fn check_header(
 ) -> Result<PlannedShard> {
     let shard = PlannedShard::new(folder, PREFIX, &part.manifest, index);
     if !fs::exists(&shard.path).map_err(Error::io("open", &shard.path))? {
-        return Err(missing_file(folder, part, shard.path));
+        return Err(missing_file(part, shard.path));
     }
     let check = || {
         let (header, found) = inspect_shard(&shard.path)?;
@@ -231,13 +230,12 @@ pub(super) const SHARD_AGAIN: &str =
 
 /// What the user can do about a damaged manifest.
 pub(super) const MANIFEST_AGAIN: &str = "if the file is damaged, put a copy in its place, or remove it and run the same \
-                                         synth command again (with --overwrite where no other manifest is left)";
+                                         synth command again (overwriting the folder where no other manifest is left)";
 
 /// The error for a shard that a manifest lists and that is gone.
-fn missing_file(folder: &Path, part: &PartManifest, path: PathBuf) -> Error {
+fn missing_file(part: &PartManifest, path: PathBuf) -> Error {
     let missing = format!("No such file, though {} lists it", part.name());
-    let hint = format!("it is made again by {}", command(folder, &part.manifest, part.part()));
-    Error::Incomplete { path, missing, hint }
+    missing_parts(path, missing, &[part.part()])
 }
 
 /// Adds to an error what the user can do.
@@ -254,7 +252,7 @@ pub(super) fn advise(error: Error, hint: &str) -> Error {
 }
 
 /// Fails with [`Error::Incomplete`] unless complete manifests list every shard of `wanted`. The error names what is
-/// missing by parts, and the commands that make them.
+/// missing by parts.
 pub(super) fn require_complete(folder: &Path, parts: &[PartManifest], wanted: Range<u64>) -> Result<()> {
     let mut covered = vec![false; (wanted.end - wanted.start) as usize];
     for part in parts.iter().filter(|p| p.manifest.complete) {
@@ -301,82 +299,16 @@ pub(super) fn require_complete(folder: &Path, parts: &[PartManifest], wanted: Ra
     if makers.len() > NAMED {
         missing.push_str(&format!(" and those of {} more parts", makers.len() - NAMED));
     }
-    let others = makers[1..].iter().take(NAMED - 1);
-    let others: Vec<String> = others.map(|(p, ..)| format!("--part {}/{}", p.index, p.count)).collect();
-    let others = match others.is_empty() {
-        true => String::new(),
-        false => format!(", and with {}", others.join(", ")),
-    };
     let (gaps, all) = (gaps.len(), all_shards(manifest));
-    Err(Error::Incomplete {
-        path: folder.to_path_buf(),
-        missing: format!("{gaps} of the run's {all} shards are missing: {missing}"),
-        hint: format!("they are made by {}{others}", command(folder, manifest, makers[0].0)),
-    })
+    let missing = format!("{gaps} of the run's {all} shards are missing: {missing}");
+    let makers: Vec<Part> = makers.iter().map(|maker| maker.0).collect();
+    Err(missing_parts(folder.to_path_buf(), missing, &makers))
 }
 
-/// The command that makes a part of the run in `folder`, for people to copy. In full only if the recipe in the folder,
-/// which has the paths, belongs to the manifest.
-fn command(folder: &Path, manifest: &Manifest, part: Part) -> String {
-    let cut = match part {
-        Part::WHOLE => String::new(),
-        Part { index, count } => format!(" --part {index}/{count}"),
-    };
-    let recipe = Recipe::read(&folder.join("recipe.json")).ok();
-    let recipe = recipe.filter(|r| r.difference(manifest).is_none());
-    match recipe.and_then(|r| synth_command(folder, manifest, &r)) {
-        Some(command) => format!("`{command}{cut}`"),
-        None if cut.is_empty() => "the same synth command".into(),
-        None => format!("the same synth command with{cut}"),
-    }
-}
-
-/// The command of a run in full, every option as its manifest records it: so it makes the same bytes whatever the
-/// defaults are. None if a setting is missing.
-fn synth_command(folder: &Path, manifest: &Manifest, recipe: &Recipe) -> Option<String> {
-    let mut words = vec!["lensmith synth".to_string()];
-    words.extend(recipe.seeds.sources.iter().map(|s| quoted(s)));
-    words.push(format!("--vae {}", quoted(&recipe.vae.path.to_string_lossy())));
-    words.push(format!("--out {}", quoted(&folder.to_string_lossy())));
-    for (option, setting) in [
-        ("--chosen", "/chosen_tensor"),
-        ("--rejected", "/rejected_tensor"),
-        ("--output", "/output/kind"),
-        ("--dtype", "/output/dtype"),
-        ("--precision", "/output/precision"),
-        ("--shard-rows", "/output/shard_rows"),
-        ("--fold", "/plan/fold"),
-        ("--per-side", "/plan/per_side"),
-        ("--pairing", "/plan/pairing"),
-        ("--seed", "/plan/seed"),
-        ("--sigma2", "/perturbation/sigma2"),
-        ("--oversample", "/perturbation/oversample"),
-        ("--likelihood", "/perturbation/likelihood"),
-        ("--source", "/perturbation/source"),
-        ("--mode", "/mode"),
-    ] {
-        match manifest.settings.pointer(setting) {
-            // The arithmetic is recorded as type and kind of device, as in bf16-amx.
-            Some(Value::String(text)) if option == "--precision" => {
-                words.push(format!("{option} {}", quoted(text.split('-').next().unwrap_or(text))));
-            }
-            Some(Value::String(text)) => words.push(format!("{option} {}", quoted(text))),
-            Some(value) => words.push(format!("{option} {value}")),
-            // Latents have no dtype, and a recipe alone no arithmetic either.
-            None if matches!(option, "--dtype" | "--precision") => {}
-            None => return None,
-        }
-    }
-    Some(words.join(" "))
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.into();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
+/// The error for what is missing and is made by parts of the run.
+fn missing_parts(path: PathBuf, missing: String, parts: &[Part]) -> Error {
+    let parts = parts.iter().map(|part| (part.index, part.count)).collect();
+    Error::Incomplete { path, missing, hint: "made by the same job again".into(), parts }
 }
 
 #[cfg(test)]
@@ -391,12 +323,5 @@ mod tests {
                 assert!(part.of(shards).contains(&index), "{index} of {shards}: {part:?}");
             }
         }
-    }
-
-    #[test]
-    fn words_of_a_command_are_safe_to_paste() {
-        assert_eq!(quoted("/data/seeds.safetensors"), "/data/seeds.safetensors");
-        assert_eq!(quoted("it's a *.file"), r"'it'\''s a *.file'");
-        assert_eq!(quoted(""), "''");
     }
 }

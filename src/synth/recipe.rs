@@ -198,7 +198,7 @@ impl Recipe {
             let hint = format!("if it has moved, {option} says where it is");
             move |error| match error {
                 Error::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                    Error::Incomplete { path, missing, hint }
+                    Error::Incomplete { path, missing, hint, parts: Vec::new() }
                 }
                 other => other,
             }
@@ -320,7 +320,7 @@ impl Recipe {
     }
 
     /// The first setting in which this is not the recipe of a manifest: its name, the manifest's value, the recipe's.
-    pub(super) fn difference(&self, manifest: &Manifest) -> Option<(String, String, String)> {
+    pub(crate) fn difference(&self, manifest: &Manifest) -> Option<(String, String, String)> {
         let mut settings = self.settings();
         settings["output"] = manifest.settings["output"].clone();
         manifest.difference(&settings)

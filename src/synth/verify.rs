@@ -170,12 +170,13 @@ pub fn verify_folder<B: Backend>(
             path: recipe_path,
             missing: "No such file, and without it no pair can be made again".into(),
             hint: format!("{RECIPE_AGAIN}; `recompute` 0 does without"),
+            parts: Vec::new(),
         });
     };
     let made_in = &manifest.settings["output"]["precision"];
     if *made_in != serde_json::json!(backend.arithmetic()) {
         let expected =
-            format!("{made_in}, in which {} was made (--recompute 0 does without)", folder.display());
+            format!("{made_in}, in which {} was made (recomputing 0 pairs does without)", folder.display());
         return Err(Error::argument("precision and device", expected, backend.arithmetic()));
     }
     let (seeds, vae) = recipe.open_moved(&recipe_path, options.io, &options.moved)?;
@@ -366,7 +367,7 @@ fn require_same(
         what: format!("pair {pair} (tensor `{tensor}`), made again from the recipe,"),
         expected: "the same bytes".into(),
         found: format!(
-            "other bytes from column {at} on; if the run had --precision bf16, check it with that; else {SHARD_AGAIN}"
+            "other bytes from column {at} on; if the run computed in BF16, check it in BF16; else {SHARD_AGAIN}"
         ),
     })
 }

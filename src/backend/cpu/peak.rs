@@ -2,14 +2,13 @@
 //!
 //! Each is the best of several short trials on all threads of the backend, so that a disturbed trial does not count.
 
-use std::time::Instant;
-
 use rayon::prelude::*;
 
 use super::Cpu;
 use super::gemm::{AlignedRows, ZERO, accumulate, bf16x2, inputs_per_word};
 use crate::backend::Precision;
 use crate::simd::{AMX_M, Line, NR, NrRow, RowsRef, Simd, Task};
+use crate::timing::time_once;
 
 /// Trials of each measurement.
 const TRIALS: usize = 7;
@@ -22,12 +21,12 @@ const PIECE: usize = 1 << 20;
 
 /// The best rate of trials that give the work they did, per second.
 fn best(mut trial: impl FnMut() -> f64) -> f64 {
-    let rates = (0..TRIALS).map(|_| {
-        let from = Instant::now();
-        let work = trial();
-        work / from.elapsed().as_secs_f64()
+    let mut work = 0.0;
+    let Ok(timing) = time_once(TRIALS, || {
+        work = trial();
+        Ok::<(), std::convert::Infallible>(())
     });
-    rates.fold(0.0, f64::max)
+    work / timing.fastest
 }
 
 /// Products of the microkernel on operands that stay in the first-level cache; gives the FLOP done.

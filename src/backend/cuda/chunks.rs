@@ -121,7 +121,7 @@ impl Cuda {
                 let gib = (embeddings.rows.rows() * embeddings.row_bytes()) as f64 / f64::from(1 << 30);
                 Err(DriverError::Other(format!(
                     "{what} needs all embeddings on the GPU, and their {gib:.1} GiB do not fit: use fewer seed pairs, \
-                     or --device cpu"
+                     or `device` cpu"
                 )))
             }
         }

@@ -95,7 +95,7 @@ impl Cuda {
         let cuda = Cuda { driver, precision };
         if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
             return Err(cuda.error(DriverError::Other(format!(
-                "{}: --precision bf16 needs BF16 tensor cores (compute capability 8.0); use --precision f32",
+                "{}: `precision` bf16 needs BF16 tensor cores (compute capability 8.0); use `precision` f32",
                 cuda.driver.detail()
             ))));
         }
@@ -105,7 +105,7 @@ impl Cuda {
     /// A driver's error as the crate's, with the device's name.
     pub(super) fn error(&self, error: DriverError) -> Error {
         let help = match error {
-            DriverError::OutOfMemory { .. } => "; use fewer seed pairs at a time, or --device cpu",
+            DriverError::OutOfMemory { .. } => "; use fewer seed pairs at a time, or `device` cpu",
             DriverError::Other(_) => "",
         };
         Error::Device { device: self.driver.name().into(), reason: format!("{error}{help}") }

@@ -195,7 +195,7 @@ fn start() -> Result<((u32, u32), usize), Unready> {
         let driver = TOOLKIT.map_or("the NVIDIA driver", |release| needed_driver(release.0));
         return Err(Unready::NoGpu(format!(
             "no NVIDIA driver library (libcuda) found: install {driver}, give the container access to the GPU, \
-             or use --device cpu"
+             or use `device` cpu"
         )));
     }
     let driver = driver_release()
@@ -234,7 +234,7 @@ fn open(index: usize, replaced: &ReplacedImages) -> Result<Device, String> {
     let capability = summary.capability.0 * 10 + summary.capability.1;
     if capability < LOWEST {
         return Err(format!(
-            "{summary}: compute capability {}.{} or higher is needed (Turing, 2018); use --device cpu",
+            "{summary}: compute capability {}.{} or higher is needed (Turing, 2018); use `device` cpu",
             LOWEST / 10,
             LOWEST % 10
         ));

@@ -84,7 +84,7 @@ impl Cuda {
         }
         Err(DriverError::Other(format!(
             "{what} of a model this wide takes {least} bytes of shared memory, and a block of this GPU has {limit}: \
-             use --device cpu, or smaller --hidden, --latent or --reward-hidden"
+             use `device` cpu, or smaller `vae.hidden`, `vae.latent` or `reward.hidden`"
         )))
     }
 

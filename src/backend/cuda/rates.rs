@@ -21,6 +21,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::model::{FoldedReward, RewardModel, Vae};
 use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
+use crate::timing::{Timing, calibrate};
 
 /// Least seconds of all trials of a measurement, and of one.
 const TRIALS_SECONDS: f64 = 0.25;
@@ -200,23 +201,6 @@ impl Workload<'_> {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// The number of runs that fill a trial, and their seconds, after one run that is not counted.
-    fn calibrated(&self) -> DriverResult<(u32, f64)> {
-        self.seconds_of(1)?;
-        let mut calls = 1;
-        loop {
-            let seconds = self.seconds_of(calls)?;
-            if seconds >= TRIAL_SECONDS {
-                return Ok((calls, seconds));
-            }
-            calls *= 2;
-        }
-    }
-
-    fn per_second(&self, calls: u32, seconds: f64) -> f64 {
-        self.count as f64 * f64::from(calls) / seconds
-    }
-
     /// Runs once and waits.
     ///
     /// # Errors
@@ -230,19 +214,16 @@ impl Workload<'_> {
     /// # Errors
     /// What the device fails with.
     pub fn measure(&self) -> Result<Rate> {
-        let mut rates = self.cuda.run(|| {
-            let (calls, mut seconds) = self.calibrated()?;
-            let mut rates = vec![self.per_second(calls, seconds)];
-            let mut total = seconds;
-            while total < TRIALS_SECONDS {
-                seconds = self.seconds_of(calls)?;
-                total += seconds;
-                rates.push(self.per_second(calls, seconds));
+        let timing = self.cuda.run(|| {
+            let (calls, first) = calibrate(TRIAL_SECONDS, &mut |calls| self.seconds_of(calls))?;
+            let mut seconds = vec![first];
+            while seconds.iter().sum::<f64>() < TRIALS_SECONDS {
+                seconds.push(self.seconds_of(calls)?);
             }
-            Ok(rates)
+            Ok(Timing::of(seconds).per(f64::from(calls)))
         })?;
-        rates.sort_by(f64::total_cmp);
-        let (per_second, low, high) = (rates[rates.len() / 2], rates[0], rates[rates.len() - 1]);
+        let rate = |seconds: f64| self.count as f64 / seconds;
+        let (per_second, low, high) = (rate(timing.median), rate(timing.slowest), rate(timing.fastest));
         Ok(Rate { per_second, low, high, ..self.rate.clone() })
     }
 
@@ -252,11 +233,13 @@ impl Workload<'_> {
     /// What the device fails with.
     pub fn in_turns(&self, other: &Workload<'_>, turns: usize) -> Result<[Vec<f64>; 2]> {
         self.cuda.run(|| {
-            let calls = [self.calibrated()?.0, other.calibrated()?.0];
+            let calls_of = |w: &Workload<'_>| calibrate(TRIAL_SECONDS, &mut |calls| w.seconds_of(calls));
+            let calls = [calls_of(self)?.0, calls_of(other)?.0];
             let mut rates = [Vec::new(), Vec::new()];
             for _ in 0..turns {
                 for (i, workload) in [self, other].into_iter().enumerate() {
-                    rates[i].push(workload.per_second(calls[i], workload.seconds_of(calls[i])?));
+                    let units = workload.count as f64 * f64::from(calls[i]);
+                    rates[i].push(units / workload.seconds_of(calls[i])?);
                 }
             }
             Ok(rates)

@@ -14,13 +14,12 @@ use super::report::Repeat;
 use crate::cli::console::Console;
 use crate::cli::training::{save, show_reward_epochs, show_vae_epochs};
 use crate::cli::writing::{PROGRESS_EVERY, write_shards};
-use crate::data::{PairOptions, WriteMode, write_pairs};
-use crate::dtype::Dtype;
+use crate::data::{PairOptions, write_pairs};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval::{Arm, ArmResult, Experiment, Split};
 use crate::matrix::RowSet;
-use crate::synth::{OutputKind, Part, Recipe, SynthJob, SynthesisOptions};
+use crate::synth::{OutputKind, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, TrainedVae, VaeTraining};
 
 /// The settings of a run, for one seed.
@@ -137,17 +136,8 @@ impl Repeats<'_> {
         };
         recipe_from("").write(&folder.join("recipe.json"))?;
         let Some(kind) = self.output.filter(|kind| *kind != OutputKind::Recipe) else { return Ok(()) };
-        let job = SynthJob {
-            recipe: &recipe_from("../"),
-            out: &folder.join("synthetic"),
-            kind,
-            dtype: Dtype::Bf16,
-            shard_rows: None,
-            part: Part::WHOLE,
-            overwrite: self.overwrite,
-            write: WriteMode::default(),
-            latents: None,
-        };
+        let (recipe, out) = (recipe_from("../"), folder.join("synthetic"));
+        let job = SynthJob { kind, overwrite: self.overwrite, ..SynthJob::new(&recipe, &out) };
         write_shards(self.engine, self.console, ("synthesis", PROGRESS_EVERY), &job, &seeds, &vae).map(drop)
     }
 }

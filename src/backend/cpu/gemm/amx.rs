@@ -24,11 +24,9 @@ pub fn accumulate<S: Simd>(simd: S, a: RowsRef<'_>, b: &[NrRow], sums: &mut [NrR
 /// Adds what the epilogue starts from to whole sums.
 #[inline(always)]
 pub fn add_start(Tile { row, panel }: Tile, sums: &mut [NrRow], epilogue: &impl Epilogue) {
-    let mut start = [ZERO; AMX_M];
-    for (i, sums) in sums.chunks_mut(AMX_M).enumerate() {
-        let start = &mut start[..sums.len()];
-        epilogue.start(Tile { row: row + i * AMX_M, panel }, start);
-        for (sum, start) in sums.as_flattened_mut().iter_mut().zip(start.as_flattened()) {
+    for (sums, row) in sums.iter_mut().zip(row..) {
+        let start = *epilogue.start(row, panel);
+        for (sum, start) in sums.iter_mut().zip(start) {
             *sum += start;
         }
     }

@@ -13,10 +13,10 @@ pub struct Tile {
 
 /// The ends of a product's sums. Both methods must be `#[inline(always)]`.
 pub trait Epilogue {
-    /// Sets what the sums of a tile start from.
+    /// What the sums of a row and panel start from.
     #[inline(always)]
-    fn start(&self, _tile: Tile, sums: &mut [NrRow]) {
-        sums.fill(ZERO);
+    fn start(&self, _row: usize, _panel: usize) -> &NrRow {
+        &ZERO
     }
 
     /// Takes the sums of a tile; may change them in place.
@@ -77,19 +77,11 @@ pub enum Finish<'a> {
 
 impl Epilogue for Inference<'_> {
     #[inline(always)]
-    fn start(&self, tile: Tile, sums: &mut [NrRow]) {
+    fn start(&self, row: usize, panel: usize) -> &NrRow {
         match self.start {
-            Start::Bias(bias) => sums.fill(bias[tile.panel]),
-            Start::Rows { rows, first, panels } => {
-                for (sum, row) in sums.iter_mut().zip(tile.row..) {
-                    *sum = rows[row * panels + tile.panel - first];
-                }
-            }
-            Start::Seeds { rows, seeds, panels } => {
-                for (sum, &seed) in sums.iter_mut().zip(&seeds[tile.row..]) {
-                    *sum = rows[seed as usize * panels + tile.panel];
-                }
-            }
+            Start::Bias(bias) => &bias[panel],
+            Start::Rows { rows, first, panels } => &rows[row * panels + panel - first],
+            Start::Seeds { rows, seeds, panels } => &rows[seeds[row] as usize * panels + panel],
         }
     }
 
@@ -99,7 +91,7 @@ impl Epilogue for Inference<'_> {
         match &mut self.finish {
             Finish::Hidden(out) => {
                 for (row, sum) in (row..).zip(sums) {
-                    relu(sum);
+                    simd.relu(sum);
                     out.row_mut(row)[panel * NR..][..NR].copy_from_slice(sum);
                 }
             }
@@ -116,7 +108,7 @@ impl Epilogue for Inference<'_> {
             Finish::Reward { second, sums: out } => {
                 let weights = &second[panel];
                 for (out, sum) in out[row..].iter_mut().zip(sums) {
-                    relu(sum);
+                    simd.relu(sum);
                     // Values of their own, which cannot overlap: else the loop would not be vectorised.
                     let (sum, weights, before) = (*sum, *weights, *out);
                     *out = std::array::from_fn(|i| sum[i].mul_add(weights[i], before[i]));
@@ -124,12 +116,6 @@ impl Epilogue for Inference<'_> {
             }
         }
     }
-}
-
-/// ReLU; -0 and NaN stay.
-#[inline(always)]
-pub fn relu(row: &mut [f32]) {
-    row.iter_mut().for_each(|v| *v = if *v < 0.0 { 0.0 } else { *v });
 }
 
 /// Rows of `dim` stored values, as bytes.

@@ -26,7 +26,7 @@ mod pack;
 
 use std::ops::Range;
 
-pub use epilogue::{Add, Epilogue, Finish, Inference, Keep, RowsOut, Start, Tile, relu};
+pub use epilogue::{Add, Epilogue, Finish, Inference, Keep, RowsOut, Start, Tile};
 use microkernel::{Bf16x2, F32, Microkernel};
 pub use pack::{
     AlignedRows, PackedA, PackedB, ZERO, bf16x2, inputs_per_word, pack_pairs, pack_stored, pack_words,
@@ -95,7 +95,7 @@ pub fn start<S: Simd>(
     if is_amx(simd, precision) {
         sums.fill(ZERO);
     } else {
-        epilogue.start(tile, sums);
+        sums.iter_mut().zip(tile.row..).for_each(|(sum, row)| *sum = *epilogue.start(row, tile.panel));
     }
 }
 

@@ -5,7 +5,7 @@ use super::adam::ParamVector;
 use super::linear::Sums;
 use super::narrow::{NarrowLinear, relu_backward};
 use super::share;
-use crate::backend::cpu::gemm::{ZERO, pack_pairs, pack_words, relu};
+use crate::backend::cpu::gemm::{ZERO, pack_pairs, pack_words};
 use crate::backend::{Divergence, Precision, VaeLoss, VaeObjective, W2_EPS};
 use crate::noise::math::exp;
 use crate::noise::{NoiseCounter, Purpose, Side, fill_normals_in};
@@ -215,7 +215,7 @@ impl Task for Forward<'_> {
         for (p, bias) in bias.iter().enumerate() {
             from_sums(sums, (p, 2 * pairs), at, bias, encoder_hidden, hidden);
         }
-        relu(encoder_hidden);
+        simd.relu(encoder_hidden);
         batch.middle[0].forward(simd, encoder_hidden, code);
         let rows = eps.chunks_exact_mut(latent).zip(z.chunks_exact_mut(latent));
         for ((r, code), (eps, z)) in (at..).zip(code.chunks_exact(2 * latent)).zip(rows) {
@@ -230,7 +230,7 @@ impl Task for Forward<'_> {
             }
         }
         batch.middle[1].forward(simd, z, decoder_hidden);
-        relu(decoder_hidden);
+        simd.relu(decoder_hidden);
         if !words.is_empty() {
             pack_words(simd, decoder_hidden, words);
         }

@@ -7,7 +7,7 @@ use super::adam::{ParamVector, Rates, Update, Weights};
 use super::linear::{Back, Fill, FusedLinear, Operand, STRIDE, Sums};
 use super::samples::{NONE, Samples, Side, Step};
 use super::share;
-use crate::backend::cpu::gemm::{self, Add, AlignedRows, Keep, ZERO, pack_pairs, relu};
+use crate::backend::cpu::gemm::{self, Add, AlignedRows, Keep, ZERO, pack_pairs};
 use crate::backend::{PairRows, Precision, RewardObjective};
 use crate::model::{Linear, RewardModel, Standardizer};
 use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task};
@@ -272,7 +272,7 @@ impl Task for Forward<'_> {
         let folded = &mut hidden[step.whole..];
         let h = RowsRef { words: &step.hidden, count: folded.len(), stride: step.depth };
         gemm::product(simd, Precision::F32, h, &wide[..step.depth], panel, &mut Add(folded));
-        relu(hidden.as_flattened_mut());
+        simd.relu(hidden.as_flattened_mut());
         for (row, share) in hidden.iter().zip(shares) {
             let products: NrRow = std::array::from_fn(|i| row[i] * head[i]);
             *share = simd.sum(&products);

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::backend::cpu::gemm::{self, Keep, ZERO, pad_rows, relu, transpose};
+use crate::backend::cpu::gemm::{self, Keep, ZERO, pad_rows, transpose};
 use crate::backend::cpu::infer::{Base, PackedVae, decode};
 use crate::backend::cpu::latents::{LatentRows, Posteriors};
 use crate::backend::{PairRows, Precision, SyntheticPath};
@@ -340,7 +340,7 @@ impl Task for Hide<'_> {
             gemm::product(simd, Precision::F32, z, panel, p, &mut Keep(&mut made));
             for row in &mut made[..count] {
                 row.iter_mut().zip(bias).for_each(|(v, bias)| *v += bias);
-                relu(row);
+                simd.relu(row);
             }
             let columns = p * NR..((p + 1) * NR).min(depth - 1);
             let (samples, means) = made.split_at(folded);
