@@ -172,7 +172,8 @@ fn text(report: &Report) -> String {
     parts.push(table(&header, &rows));
     parts.push(
         "Bytes and FLOP are those of one row, latent or pair; ± is half the spread of the trials. The share is\n\
-         that of the highest rate which the limits above allow."
+         that of the highest rate which the limits above allow. FLOP are those of whole products: decode and the\n\
+         folded score leave out hidden units that are zero, which can bring a share past 100 %."
             .into(),
     );
     parts.extend(report.entries.iter().filter_map(whole_run));

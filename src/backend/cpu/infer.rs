@@ -7,8 +7,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::gemm::{
-    self, AlignedRows, Finish, Inference, PackedA, PackedB, RowsOut, Start, Tile, ZERO, inputs_per_word,
-    pack_stored, pack_words, pad_rows,
+    self, ActiveRows, AlignedRows, Finish, Inference, PackedA, PackedB, RowsOut, Start, Tile, ZERO,
+    inputs_per_word, pack_stored, pack_words, pad_rows,
 };
 use super::latents::{self, LatentRows};
 use crate::backend::Precision;
@@ -41,6 +41,14 @@ struct Layer {
     bias: Vec<NrRow>,
 }
 
+/// Inputs of a layer.
+#[derive(Clone, Copy)]
+enum Inputs<'a> {
+    All(RowsRef<'a>),
+    /// Those behind a ReLU that are not zero.
+    Active(&'a ActiveRows),
+}
+
 /// Scratch of a layer of stored rows: a block of k of its inputs, and its sums, `[panel][rows]`.
 #[derive(Default)]
 struct WideScratch {
@@ -71,19 +79,27 @@ impl Layer {
     /// W x + b.
     #[inline(always)]
     fn forward<S: Simd>(&self, simd: S, x: RowsRef<'_>, finish: Finish<'_>) {
-        self.products(simd, x, 0..self.panels(), Inference { start: Start::Bias(&self.bias), finish });
+        self.products(
+            simd,
+            Inputs::All(x),
+            0..self.panels(),
+            Inference { start: Start::Bias(&self.bias), finish },
+        );
     }
 
     /// W x and an epilogue, for the panels asked for. A function of its own for each instruction set.
     #[inline(always)]
-    fn products<S: Simd>(&self, simd: S, x: RowsRef<'_>, panels: Range<usize>, epilogue: Inference<'_>) {
-        struct Products<'a>(&'a PackedB, RowsRef<'a>, Range<usize>, Inference<'a>);
+    fn products<S: Simd>(&self, simd: S, x: Inputs<'_>, panels: Range<usize>, epilogue: Inference<'_>) {
+        struct Products<'a>(&'a PackedB, Inputs<'a>, Range<usize>, Inference<'a>);
         impl Task for Products<'_> {
             type Output = ();
             #[inline(always)]
             fn run<S: Simd>(self, simd: S) {
                 let Products(weights, x, panels, mut epilogue) = self;
-                gemm::gemm(simd, x, weights, 0..weights.words(), panels, &mut epilogue);
+                match x {
+                    Inputs::All(x) => gemm::gemm(simd, x, weights, 0..weights.words(), panels, &mut epilogue),
+                    Inputs::Active(x) => gemm::gemm_active(simd, x, weights, panels, &mut epilogue),
+                }
             }
         }
         simd.call(Products(&self.weights, x, panels, epilogue));
@@ -307,6 +323,7 @@ struct Hidden {
     means: PackedA,
     /// The same in bf16x2 words.
     words: PackedA,
+    active: ActiveRows,
 }
 
 /// The means of the seeds that residual samples belong to: `[seeds, latent]`, and the seed of each latent.
@@ -317,18 +334,18 @@ struct Means<'a> {
 }
 
 impl Hidden {
-    /// Makes the hidden layer of latents as inputs of a layer of `precision`; with means, less that of their seeds' means:
+    /// Makes the hidden layer of latents as inputs of the weights `next`; with means, less that of their seeds' means:
     /// the last layer is linear, so decoder(z') - decoder(mu) = W (h' - h_mu).
     #[inline(always)]
     fn make<S: Simd>(
         &mut self,
         simd: S,
         layer: &Layer,
-        precision: Precision,
+        next: &PackedB,
         (z, range): (LatentRows<'_>, Range<usize>),
         means: Option<Means<'_>>,
-    ) -> RowsRef<'_> {
-        let (count, latent) = (range.len(), layer.weights.words());
+    ) -> Inputs<'_> {
+        let (count, latent, precision) = (range.len(), layer.weights.words(), next.precision());
         let hidden = layer.panels() * NR;
         self.latents.resize(count, latent);
         let (out, stride) = self.latents.raw_mut();
@@ -354,14 +371,21 @@ impl Hidden {
                 self.rows.row_mut(i)[..hidden].iter_mut().zip(mean).for_each(|(a, b)| *a -= b);
             }
         }
-        if precision == Precision::F32 {
-            return self.rows.rows(count);
+        let rows = match precision {
+            Precision::F32 => self.rows.rows(count),
+            Precision::Bf16 => {
+                self.words.resize(count, hidden / inputs_per_word(precision));
+                for row in 0..count {
+                    pack_words(simd, &self.rows.row_mut(row)[..hidden], self.words.row_mut(row));
+                }
+                self.words.rows(count)
+            }
+        };
+        if gemm::is_amx(simd, precision) {
+            return Inputs::All(rows);
         }
-        self.words.resize(count, hidden / inputs_per_word(precision));
-        for row in 0..count {
-            pack_words(simd, &self.rows.row_mut(row)[..hidden], self.words.row_mut(row));
-        }
-        self.words.rows(count)
+        self.active.list(rows, next.words(), precision);
+        Inputs::Active(&self.active)
     }
 }
 
@@ -401,9 +425,11 @@ pub fn decode(isa: Isa, vae: &PackedVae, z: LatentRows<'_>, base: Option<Base<'_
             let [first, last] = &vae.decoder;
             let dim = vae.size.dim;
             let means = base.map(|b| Means { mu: b.mu, seeds: b.rows });
-            let x = hidden.make(simd, first, last.weights.precision(), (z, range), means);
+            let x = hidden.make(simd, first, &last.weights, (z, range), means);
             let Some(Base { embeddings, rows, .. }) = base else {
-                return last.forward(simd, x, Finish::Stored(RowsOut { bytes: out, dtype, dim, stream }));
+                let finish = Finish::Stored(RowsOut { bytes: out, dtype, dim, stream });
+                let epilogue = Inference { start: Start::Bias(&last.bias), finish };
+                return last.products(simd, x, 0..last.panels(), epilogue);
             };
             for first in (0..last.panels()).step_by(RESIDUAL_PANELS) {
                 let panels = first..(first + RESIDUAL_PANELS).min(last.panels());
@@ -532,7 +558,7 @@ pub fn score_latents(
             let Block { model, z, range, base, scratch: (hidden, sums), out } = self;
             let layer = &model.folded;
             let means = base.map(|(_, means)| means);
-            let x = hidden.make(simd, &model.decoder, layer.weights.precision(), (z, range), means);
+            let x = hidden.make(simd, &model.decoder, &layer.weights, (z, range), means);
             sums.clear();
             sums.resize(out.len(), ZERO);
             let start = match base {

@@ -118,6 +118,6 @@ fn tile<S: Simd, T: Terms, const MR: usize, const NV: usize>(
 }
 
 #[inline(always)]
-fn vectors(row: &NrRow) -> &[[f32; VLEN]; NR / VLEN] {
+pub fn vectors(row: &NrRow) -> &[[f32; VLEN]; NR / VLEN] {
     row.as_chunks::<VLEN>().0.try_into().expect("a row is whole vectors")
 }

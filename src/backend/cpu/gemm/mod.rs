@@ -19,6 +19,7 @@
 //! 4. Where a machine multiplies BF16 matrices, `amx.rs` takes the microkernel's place: it sums all of A B first, and
 //!    what the epilogue starts from comes last.
 
+mod active;
 mod amx;
 mod epilogue;
 mod microkernel;
@@ -26,6 +27,7 @@ mod pack;
 
 use std::ops::Range;
 
+pub use active::{ActiveRows, gemm_active};
 pub use epilogue::{Add, Epilogue, Finish, Inference, Keep, RowsOut, Start, Tile};
 use microkernel::{Bf16x2, F32, Microkernel};
 pub use pack::{
@@ -41,7 +43,7 @@ const MC: usize = 24;
 
 /// Whether products of this precision are those of matrices.
 #[inline(always)]
-fn is_amx<S: Simd>(simd: S, precision: Precision) -> bool {
+pub fn is_amx<S: Simd>(simd: S, precision: Precision) -> bool {
     precision == Precision::Bf16 && simd.has_amx()
 }
 
