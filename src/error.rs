@@ -104,6 +104,14 @@ pub enum Error {
         /// What the user can do.
         hint: String,
     },
+    /// A name that would be written holds something that is not ours to write.
+    #[error("{}: {why}; remove it, or write to another folder", .path.display())]
+    Refused {
+        /// The name.
+        path: PathBuf,
+        /// What it holds.
+        why: String,
+    },
     /// A checkpoint holds another kind of model than was asked for.
     #[error("{}: expected a {expected} checkpoint, found {found}", .path.display())]
     WrongCheckpoint {

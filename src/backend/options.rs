@@ -92,6 +92,7 @@ pub enum DecodeMode {
 
 /// How candidates are drawn and filtered.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Perturbation {
     /// Variance sigma^2 of the noise eta.
     pub sigma2: f64,

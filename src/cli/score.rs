@@ -9,7 +9,7 @@ use serde_json::json;
 use super::args::Common;
 use super::console::{Console, print_line};
 use super::table::count;
-use crate::data::{Checkpoint, EmbeddingSet, ShardWriter, TensorSpec, require_absent};
+use crate::data::{Checkpoint, EmbeddingSet, ShardWriter, TensorSpec, require_absent, require_apart};
 use crate::error::{Error, Result};
 use crate::model::RewardModel;
 
@@ -46,6 +46,11 @@ impl Score {
         }
         let (model, _) = RewardModel::load(&self.model)?;
         let set = EmbeddingSet::open(&self.embeddings, &self.tensor, common.io)?;
+        if let Some(out) = &self.out {
+            let mut inputs = set.paths();
+            inputs.push(&self.model);
+            require_apart(out, &inputs)?;
+        }
         if set.dim() != model.size().dim {
             let file = set.files().first().map(|f| f.path.display().to_string()).unwrap_or_default();
             let expected = format!("{}, that of {}", model.size().dim, self.model.display());

@@ -11,7 +11,7 @@ use super::console::Console;
 use super::inputs::open_held_out;
 use super::table::count;
 use super::training::{save, show_reward_epochs};
-use crate::data::{Manifest, PairSet, PairSource, manifests};
+use crate::data::{Manifest, PairSet, PairSource, manifests, require_apart};
 use crate::error::Result;
 use crate::synth::Recipe;
 
@@ -56,6 +56,10 @@ impl TrainReward {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
                 let held = open_held_out(&self.validation, &options, seeds.dim())?;
+                // Joined to an absolute path it is that path.
+                let vae_path = path.with_file_name("").join(&recipe.vae.path);
+                require_apart(out, &[path, &vae_path])?;
+                require_apart(out, &paths(&seeds, &held))?;
                 let trained = engine.train_reward_on_synthetic(
                     &recipe.options(),
                     &seeds,
@@ -69,6 +73,7 @@ impl TrainReward {
             None => {
                 let pairs = PairSet::open(&self.pairs, &options)?;
                 let held = open_held_out(&self.validation, &options, pairs.dim())?;
+                require_apart(out, &paths(&pairs, &held))?;
                 let scan = pairs.scan()?.sources;
                 let leading = leading_originals(&self.pairs, &pairs)?;
                 let trained = engine.train_reward(
@@ -106,6 +111,11 @@ impl TrainReward {
         });
         Ok(())
     }
+}
+
+/// The files of pairs and of validation pairs.
+fn paths<'a>(pairs: &'a PairSet, held: &'a Option<PairSet>) -> Vec<&'a Path> {
+    pairs.paths().into_iter().chain(held.iter().flat_map(PairSet::paths)).collect()
 }
 
 /// If `pairs` are one folder that `synth` made as a whole: how many leading pairs are the original ones.

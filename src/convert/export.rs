@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::column::{BLOCK_BYTES, Buffer, Kind};
 use super::npy;
 use super::sources::{Column, ColumnSource, Format, column_names};
-use crate::data::{AtomicFile, Io, require_absent};
+use crate::data::{AtomicFile, Io, require_absent, require_apart};
 use crate::error::{Error, Result};
 
 /// Bytes of a row group, before compression, where the user does not say otherwise. One is held in memory.
@@ -180,6 +180,7 @@ pub fn export(job: &ExportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<
         let what = format!("{}: tensors", job.sources.join(", "));
         return Err(Error::TooFew { what, needed: 1, found: 0 });
     };
+    require_apart(&job.out, &columns.iter().flat_map(Column::paths).collect::<Vec<_>>())?;
     let out = AtomicFile::create(&job.out)?;
     match job.format {
         ExportFormat::Parquet => parquet(job, &out, &names, &mut columns, rows, on_progress)?,

@@ -162,8 +162,9 @@ impl ImportJob {
             lock: "import",
             manifest: MANIFEST,
             prefix,
-            earlier: Earlier::Restart(&paths),
+            earlier: Earlier::Restart,
             overwrite: self.overwrite,
+            inputs: &paths,
         };
         let manifest = Manifest::new(settings, rows, shard_rows, None);
         ShardSequence::start(OutputFolder::open(&self.out, manifest, options)?, tensors)

@@ -17,7 +17,7 @@ use arrow_schema::SchemaRef;
 
 use super::arrays::{self, Place, guarded};
 use super::column::{Buffer, ColumnInfo, ColumnReader};
-use crate::data::{FileBytes, Io};
+use crate::data::{FileBytes, Io, open_input};
 use crate::error::{Error, Result};
 
 /// The signature at both ends of the file format; the length of the footer is before the last one.
@@ -49,8 +49,7 @@ struct Index {
 
 impl Index {
     fn read(path: &Path) -> Result<Index> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let len = file.metadata().map_err(Error::io("open", path))?.len();
+        let (file, len) = open_input(path, "Arrow")?;
         let mut file = BufReader::new(file);
         let range = stream_range(path, &mut file, len)?;
         let mut schema = None;
@@ -199,7 +198,7 @@ pub(super) fn open(path: &Path, name: &str, io: Io) -> Result<(ColumnInfo, Box<d
             let map = Arc::new(FileBytes::open(path, io)?);
             Source::Map(Bytes::from(bytes::Bytes::from_owner(Mapped(map.clone()))), map)
         }
-        Io::Read => Source::File(File::open(path).map_err(Error::io("open", path))?),
+        Io::Read => Source::File(open_input(path, "Arrow")?.0),
     };
     let mut reader = Column {
         path: path.to_path_buf(),

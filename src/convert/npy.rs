@@ -12,6 +12,7 @@ use flate2::read::DeflateDecoder;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::column::{Buffer, ColumnInfo, ColumnReader, Kind};
+use crate::data::open_input;
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -172,8 +173,7 @@ fn exact(path: &Path, from: &mut impl Read, out: &mut [u8]) -> Result<()> {
 
 /// Opens a .npy file as its one column.
 pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn ColumnReader + Send>)> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let len = file.metadata().map_err(Error::io("open", path))?.len();
+    let (file, len) = open_input(path, "npy")?;
     let mut file = BufReader::with_capacity(1 << 20, file);
     let header = Header::read(path, &mut file)?;
     let (info, stored) = header.info(path, name)?;
@@ -199,7 +199,7 @@ pub(super) fn members(path: &Path) -> Result<Vec<String>> {
 }
 
 fn archive(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let (file, _) = open_input(path, "npz")?;
     ZipArchive::new(BufReader::new(file)).map_err(|e| bad_zip(path, e.to_string()))
 }
 
@@ -226,7 +226,7 @@ pub(super) fn open_member(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dy
     let (packed, size, crc) = (member.compressed_size(), member.size(), member.crc32());
     drop(member);
 
-    let mut file = File::open(path).map_err(Error::io("open", path))?;
+    let (mut file, _) = open_input(path, "npz")?;
     file.seek(SeekFrom::Start(start)).map_err(Error::io("read", path))?;
     let packed = BufReader::with_capacity(1 << 20, file).take(packed);
     let unpacked =

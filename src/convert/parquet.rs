@@ -11,6 +11,7 @@ use arrow_array::{Array, RecordBatch};
 
 use super::arrays::{self, Place, guarded};
 use super::column::{BLOCK_BYTES, Buffer, ColumnInfo, ColumnReader};
+use crate::data::open_input;
 use crate::error::{Error, Result};
 
 fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
@@ -18,7 +19,7 @@ fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
 }
 
 fn metadata(path: &Path) -> Result<(File, ArrowReaderMetadata)> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let (file, _) = open_input(path, "Parquet")?;
     let metadata = guarded(|| ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()));
     let metadata = metadata.map_err(|e| bad(path, e))?.map_err(|e| bad(path, e))?;
     Ok((file, metadata))

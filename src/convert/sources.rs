@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::column::{Buffer, ColumnInfo, FileColumn, Kind};
 use super::{ipc, npy, parquet, tensors};
-use crate::data::{Io, expand_sources};
+use crate::data::{Io, expand_sources, read_small};
 use crate::error::{Error, Result};
 
 /// A file format that is read.
@@ -327,8 +327,11 @@ fn folder(path: &Path, format: Option<Format>) -> Result<Vec<(PathBuf, Format)>>
     Ok(files)
 }
 
+/// Most bytes of a data set's descriptions, which hold no data.
+const MOST_JSON: u64 = 16 << 20;
+
 fn json(path: &Path) -> Result<Value> {
-    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = read_small(path, "data set", MOST_JSON)?;
     serde_json::from_slice(&bytes).map_err(|e| Error::Format {
         path: path.to_path_buf(),
         format: "data set",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 
 use super::column::{Buffer, ColumnInfo, ColumnReader, Kind};
-use crate::data::{TensorInfo, inspect_shard};
+use crate::data::{TensorInfo, inspect_shard, open_input};
 use crate::error::{Error, Result};
 
 /// Names of the tensors in a file.
@@ -46,7 +46,7 @@ pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn Colum
     let header = inspect_shard(path)?.0;
     let tensor = header.tensor(path, name)?;
     let (info, size) = info(path, tensor)?;
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let (file, _) = open_input(path, "safetensors")?;
     let at = tensor.range.start as u64;
     let reader = Tensor { path: path.to_path_buf(), file, at, width: info.width(), size, bytes: Vec::new() };
     Ok((info, Box::new(reader)))

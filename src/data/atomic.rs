@@ -4,9 +4,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::place::Folder;
 use crate::error::{Error, Result};
 
 /// A file that is written beside its final place and moved there when it is complete. The temporary name is
@@ -15,14 +16,17 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
-    temporary: PathBuf,
+    folder: Folder,
+    name: OsString,
+    temporary: OsString,
     file: File,
     moved: bool,
 }
 
 impl AtomicFile {
     /// Creates the temporary file beside `path`; whatever is at `path` stays as it is. Fails if the folder is
-    /// missing or cannot be written, and with [`Error::Busy`] if somebody else is writing the same file.
+    /// missing or cannot be written, with [`Error::Busy`] if somebody else is writing the same file, and with
+    /// [`Error::Refused`] if something else than our own file has the temporary name.
     pub fn create(path: &Path) -> Result<AtomicFile> {
         AtomicFile::create_locked(path, File::try_lock)
     }
@@ -32,26 +36,36 @@ impl AtomicFile {
         lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
     ) -> Result<AtomicFile> {
         let name = path.file_name().ok_or(ErrorKind::InvalidFilename);
-        let name = name.map_err(|kind| Error::io("create", path)(kind.into()))?;
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(".tmp");
-        let temporary = path.with_file_name(hidden);
+        let name = name.map_err(|kind| Error::io("create", path)(kind.into()))?.to_os_string();
+        // Errors name the file that was asked for.
+        let create = |error| match error {
+            Error::Io { source, .. } => Error::io("create", path)(source),
+            other => other,
+        };
+        let folder = Folder::of(path).map_err(create)?;
+        let mut temporary = OsString::from(".");
+        temporary.push(&name);
+        temporary.push(".tmp");
         loop {
-            let file = File::options().create(true).truncate(false).write(true).open(&temporary);
-            let file = file.map_err(Error::io("create", path))?;
+            let file = folder.own_file(&temporary).map_err(create)?;
             match lock(&file) {
                 Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
-                // Some network filesystems have no locks.
+                // Some network file systems have no locks.
                 Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
                 result => result.map_err(|e| Error::io("lock", path)(e.into()))?,
             }
             // Between opening and locking, another writer may have finished and renamed the file that we opened:
             // writing to it would then change its finished output. So the name must still lead to our file.
-            let ours = file.metadata().map_err(Error::io("open", path))?;
-            if fs::metadata(&temporary).is_ok_and(|m| (m.dev(), m.ino()) == (ours.dev(), ours.ino())) {
+            if folder.holds(&temporary, &file).map_err(Error::io("open", path))? {
                 file.set_len(0).map_err(Error::io("write", path))?;
-                return Ok(AtomicFile { path: path.to_path_buf(), temporary, file, moved: false });
+                return Ok(AtomicFile {
+                    path: path.to_path_buf(),
+                    folder,
+                    name,
+                    temporary,
+                    file,
+                    moved: false,
+                });
             }
         }
     }
@@ -65,26 +79,13 @@ impl AtomicFile {
         &self.path
     }
 
-    /// Where the file lies until it is complete.
-    pub fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-
     /// Forces the bytes to the disk, moves the file over its final path and forces the folder to the disk.
     /// After a crash the path holds the old file or the new one, never a part.
     pub fn commit(mut self) -> Result<()> {
         self.file.sync_all().map_err(Error::io("write", &self.path))?;
-        fs::rename(&self.temporary, &self.path).map_err(Error::io("create", &self.path))?;
+        self.folder.rename(&self.temporary, &self.name).map_err(Error::io("create", &self.path))?;
         self.moved = true;
-        let folder = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        match File::open(folder).and_then(|f| f.sync_all()) {
-            // Some network filesystems cannot force a folder to the disk, and say so.
-            Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
-            result => result.map_err(Error::io("write folder", folder)),
-        }
+        self.folder.sync()
     }
 }
 
@@ -92,7 +93,7 @@ impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.moved {
             // The error that led here is the one to report; a leftover is replaced by the next attempt.
-            let _ = fs::remove_file(&self.temporary);
+            let _ = self.folder.remove(&self.temporary);
         }
     }
 }

@@ -10,15 +10,17 @@
 //! wrote, which lack our metadata, load as well, in F32, F16 or BF16.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::Xxh3;
 
-use crate::data::format::Header;
-use crate::data::map::{FileBytes, Io};
+use crate::data::format::{Header, hex};
+use crate::data::map::Io;
+use crate::data::place::open_input;
+use crate::data::source::Source;
 use crate::data::writer::write_tensors;
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -60,9 +62,9 @@ pub trait Checkpoint: Sized {
     /// A file that is not safetensors, holds another kind of model, lacks a tensor, or has a parameter of the
     /// wrong size or that is not finite.
     fn load(path: &Path) -> Result<(Self, Provenance)> {
-        let file = FileBytes::open(path, Io::Read)?;
-        let header = Header::parse(path, file.bytes())?;
-        let found = kind_of(&header);
+        let source = Source::open(path, Io::Read)?;
+        let header = &source.header;
+        let found = kind_of(header);
         if found.as_deref().is_some_and(|kind| kind != Self::KIND) {
             return Err(Error::WrongCheckpoint {
                 path: path.to_path_buf(),
@@ -72,8 +74,8 @@ pub trait Checkpoint: Sized {
         }
         let mut layers = Vec::new();
         for prefix in Self::PREFIXES {
-            let (shape, weight) = parameter(path, &header, file.bytes(), &format!("{prefix}.weight"))?;
-            let (_, bias) = parameter(path, &header, file.bytes(), &format!("{prefix}.bias"))?;
+            let (shape, weight) = parameter(&source, &format!("{prefix}.weight"))?;
+            let (_, bias) = parameter(&source, &format!("{prefix}.bias"))?;
             let &[outputs, inputs] = shape.as_slice() else {
                 let what = format!("{}: rank of `{prefix}.weight`", path.display());
                 return Err(Error::shape(what, 2, shape.len()));
@@ -84,7 +86,7 @@ pub trait Checkpoint: Sized {
             );
         }
         let model = Self::assemble(layers).map_err(|e| in_file(path, "", e))?;
-        Ok((model, header.metadata))
+        Ok((model, source.header.metadata))
     }
 }
 
@@ -102,6 +104,11 @@ fn in_file(path: &Path, layer: &str, error: Error) -> Error {
     }
 }
 
+/// Whether a header is that of a model.
+pub(super) fn is_checkpoint(header: &Header) -> bool {
+    header.metadata.contains_key(KIND)
+}
+
 /// What a file holds: as its metadata says, else as the names of its tensors suggest.
 fn kind_of(header: &Header) -> Option<String> {
     if let Some(kind) = header.metadata.get(KIND) {
@@ -117,16 +124,16 @@ fn kind_of(header: &Header) -> Option<String> {
 }
 
 /// A tensor's shape and values as F32.
-fn parameter(path: &Path, header: &Header, bytes: &[u8], name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
-    let info = header.tensor(path, name)?;
-    let bytes = &bytes[info.range.clone()];
+fn parameter(source: &Source, name: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+    let path = &source.path;
+    let info = source.header.tensor(path, name)?;
     let values = match info.dtype {
-        Dtype::F32 => widen::<f32>(bytes),
-        Dtype::F16 => widen::<f16>(bytes),
-        Dtype::BF16 => widen::<bf16>(bytes),
+        Dtype::F32 => widen::<f32>(&source.bytes(info)?),
+        Dtype::F16 => widen::<f16>(&source.bytes(info)?),
+        Dtype::BF16 => widen::<bf16>(&source.bytes(info)?),
         other => {
             return Err(Error::WrongDtype {
-                path: path.to_path_buf(),
+                path: path.clone(),
                 tensor: name.into(),
                 expected: "F32, F16 or BF16",
                 found: other.to_string(),
@@ -155,8 +162,15 @@ fn widen<T: Element>(bytes: &[u8]) -> Vec<f32> {
 
 /// The fingerprint of a checkpoint file: xxh3-128 of its bytes, 32 hex digits.
 pub fn file_fingerprint(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    Ok(format!("{:032x}", xxh3_128(&bytes)))
+    const BLOCK_BYTES: usize = 1 << 20;
+    let (mut file, _) = open_input(path, "safetensors")?;
+    let (mut hash, mut buffer) = (Xxh3::new(), vec![0; BLOCK_BYTES]);
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => return Ok(hex(hash.digest128())),
+            count => hash.update(&buffer[..count]),
+        }
+    }
 }
 
 impl Checkpoint for Vae {

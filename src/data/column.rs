@@ -37,6 +37,7 @@ pub struct ShardFile {
 
 /// What identifies the data of one file, wherever the file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SourceFile {
     /// File name without its folder.
     pub file: String,

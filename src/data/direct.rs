@@ -41,7 +41,8 @@ impl DirectFile {
             return Ok(DirectFile { plain, direct: None });
         }
         reserve(&plain, len)?;
-        let direct = if direct { open_direct(out.temporary()) } else { None };
+        // File systems without direct writes (tmpfs on older systems) refuse to open.
+        let direct = if direct { open_direct(out.file()) } else { None };
         Ok(DirectFile { plain, direct })
     }
 
@@ -63,14 +64,12 @@ impl DirectFile {
 }
 
 #[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> Option<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    // File systems without direct writes (tmpfs on older systems) refuse to open.
-    File::options().write(true).custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32).open(path).ok()
+fn open_direct(file: &File) -> Option<File> {
+    super::place::reopen(file, rustix::fs::OFlags::DIRECT)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_direct(_: &Path) -> Option<File> {
+fn open_direct(_: &File) -> Option<File> {
     None
 }
 

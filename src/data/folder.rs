@@ -12,7 +12,8 @@
 //! shard that got its name after the manifest was last written is read against its checksums before it counts. So a run
 //! that is killed at any moment loses at most the shards that it was writing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -20,14 +21,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::checkpoint::is_checkpoint;
 use super::format::Header;
 use super::manifest::Manifest;
 use super::map::Io;
+use super::place::{Folder, create_folder, file_id, read_small};
 use super::writer::{ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard};
 use crate::error::{Error, Result};
 
 /// The manifest of a whole run.
 pub const MANIFEST: &str = "manifest.json";
+/// The recipe of a run.
+pub const RECIPE: &str = "recipe.json";
+/// Most bytes that are read as a recipe, of which nearly all are those of its list of seed files.
+pub const MOST_RECIPE: u64 = 64 << 20;
 /// Most shards of a run: as many as five digits count, so that order by name is order of rows.
 pub const MAX_SHARDS: u64 = 100_000;
 /// Bytes of a shard where the user does not say otherwise.
@@ -83,42 +90,72 @@ impl FolderLock {
     /// with [`Error::Busy`] at once if another process, or another lock of this one, holds it. The system
     /// releases it when the process ends, however it ends.
     pub fn acquire(dir: &Path, name: &str) -> Result<FolderLock> {
-        let path = dir.join(format!(".{name}.lock"));
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(Error::io("create", &path))?;
-        match file.try_lock() {
+        FolderLock::lock(dir, name, File::try_lock)
+    }
+
+    /// As [`FolderLock::acquire`], but waits.
+    fn wait(dir: &Path, name: &str) -> Result<FolderLock> {
+        FolderLock::lock(dir, name, |file| file.lock().map_err(TryLockError::Error))
+    }
+
+    fn lock(
+        dir: &Path,
+        name: &str,
+        lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    ) -> Result<FolderLock> {
+        let name = format!(".{name}.lock");
+        let file = Folder::open(dir)?.own_file(OsStr::new(&name))?;
+        match lock(&file) {
             Ok(()) => Ok(FolderLock(file)),
             Err(TryLockError::WouldBlock) => Err(Error::Busy { path: dir.to_path_buf() }),
-            Err(TryLockError::Error(source)) => Err(Error::Io { action: "lock", path, source }),
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                let dir = dir.display();
+                tracing::warn!("{dir}: its file system has no locks: let one process at a time write there");
+                Ok(FolderLock(file))
+            }
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", dir.join(name))(error)),
         }
     }
 }
 
-/// The files of a folder that commands of this program wrote.
+/// Held while a folder is looked at and a first manifest is written, so that two runs cannot both find it empty.
+const OPENING: &str = "opening";
+
+/// The files of a folder that commands of this program wrote, as far as names tell.
 struct Contents {
+    dir: PathBuf,
     /// Manifests, recipe and shards, by name.
     outputs: Vec<PathBuf>,
     /// Shards that were being written when a run was killed.
     unfinished: Vec<PathBuf>,
+    /// Names of locks.
+    locks: Vec<String>,
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn is_manifest(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(path);
     name.starts_with("manifest.") && name.ends_with(".json")
 }
 
 impl Contents {
     fn of(dir: &Path) -> Result<Contents> {
         let is_shard = |name: &str| PREFIXES.iter().any(|p| name.starts_with(&format!("{p}-")));
-        let mut contents = Contents { outputs: Vec::new(), unfinished: Vec::new() };
+        let (outputs, unfinished, locks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut contents = Contents { dir: dir.to_path_buf(), outputs, unfinished, locks };
         for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
             let path = entry.map_err(Error::io("list", dir))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let listing = name == "recipe.json" || is_manifest(&path);
+            let name = file_name(&path);
+            let listing = name == RECIPE || is_manifest(&path);
             if listing || is_shard(&name) && name.ends_with(".safetensors") {
                 contents.outputs.push(path);
             } else if name.starts_with('.') && is_shard(&name[1..]) && name.ends_with(".safetensors.tmp") {
                 contents.unfinished.push(path);
+            } else if let Some(lock) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".lock")) {
+                contents.locks.push(lock.to_string());
             }
         }
         contents.outputs.sort();
@@ -129,14 +166,63 @@ impl Contents {
         self.outputs.iter().filter(|path| is_manifest(path))
     }
 
-    /// Removes everything. Fails before that if one of `sources` would go as well.
-    fn remove(&self, sources: &[&Path]) -> Result<()> {
+    /// Removes everything, for a run that holds the lock `held`.
+    ///
+    /// # Errors
+    /// Before anything is removed: one of `inputs` would go as well, something in the folder is not shown to be an output
+    /// of this program, or another part is being written.
+    fn remove(&self, inputs: &[&Path], held: &str) -> Result<()> {
         let all = || self.outputs.iter().chain(&self.unfinished);
-        let same_file = |a: &Path, b: &Path| matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b);
-        if let Some(source) = sources.iter().find(|source| all().any(|path| same_file(path, source))) {
-            return Err(Error::argument("out", "a folder other than that of the sources", source.display()));
+        all().try_for_each(|path| require_apart(path, inputs))?;
+        let listed: HashSet<String> = self
+            .manifests()
+            .filter_map(|path| Manifest::read(path).ok())
+            .flat_map(|manifest| manifest.shards.into_iter().map(|record| record.file))
+            .collect();
+        if let Some(path) = self.outputs.iter().find(|path| !is_output(path, &listed)) {
+            let hint = "nothing shows that lensmith made it: move it away, or write to another folder";
+            return Err(Error::Exists { path: path.clone(), hint: hint.into() });
         }
-        all().try_for_each(|path| fs::remove_file(path).map_err(Error::io("remove", path)))
+        let others = self.locks.iter().filter(|lock| *lock != held && *lock != OPENING);
+        let _locks = others.map(|lock| FolderLock::acquire(&self.dir, lock)).collect::<Result<Vec<_>>>()?;
+        // Manifests last: as long as one is there, a run that is killed meanwhile is known by it.
+        let (manifests, others): (Vec<&PathBuf>, Vec<&PathBuf>) = all().partition(|path| is_manifest(path));
+        let folder = Folder::open(&self.dir)?;
+        for path in others.into_iter().chain(manifests) {
+            let name = path.file_name().unwrap_or_default();
+            folder.remove(name).map_err(Error::io("remove", path))?;
+        }
+        folder.sync()
+    }
+}
+
+/// Whether a manifest or a header shows that this program wrote a file; `listed` are the shards that manifests list.
+fn is_output(path: &Path, listed: &HashSet<String>) -> bool {
+    let name = file_name(path);
+    if is_manifest(path) {
+        return Manifest::read(path).is_ok();
+    }
+    if name == RECIPE {
+        let recipe = read_small(path, "recipe", MOST_RECIPE).ok();
+        let recipe = recipe.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+        return recipe
+            .is_some_and(|recipe| ["seeds", "vae", "plan"].iter().all(|key| recipe.get(key).is_some()));
+    }
+    let written =
+        || inspect_shard(path).is_ok_and(|(header, record)| record.is_some() && !is_checkpoint(&header));
+    listed.contains(&name) || written()
+}
+
+/// Fails if `output` is one of the files that it is made from, under whatever name.
+pub fn require_apart(output: &Path, inputs: &[&Path]) -> Result<()> {
+    let id = |path: &Path| fs::metadata(path).ok().map(|meta| file_id(&meta));
+    let Some(there) = id(output) else { return Ok(()) };
+    match inputs.iter().find(|input| id(input) == Some(there)) {
+        Some(input) => {
+            let expected = format!("another place than {}, from which it is made", input.display());
+            Err(Error::argument("out", expected, output.display()))
+        }
+        None => Ok(()),
     }
 }
 
@@ -146,13 +232,12 @@ pub fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// What happens to the output of an earlier run.
-#[derive(Clone, Copy, Debug)]
-pub enum Earlier<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
     /// Finished shards of the same run are kept, and what is missing is made.
     Resume,
-    /// An interrupted run of the same settings is begun again. Fails if one of these files, from which the new output
-    /// is made, would be removed for that.
-    Restart(&'a [&'a Path]),
+    /// An interrupted run of the same settings is begun again.
+    Restart,
 }
 
 /// How a command takes possession of a folder.
@@ -164,9 +249,11 @@ pub struct FolderOptions<'a> {
     pub manifest: &'a str,
     /// What names of shards start with.
     pub prefix: &'static str,
-    pub earlier: Earlier<'a>,
+    pub earlier: Earlier,
     /// Whether the output of another run is removed instead of refused.
     pub overwrite: bool,
+    /// The files that the output is made from: none of them is removed or replaced.
+    pub inputs: &'a [&'a Path],
 }
 
 /// A shard of a run, made or still to be made.
@@ -261,6 +348,8 @@ pub struct OutputFolder {
     written: Instant,
     pause: Duration,
     _lock: FolderLock,
+    /// Held until the first manifest is written.
+    opening: Option<FolderLock>,
 }
 
 impl OutputFolder {
@@ -270,18 +359,21 @@ impl OutputFolder {
     /// [`Error::Busy`] while another process holds the lock, and [`Error::Exists`] where the folder holds the output of
     /// another run, unless it is to be replaced.
     pub fn open(dir: &Path, manifest: Manifest, options: FolderOptions<'_>) -> Result<OutputFolder> {
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        create_folder(dir)?;
         let lock = FolderLock::acquire(dir, options.lock)?;
+        let opening = Some(FolderLock::wait(dir, OPENING)?);
         let identity = identity(dir)?;
         let contents = Contents::of(dir)?;
         let recorded = match options.earlier {
-            Earlier::Resume => resume_or_replace(&contents, &manifest, options.overwrite)?,
-            Earlier::Restart(sources) => {
+            Earlier::Resume => resume_or_replace(&contents, &manifest, &options)?,
+            Earlier::Restart => {
                 require_replaceable(dir, &contents, &manifest, options.overwrite)?;
-                contents.remove(sources)?;
+                contents.remove(options.inputs, options.lock)?;
                 BTreeMap::new()
             }
         };
+        // What is there with a shard's name is replaced where it is no finished shard.
+        Contents::of(dir)?.outputs.iter().try_for_each(|path| require_apart(path, options.inputs))?;
         Ok(OutputFolder {
             dir: dir.to_path_buf(),
             identity,
@@ -293,6 +385,7 @@ impl OutputFolder {
             written: Instant::now(),
             pause: BETWEEN_MANIFESTS,
             _lock: lock,
+            opening,
         })
     }
 
@@ -331,6 +424,7 @@ impl OutputFolder {
         let start = Instant::now();
         self.manifest.shards = self.done.values().cloned().collect();
         self.manifest.write(&self.manifest_path)?;
+        self.opening = None;
         self.written = Instant::now();
         self.pause = BETWEEN_MANIFESTS.max(PAUSE_FACTOR * (self.written - start));
         Ok(())
@@ -356,8 +450,9 @@ impl OutputFolder {
 fn resume_or_replace(
     contents: &Contents,
     manifest: &Manifest,
-    overwrite: bool,
+    options: &FolderOptions<'_>,
 ) -> Result<BTreeMap<String, ShardRecord>> {
+    let overwrite = options.overwrite;
     let mut recorded = BTreeMap::new();
     let (mut same_run, mut other_run) = (false, None);
     for path in contents.manifests() {
@@ -385,7 +480,7 @@ fn resume_or_replace(
     }
     match other_run {
         None => Ok(recorded),
-        Some(_) if overwrite => contents.remove(&[]).map(|()| BTreeMap::new()),
+        Some(_) if overwrite => contents.remove(options.inputs, options.lock).map(|()| BTreeMap::new()),
         Some((path, why)) => {
             Err(Error::Exists { path: path.clone(), hint: format!("{why}; `overwrite` replaces it") })
         }

@@ -2,6 +2,7 @@
 //! for plain embeddings.
 
 use std::ops::Range;
+use std::path::Path;
 
 use super::column::RowBlock;
 use super::reader::{CandidateSet, EmbeddingSet, PairSet};
@@ -44,6 +45,10 @@ pub trait PairSource: Sync {
     fn require_unchanged(&self) -> Result<()> {
         Ok(())
     }
+    /// The files that it reads; none where it is in memory.
+    fn paths(&self) -> Vec<&Path> {
+        Vec::new()
+    }
 }
 
 impl PairSource for PairSet {
@@ -69,6 +74,10 @@ impl PairSource for PairSet {
 
     fn require_unchanged(&self) -> Result<()> {
         PairSet::require_unchanged(self)
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        PairSet::paths(self)
     }
 }
 

@@ -1,7 +1,6 @@
 //! The manifest of a folder of shards: which run it belongs to, the settings that determine its bytes, and the shards
 //! that are finished.
 
-use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -10,11 +9,14 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::atomic::write_atomic;
 use super::format::hex;
+use super::place::read_small;
 use super::writer::ShardRecord;
 use crate::error::{Error, Result};
 
 /// The version of the manifest that this code reads and writes.
 const FORMAT: u32 = 1;
+/// Most bytes that are read as a manifest: several times those of a run of the most shards.
+const MOST_BYTES: u64 = 256 << 20;
 
 /// The contents of a folder of shards, kept beside them as JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,7 +51,7 @@ impl Manifest {
     /// Reads a manifest. Fails with [`Error::Format`] if it is not one, or of another version.
     pub fn read(path: &Path) -> Result<Manifest> {
         let bad = |detail| Error::Format { path: path.to_path_buf(), format: "manifest", detail };
-        let bytes = fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = read_small(path, "manifest", MOST_BYTES)?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         // The version first: another version may lack fields, and their names would be a poor explanation.
         let version = value.get("format").unwrap_or(&Value::Null);

@@ -15,17 +15,18 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::ptr;
 use std::str::FromStr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 
-use super::format;
+use super::place::open_input;
 use crate::error::{Error, Result};
 
 /// How files are read.
@@ -60,19 +61,6 @@ impl FromStr for Io {
     }
 }
 
-/// Opens a regular file and tells its length in bytes. Anything else is refused before it is opened: opening
-/// a pipe would wait for a writer, and a folder fails only later, with a message that says less.
-pub(super) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
-    if !meta.is_file() {
-        let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
-        return Err(format::bad(path, kind));
-    }
-    let file = File::open(path).map_err(Error::io("open", path))?;
-    let len = file.metadata().map_err(Error::io("open", path))?.len();
-    Ok((file, len))
-}
-
 /// The contents of one file.
 #[derive(Debug)]
 pub struct FileBytes(Inner);
@@ -88,7 +76,7 @@ impl FileBytes {
     /// Maps the file at `path`, or reads all of it into memory. Fails if it cannot be opened or is not a
     /// regular file.
     pub fn open(path: &Path, io: Io) -> Result<FileBytes> {
-        let (file, len) = open_regular(path)?;
+        let (file, len) = open_input(path, "safetensors")?;
         FileBytes::from_file(path, &file, len, io)
     }
 
@@ -125,7 +113,7 @@ impl FileBytes {
     /// the guard always true, since reading a lost page ends the process.
     pub fn is_whole(&self) -> bool {
         match &self.0 {
-            Inner::Map(Some(entry), _) => !entry.slot().lost.load(Ordering::Acquire),
+            Inner::Map(Some(entry), _) => !entry.0.lost.load(Ordering::Acquire),
             _ => true,
         }
     }
@@ -149,7 +137,7 @@ impl FileBytes {
     }
 }
 
-/// Length of the table; maps opened while it is full are not guarded.
+/// Slots of a piece of the table.
 const SLOTS: usize = 4096;
 
 /// The addresses of a map; `end` is 0 where the slot is free.
@@ -159,11 +147,42 @@ struct Slot {
     lost: AtomicBool,
 }
 
-static TABLE: [Slot; SLOTS] =
-    [const { Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), lost: AtomicBool::new(false) } };
-        SLOTS];
-/// Slots below this have been used.
-static USED: AtomicUsize = AtomicUsize::new(0);
+/// A piece of the table. Pieces are added as maps become more and never go, since a signal handler may be reading them.
+struct Table {
+    slots: [Slot; SLOTS],
+    next: AtomicPtr<Table>,
+}
+
+impl Table {
+    const fn new() -> Table {
+        let free = [const {
+            Slot { start: AtomicUsize::new(0), end: AtomicUsize::new(0), lost: AtomicBool::new(false) }
+        }; SLOTS];
+        Table { slots: free, next: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// The piece behind this one. Safe in a signal handler.
+    fn next(&self) -> Option<&'static Table> {
+        // SAFETY: null, or from `Box::leak` in `next_or_new`, and never freed or written to but through its atomics.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+
+    fn next_or_new(&self) -> &'static Table {
+        if let Some(next) = self.next() {
+            return next;
+        }
+        let new = Box::into_raw(Box::new(Table::new()));
+        let null = ptr::null_mut();
+        if self.next.compare_exchange(null, new, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // Another thread was faster.
+            // SAFETY: it came from a box just now, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(new) });
+        }
+        self.next().expect("it is there now")
+    }
+}
+
+static TABLE: Table = Table::new();
 /// Bytes of the system's pages.
 static PAGE_SIZE: AtomicUsize = AtomicUsize::new(4096);
 /// What handled SIGBUS before the guard; set while the guard is installed.
@@ -171,35 +190,39 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// The slot of one map, free again when the map goes. Maps are listed whether the guard is installed or not, so that a
 /// guard that comes later covers them too.
-#[derive(Debug)]
-struct TableEntry(usize);
+struct TableEntry(&'static Slot);
+
+impl fmt::Debug for TableEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TableEntry")
+    }
+}
 
 impl TableEntry {
     fn add(map: &Mmap) -> Option<TableEntry> {
         if map.is_empty() {
             return None;
         }
-        let start = map.as_ptr().addr();
         // Taking a slot: from free (end 0) to taken (end 1, below any start), then to this map.
-        let taken = TABLE
-            .iter()
-            .position(|slot| slot.end.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok())?;
-        let slot = &TABLE[taken];
+        let take = |slot: &Slot| slot.end.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let mut table: &'static Table = &TABLE;
+        let slot = loop {
+            match table.slots.iter().find(|slot| take(slot)) {
+                Some(slot) => break slot,
+                None => table = table.next_or_new(),
+            }
+        };
+        let start = map.as_ptr().addr();
         slot.start.store(start, Ordering::Relaxed);
         slot.lost.store(false, Ordering::Relaxed);
         slot.end.store(start + map.len(), Ordering::Release);
-        USED.fetch_max(taken + 1, Ordering::AcqRel);
-        Some(TableEntry(taken))
-    }
-
-    fn slot(&self) -> &'static Slot {
-        &TABLE[self.0]
+        Some(TableEntry(slot))
     }
 }
 
 impl Drop for TableEntry {
     fn drop(&mut self) {
-        self.slot().end.store(0, Ordering::Release);
+        self.0.end.store(0, Ordering::Release);
     }
 }
 
@@ -237,7 +260,8 @@ extern "C" fn on_fault(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
     // is freed before it is unmapped, and a fault inside it means that a thread is reading it at this moment.
     unsafe {
         let at = (*info).si_addr().addr();
-        for slot in &TABLE[..USED.load(Ordering::Acquire)] {
+        let slots = std::iter::successors(Some(&TABLE), |table| table.next()).flat_map(|table| &table.slots);
+        for slot in slots {
             let end = slot.end.load(Ordering::Acquire);
             if at < slot.start.load(Ordering::Relaxed) || at >= end {
                 continue;

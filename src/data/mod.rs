@@ -17,6 +17,7 @@ mod inputs;
 mod latents;
 mod manifest;
 mod map;
+mod place;
 mod reader;
 mod source;
 mod writer;
@@ -26,14 +27,15 @@ pub use checkpoint::{Checkpoint, Provenance, file_fingerprint};
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
 pub use direct::sequential_write;
 pub use folder::{
-    Earlier, FolderLock, FolderOptions, MANIFEST, MAX_SHARDS, OutputFolder, PlannedShard, ShardSequence,
-    manifests, rows_per_shard, shard_name, shard_number,
+    Earlier, FolderLock, FolderOptions, MANIFEST, MAX_SHARDS, MOST_RECIPE, OutputFolder, PlannedShard,
+    RECIPE, ShardSequence, manifests, require_apart, rows_per_shard, shard_name, shard_number,
 };
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};
 pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
 pub use manifest::Manifest;
 pub use map::{FileBytes, Io, install_sigbus_guard};
+pub use place::{create_folder, open_input, read_small};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use source::expand_sources;
 pub use writer::{

@@ -1,6 +1,7 @@
 //! Embeddings as users hold them: preference pairs, candidates with gold scores, plain embeddings.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -88,6 +89,11 @@ impl PairSet {
     /// The files in order.
     pub fn files(&self) -> &[ShardFile] {
         &self.files
+    }
+
+    /// The paths of its files.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.files.iter().map(|file| file.path.as_path()).collect()
     }
 
     /// The group of each pair `[n]`, where the files say.
@@ -185,6 +191,11 @@ impl CandidateSet {
         &self.files
     }
 
+    /// The paths of its files.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.files.iter().map(|file| file.path.as_path()).collect()
+    }
+
     /// The embeddings of the candidates in `range`, of P x N: those of prompt p are p x N and the N - 1 that
     /// follow. Fails if `range` reaches past the end or a file cannot be read.
     pub fn rows(&self, range: Range<usize>) -> Result<RowBlock<'_>> {
@@ -235,6 +246,11 @@ impl EmbeddingSet {
     /// The files in order.
     pub fn files(&self) -> &[ShardFile] {
         &self.files
+    }
+
+    /// The paths of its files.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.files.iter().map(|file| file.path.as_path()).collect()
     }
 
     /// The embeddings in `range`; fails if it reaches past the end or a file cannot be read.

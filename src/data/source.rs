@@ -6,8 +6,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::format::{self, Header};
-use super::map::{FileBytes, Io, open_regular};
+use super::format::{self, Header, TensorInfo};
+use super::map::{FileBytes, Io};
+use super::place::open_input;
 use crate::error::{Error, Result};
 
 /// From this many copied bytes on, releasing the mapped pages that they came from is worth a system call.
@@ -64,7 +65,7 @@ enum Access {
 impl Source {
     /// Opens `path` and parses its header. With [`Io::Read`] nothing but the header is read.
     pub fn open(path: &Path, io: Io) -> Result<Source> {
-        let (file, len) = open_regular(path)?;
+        let (file, len) = open_input(path, "safetensors")?;
         let identity = Identity::of(&file.metadata().map_err(Error::io("open", path))?);
         let (header, len, access) = match io {
             Io::Mmap => {
@@ -123,6 +124,22 @@ impl Source {
             Access::Map(map) => map.bytes().get(at as usize..)?.get(..len),
             Access::File(_) => None,
         }
+    }
+
+    /// All bytes of a tensor.
+    pub fn bytes(&self, tensor: &TensorInfo) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        // A file may claim more than there is memory, and hold it too: with holes it takes no room.
+        let len = tensor.range.len();
+        bytes.try_reserve_exact(len).map_err(|e| {
+            format::bad(
+                &self.path,
+                format!("tensor `{}` of {len} bytes does not fit memory: {e}", format::quote(&tensor.name)),
+            )
+        })?;
+        bytes.resize(len, 0);
+        self.read(tensor.range.start as u64, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Copies the bytes from `at` into `out`.

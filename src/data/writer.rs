@@ -33,6 +33,7 @@ pub type NamedTensor<'a> = (String, Dtype, Vec<usize>, &'a [u8]);
 
 /// What was written to a shard, as a manifest keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ShardRecord {
     /// File name without its folder.
     pub file: String,

@@ -12,6 +12,7 @@ const LARGEST: usize = 1 << 24;
 
 /// Sizes of a VAE: encoder d -> hidden -> 2 x latent, decoder latent -> hidden -> d.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VaeSize {
     /// Dimension of the embeddings, d.
     pub dim: usize,

@@ -9,6 +9,7 @@
 //! number alone, so that a pair has the same bits in any batch.
 
 use std::ops::Range;
+use std::path::Path;
 
 use super::plan::{PairBlock, PairId, Plan, SampleList};
 use super::seeds::{LoadedBlock, SeedReader};
@@ -151,6 +152,11 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
     pub fn require_unchanged(&self) -> Result<()> {
         self.source.seeds.require_unchanged()?;
         self.source.stored.map_or(Ok(()), LatentSet::require_unchanged)
+    }
+
+    /// The files that pairs are made from, but the VAE.
+    pub fn paths(&self) -> Vec<&'a Path> {
+        self.source.seeds.paths()
     }
 
     /// The arithmetic of the device, on which the bytes that a recipe makes depend.

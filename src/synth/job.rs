@@ -15,7 +15,7 @@ use super::write::{Busy, Progress, ShardFormat, Speed, WriteEvent, write_shards}
 use crate::backend::Backend;
 use crate::data::{
     Earlier, FolderOptions, Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, OutputFolder,
-    PairSet, TensorSpec, WriteMode, rows_per_shard, shard_name,
+    PairSet, RECIPE, TensorSpec, WriteMode, rows_per_shard, shard_name,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -184,17 +184,21 @@ pub fn write_synthetic<B: Backend>(
         Part::WHOLE => (None, "synth".to_string()),
         _ => (Some((index, count)), format!("synth-{index}-of-{count}")),
     };
+    let mut inputs = vec![job.recipe.vae.path.as_path()];
+    inputs.extend(synthesizers.iter().flat_map(Synthesizer::paths));
+    inputs.extend(job.latents.iter().flat_map(|latents| latents.files()).map(|file| file.path.as_path()));
     let options = FolderOptions {
         lock: &lock,
         manifest: &job.part.manifest_name(),
         prefix: PREFIX,
         earlier: Earlier::Resume,
         overwrite: job.overwrite,
+        inputs: &inputs,
     };
     let manifest = Manifest::new(settings, job.recipe.plan.pairs(), shard_rows, part);
     let mut folder = OutputFolder::open(job.out, manifest, options)?;
     let todo = folder.resume(job.shards(shard_rows))?;
-    job.recipe.write(&job.out.join("recipe.json"))?;
+    job.recipe.write(&job.out.join(RECIPE))?;
 
     let resumed: u64 = folder.done().map(|r| r.rows).sum();
     let total: u64 = todo.iter().map(|s| s.rows.end - s.rows.start).sum();

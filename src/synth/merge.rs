@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::parts::{Part, PartManifest, all_shards, check_header, read_run, require_complete};
-use crate::data::{FolderLock, Manifest, ShardRecord};
+use crate::data::{FolderLock, Manifest, ShardRecord, read_small};
 use crate::error::{Error, Result};
 
 /// What was joined.
@@ -85,11 +85,8 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
     let path = folder.join(Part::WHOLE.manifest_name());
     let bytes = merged.to_bytes(&path)?;
     // An interrupted run of the whole leaves a manifest of its own, which this one completes.
-    let already = match fs::read(&path) {
-        Ok(found) => found == bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(Error::io("read", &path)(error)),
-    };
+    let already = fs::exists(&path).map_err(Error::io("open", &path))?
+        && read_small(&path, "manifest", bytes.len() as u64).is_ok_and(|found| found == bytes);
     if !already {
         let _lock = FolderLock::acquire(folder, "synth")?;
         merged.write(&path)?;

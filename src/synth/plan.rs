@@ -62,6 +62,7 @@ impl PairId {
 /// Pairs 0 to n - 1 are the originals. The others follow seed by seed, `pairs_per_seed - 1` each: all combinations of a
 /// seed in order where all are taken, else a draw without replacement keyed by (seed of the run, row).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Number of seed pairs, n.
     pub seeds: u64,

@@ -12,7 +12,8 @@ use serde_json::Value;
 use super::plan::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
 use crate::data::{
-    Checkpoint, Io, Manifest, PairOptions, PairSet, SourceFile, file_fingerprint, write_atomic,
+    Checkpoint, Io, MOST_RECIPE, Manifest, PairOptions, PairSet, SourceFile, file_fingerprint, read_small,
+    write_atomic,
 };
 use crate::error::{Error, Result};
 use crate::model::{Vae, VaeSize};
@@ -21,6 +22,7 @@ const FORMAT: u32 = 1;
 
 /// The VAE that a recipe decodes with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VaeSource {
     /// Where it is; relative paths are relative to the recipe's folder.
     pub path: PathBuf,
@@ -32,6 +34,7 @@ pub struct VaeSource {
 
 /// Where a recipe's seed pairs are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SeedSource {
     /// Files, folders or patterns as given; relative paths are relative to the recipe's folder.
     pub sources: Vec<String>,
@@ -54,6 +57,7 @@ pub struct Moved {
 
 /// Everything that determines a synthetic data set but its storage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Version of this format.
     pub format: u32,
@@ -221,6 +225,14 @@ impl Recipe {
                 found,
             });
         }
+        if vae.size() != self.vae.size {
+            return Err(Error::Mismatch {
+                path: path.to_path_buf(),
+                what: "size of the VAE".into(),
+                expected: format!("{:?}, as in {}", vae.size(), vae_path.display()),
+                found: format!("{:?}", self.vae.size),
+            });
+        }
         Ok((vae_path, vae))
     }
 
@@ -258,9 +270,9 @@ impl Recipe {
 
     /// Reads a recipe.
     pub fn read(path: &Path) -> Result<Recipe> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let text = read_small(path, "recipe", MOST_RECIPE)?;
         let bad = |detail: String| Error::Format { path: path.to_path_buf(), format: "recipe", detail };
-        let recipe: Recipe = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        let recipe: Recipe = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
         if recipe.format != FORMAT {
             return Err(bad(format!("expected format {FORMAT}, found {}", recipe.format)));
         }
@@ -270,9 +282,15 @@ impl Recipe {
             return Err(bad("its plan does not fit its seeds and perturbation".into()));
         }
         // The same bounds as for options, since the file may have been written by hand.
-        Plan::new(p.seeds, Some(p.pairs_per_seed), Some(p.per_side), p.pairing, p.seed)
+        let VaeSize { dim, hidden, latent } = recipe.vae.size;
+        VaeSize::new(dim, hidden, latent)
+            .and_then(|_| Plan::new(p.seeds, Some(p.pairs_per_seed), Some(p.per_side), p.pairing, p.seed))
             .and_then(|_| check_perturbation(recipe.perturbation.sigma2, recipe.perturbation.oversample))
             .map_err(|e| bad(e.to_string()))?;
+        let dims = || recipe.seeds.files.iter().map(|file| file.dim);
+        if let Some(found) = dims().find(|found| *found != dim as u64) {
+            return Err(bad(format!("its VAE is of {dim} dimensions, and a seed file of {found}")));
+        }
         Ok(recipe)
     }
 

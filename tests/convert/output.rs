@@ -37,9 +37,12 @@ fn other_peoples_shards_are_not_touched() {
     let mut job = job(pairs_of("file.arrow", "chosen", "rejected"), folder.path());
     assert!(matches!(run(&job), Err(Error::Exists { .. })));
     job.overwrite = true;
+    let error = run(&job).expect_err("nothing shows that it is ours");
+    assert!(matches!(error, Error::Exists { .. }) && error.to_string().contains("pairs-00007"), "{error}");
+    fs::rename(folder.path().join("pairs-00007.safetensors"), folder.path().join("mine")).expect("moved");
     run(&job).expect("an import");
     assert_eq!(contents(folder.path()).len(), 1);
-    assert!(folder.path().join("notes.txt").exists());
+    assert!(folder.path().join("notes.txt").exists() && folder.path().join("mine").exists());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The data of a run: files, opened and checked, and the rows that one split takes of them.
 
+use std::path::Path;
+
 use crate::data::{CandidateSet, PairSet, RowBlock, SourceFile};
 use crate::error::Result;
 use crate::eval::{Candidates, Split, SplitOptions, split};
@@ -22,6 +24,13 @@ impl Data {
         let sets = [Some(&self.pairs), self.validation.as_ref(), self.test.as_ref()];
         sets.into_iter().flatten().try_for_each(PairSet::require_unchanged)?;
         self.candidates.as_ref().map_or(Ok(()), CandidateSet::require_unchanged)
+    }
+
+    /// The files of all sets.
+    pub fn paths(&self) -> Vec<&Path> {
+        let sets = [Some(&self.pairs), self.validation.as_ref(), self.test.as_ref()];
+        let pairs = sets.into_iter().flatten().flat_map(PairSet::paths);
+        pairs.chain(self.candidates.iter().flat_map(CandidateSet::paths)).collect()
     }
 
     /// Which rows of `pairs` are seeds, validation and test: all are seeds if `seeds` is None.

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use super::args::{Common, Named, PairArgs, RewardArgs, SynthArgs, VaeArgs, positive};
 use super::console::Console;
 use super::inputs::open_held_out;
-use crate::data::{CandidateSet, FolderLock, PairOptions, PairSet, write_atomic};
+use crate::data::{CandidateSet, FolderLock, PairOptions, PairSet, create_folder, write_atomic};
 use crate::error::{Error, Result};
 use crate::eval::SplitOptions;
 use crate::model::{RewardSize, VaeSize};
@@ -99,7 +99,7 @@ impl Run {
         if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
             return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
         }
-        fs::create_dir_all(&self.out).map_err(Error::io("create", &self.out))?;
+        create_folder(&self.out)?;
         let _lock = FolderLock::acquire(&self.out, "run")?;
         let engine = common.engine()?;
         let start = Instant::now();
@@ -120,7 +120,7 @@ impl Run {
                 1 => self.out.clone(),
                 _ => self.out.join(format!("seed-{seed}")),
             };
-            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            create_folder(&folder)?;
             let split = data.split(self.seeds, self.validation_pairs, seed)?;
             repeats.push(all.run(&self.settings(seed)?, &split, &folder)?);
         }

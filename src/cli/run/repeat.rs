@@ -14,13 +14,17 @@ use super::report::Repeat;
 use crate::cli::console::Console;
 use crate::cli::training::{save, show_reward_epochs, show_vae_epochs};
 use crate::cli::writing::{PROGRESS_EVERY, write_shards};
-use crate::data::{PairOptions, write_pairs};
+use crate::data::{PairOptions, require_apart, write_pairs};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval::{Arm, ArmResult, Experiment, Split};
 use crate::matrix::RowSet;
 use crate::synth::{OutputKind, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, TrainedVae, VaeTraining};
+
+/// The files of a repeat.
+const FILES: [&str; 5] =
+    ["vae.safetensors", "reward_none.safetensors", "reward.safetensors", "recipe.json", "seeds.safetensors"];
 
 /// The settings of a run, for one seed.
 pub struct Settings {
@@ -46,6 +50,8 @@ pub struct Repeats<'a> {
 impl Repeats<'_> {
     /// Trains and measures everything on one split.
     pub fn run(&self, settings: &Settings, split: &Split, folder: &Path) -> Result<Repeat> {
+        let inputs = self.data.paths();
+        FILES.iter().try_for_each(|name| require_apart(&folder.join(name), &inputs))?;
         let seeds = self.rows.seeds(split);
         let start = Instant::now();
         let trained = self.train_vae(&seeds, &settings.vae, folder)?;
