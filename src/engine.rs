@@ -29,7 +29,7 @@ use crate::synth::{
 };
 use crate::train::{
     PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation,
-    pair_metrics, train_reward, train_vae,
+    pair_metrics, require_finite, train_reward, train_vae,
 };
 
 /// Bytes of F32 embeddings scored at a time.
@@ -315,10 +315,11 @@ impl Engine {
         dispatch!(&self.backend, b => {
             let model = b.load_reward(model)?;
             for range in blocks(embeddings.rows(), embeddings.dim()) {
-                let mut rewards = vec![0f32; range.len()];
+                let (first, mut rewards) = (range.start, vec![0f32; range.len()]);
                 let block = embeddings.block(range)?;
                 b.score(&model, &b.embeddings(block.view())?, &mut rewards)?;
                 embeddings.require_unchanged()?;
+                require_finite(&rewards, first, "reward of row")?;
                 sink(&rewards)?;
             }
             Ok(())

@@ -4,13 +4,13 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::cli::{Lab, Said, assert_same_files, binary, outputs};
-use lensmith::data::{FileBytes, Io, install_sigbus_guard};
+use common::cli::{Lab, Said, assert_same_files, bare, binary, f32_bytes, outputs, raw};
+use lensmith::data::{FileBytes, Io, PairOptions, PairSet, install_sigbus_guard};
 use lensmith::dtype::Dtype;
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn refused(said: &Said, words: &[&str]) {
 }
 
 fn pipe(path: &Path) {
-    let status = std::process::Command::new("mkfifo").arg(path).status().expect("mkfifo");
+    let status = Command::new("mkfifo").arg(path).status().expect("mkfifo");
     assert!(status.success());
 }
 
@@ -332,5 +332,286 @@ fn m3_parts_of_different_settings_do_not_mix() {
         assert_eq!(codes, [Some(0), Some(1)], "{said:?}");
         let refused = said.iter().find(|said| said.code == Some(1)).expect("one of them");
         assert!(refused.err.contains("exists already"), "{refused:?}");
+    }
+}
+
+/// Runs a command line of the shell, in which `$LENSMITH` is the binary, in the lab's folder.
+fn shell(lab: &Lab, line: &str) -> Said {
+    let mut shell = bare(Command::new("sh"));
+    shell.args(["-c", line]).current_dir(lab.at("")).env("LENSMITH", env!("CARGO_BIN_EXE_lensmith"));
+    shell.output().expect("a shell").into()
+}
+
+/// M1: whether anybody reads standard error makes no difference.
+#[test]
+fn m1_nobody_reads_standard_error() {
+    let lab = lab();
+    for (i, to) in ["2>&-", "2>/dev/full"].into_iter().enumerate() {
+        let line = format!(
+            "synth seeds.safetensors --vae vae.safetensors --fold 4 --shard-rows 16 --progress-every 0 --out o{i}"
+        );
+        let said = shell(&lab, &format!("exec $LENSMITH {line} {to}"));
+        assert_eq!(said.code, Some(0), "{to}: {said:?}");
+        lab.fine(&format!("verify @o{i}"));
+        let said = shell(&lab, &format!("exec $LENSMITH verify nowhere {to}"));
+        assert_eq!(said.code, Some(1), "{to}: {said:?}");
+        let said = shell(&lab, &format!("exec $LENSMITH verify {to}"));
+        assert_eq!(said.code, Some(2), "{to}: {said:?}");
+    }
+}
+
+/// M5: bytes that change under a time put back are found by the time that nobody can set.
+#[test]
+fn m5_a_time_put_back() {
+    let lab = lab();
+    for io in [Io::Mmap, Io::Read] {
+        let path = lab.pairs("input.safetensors", Dtype::F32, 40, 32, 1);
+        let options = PairOptions { io, ..PairOptions::default() };
+        let set = PairSet::open(&[lab.text("input.safetensors")], &options).expect("pairs");
+        set.require_unchanged().expect("nothing happened");
+        let modified = path.metadata().and_then(|meta| meta.modified()).expect("a time");
+        let file = File::options().write(true).open(&path).expect("it is there");
+        file.write_all_at(&[0x3f; 4], 5000).expect("a change");
+        file.set_modified(modified).expect("the time put back");
+        let error = set.require_unchanged().expect_err("it changed");
+        assert!(error.to_string().contains("its time put back"), "{error}");
+    }
+}
+
+/// M6: a damaged file that makes a decoder panic is an error on one line.
+#[test]
+fn m6_damaged_columns_are_one_line() {
+    let lab = lab();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/convert");
+    let mut failures = 0;
+    for name in ["stream.arrow", "file.arrow"] {
+        let good = fs::read(golden.join(name)).expect("a golden file");
+        for trial in 0..150u64 {
+            let mut bytes = good.clone();
+            for i in 0..3 {
+                let draw = (trial * 3 + i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+                let at = draw as usize % bytes.len();
+                bytes[at] ^= 1 << (draw % 8) | 0x40;
+            }
+            lab.put(name, &bytes);
+            let said = lab.run(&format!("import @{name} --out @i --overwrite"));
+            assert!(
+                matches!(said.code, Some(0..=2)) && said.err.lines().count() <= 1,
+                "{name} {trial}: {said:?}"
+            );
+            failures += usize::from(said.code != Some(0));
+        }
+    }
+    assert!(failures > 50, "{failures} failures: the damage does none");
+}
+
+/// M7: a path that is no text is refused before any work.
+#[test]
+fn m7_paths_that_are_no_text() {
+    let lab = lab();
+    let bad = "$(printf 'b\\377d')";
+    for line in [
+        format!("inspect {bad}"),
+        format!("synth seeds.safetensors --vae vae.safetensors --fold 2 --out {bad}"),
+        format!("synth {bad} --vae vae.safetensors --fold 2 --out o"),
+        format!("train-vae seeds.safetensors --out {bad} {VAE}"),
+    ] {
+        let said = shell(&lab, &format!("$LENSMITH {line}"));
+        assert_eq!(said.code, Some(2), "{said:?}");
+        refused(&said, &["is not UTF-8"]);
+    }
+    // A folder that holds such names, and one that is called so.
+    let line = "synth ../seeds.safetensors --vae ../vae.safetensors --fold 2 --out o";
+    let said = shell(&lab, &format!("mkdir {bad} && cd {bad} && $LENSMITH {line}"));
+    refused(&said, &["UTF-8"]);
+    let said = shell(
+        &lab,
+        &format!(
+            "mkdir d && cp seeds.safetensors d/{bad}.safetensors && $LENSMITH train-vae d --out v {VAE}"
+        ),
+    );
+    refused(&said, &["UTF-8"]);
+    let said = shell(&lab, "$LENSMITH inspect d");
+    assert!(matches!(said.code, Some(0 | 1)), "{said:?}");
+}
+
+/// M9: a reward that is not a finite number is an error that names its row.
+#[test]
+fn m9_rewards_that_are_not_finite() {
+    let lab = lab();
+    let layer = |weight: f32, count: usize| f32_bytes(&vec![weight; count]);
+    lab.tensors(
+        "reward.safetensors",
+        &[
+            ("0.weight", "F32", &[16, 32], layer(3e38, 16 * 32)),
+            ("0.bias", "F32", &[16], layer(3e38, 16)),
+            ("2.weight", "F32", &[1, 16], layer(3e38, 16)),
+            ("2.bias", "F32", &[1], layer(0.0, 1)),
+        ],
+    );
+    let out = "--out @scores.safetensors";
+    for line in [
+        format!("score @seeds.safetensors --model @reward.safetensors --tensor chosen {out}"),
+        "score @seeds.safetensors --model @reward.safetensors --tensor chosen --json".to_string(),
+        "eval @seeds.safetensors --model @reward.safetensors".to_string(),
+    ] {
+        let said = lab.run(&line);
+        assert_eq!(said.code, Some(1), "{line}: {said:?}");
+        refused(&said, &["reward of ", "a finite number"]);
+        assert!(!lab.at("scores.safetensors").exists());
+    }
+}
+
+/// M9: half of a run is not taken for the whole.
+#[test]
+fn m9_folders_of_unfinished_runs() {
+    let lab = lab();
+    let synth =
+        "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 16 --dtype f32 --out @";
+    lab.fine(&format!("{synth}parts --part 1/3"));
+    lab.fine(&format!("{synth}lost"));
+    fs::remove_file(lab.at("lost/pairs-00003.safetensors")).expect("a shard");
+    lab.fine(&format!("{synth}stopped"));
+    let mut manifest = lab.value("stopped/manifest.json");
+    manifest["complete"] = json!(false);
+    lab.put("stopped/manifest.json", manifest.to_string().as_bytes());
+    lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
+    let says = [("parts", "2 of 3 parts"), ("lost", "pairs-00003.safetensors"), ("stopped", "interrupted")];
+    for (folder, word) in says {
+        for line in [
+            "train-reward @FOLDER --out @r.safetensors --reward-hidden 16 --epochs 1",
+            "train-reward @seeds.safetensors --validation @FOLDER --out @r.safetensors --reward-hidden 16 --epochs 1",
+            "train-vae @FOLDER --out @r.safetensors --hidden 16 --latent 16 --vae-epochs 1",
+            "eval @FOLDER --model @reward.safetensors",
+            "score @FOLDER --tensor chosen --model @reward.safetensors --out @r.safetensors",
+            "export @FOLDER --out @r.parquet",
+        ] {
+            let line = line.replace("FOLDER", folder);
+            refused(&lab.run(&line), &[word, "--allow-partial"]);
+            assert_eq!(lab.run(&format!("{line} --allow-partial")).code, Some(0), "{line}");
+            let _ = fs::remove_file(lab.at("r.safetensors"));
+            let _ = fs::remove_file(lab.at("r.parquet"));
+        }
+    }
+    // All parts are a whole, merged or not; another program's manifest says nothing.
+    lab.fine(&format!("{synth}parts --part 0/3"));
+    refused(&lab.run("eval @parts --model @reward.safetensors"), &["part 2/3"]);
+    lab.fine(&format!("{synth}parts --part 2/3"));
+    lab.fine("eval @parts --model @reward.safetensors");
+    lab.fine("merge-manifests @parts");
+    lab.fine("eval @parts --model @reward.safetensors");
+    fs::create_dir(lab.at("app")).expect("a folder");
+    fs::copy(lab.at("seeds.safetensors"), lab.at("app/seeds.safetensors")).expect("a copy");
+    lab.put("app/manifest.json", b"{\"name\": \"an app\"}");
+    lab.fine("eval @app --model @reward.safetensors");
+}
+
+/// M9: a loss that grows without end is an error though it is finite.
+#[test]
+fn m9_a_loss_that_explodes() {
+    let lab = lab();
+    let line = "train-vae @seeds.safetensors --out @v.safetensors --hidden 16 --latent 16 --divergence w2-squared --vae-epochs 4000";
+    let said = lab.run(&format!("{line} --gamma 10"));
+    refused(&said, &["diverged", "--vae-lr"]);
+    assert!(!lab.at("v.safetensors").exists());
+}
+
+/// L1: a header is parsed only if memory bears it.
+#[test]
+fn l1_headers_of_many_megabytes() {
+    let lab = lab();
+    let mut header = String::from("{");
+    for i in 0..150_000 {
+        header.push_str(&format!("\"t{i}\":{{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}},"));
+    }
+    header.push_str("\"__metadata__\":{}}");
+    lab.put("many.safetensors", &raw(&header, &[]));
+    refused(&within_ten_seconds(&lab, "inspect @many.safetensors"), &["a header of", "8000000"]);
+}
+
+/// L2: names from elsewhere do not reach the terminal as commands to it.
+#[test]
+fn l2_escape_sequences_in_names() {
+    let lab = lab();
+    let name = "red\u{1b}[31m\u{7}\u{9b}31m";
+    lab.tensors(
+        "named.safetensors",
+        &[(
+            serde_json::to_string(name).expect("text")[1..].trim_end_matches('"'),
+            "F32",
+            &[2, 2],
+            f32_bytes(&[0.0; 4]),
+        )],
+    );
+    for line in [
+        "inspect @named.safetensors",
+        "train-vae @named.safetensors --out @v.safetensors",
+        "inspect @named.safetensors --json",
+    ] {
+        let said = lab.run(line);
+        let control = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
+        assert!(!control(&said.out) && !control(&said.err), "{said:?}");
+        assert!(said.out.contains("red") || said.err.contains("red"), "{said:?}");
+    }
+}
+
+/// L3: of two tensors of one name neither is taken.
+#[test]
+fn l3_names_that_come_twice() {
+    let lab = lab();
+    let entry = |at: usize| {
+        format!("\"chosen\":{{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[{at},{}]}}", at + 8)
+    };
+    let header = format!("{{{},{}}}", entry(0), entry(8));
+    lab.put("twice.safetensors", &raw(&header, &[0; 16]));
+    refused(&lab.run("inspect @twice.safetensors"), &["twice"]);
+}
+
+/// L5: more threads than any machine has cores are refused.
+#[test]
+fn l5_threads_without_end() {
+    let lab = lab();
+    for threads in ["1025", "18446744073709551615"] {
+        let line = format!("score @seeds.safetensors --model @r --tensor chosen --threads {threads}");
+        refused(&lab.run(&line), &["--threads"]);
+    }
+}
+
+/// L7: a limit of file sizes is an error like a full disk, and the run goes on where it stopped.
+#[test]
+fn l7_a_limit_of_file_sizes() {
+    let lab = lab();
+    let line = "synth seeds.safetensors --vae vae.safetensors --fold 8 --dtype f32 --out o";
+    let said = shell(&lab, &format!("ulimit -f 8; exec $LENSMITH {line}"));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    refused(&said, &["File too large"]);
+    assert_eq!(shell(&lab, &format!("exec $LENSMITH {line}")).code, Some(0));
+    lab.fine("verify @o");
+}
+
+/// L8: shards may be more than a process may have open files.
+#[test]
+fn l8_more_shards_than_descriptors() {
+    let lab = lab();
+    lab.fine(
+        "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 1 --dtype f32 --out @many",
+    );
+    for io in ["read", "mmap"] {
+        let line = format!("train-vae many --io {io} --overwrite --out v.safetensors {VAE}");
+        let said = shell(&lab, &format!("ulimit -n 40; exec $LENSMITH {line}"));
+        assert_eq!(said.code, Some(0), "{io}: {said:?}");
+    }
+}
+
+/// L9: a result that nobody could read is an error, but for a reader that has gone.
+#[test]
+fn l9_a_full_standard_output() {
+    let lab = lab();
+    for line in ["inspect seeds.safetensors", "inspect seeds.safetensors --json"] {
+        let said = shell(&lab, &format!("exec $LENSMITH {line} >/dev/full"));
+        assert_eq!(said.code, Some(1), "{said:?}");
+        refused(&said, &["standard output"]);
+        let said = shell(&lab, &format!("$LENSMITH {line} | true"));
+        assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "{said:?}");
     }
 }

@@ -89,6 +89,27 @@ pub struct PairArgs {
     /// Tensor of the other responses
     #[arg(long, default_value_t = PairOptions::default().rejected, value_name = "NAME")]
     pub rejected: String,
+    #[command(flatten)]
+    pub partial: PartialArgs,
+}
+
+/// Whether folders of unfinished runs are read.
+#[derive(Clone, Debug, Args)]
+pub struct PartialArgs {
+    /// Take the shards that are there of a folder whose run is not complete
+    #[arg(long)]
+    pub allow_partial: bool,
+}
+
+impl PartialArgs {
+    /// Sources with folders as patterns, if what is there of them is to be taken.
+    pub fn sources(&self, sources: &[String]) -> Vec<String> {
+        let pattern = |source: &String| match self.allow_partial && Path::new(source).is_dir() {
+            true => format!("{}/*.safetensors", glob::Pattern::escape(source.trim_end_matches('/'))),
+            false => source.clone(),
+        };
+        sources.iter().map(pattern).collect()
+    }
 }
 
 impl PairArgs {

@@ -80,7 +80,7 @@ impl Bench {
             && !common.quiet
             && let Some(warning) = watched().and_then(|share| disturbance(share, "take"))
         {
-            eprintln!("lensmith: {warning}");
+            console.warning(&warning);
         }
         let bar = console.bar("bench", 0, "");
         let report = measure(&device, &options, &mut |what| bar.set_message(what.to_string()))?;

@@ -1,7 +1,9 @@
 //! Output. Results go to standard output; progress, warnings of the library and errors go to standard error.
 
+use std::ffi::OsStr;
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use super::again;
 use super::args::Common;
 use super::flags::{flag_of, with_flags};
 use super::table::count;
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// Where a command's output goes, and in which form.
 #[derive(Debug)]
@@ -45,9 +47,11 @@ impl Console {
 
     /// A command's result: one JSON object, or text for people.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
-        let text =
-            if self.json { serde_json::to_string(value).expect("results are plain data") } else { text() };
-        print_line(&text);
+        print_line(&if self.json {
+            serde_json::to_string(value).expect("results are plain data")
+        } else {
+            text()
+        });
     }
 
     /// A progress bar over `length` steps of `unit`; hidden unless standard error is a terminal.
@@ -80,9 +84,9 @@ impl Console {
             return;
         }
         if self.json {
-            eprintln!("{}", value());
+            say(&value().to_string());
         } else if !self.bars {
-            eprintln!("lensmith: {}", text());
+            say(&format!("lensmith: {}", text()));
         }
     }
 
@@ -91,7 +95,14 @@ impl Console {
         if self.json {
             print_line(&json!({ "error": message(error), "exit_code": exit_code(error) }).to_string());
         }
-        eprintln!("lensmith: {}", one_line(&message(error)));
+        say(&format!("lensmith: {}", one_line(&message(error))));
+    }
+
+    /// A warning on one line.
+    pub fn warning(&self, text: &str) {
+        if !self.json && !self.quiet {
+            say(&format!("lensmith: {}", one_line(text)));
+        }
     }
 }
 
@@ -161,18 +172,61 @@ struct PrintMessage;
 impl Visit for PrintMessage {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            eprintln!("lensmith: {}", one_line(&with_flags(&format!("{value:?}"))));
+            say(&format!("lensmith: {}", one_line(&with_flags(&format!("{value:?}")))));
         }
     }
 }
 
-/// Prints a line; a reader that has gone away (`| head`) is no error.
+/// The first error of standard output but that of a reader that has gone away (`| head`).
+static LOST: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints a result. What cannot be printed is told by [`lost_output`].
 pub fn print_line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    match writeln!(io::stdout(), "{}", printable(text)) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => drop(LOST.set(error)),
+        _ => {}
+    }
+}
+
+/// Fails if a result could not be printed.
+pub fn lost_output() -> Result<()> {
+    // A last error comes when what the system has not taken yet is flushed.
+    if let Err(error) = io::stdout().flush()
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        let _ = LOST.set(error);
+    }
+    match LOST.get() {
+        None => Ok(()),
+        Some(error) => Err(Error::io("write", "standard output")(error.kind().into())),
+    }
+}
+
+/// A line on standard error. Whether anybody can read it makes no difference to the work.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(text));
+}
+
+/// Text without control characters, which names from elsewhere may hold and terminals obey.
+fn printable(text: &str) -> String {
+    let shown =
+        |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// Reports an argument that is no text, as usage errors are; gives the exit code.
+pub fn not_utf8(argument: &OsStr, json: bool) -> u8 {
+    let message =
+        format!("{argument:?} is not UTF-8: paths become part of manifests and recipes, which are text");
+    if json {
+        print_line(&json!({ "error": message, "exit_code": 2 }).to_string());
+    }
+    say(&format!("lensmith: {message}"));
+    2
 }
 
 /// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and
@@ -188,6 +242,6 @@ pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     if json {
         print_line(&json!({ "error": message, "exit_code": 2 }).to_string());
     }
-    eprintln!("lensmith: {message} (--help explains)");
+    say(&format!("lensmith: {message} (--help explains)"));
     2
 }

@@ -39,7 +39,7 @@ pub struct Eval {
 impl Eval {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let (model, _) = RewardModel::load(&self.model)?;
-        let pairs = open_checked(&self.pairs, &self.tensors.options(common))?;
+        let pairs = open_checked(&self.tensors.partial.sources(&self.pairs), &self.tensors.options(common))?;
         require_model_dim(&self.model, &model, pairs.dim())?;
         let engine = common.engine()?;
         let metrics = engine.evaluate(&model, &pairs)?;

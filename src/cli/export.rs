@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::args::{Common, OutArgs};
+use super::args::{Common, OutArgs, PartialArgs};
 use super::console::Console;
 use super::table::{bytes, count};
 use crate::convert::{Compression, ExportColumn, ExportFormat, ExportJob, export};
@@ -22,6 +22,8 @@ pub struct Export {
     /// Shards of pairs, candidates, embeddings or latents: files, folders or patterns
     #[arg(required = true, value_name = "SHARDS")]
     shards: Vec<String>,
+    #[command(flatten)]
+    partial: PartialArgs,
     /// Tensors to write, each as TENSOR or TENSOR=COLUMN [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     columns: Vec<ExportColumn>,
@@ -46,7 +48,7 @@ impl Export {
             Error::argument("--format", "parquet or npy where the name of the output does not tell", found)
         })?;
         let job = ExportJob {
-            sources: self.shards.clone(),
+            sources: self.partial.sources(&self.shards),
             columns: self.columns.clone(),
             out: out.to_path_buf(),
             format,

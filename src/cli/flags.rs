@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 38] = [
+const FLAGS: [(&str, &str); 39] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -15,6 +15,7 @@ const FLAGS: [(&str, &str); 38] = [
     ("dtype", "--dtype"),
     ("out", "--out"),
     ("overwrite", "--overwrite"),
+    ("allow_partial", "--allow-partial"),
     // Training.
     ("vae.hidden", "--hidden"),
     ("vae.latent", "--latent"),

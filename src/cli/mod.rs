@@ -31,6 +31,8 @@ mod training;
 mod verify;
 mod writing;
 
+use std::io::Write;
+
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -83,21 +85,26 @@ enum Command {
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
 pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     crate::data::install_sigbus_guard();
+    crate::data::ignore_file_size_signal();
     let arguments: Vec<_> = arguments.into_iter().collect();
     // Looked for before parsing, which may itself fail and must then know how to report it.
     let json = arguments.iter().any(|a| a == "--json");
+    if let Some(text) = arguments.iter().find(|text| text.to_str().is_none()) {
+        return console::not_utf8(text, json);
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         // `lensmith` alone shows the help, as `lensmith --help` does. clap does that itself unless
         // LENSMITH_DEVICE is set, which it counts as an argument.
         Err(error) if arguments_are_missing(&error) => {
-            eprint!("{}", Cli::command().render_help());
+            // As everywhere, whether anybody can read it makes no difference.
+            let _ = write!(std::io::stderr(), "{}", Cli::command().render_help());
             return 2;
         }
         Err(error) => return console::report_usage(&error, json),
     };
     let console = Console::new(&cli.common);
-    match execute(&cli, &console) {
+    match execute(&cli, &console).and_then(|()| console::lost_output()) {
         Ok(()) => 0,
         Err(error) => {
             console.error(&error);

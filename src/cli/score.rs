@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::args::Common;
+use super::args::{Common, PartialArgs};
 use super::console::{Console, print_line};
 use super::table::count;
 use crate::data::{Checkpoint, EmbeddingSet, ShardWriter, TensorSpec, require_absent, require_apart};
@@ -28,6 +28,8 @@ pub struct Score {
     /// Tensor to score, [n, d]
     #[arg(long, default_value = "embeddings", value_name = "NAME")]
     tensor: String,
+    #[command(flatten)]
+    partial: PartialArgs,
     /// Reward model checkpoint
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
@@ -45,7 +47,7 @@ impl Score {
             require_absent(out, "--overwrite replaces it")?;
         }
         let (model, _) = RewardModel::load(&self.model)?;
-        let set = EmbeddingSet::open(&self.embeddings, &self.tensor, common.io)?;
+        let set = EmbeddingSet::open(&self.partial.sources(&self.embeddings), &self.tensor, common.io)?;
         if let Some(out) = &self.out {
             let mut inputs = set.paths();
             inputs.push(&self.model);

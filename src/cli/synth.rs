@@ -54,8 +54,12 @@ impl Synth {
         }
         let engine = common.engine()?;
         let options = self.synthesis.options(common.seed);
-        let (recipe, seeds, vae) =
-            Recipe::new(&self.pairs, &self.tensors.options(common), &self.vae, &options)?;
+        let (recipe, seeds, vae) = Recipe::new(
+            &self.tensors.partial.sources(&self.pairs),
+            &self.tensors.options(common),
+            &self.vae,
+            &options,
+        )?;
         let recipe = recipe.with_absolute_paths()?;
         let job = self.writing.job(&recipe, &self.out, (self.output.0, self.dtype), None);
         let progress = ("synthesis", self.writing.every()?);

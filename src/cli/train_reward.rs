@@ -48,6 +48,7 @@ impl TrainReward {
         let out = self.out.check()?;
         let engine = common.engine()?;
         let options = self.tensors.options(common);
+        let validation = self.tensors.partial.sources(&self.validation);
         let bar = console.bar("reward model", self.reward.epochs as u64, "epochs");
         let on_epoch = &mut show_reward_epochs(&bar);
         let start = Instant::now();
@@ -55,7 +56,7 @@ impl TrainReward {
             Some(path) => {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
-                let held = open_held_out(&self.validation, &options, seeds.dim())?;
+                let held = open_held_out(&validation, &options, seeds.dim())?;
                 // Joined to an absolute path it is that path.
                 let vae_path = path.with_file_name("").join(&recipe.vae.path);
                 require_apart(out, &[path, &vae_path])?;
@@ -71,8 +72,8 @@ impl TrainReward {
                 (trained, recipe.plan.pairs(), json!({ "recipe": recipe.settings() }))
             }
             None => {
-                let pairs = PairSet::open(&self.pairs, &options)?;
-                let held = open_held_out(&self.validation, &options, pairs.dim())?;
+                let pairs = PairSet::open(&self.tensors.partial.sources(&self.pairs), &options)?;
+                let held = open_held_out(&validation, &options, pairs.dim())?;
                 require_apart(out, &paths(&pairs, &held))?;
                 let scan = pairs.scan()?.sources;
                 let leading = leading_originals(&self.pairs, &pairs)?;

@@ -35,7 +35,7 @@ impl TrainVae {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let options = self.vae.training(common.seed)?;
         let out = self.out.check()?;
-        let pairs = PairSet::open(&self.pairs, &self.tensors.options(common))?;
+        let pairs = PairSet::open(&self.tensors.partial.sources(&self.pairs), &self.tensors.options(common))?;
         require_apart(out, &pairs.paths())?;
         let sources = pairs.scan()?.sources;
         let engine = common.engine()?;

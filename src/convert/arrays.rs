@@ -1,7 +1,9 @@
 //! Arrow arrays as rows of values: lists of one length, nested or not, down to numbers.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Once;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -14,9 +16,27 @@ use arrow_schema::DataType;
 use super::column::{Buffer, Kind};
 use crate::error::{Error, Result};
 
-/// Runs a decoder of another crate on a file that may hold anything. A panic becomes an error with its message.
+thread_local! {
+    /// Whether this thread runs a decoder whose panics are errors.
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a decoder of another crate on a file that may hold anything. A panic becomes an error with its message, and is
+/// not printed: the hook that prints panics is asked for all others.
 pub(super) fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode)).map_err(|panic| {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !DECODING.get() {
+                before(panic);
+            }
+        }));
+    });
+    DECODING.set(true);
+    let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode));
+    DECODING.set(false);
+    decoded.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its decoder gave up");
         text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::column::{Buffer, ColumnInfo, FileColumn, Kind};
 use super::{ipc, npy, parquet, tensors};
-use crate::data::{Io, expand_sources, read_small};
+use crate::data::{Io, expand_sources, read_small, require_whole};
 use crate::error::{Error, Result};
 
 /// A file format that is read.
@@ -304,6 +304,7 @@ fn folder(path: &Path, format: Option<Format>) -> Result<Vec<(PathBuf, Format)>>
         let detail = format!("it holds several splits: name one of them, {}", names.join(" or "));
         return Err(Error::Format { path: path.to_path_buf(), format: "data set", detail });
     }
+    require_whole(path)?;
     let mut files = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io("read folder", path))? {
         let entry = entry.map_err(Error::io("read folder", path))?;

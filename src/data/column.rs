@@ -11,9 +11,10 @@ use safetensors::Dtype as FileDtype;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::expand::expand;
 use super::format::{TensorInfo, hex};
 use super::map::Io;
-use super::source::{Source, expand};
+use super::source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Rows, RowsBuf, Values};

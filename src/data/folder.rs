@@ -12,35 +12,27 @@
 //! shard that got its name after the manifest was last written is read against its checksums before it counts. So a run
 //! that is killed at any moment loses at most the shards that it was writing.
 
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::checkpoint::is_checkpoint;
+use super::contents::{Contents, MANIFEST, OPENING, require_apart};
 use super::format::Header;
+use super::lock::FolderLock;
 use super::manifest::Manifest;
 use super::map::Io;
-use super::place::{Folder, create_folder, file_id, read_small};
+use super::place::create_folder;
 use super::writer::{ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard};
 use crate::error::{Error, Result};
 
-/// The manifest of a whole run.
-pub const MANIFEST: &str = "manifest.json";
-/// The recipe of a run.
-pub const RECIPE: &str = "recipe.json";
-/// Most bytes that are read as a recipe, of which nearly all are those of its list of seed files.
-pub const MOST_RECIPE: u64 = 64 << 20;
 /// Most shards of a run: as many as five digits count, so that order by name is order of rows.
 pub const MAX_SHARDS: u64 = 100_000;
 /// Bytes of a shard where the user does not say otherwise.
 const SHARD_BYTES: u64 = 256 << 20;
-/// What names of shards start with, over all commands.
-const PREFIXES: [&str; 3] = ["pairs", "embeddings", "candidates"];
 
 /// Metadata entries of a shard that say where it belongs.
 const FINGERPRINT: &str = "lensmith.fingerprint";
@@ -79,156 +71,6 @@ pub fn rows_per_shard(asked: Option<u64>, rows: u64, row_bytes: usize) -> Result
         return Err(Error::argument("shard_rows", expected, shard_rows));
     }
     Ok(shard_rows)
-}
-
-/// The right to write something in a folder, held by one process at a time.
-#[derive(Debug)]
-pub struct FolderLock(#[expect(dead_code, reason = "the lock lasts as long as this file is open")] File);
-
-impl FolderLock {
-    /// Locks `name` in the folder `dir`, which must exist, through a file `.NAME.lock` that stays behind. Fails
-    /// with [`Error::Busy`] at once if another process, or another lock of this one, holds it. The system
-    /// releases it when the process ends, however it ends.
-    pub fn acquire(dir: &Path, name: &str) -> Result<FolderLock> {
-        FolderLock::lock(dir, name, File::try_lock)
-    }
-
-    /// As [`FolderLock::acquire`], but waits.
-    fn wait(dir: &Path, name: &str) -> Result<FolderLock> {
-        FolderLock::lock(dir, name, |file| file.lock().map_err(TryLockError::Error))
-    }
-
-    fn lock(
-        dir: &Path,
-        name: &str,
-        lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
-    ) -> Result<FolderLock> {
-        let name = format!(".{name}.lock");
-        let file = Folder::open(dir)?.own_file(OsStr::new(&name))?;
-        match lock(&file) {
-            Ok(()) => Ok(FolderLock(file)),
-            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: dir.to_path_buf() }),
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
-                let dir = dir.display();
-                tracing::warn!("{dir}: its file system has no locks: let one process at a time write there");
-                Ok(FolderLock(file))
-            }
-            Err(TryLockError::Error(error)) => Err(Error::io("lock", dir.join(name))(error)),
-        }
-    }
-}
-
-/// Held while a folder is looked at and a first manifest is written, so that two runs cannot both find it empty.
-const OPENING: &str = "opening";
-
-/// The files of a folder that commands of this program wrote, as far as names tell.
-struct Contents {
-    dir: PathBuf,
-    /// Manifests, recipe and shards, by name.
-    outputs: Vec<PathBuf>,
-    /// Shards that were being written when a run was killed.
-    unfinished: Vec<PathBuf>,
-    /// Names of locks.
-    locks: Vec<String>,
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn is_manifest(path: &Path) -> bool {
-    let name = file_name(path);
-    name.starts_with("manifest.") && name.ends_with(".json")
-}
-
-impl Contents {
-    fn of(dir: &Path) -> Result<Contents> {
-        let is_shard = |name: &str| PREFIXES.iter().any(|p| name.starts_with(&format!("{p}-")));
-        let (outputs, unfinished, locks) = (Vec::new(), Vec::new(), Vec::new());
-        let mut contents = Contents { dir: dir.to_path_buf(), outputs, unfinished, locks };
-        for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
-            let path = entry.map_err(Error::io("list", dir))?.path();
-            let name = file_name(&path);
-            let listing = name == RECIPE || is_manifest(&path);
-            if listing || is_shard(&name) && name.ends_with(".safetensors") {
-                contents.outputs.push(path);
-            } else if name.starts_with('.') && is_shard(&name[1..]) && name.ends_with(".safetensors.tmp") {
-                contents.unfinished.push(path);
-            } else if let Some(lock) = name.strip_prefix('.').and_then(|name| name.strip_suffix(".lock")) {
-                contents.locks.push(lock.to_string());
-            }
-        }
-        contents.outputs.sort();
-        Ok(contents)
-    }
-
-    fn manifests(&self) -> impl Iterator<Item = &PathBuf> {
-        self.outputs.iter().filter(|path| is_manifest(path))
-    }
-
-    /// Removes everything, for a run that holds the lock `held`.
-    ///
-    /// # Errors
-    /// Before anything is removed: one of `inputs` would go as well, something in the folder is not shown to be an output
-    /// of this program, or another part is being written.
-    fn remove(&self, inputs: &[&Path], held: &str) -> Result<()> {
-        let all = || self.outputs.iter().chain(&self.unfinished);
-        all().try_for_each(|path| require_apart(path, inputs))?;
-        let listed: HashSet<String> = self
-            .manifests()
-            .filter_map(|path| Manifest::read(path).ok())
-            .flat_map(|manifest| manifest.shards.into_iter().map(|record| record.file))
-            .collect();
-        if let Some(path) = self.outputs.iter().find(|path| !is_output(path, &listed)) {
-            let hint = "nothing shows that lensmith made it: move it away, or write to another folder";
-            return Err(Error::Exists { path: path.clone(), hint: hint.into() });
-        }
-        let others = self.locks.iter().filter(|lock| *lock != held && *lock != OPENING);
-        let _locks = others.map(|lock| FolderLock::acquire(&self.dir, lock)).collect::<Result<Vec<_>>>()?;
-        // Manifests last: as long as one is there, a run that is killed meanwhile is known by it.
-        let (manifests, others): (Vec<&PathBuf>, Vec<&PathBuf>) = all().partition(|path| is_manifest(path));
-        let folder = Folder::open(&self.dir)?;
-        for path in others.into_iter().chain(manifests) {
-            let name = path.file_name().unwrap_or_default();
-            folder.remove(name).map_err(Error::io("remove", path))?;
-        }
-        folder.sync()
-    }
-}
-
-/// Whether a manifest or a header shows that this program wrote a file; `listed` are the shards that manifests list.
-fn is_output(path: &Path, listed: &HashSet<String>) -> bool {
-    let name = file_name(path);
-    if is_manifest(path) {
-        return Manifest::read(path).is_ok();
-    }
-    if name == RECIPE {
-        let recipe = read_small(path, "recipe", MOST_RECIPE).ok();
-        let recipe = recipe.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-        return recipe
-            .is_some_and(|recipe| ["seeds", "vae", "plan"].iter().all(|key| recipe.get(key).is_some()));
-    }
-    let written =
-        || inspect_shard(path).is_ok_and(|(header, record)| record.is_some() && !is_checkpoint(&header));
-    listed.contains(&name) || written()
-}
-
-/// Fails if `output` is one of the files that it is made from, under whatever name.
-pub fn require_apart(output: &Path, inputs: &[&Path]) -> Result<()> {
-    let id = |path: &Path| fs::metadata(path).ok().map(|meta| file_id(&meta));
-    let Some(there) = id(output) else { return Ok(()) };
-    match inputs.iter().find(|input| id(input) == Some(there)) {
-        Some(input) => {
-            let expected = format!("another place than {}, from which it is made", input.display());
-            Err(Error::argument("out", expected, output.display()))
-        }
-        None => Ok(()),
-    }
-}
-
-/// The manifests in a folder, of a whole run and of parts, by name.
-pub fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
-    Ok(Contents::of(dir)?.manifests().cloned().collect())
 }
 
 /// What happens to the output of an earlier run.

@@ -4,20 +4,24 @@
 //! safetensors crate. Here their length is bounded before that and the length of the file checked after it, and a header
 //! that is refused gets a message that says what to look for.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo as RawInfo};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::error::{Error, Result};
 
 /// Bytes of the header length that opens every file.
 pub(super) const LEN_BYTES: usize = 8;
-/// Longest header the safetensors crate reads; a longer one is a corrupt length or an attack.
-const MAX_HEADER: u64 = 100_000_000;
+/// Longest header that is read: a longer one is a corrupt length or an attack, since parsing takes forty times its length
+/// in memory. The names of a hundred thousand tensors fit.
+const MAX_HEADER: u64 = 8_000_000;
 /// The payload starts at a multiple of this: a page, so that a map of it suits SIMD and pinned copies.
 const PAYLOAD_ALIGN: usize = 4096;
 /// Most characters of foreign text that a message repeats.
@@ -62,6 +66,7 @@ impl Header {
             .map_err(|e| refuse(format!("the header is not UTF-8 text after byte {}", e.valid_up_to())))?;
         // Parsing includes the checks of every tensor.
         let parsed: Metadata = serde_json::from_str(text).map_err(|e| refuse(diagnose(text, &e)))?;
+        let UniqueKeys = serde_json::from_str(text).map_err(|e| refuse(e.to_string()))?;
 
         let payload = prefix.len();
         let expected = parsed.data_len().checked_add(payload).map(|n| n as u64);
@@ -101,6 +106,33 @@ impl Header {
     }
 }
 
+/// An object of which no key comes twice: of two tensors of one name a reader would see either.
+struct UniqueKeys;
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<UniqueKeys, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = UniqueKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueKeys, A::Error> {
+                let mut seen = HashSet::new();
+                while let Some((key, IgnoredAny)) = map.next_entry::<Cow<'_, str>, IgnoredAny>()? {
+                    if let Some(twice) = seen.replace(key) {
+                        return Err(A::Error::custom(format!("`{}` is there twice", quote(&twice))));
+                    }
+                }
+                Ok(UniqueKeys)
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
+}
+
 /// Where the header of a file of `len` bytes ends, from its `first` bytes. The error is the detail of an
 /// [`Error::Format`].
 pub(super) fn header_end(first: &[u8], len: u64) -> Result<usize, String> {
@@ -116,7 +148,7 @@ pub(super) fn header_end(first: &[u8], len: u64) -> Result<usize, String> {
     }
     if size > MAX_HEADER {
         return Err(format!(
-            "the first 8 bytes give a header of {size} bytes, more than the {MAX_HEADER} the format allows"
+            "the first 8 bytes give a header of {size} bytes, more than the {MAX_HEADER} that are read"
         ));
     }
     let end = LEN_BYTES as u64 + size;

@@ -235,6 +235,13 @@ pub fn install_sigbus_guard() {
     BEFORE.get_or_init(install_handler);
 }
 
+/// Has writes past the process's limit of file sizes (`ulimit -f`) fail as those to a full disk do, instead of ending the
+/// process. For programs, as [`install_sigbus_guard`].
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed, the signal is ignored.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Installs [`on_fault`]; gives what was there.
 fn install_handler() -> libc::sigaction {
     // SAFETY: both structures are plain data for which zeros are valid, and are filled or read by the call alone; the

@@ -10,11 +10,14 @@
 mod atomic;
 mod checkpoint;
 mod column;
+mod contents;
 mod direct;
+mod expand;
 mod folder;
 mod format;
 mod inputs;
 mod latents;
+mod lock;
 mod manifest;
 mod map;
 mod place;
@@ -25,19 +28,21 @@ mod writer;
 pub use atomic::{AtomicFile, require_absent, write_atomic};
 pub use checkpoint::{Checkpoint, Provenance, file_fingerprint};
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
+pub use contents::{MANIFEST, MOST_RECIPE, RECIPE, manifests, require_apart, require_whole};
 pub use direct::sequential_write;
+pub use expand::{expand_sources, require_utf8};
 pub use folder::{
-    Earlier, FolderLock, FolderOptions, MANIFEST, MAX_SHARDS, MOST_RECIPE, OutputFolder, PlannedShard,
-    RECIPE, ShardSequence, manifests, require_apart, rows_per_shard, shard_name, shard_number,
+    Earlier, FolderOptions, MAX_SHARDS, OutputFolder, PlannedShard, ShardSequence, rows_per_shard,
+    shard_name, shard_number,
 };
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};
 pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
+pub use lock::FolderLock;
 pub use manifest::Manifest;
-pub use map::{FileBytes, Io, install_sigbus_guard};
+pub use map::{FileBytes, Io, ignore_file_size_signal, install_sigbus_guard};
 pub use place::{create_folder, open_input, read_small};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
-pub use source::expand_sources;
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
     write_tensors,

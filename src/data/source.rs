@@ -1,14 +1,12 @@
-//! From what a user names (files, folders, patterns) to open files with parsed headers.
+//! Open files with parsed headers.
 
-use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::format::{self, Header, TensorInfo};
 use super::map::{FileBytes, Io};
-use super::place::open_input;
+use super::place::{FileId, file_id, open_input};
 use crate::error::{Error, Result};
 
 /// From this many copied bytes on, releasing the mapped pages that they came from is worth a system call.
@@ -28,17 +26,21 @@ pub(super) struct Source {
 /// What tells a file from another one at its path, and from itself after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
-    place: (u64, u64),
+    place: FileId,
     len: u64,
+    /// When its bytes changed. Whoever writes to it may set this back.
     modified: (i64, i64),
+    /// When anything about it changed, which nobody can set back.
+    changed: (i64, i64),
 }
 
 impl Identity {
     fn of(meta: &fs::Metadata) -> Identity {
         Identity {
-            place: (meta.dev(), meta.ino()),
+            place: file_id(meta),
             len: meta.len(),
             modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
         }
     }
 
@@ -50,6 +52,8 @@ impl Identity {
             Some(format!("it had {} bytes when it was opened and has {} now", self.len, now.len))
         } else if self.modified != now.modified {
             Some("it was written to".into())
+        } else if self.changed != now.changed {
+            Some("it was written to and its time put back, or its links or rights were changed".into())
         } else {
             None
         }
@@ -59,7 +63,8 @@ impl Identity {
 #[derive(Debug)]
 enum Access {
     Map(FileBytes),
-    File(File),
+    /// Opened for each read: there may be more files than a process may have open.
+    Reads,
 }
 
 impl Source {
@@ -75,7 +80,7 @@ impl Source {
             }
             Io::Read => {
                 let header = Header::from_prefix(path, &read_prefix(path, &file, len)?, len)?;
-                (header, len, Access::File(file))
+                (header, len, Access::Reads)
             }
         };
         Ok(Source { path: path.to_path_buf(), header, len, access, identity })
@@ -92,7 +97,7 @@ impl Source {
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return changed("it was removed or moved away".into());
+                return Err(gone(&self.path));
             }
             Err(error) => return Err(Error::io("open", &self.path)(error)),
         }
@@ -122,7 +127,7 @@ impl Source {
     pub fn mapped(&self, at: u64, len: usize) -> Option<&[u8]> {
         match &self.access {
             Access::Map(map) => map.bytes().get(at as usize..)?.get(..len),
-            Access::File(_) => None,
+            Access::Reads => None,
         }
     }
 
@@ -154,9 +159,25 @@ impl Source {
                 }
                 Ok(())
             }
-            Access::File(file) => read_at(&self.path, file, at, out),
+            Access::Reads => {
+                let (file, _) = open_input(&self.path, "safetensors").map_err(|error| match error {
+                    Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                        gone(&self.path)
+                    }
+                    other => other,
+                })?;
+                let now = Identity::of(&file.metadata().map_err(Error::io("open", &self.path))?);
+                match self.identity.difference(&now) {
+                    Some(how) => Err(Error::Changed { path: self.path.clone(), how }),
+                    None => read_at(&self.path, &file, at, out),
+                }
+            }
         }
     }
+}
+
+fn gone(path: &Path) -> Error {
+    Error::Changed { path: path.to_path_buf(), how: "it was removed or moved away".into() }
 }
 
 fn changed(path: &Path) -> Error {
@@ -179,97 +200,4 @@ fn read_prefix(path: &Path, file: &File, len: u64) -> Result<Vec<u8>> {
     let mut prefix = vec![0; end];
     read_at(path, file, 0, &mut prefix)?;
     Ok(prefix)
-}
-
-/// The files that `sources` stand for, in order: a file itself; every `*.safetensors` directly in a folder,
-/// by name; the matches of a glob pattern, by name. Fails if a source stands for no file, or two for the same one.
-pub(super) fn expand(sources: &[String]) -> Result<Vec<PathBuf>> {
-    expand_sources(sources, folder, Ok, |path| path)
-}
-
-/// What `sources` stand for, in order: `file` of a file, the entries `folder` of a folder, and the matches of a glob
-/// pattern, by name. A pattern's `*` finds no hidden files and does not reach into subfolders.
-///
-/// # Errors
-/// A source that stands for nothing, a file that is given twice (`path` tells the file of an entry), an invalid pattern,
-/// and what `file` and `folder` fail with.
-pub fn expand_sources<T>(
-    sources: &[String],
-    folder: impl Fn(&Path) -> Result<Vec<T>>,
-    file: impl Fn(PathBuf) -> Result<T>,
-    path: impl Fn(&T) -> &Path,
-) -> Result<Vec<T>> {
-    if sources.is_empty() {
-        return Err(Error::TooFew { what: "data sources".into(), needed: 1, found: 0 });
-    }
-    let mut entries = Vec::new();
-    for source in sources {
-        let named = Path::new(source);
-        // A path that exists is never a pattern, whatever characters it holds.
-        if named.is_dir() {
-            entries.extend(folder(named)?);
-        } else if !named.exists() && source.contains(['*', '?', '[']) {
-            let before = entries.len();
-            for found in glob_matches(source)? {
-                if found.is_dir() {
-                    entries.extend(folder(&found)?);
-                } else if !found.file_name().is_some_and(hidden_or_temporary) {
-                    entries.push(file(found)?);
-                }
-            }
-            if entries.len() == before {
-                let what = format!("{source}: files that match this pattern");
-                return Err(Error::TooFew { what, needed: 1, found: 0 });
-            }
-        } else {
-            entries.push(file(named.to_path_buf())?);
-        }
-    }
-    let mut seen = HashSet::new();
-    for file in entries.iter().map(path) {
-        if !seen.insert(fs::canonicalize(file).map_err(Error::io("open", file))?) {
-            return Err(Error::shape(format!("{}: times it is given as a source", file.display()), 1, 2));
-        }
-    }
-    Ok(entries)
-}
-
-fn hidden_or_temporary(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b".") || name.ends_with(b".tmp")
-}
-
-fn folder(path: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(Error::io("read folder", path))? {
-        let entry = entry.map_err(Error::io("read folder", path))?;
-        let name = entry.file_name();
-        if !hidden_or_temporary(&name) && name.as_encoded_bytes().ends_with(b".safetensors") {
-            files.push(entry.path());
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        let what = format!("{}: *.safetensors files in this folder", path.display());
-        return Err(Error::TooFew { what, needed: 1, found: 0 });
-    }
-    Ok(files)
-}
-
-fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
-    let options = glob::MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let matches = glob::glob_with(pattern, options).map_err(|e| {
-        Error::argument("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
-    })?;
-    let found = matches.map(|found| {
-        found.map_err(|e| {
-            let path = e.path().to_path_buf();
-            Error::Io { action: "read folder", path, source: e.into() }
-        })
-    });
-    found.collect()
 }

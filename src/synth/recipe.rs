@@ -13,7 +13,7 @@ use super::plan::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
 use crate::data::{
     Checkpoint, Io, MOST_RECIPE, Manifest, PairOptions, PairSet, SourceFile, file_fingerprint, read_small,
-    write_atomic,
+    require_utf8, write_atomic,
 };
 use crate::error::{Error, Result};
 use crate::model::{Vae, VaeSize};
@@ -303,7 +303,10 @@ impl Recipe {
 
     /// The recipe with absolute paths, for writing into another folder.
     pub fn with_absolute_paths(mut self) -> Result<Recipe> {
-        let absolute = |p: &Path| std::path::absolute(p).map_err(Error::io("resolve", p));
+        let absolute = |p: &Path| {
+            let path = std::path::absolute(p).map_err(Error::io("resolve", p))?;
+            require_utf8(&path).map(|()| path)
+        };
         self.vae.path = absolute(&self.vae.path)?;
         for source in &mut self.seeds.sources {
             *source = absolute(Path::new(source.as_str()))?.to_string_lossy().into_owned();

@@ -123,7 +123,21 @@ fn bradley_terry(margin: f64) -> f64 {
     (-margin).max(0.0) + (-margin.abs()).exp().ln_1p()
 }
 
+/// Fails on the first reward that is infinite or NaN; `first` is the number of the first row, `what` names rows.
+pub fn require_finite(rewards: &[f32], first: usize, what: &str) -> Result<()> {
+    match rewards.iter().position(|reward| !reward.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            let expected = "a finite number: weights or embeddings of this size leave the range of F32";
+            Err(Error::shape(format!("{what} {}", first + at), expected, rewards[at]))
+        }
+    }
+}
+
 /// Accuracy and loss of a reward model on pairs.
+///
+/// # Errors
+/// A reward that is not finite, by its row in the block.
 pub fn pair_metrics<B: Backend>(
     backend: &B,
     model: &B::Reward,
@@ -134,6 +148,8 @@ pub fn pair_metrics<B: Backend>(
     let (mut plus, mut minus) = (vec![0f32; pairs], vec![0f32; pairs]);
     backend.score(model, chosen, &mut plus)?;
     backend.score(model, rejected, &mut minus)?;
+    require_finite(&plus, 0, "chosen reward of pair")?;
+    require_finite(&minus, 0, "rejected reward of pair")?;
     let margins = plus.iter().zip(&minus).map(|(a, b)| f64::from(*a) - f64::from(*b));
     let n = pairs.max(1) as f64;
     let accuracy = margins.clone().filter(|&m| m > 0.0).count() as f64 / n;

@@ -57,10 +57,14 @@ pub struct TrainedVae {
     pub history: Vec<VaeLoss>,
 }
 
+/// Terms of a loss beyond this are those of a training that grows without end: standardised embeddings give thousands.
+const EXPLODED: f64 = 1e9;
+
 /// Trains a VAE on seed pairs `[n, d]`. Calls `on_epoch` with the epoch (from 1) and its loss.
 ///
 /// # Errors
-/// Fewer than two pairs, options out of range, or a loss or a parameter that is no longer finite.
+/// Fewer than two pairs, options out of range, or or, as [`Error::Diverged`], a loss or a parameter that is no longer
+/// finite, or a loss beyond 10^9.
 pub fn train_vae<B: Backend>(
     backend: &B,
     chosen: &RowSet<'_>,
@@ -88,12 +92,14 @@ pub fn train_vae<B: Backend>(
     for epoch in 0..options.epochs {
         Shuffle::VaeEpoch(epoch as u32).apply(options.objective.seed, &mut order);
         let loss = backend.vae_epoch(&mut trainer, &data, &order, epoch as u32)?;
-        if !loss.total.is_finite() {
+        let terms = [loss.total, loss.reconstruction, loss.kl, loss.divergence];
+        // NaN is not below either.
+        if !terms.iter().all(|term| term.abs() < EXPLODED) {
             return Err(Error::Diverged {
                 what: "VAE training",
                 epoch: epoch + 1,
                 loss: loss.total,
-                hint: "a lower `vae.lr`, or `vae.gamma` 0 with `vae.reconstruction` sum, usually helps",
+                hint: "a lower `vae.lr`, another divergence, or `vae.gamma` 0 with `vae.reconstruction` sum, usually helps",
             });
         }
         on_epoch(epoch + 1, &loss);

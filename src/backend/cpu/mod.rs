@@ -31,7 +31,7 @@ use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::simd::Isa;
 
 /// Most worker threads: more than any machine has cores.
-pub const MAX_THREADS: usize = 4096;
+pub const MAX_THREADS: usize = 1024;
 
 /// The CPU backend with its own thread pool.
 #[derive(Debug)]

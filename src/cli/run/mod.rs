@@ -108,7 +108,7 @@ impl Run {
             console,
             data: &data,
             rows: &data.rows()?,
-            sources: &self.pairs,
+            sources: &self.tensors.partial.sources(&self.pairs),
             options: &self.tensors.options(common),
             output: self.output.map(|kind| kind.0),
             overwrite: self.overwrite,
@@ -170,11 +170,12 @@ impl Run {
 
     fn open(&self, common: &Common) -> Result<Data> {
         let options = PairOptions { group: self.group.clone(), ..self.tensors.options(common) };
-        let pairs = PairSet::open(&self.pairs, &options)?;
+        let given = |sources: &[String]| self.tensors.partial.sources(sources);
+        let pairs = PairSet::open(&given(&self.pairs), &options)?;
         let sources = pairs.scan()?.sources;
         let held = PairOptions { group: None, ..options };
-        let validation = open_held_out(&self.validation, &held, pairs.dim())?;
-        let test = open_held_out(&self.test, &held, pairs.dim())?;
+        let validation = open_held_out(&given(&self.validation), &held, pairs.dim())?;
+        let test = open_held_out(&given(&self.test), &held, pairs.dim())?;
         let candidates = match self.candidates.as_slice() {
             [] => None,
             sets => Some(CandidateSet::open(sets, "candidates", "gold", common.io)?),

@@ -1,0 +1,46 @@
+//! Locks of folders.
+
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::place::Folder;
+use crate::error::{Error, Result};
+
+/// The right to write something in a folder, held by one process at a time.
+#[derive(Debug)]
+pub struct FolderLock(#[expect(dead_code, reason = "the lock lasts as long as this file is open")] File);
+
+impl FolderLock {
+    /// Locks `name` in the folder `dir`, which must exist, through a file `.NAME.lock` that stays behind. Fails
+    /// with [`Error::Busy`] at once if another process, or another lock of this one, holds it. The system
+    /// releases it when the process ends, however it ends.
+    pub fn acquire(dir: &Path, name: &str) -> Result<FolderLock> {
+        FolderLock::lock(dir, name, File::try_lock)
+    }
+
+    /// As [`FolderLock::acquire`], but waits.
+    pub(super) fn wait(dir: &Path, name: &str) -> Result<FolderLock> {
+        FolderLock::lock(dir, name, |file| file.lock().map_err(TryLockError::Error))
+    }
+
+    fn lock(
+        dir: &Path,
+        name: &str,
+        lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    ) -> Result<FolderLock> {
+        let name = format!(".{name}.lock");
+        let file = Folder::open(dir)?.own_file(OsStr::new(&name))?;
+        match lock(&file) {
+            Ok(()) => Ok(FolderLock(file)),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: dir.to_path_buf() }),
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                let dir = dir.display();
+                tracing::warn!("{dir}: its file system has no locks: let one process at a time write there");
+                Ok(FolderLock(file))
+            }
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", dir.join(name))(error)),
+        }
+    }
+}
