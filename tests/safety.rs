@@ -435,6 +435,36 @@ fn m7_paths_that_are_no_text() {
     assert!(matches!(said.code, Some(0 | 1)), "{said:?}");
 }
 
+/// M8: a small file may not unpack to fill the memory.
+#[test]
+fn m8_small_files_of_many_bytes() {
+    let lab = lab();
+    // Zeros, which take no room as a file with holes and little in Parquet.
+    for (rows, columns, word) in [(1, (1 << 24) + 16, "values in"), (30, 1 << 20, "unpack to")] {
+        let bytes = rows * columns * 4;
+        let header = format!(
+            "{{\"embeddings\":{{\"dtype\":\"F32\",\"shape\":[{rows},{columns}],\"data_offsets\":[0,{bytes}]}}}}"
+        );
+        let path = lab.put("zeros.safetensors", &raw(&header, &[]));
+        let file = File::options().write(true).open(path).expect("it is there");
+        file.set_len((8 + header.len() + bytes) as u64).expect("holes");
+        lab.fine("export @zeros.safetensors --out @zeros.parquet --row-group-rows 100 --overwrite");
+        let packed = lab.bytes("zeros.parquet").len();
+        assert!(packed < 100_000, "{packed}");
+        refused(&lab.run("import @zeros.parquet --plain --out @i"), &[word, "at most"]);
+    }
+    // What a compressed buffer of Arrow claims stands before it.
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/convert/sliced_zstd.feather");
+    let mut bytes = fs::read(golden).expect("a golden file");
+    let magic = [0x28, 0xb5, 0x2f, 0xfd];
+    let found: Vec<usize> = (8..bytes.len() - 4).filter(|&at| bytes[at..at + 4] == magic).collect();
+    for at in found {
+        bytes[at - 8..at].copy_from_slice(&(1i64 << 30).to_le_bytes());
+    }
+    lab.put("bomb.feather", &bytes);
+    refused(&lab.run("import @bomb.feather --out @i"), &["unpacks to", "at most"]);
+}
+
 /// M9: a reward that is not a finite number is an error that names its row.
 #[test]
 fn m9_rewards_that_are_not_finite() {

@@ -43,6 +43,12 @@ pub(super) fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, S
     })
 }
 
+/// Most bytes that `packed` bytes may unpack to: a thousandfold, and 64 MiB for what is small. Compressed numbers save a
+/// half; what saves more than this is made to fill the memory.
+pub(super) fn most_unpacked(packed: u64) -> u64 {
+    packed.saturating_mul(1024).saturating_add(64 << 20)
+}
+
 /// Where an array comes from, for messages.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {

@@ -312,11 +312,10 @@ impl Column {
     }
 }
 
-/// Fails unless every buffer is inside the body of its batch, and none claims to unpack to more than it can: the decoder
-/// trusts both.
+/// Fails unless every buffer is inside the body of its batch, and all together unpack to no more than
+/// [`arrays::most_unpacked`]: the decoder trusts both.
 fn check_buffers(path: &Path, batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -> Result<()> {
-    /// More than either compression can save: LZ4 255-fold, Zstandard 128 KiB in 4 bytes.
-    const MOST: u64 = 1 << 16;
+    let (most, mut all) = (arrays::most_unpacked(body.len() as u64), 0u64);
     for buffer in batch.buffers().into_iter().flatten() {
         let (offset, len) = (buffer.offset(), buffer.length());
         let place = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
@@ -328,9 +327,17 @@ fn check_buffers(path: &Path, batch: &arrow_ipc::RecordBatch<'_>, body: &[u8]) -
         if batch.compression().is_some()
             && let Some(unpacked) = bytes.first_chunk().map(|b| i64::from_le_bytes(*b))
             && unpacked > 0
-            && unpacked as u64 > MOST * bytes.len() as u64
         {
-            return Err(bad(path, format!("a buffer of {len} bytes that claims to unpack to {unpacked}")));
+            all = all.saturating_add(unpacked as u64);
+            if all > most {
+                let body = body.len();
+                return Err(bad(
+                    path,
+                    format!(
+                        "a batch of {body} bytes that unpacks to {all} or more, at most {most} are taken"
+                    ),
+                ));
+            }
         }
     }
     Ok(())

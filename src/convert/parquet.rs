@@ -54,6 +54,7 @@ pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn Colum
         let found = fields.iter().map(|f| f.name().clone()).collect();
         return Err(Error::MissingTensor { path: path.to_path_buf(), tensor: name.into(), found });
     };
+    check_sizes(path, name, root, &metadata)?;
     let place = Place { path, name, row: 0 };
     let (kind, depth) = arrays::kind(place, field.data_type())?;
     let rows = metadata.metadata().file_metadata().num_rows();
@@ -81,6 +82,34 @@ pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn Colum
         row: 0,
     };
     Ok((info, Box::new(reader)))
+}
+
+/// Fails if a row group of a column claims to unpack to more than [`arrays::most_unpacked`], or its rows to be longer than
+/// embeddings are.
+fn check_sizes(path: &Path, name: &str, root: usize, metadata: &ArrowReaderMetadata) -> Result<()> {
+    /// Most values of a row.
+    const MOST_VALUES: u64 = 1 << 24;
+    let schema = metadata.parquet_schema();
+    for (at, group) in metadata.metadata().row_groups().iter().enumerate() {
+        let of_column = |leaf: &usize| schema.get_column_root_idx(*leaf) == root;
+        for leaf in (0..group.num_columns()).filter(of_column) {
+            let chunk = group.column(leaf);
+            let number = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+            let (packed, unpacked) = (number(chunk.compressed_size()), number(chunk.uncompressed_size()));
+            let most = arrays::most_unpacked(packed);
+            if unpacked > most {
+                let what =
+                    format!("row group {at} of column `{name}`: {packed} bytes that unpack to {unpacked}");
+                return Err(bad(path, format!("{what}, at most {most} are taken")));
+            }
+            let (values, rows) = (number(chunk.num_values()), number(group.num_rows()).max(1));
+            if values / rows > MOST_VALUES {
+                let what = format!("row group {at} of column `{name}`: {values} values in {rows} rows");
+                return Err(bad(path, format!("{what}, at most {MOST_VALUES} a row are taken")));
+            }
+        }
+    }
+    Ok(())
 }
 
 struct Column {

@@ -17,6 +17,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::atomic::AtomicFile;
+use super::fault;
 use crate::error::{Error, Result};
 use crate::matrix::{PAGE, Pages};
 
@@ -47,12 +48,14 @@ impl DirectFile {
     }
 
     fn write_plain(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        fault::point()?;
         self.plain.write_all_at(bytes, at)
     }
 
     /// Writes whole pages from page-aligned memory to a page boundary of the file.
     fn write_blocks(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
         if let Some(direct) = &self.direct {
+            fault::point()?;
             match direct.write_all_at(bytes, at) {
                 // Some network file systems accept O_DIRECT when the file is opened and refuse the write.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.direct = None,

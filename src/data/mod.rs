@@ -13,6 +13,7 @@ mod column;
 mod contents;
 mod direct;
 mod expand;
+mod fault;
 mod folder;
 mod format;
 mod inputs;

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
+use super::fault;
 use crate::error::{Error, Result};
 
 /// What tells a file from every other one: device and inode.
@@ -66,7 +67,7 @@ pub fn read_small(path: &Path, format: &'static str, most: u64) -> Result<Vec<u8
 pub fn create_folder(path: &Path) -> Result<()> {
     let missing: Vec<&Path> =
         path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
-    fs::create_dir_all(path).map_err(Error::io("create", path))?;
+    fault::point().and_then(|()| fs::create_dir_all(path)).map_err(Error::io("create", path))?;
     missing.iter().try_for_each(|made| Folder::of(made)?.sync())
 }
 
@@ -100,6 +101,7 @@ impl Folder {
         let path = self.path.join(name);
         let refused = |why: &str| Err(Error::Refused { path: path.clone(), why: why.into() });
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        fault::point().map_err(Error::io("create", &path))?;
         loop {
             match openat(&self.file, name, flags | OFlags::CREATE | OFlags::EXCL, Mode::from_raw_mode(0o666))
             {
@@ -140,17 +142,19 @@ impl Folder {
 
     /// Moves `from` over `to`, whatever that is; a link at `to` is replaced and not followed.
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        fault::point()?;
         renameat(&self.file, from, &self.file, to).map_err(io::Error::from)
     }
 
     /// Removes a name.
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
+        fault::point()?;
         unlinkat(&self.file, name, AtFlags::empty()).map_err(io::Error::from)
     }
 
     /// Forces the names in it to the disk.
     pub fn sync(&self) -> Result<()> {
-        match self.file.sync_all() {
+        match fault::point().and_then(|()| self.file.sync_all()) {
             // Some network file systems cannot force a folder to the disk, and say so.
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
             result => result.map_err(Error::io("write folder", &self.path)),

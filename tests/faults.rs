@@ -1,0 +1,180 @@
+//! Every command that writes, killed before each change that it makes to a file or folder, and with the disk full at
+//! each: nothing half-written has a final name, and the same command ends with the bytes of an undisturbed run.
+
+mod common;
+
+use std::fs;
+
+use common::cli::{Lab, Listing, assert_same_files, outputs};
+use lensmith::dtype::Dtype;
+
+/// A command, whose output is `o` or a file in it, and what lies in the folder before.
+struct Case {
+    name: &'static str,
+    line: &'static str,
+    /// Commands that make what is there before; their output `o` too.
+    before: &'static [&'static str],
+}
+
+const SYNTH: &str = "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --dtype f32 --threads 1 --out @o/x";
+
+const CASES: [Case; 14] = [
+    Case {
+        name: "train-vae",
+        line: "train-vae @seeds.safetensors --out @o/v.safetensors --hidden 16 --latent 16 --vae-epochs 1",
+        before: &[],
+    },
+    Case {
+        name: "train-vae --overwrite",
+        line: "train-vae @seeds.safetensors --out @o/v.safetensors --hidden 16 --latent 16 --vae-epochs 1 --overwrite",
+        before: &[
+            "train-vae @seeds.safetensors --out @o/v.safetensors --hidden 16 --latent 16 --vae-epochs 1 --seed 9",
+        ],
+    },
+    Case {
+        name: "train-reward",
+        line: "train-reward @seeds.safetensors --out @o/r.safetensors --reward-hidden 16 --epochs 1",
+        before: &[],
+    },
+    Case { name: "synth", line: SYNTH, before: &[] },
+    Case {
+        name: "synth --output latents",
+        line: "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --output latents --out @o/x",
+        before: &[],
+    },
+    Case {
+        name: "synth --output recipe",
+        line: "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --output recipe --out @o/x",
+        before: &[],
+    },
+    Case {
+        name: "synth --overwrite",
+        line: "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --dtype f32 --threads 1 --out @o/x --overwrite",
+        before: &["synth @seeds.safetensors --vae @vae.safetensors --fold 3 --shard-rows 16 --out @o/x"],
+    },
+    Case { name: "materialize", line: "materialize @latents --shard-rows 48 --out @o/m", before: &[] },
+    Case {
+        name: "merge-manifests",
+        line: "merge-manifests @o/x",
+        before: &[
+            "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --part 0/2 --out @o/x",
+            "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --part 1/2 --out @o/x",
+        ],
+    },
+    Case { name: "import", line: "import @seeds.safetensors --shard-rows 16 --out @o/i", before: &[] },
+    Case {
+        name: "import --overwrite",
+        line: "import @seeds.safetensors --shard-rows 16 --out @o/i --overwrite",
+        before: &["import @seeds.safetensors --shard-rows 8 --out @o/i"],
+    },
+    Case { name: "export", line: "export @seeds.safetensors --out @o/e.parquet", before: &[] },
+    Case {
+        name: "score",
+        line: "score @seeds.safetensors --tensor chosen --model @reward.safetensors --out @o/scores.safetensors",
+        before: &[],
+    },
+    Case {
+        name: "run",
+        line: "run @seeds.safetensors --seeds 20 --validation-pairs 10 --out @o/r --hidden 16 --latent 16 --vae-epochs 1 --reward-hidden 16 --epochs 1 --fold 2 --output latents --overwrite",
+        before: &[],
+    },
+];
+
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.pairs("seeds.safetensors", Dtype::F32, 40, 32, 1);
+    lab.fine("train-vae @seeds.safetensors --out @vae.safetensors --hidden 16 --latent 16 --vae-epochs 1");
+    lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
+    lab.fine("synth @seeds.safetensors --vae @vae.safetensors --fold 4 --output latents --out @latents");
+    lab
+}
+
+/// What a folder holds, without what a command says of its own time.
+fn kept(lab: &Lab) -> Listing {
+    let mut found = outputs(&lab.at("o"));
+    found.retain(|path, _| !path.ends_with("run.json"));
+    found
+}
+
+fn prepare(lab: &Lab, case: &Case) {
+    let _ = fs::remove_dir_all(lab.at("o"));
+    fs::create_dir(lab.at("o")).expect("a folder");
+    case.before.iter().for_each(|line| drop(lab.fine(line)));
+}
+
+/// Files with final names are whole: shards and checkpoints verify, JSON parses.
+fn nothing_half_written(lab: &Lab, what: &str) {
+    for (path, bytes) in outputs(&lab.at("o")) {
+        let (name, Some(bytes)) = (path.to_string_lossy().into_owned(), bytes) else { continue };
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+            continue;
+        }
+        if name.ends_with(".json") {
+            serde_json::from_slice::<serde_json::Value>(&bytes)
+                .unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
+        } else if name.ends_with(".safetensors") {
+            lensmith::data::verify_shard(&lab.at("o").join(&path), lensmith::data::Io::Read)
+                .unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
+        }
+    }
+}
+
+/// Goes through all points of all commands with one kind of fault; gives how many there were.
+fn every_point(kind: &str) -> usize {
+    let lab = lab();
+    let mut points = 0;
+    for case in &CASES {
+        prepare(&lab, case);
+        lab.fine(case.line);
+        let whole = kept(&lab);
+        for at in 0.. {
+            prepare(&lab, case);
+            let what = format!("{}, {kind}:{at}", case.name);
+            let said = lab.run_with(case.line, &[("LENSMITH_FAULT", &format!("{kind}:{at}"))]);
+            if said.code == Some(0) {
+                // There were fewer changes, or the one that failed was not needed.
+                assert_same_files(&what, &kept(&lab), &whole);
+                assert!(at > 3, "{what}: it changes more than that");
+                if kind == "kill" || at > 3 && said.err.is_empty() {
+                    break;
+                }
+            }
+            if kind == "fail" {
+                assert_eq!(said.code, Some(1), "{what}: {said:?}");
+                assert_eq!(said.err.lines().count(), 1, "{what}: {said:?}");
+            } else {
+                assert_eq!(said.code, None, "{what}: {said:?}");
+            }
+            points += 1;
+            nothing_half_written(&lab, &what);
+            let again = lab.run(case.line);
+            if again.code == Some(0) {
+                assert_same_files(&what, &kept(&lab), &whole);
+            } else {
+                // A single file that is there already, and whole.
+                assert!(
+                    again.err.contains("exists already") && !case.line.contains("@o/x"),
+                    "{what}: {again:?}"
+                );
+                let mut found = kept(&lab);
+                found.retain(|path, _| !path.to_string_lossy().starts_with('.'));
+                assert_same_files(&what, &found, &whole);
+            }
+        }
+    }
+    points
+}
+
+/// H6: killed before every change that it makes.
+#[test]
+fn h6_killed_at_every_point() {
+    let points = every_point("kill");
+    assert!(points > 200, "{points} points");
+}
+
+/// A full disk at every change: a clear error, and the same command goes on.
+#[test]
+fn a_full_disk_at_every_point() {
+    let points = every_point("fail");
+    assert!(points > 200, "{points} points");
+}
