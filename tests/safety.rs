@@ -633,6 +633,19 @@ fn l8_more_shards_than_descriptors() {
     }
 }
 
+/// The scripts for sceptics hold what they say of this program.
+#[test]
+fn attacks_from_outside() {
+    let run = Path::new(env!("CARGO_MANIFEST_DIR")).join("attacks/run");
+    let said = Command::new(run).env("LENSMITH", env!("CARGO_BIN_EXE_lensmith")).output().expect("bash");
+    let said = Said::from(said);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(
+        said.out.lines().count() >= 12 && said.out.lines().all(|line| line.starts_with("held ")),
+        "{said:?}"
+    );
+}
+
 /// L9: a result that nobody could read is an error, but for a reader that has gone.
 #[test]
 fn l9_a_full_standard_output() {

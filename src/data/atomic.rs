@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::fault;
+use super::fault::{change, number};
 use super::place::Folder;
 use crate::error::{Error, Result};
 
@@ -83,7 +83,8 @@ impl AtomicFile {
     /// Forces the bytes to the disk, moves the file over its final path and forces the folder to the disk.
     /// After a crash the path holds the old file or the new one, never a part.
     pub fn commit(mut self) -> Result<()> {
-        fault::point().and_then(|()| self.file.sync_all()).map_err(Error::io("write", &self.path))?;
+        change(|| self.file.sync_all(), |()| format!("sync {}", number(&self.file)))
+            .map_err(Error::io("write", &self.path))?;
         self.folder.rename(&self.temporary, &self.name).map_err(Error::io("create", &self.path))?;
         self.moved = true;
         self.folder.sync()
@@ -102,7 +103,8 @@ impl Drop for AtomicFile {
 /// Writes a small file, whole or not at all; waits while somebody else writes it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let out = AtomicFile::create_locked(path, |file| file.lock().map_err(TryLockError::Error))?;
-    fault::point().and_then(|()| out.file().write_all_at(bytes, 0)).map_err(Error::io("write", path))?;
+    change(|| out.file().write_all_at(bytes, 0), |()| format!("write {}", number(out.file())))
+        .map_err(Error::io("write", path))?;
     out.commit()
 }
 

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::atomic::AtomicFile;
-use super::fault;
+use super::fault::{change, number};
 use crate::error::{Error, Result};
 use crate::matrix::{PAGE, Pages};
 
@@ -48,15 +48,14 @@ impl DirectFile {
     }
 
     fn write_plain(&self, bytes: &[u8], at: u64) -> io::Result<()> {
-        fault::point()?;
-        self.plain.write_all_at(bytes, at)
+        change(|| self.plain.write_all_at(bytes, at), |()| format!("write {}", number(&self.plain)))
     }
 
     /// Writes whole pages from page-aligned memory to a page boundary of the file.
     fn write_blocks(&mut self, bytes: &[u8], at: u64) -> io::Result<()> {
         if let Some(direct) = &self.direct {
-            fault::point()?;
-            match direct.write_all_at(bytes, at) {
+            let write = || direct.write_all_at(bytes, at);
+            match change(write, |()| format!("write {}", number(direct))) {
                 // Some network file systems accept O_DIRECT when the file is opened and refuse the write.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.direct = None,
                 result => return result,

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::fault;
+use super::fault::{change, number};
 use crate::error::{Error, Result};
 
 /// What tells a file from every other one: device and inode.
@@ -67,7 +67,8 @@ pub fn read_small(path: &Path, format: &'static str, most: u64) -> Result<Vec<u8
 pub fn create_folder(path: &Path) -> Result<()> {
     let missing: Vec<&Path> =
         path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
-    fault::point().and_then(|()| fs::create_dir_all(path)).map_err(Error::io("create", path))?;
+    change(|| fs::create_dir_all(path), |()| format!("mkdir {}", path.display()))
+        .map_err(Error::io("create", path))?;
     missing.iter().try_for_each(|made| Folder::of(made)?.sync())
 }
 
@@ -99,15 +100,25 @@ impl Folder {
     /// [`Error::Refused`] for anything else: a link of either kind, a pipe, a file of somebody else.
     pub fn own_file(&self, name: &OsStr) -> Result<File> {
         let path = self.path.join(name);
-        let refused = |why: &str| Err(Error::Refused { path: path.clone(), why: why.into() });
+        let mut file = || self.open_own(name);
+        let described =
+            |file: &File| format!("create {} {} {}", self.path.display(), name.display(), number(file));
+        change(&mut file, described).map_err(|error| match error.get_ref().is_some() {
+            true => Error::Refused { path: path.clone(), why: error.to_string() },
+            false => Error::io("create", &path)(error),
+        })
+    }
+
+    /// [`Folder::own_file`], whose refusals are errors of a text.
+    fn open_own(&self, name: &OsStr) -> io::Result<File> {
+        let refused = |why: &str| Err(io::Error::other(why.to_string()));
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        fault::point().map_err(Error::io("create", &path))?;
         loop {
             match openat(&self.file, name, flags | OFlags::CREATE | OFlags::EXCL, Mode::from_raw_mode(0o666))
             {
                 Ok(made) => return Ok(made.into()),
                 Err(Errno::EXIST) => {}
-                Err(error) => return Err(Error::io("create", &path)(error.into())),
+                Err(error) => return Err(error.into()),
             }
             let file: File = match openat(&self.file, name, flags, Mode::empty()) {
                 Ok(found) => found.into(),
@@ -115,9 +126,9 @@ impl Folder {
                 Err(Errno::NOENT) => continue,
                 Err(Errno::LOOP | Errno::MLINK) => return refused("it is a symbolic link"),
                 Err(Errno::NXIO | Errno::ISDIR) => return refused("it is not a regular file"),
-                Err(error) => return Err(Error::io("open", &path)(error.into())),
+                Err(error) => return Err(error.into()),
             };
-            let meta = file.metadata().map_err(Error::io("open", &path))?;
+            let meta = file.metadata()?;
             return match meta.nlink() {
                 _ if !meta.is_file() => refused("it is not a regular file"),
                 _ if meta.uid() != rustix::process::geteuid().as_raw() => {
@@ -142,19 +153,23 @@ impl Folder {
 
     /// Moves `from` over `to`, whatever that is; a link at `to` is replaced and not followed.
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        fault::point()?;
-        renameat(&self.file, from, &self.file, to).map_err(io::Error::from)
+        change(
+            || renameat(&self.file, from, &self.file, to).map_err(io::Error::from),
+            |()| format!("rename {} {} {}", self.path.display(), from.display(), to.display()),
+        )
     }
 
     /// Removes a name.
     pub fn remove(&self, name: &OsStr) -> io::Result<()> {
-        fault::point()?;
-        unlinkat(&self.file, name, AtFlags::empty()).map_err(io::Error::from)
+        change(
+            || unlinkat(&self.file, name, AtFlags::empty()).map_err(io::Error::from),
+            |()| format!("remove {} {}", self.path.display(), name.display()),
+        )
     }
 
     /// Forces the names in it to the disk.
     pub fn sync(&self) -> Result<()> {
-        match fault::point().and_then(|()| self.file.sync_all()) {
+        match change(|| self.file.sync_all(), |()| format!("sync-folder {}", self.path.display())) {
             // Some network file systems cannot force a folder to the disk, and say so.
             Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
             result => result.map_err(Error::io("write folder", &self.path)),
