@@ -100,10 +100,9 @@ impl Folder {
     /// [`Error::Refused`] for anything else: a link of either kind, a pipe, a file of somebody else.
     pub fn own_file(&self, name: &OsStr) -> Result<File> {
         let path = self.path.join(name);
-        let mut file = || self.open_own(name);
         let described =
             |file: &File| format!("create {} {} {}", self.path.display(), name.display(), number(file));
-        change(&mut file, described).map_err(|error| match error.get_ref().is_some() {
+        change(|| self.open_own(name), described).map_err(|error| match error.get_ref().is_some() {
             true => Error::Refused { path: path.clone(), why: error.to_string() },
             false => Error::io("create", &path)(error),
         })
