@@ -19,7 +19,14 @@ pub fn exercise(path: &Path, bytes: &[u8]) -> usize {
 
     let header = Header::parse(path, bytes);
     let oracle = SafeTensors::deserialize(bytes);
-    assert_eq!(header.is_ok(), oracle.is_ok(), "{header:?} against {:?}", oracle.map(|t| t.len()));
+    // What the crate takes and we do not: names that come twice.
+    let stricter = header.as_ref().is_err_and(|e| e.to_string().contains("is there twice"));
+    assert_eq!(
+        header.is_ok(),
+        oracle.is_ok() && !stricter,
+        "{header:?} against {:?}",
+        oracle.map(|t| t.len())
+    );
     if let (Ok(header), Ok(oracle)) = (&header, &oracle) {
         assert_eq!(header.tensors.len(), oracle.len());
         for tensor in &header.tensors {

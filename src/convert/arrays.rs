@@ -39,8 +39,13 @@ pub(super) fn guarded<T>(decode: impl FnOnce() -> T) -> std::result::Result<T, S
     decoded.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its decoder gave up");
-        text.split('\n').map(str::trim).collect::<Vec<_>>().join(" ")
+        one_line(text)
     })
+}
+
+/// What a decoder says, on one line.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Most bytes that `packed` bytes may unpack to: a thousandfold, and 64 MiB for what is small. Compressed numbers save a

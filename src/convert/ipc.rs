@@ -28,7 +28,7 @@ const MAX_HEADER: u64 = 256 << 20;
 const CHANGED: &str = "it changed while it was read";
 
 fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
-    Error::Format { path: path.to_path_buf(), format: "Arrow", detail: detail.to_string() }
+    Error::Format { path: path.to_path_buf(), format: "Arrow", detail: arrays::one_line(&detail.to_string()) }
 }
 
 /// A record batch in a file.

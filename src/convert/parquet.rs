@@ -15,7 +15,11 @@ use crate::data::open_input;
 use crate::error::{Error, Result};
 
 fn bad(path: &Path, detail: impl std::fmt::Display) -> Error {
-    Error::Format { path: path.to_path_buf(), format: "Parquet", detail: detail.to_string() }
+    Error::Format {
+        path: path.to_path_buf(),
+        format: "Parquet",
+        detail: arrays::one_line(&detail.to_string()),
+    }
 }
 
 fn metadata(path: &Path) -> Result<(File, ArrowReaderMetadata)> {
