@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::cli::Lab;
-use lensmith::dtype::Dtype;
 use lensmith::noise::{Purpose, Stream};
 
 /// Damaged files of each format.
@@ -71,9 +70,7 @@ fn exercise(good: &[PathBuf], scratch: &Path, read: impl Fn(&Path, &[u8]) -> usi
 }
 
 fn lab() -> Lab {
-    let lab = Lab::new();
-    lab.pairs("seeds.safetensors", Dtype::F32, 40, 32, 1);
-    lab.fine("train-vae @seeds.safetensors --out @vae.safetensors --hidden 16 --latent 16 --vae-epochs 1");
+    let lab = Lab::small();
     lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
     lab.fine("synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --out @synth");
     fs::create_dir(lab.at("scratch")).expect("a folder");

@@ -6,7 +6,6 @@ mod common;
 use std::fs;
 
 use common::cli::{Lab, Listing, assert_same_files, outputs};
-use lensmith::dtype::Dtype;
 
 /// A command, whose output is `o` or a file in it, and what lies in the folder before.
 struct Case {
@@ -81,9 +80,7 @@ const CASES: [Case; 14] = [
 ];
 
 fn lab() -> Lab {
-    let lab = Lab::new();
-    lab.pairs("seeds.safetensors", Dtype::F32, 40, 32, 1);
-    lab.fine("train-vae @seeds.safetensors --out @vae.safetensors --hidden 16 --latent 16 --vae-epochs 1");
+    let lab = Lab::small();
     lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
     lab.fine("synth @seeds.safetensors --vae @vae.safetensors --fold 4 --output latents --out @latents");
     lab

@@ -12,7 +12,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::cli::{Lab, Listing, assert_same_files, listing, outputs};
-use lensmith::dtype::Dtype;
 
 const SYNTH: &str = "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --dtype f32 --threads 1 --out @o/x";
 
@@ -176,9 +175,7 @@ impl Disk {
 }
 
 fn lab() -> Lab {
-    let lab = Lab::new();
-    lab.pairs("seeds.safetensors", Dtype::F32, 40, 32, 1);
-    lab.fine("train-vae @seeds.safetensors --out @vae.safetensors --hidden 16 --latent 16 --vae-epochs 1");
+    let lab = Lab::small();
     lab.fine("synth @seeds.safetensors --vae @vae.safetensors --fold 4 --output latents --out @latents");
     lab
 }

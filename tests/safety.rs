@@ -18,9 +18,7 @@ const VAE: &str = "--hidden 16 --latent 16 --vae-epochs 1";
 
 /// Seeds, a VAE, and a file of somebody else.
 fn lab() -> Lab {
-    let lab = Lab::new();
-    lab.pairs("seeds.safetensors", Dtype::F32, 40, 32, 1);
-    lab.fine(&format!("train-vae @seeds.safetensors --out @vae.safetensors {VAE}"));
+    let lab = Lab::small();
     lab.put("treasure", b"treasure");
     lab
 }

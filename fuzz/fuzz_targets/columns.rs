@@ -2,23 +2,13 @@
 //! `cargo +nightly fuzz run columns fuzz/corpus/columns tests/golden/convert -- -max_total_time=60`
 #![no_main]
 
-use std::path::PathBuf;
-use std::sync::LazyLock;
-
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../formats.rs"]
 #[allow(dead_code, reason = "other targets use the rest")]
 mod formats;
-
-/// In memory, where the system has such a folder; of each process its own, so that workers do not collide.
-static SCRATCH: LazyLock<PathBuf> = LazyLock::new(|| {
-    let memory = PathBuf::from("/dev/shm");
-    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    let folder = folder.join(format!("lensmith-fuzz-columns-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a scratch folder");
-    folder
-});
+#[path = "../scratch.rs"]
+mod scratch;
 
 /// The names that a first byte chooses from.
 const NAMES: [&str; 4] = ["file.npy", "file.npz", "file.arrow", "file.parquet"];
@@ -31,5 +21,5 @@ fuzz_target!(|bytes: &[u8]| {
         Some(b'P') => NAMES[3],
         _ => NAMES[2],
     };
-    formats::columns(&SCRATCH.join(name), bytes);
+    formats::columns(&scratch::file(name), bytes);
 });

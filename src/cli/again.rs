@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::data::{Manifest, manifests};
+use crate::data::{Manifest, RECIPE, manifests};
 use crate::synth::Recipe;
 
 /// Most parts that are named.
@@ -35,7 +35,7 @@ pub fn hint(folder: &Path, parts: &[(u64, u64)]) -> String {
 /// defaults are. None if the folder does not tell.
 fn synth_command(folder: &Path) -> Option<String> {
     let manifest = Manifest::read(manifests(folder).ok()?.first()?).ok()?;
-    let recipe = Recipe::read(&folder.join("recipe.json")).ok()?;
+    let recipe = Recipe::read(&folder.join(RECIPE)).ok()?;
     if recipe.difference(&manifest).is_some() {
         return None;
     }

@@ -92,10 +92,7 @@ impl Console {
 
     /// An error on one line; with `--json` also as an object on standard output.
     pub fn error(&self, error: &Error) {
-        if self.json {
-            print_line(&json!({ "error": message(error), "exit_code": exit_code(error) }).to_string());
-        }
-        say(&format!("lensmith: {}", one_line(&message(error))));
+        report(self.json, &one_line(&message(error)), "", exit_code(error));
     }
 
     /// A warning on one line.
@@ -218,15 +215,20 @@ fn one_line(text: &str) -> String {
     text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
+/// Reports an error of one line and what follows it; with `json` also as an object on standard output. Gives the exit code.
+fn report(json: bool, message: &str, more: &str, exit_code: u8) -> u8 {
+    if json {
+        print_line(&json!({ "error": message, "exit_code": exit_code }).to_string());
+    }
+    say(&format!("lensmith: {message}{more}"));
+    exit_code
+}
+
 /// Reports an argument that is no text, as usage errors are; gives the exit code.
 pub fn not_utf8(argument: &OsStr, json: bool) -> u8 {
     let message =
         format!("{argument:?} is not UTF-8: paths become part of manifests and recipes, which are text");
-    if json {
-        print_line(&json!({ "error": message, "exit_code": 2 }).to_string());
-    }
-    say(&format!("lensmith: {message}"));
-    2
+    report(json, &message, "", 2)
 }
 
 /// Prints help or a usage error (its first paragraph, on one line; with `json` as an object as well) and
@@ -239,9 +241,5 @@ pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = one_line(first.trim_start_matches("error: "));
-    if json {
-        print_line(&json!({ "error": message, "exit_code": 2 }).to_string());
-    }
-    say(&format!("lensmith: {message} (--help explains)"));
-    2
+    report(json, &message, " (--help explains)", 2)
 }

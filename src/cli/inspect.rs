@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count, table};
-use crate::data::{Manifest, inspect_shard};
+use crate::data::{Manifest, RECIPE, inspect_shard};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::synth::Recipe;
@@ -36,7 +36,7 @@ impl Inspect {
         let path = &self.path;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(j) = self.pair {
-            let recipe = if path.is_dir() { path.join("recipe.json") } else { path.clone() };
+            let recipe = if path.is_dir() { path.join(RECIPE) } else { path.clone() };
             return self.show_pair(&recipe, j, common, console);
         }
         if path.is_dir() {

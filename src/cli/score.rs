@@ -9,7 +9,9 @@ use serde_json::json;
 use super::args::{Common, PartialArgs};
 use super::console::{Console, print_line};
 use super::table::count;
-use crate::data::{Checkpoint, EmbeddingSet, ShardWriter, TensorSpec, require_absent, require_apart};
+use crate::data::{
+    Checkpoint, EmbeddingSet, ShardFile, ShardWriter, TensorSpec, require_absent, require_apart,
+};
 use crate::error::{Error, Result};
 use crate::model::RewardModel;
 
@@ -49,9 +51,9 @@ impl Score {
         let (model, _) = RewardModel::load(&self.model)?;
         let set = EmbeddingSet::open(&self.partial.sources(&self.embeddings), &self.tensor, common.io)?;
         if let Some(out) = &self.out {
-            let mut inputs = set.paths();
+            let mut inputs = ShardFile::paths(set.files());
             inputs.push(&self.model);
-            require_apart(out, &inputs)?;
+            require_apart([out], &inputs)?;
         }
         if set.dim() != model.size().dim {
             let file = set.files().first().map(|f| f.path.display().to_string()).unwrap_or_default();

@@ -9,6 +9,7 @@ use super::args::{Common, Named, PairArgs, SynthArgs};
 use super::console::Console;
 use super::table::count;
 use super::writing::{WriteArgs, summary_json, summary_text, write_shards};
+use crate::data::RECIPE;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::synth::{OutputKind, Part, Recipe};
@@ -75,7 +76,7 @@ impl Synth {
         console.result(&value, || {
             if self.output.0 == OutputKind::Recipe {
                 let pairs = count(recipe.plan.pairs());
-                return format!("{}: a recipe for {pairs} pairs", self.out.join("recipe.json").display());
+                return format!("{}: a recipe for {pairs} pairs", self.out.join(RECIPE).display());
             }
             format!("{}: {}", self.out.display(), summary_text(&summary, &engine.devices()))
         });

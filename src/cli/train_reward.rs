@@ -57,10 +57,10 @@ impl TrainReward {
                 let recipe = Recipe::read(path)?;
                 let (seeds, vae) = recipe.open(path, common.io)?;
                 let held = open_held_out(&validation, &options, seeds.dim())?;
-                // Joined to an absolute path it is that path.
-                let vae_path = path.with_file_name("").join(&recipe.vae.path);
-                require_apart(out, &[path, &vae_path])?;
-                require_apart(out, &paths(&seeds, &held))?;
+                let vae_path = recipe.vae_path(path);
+                let mut inputs = paths(&seeds, &held);
+                inputs.extend([path.as_path(), &vae_path]);
+                require_apart([out], &inputs)?;
                 let trained = engine.train_reward_on_synthetic(
                     &recipe.options(),
                     &seeds,
@@ -74,7 +74,7 @@ impl TrainReward {
             None => {
                 let pairs = PairSet::open(&self.tensors.partial.sources(&self.pairs), &options)?;
                 let held = open_held_out(&validation, &options, pairs.dim())?;
-                require_apart(out, &paths(&pairs, &held))?;
+                require_apart([out], &paths(&pairs, &held))?;
                 let scan = pairs.scan()?.sources;
                 let leading = leading_originals(&self.pairs, &pairs)?;
                 let trained = engine.train_reward(

@@ -9,7 +9,7 @@ use super::args::{Common, OutArgs, PairArgs, VaeArgs};
 use super::console::Console;
 use super::table::count;
 use super::training::{save, show_vae_epochs};
-use crate::data::{PairSet, require_apart};
+use crate::data::{PairSet, PairSource, require_apart};
 use crate::error::Result;
 
 /// Train the VAE on preference pairs
@@ -36,7 +36,7 @@ impl TrainVae {
         let options = self.vae.training(common.seed)?;
         let out = self.out.check()?;
         let pairs = PairSet::open(&self.tensors.partial.sources(&self.pairs), &self.tensors.options(common))?;
-        require_apart(out, &pairs.paths())?;
+        require_apart([out], &pairs.paths())?;
         let sources = pairs.scan()?.sources;
         let engine = common.engine()?;
         let start = Instant::now();

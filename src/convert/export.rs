@@ -180,7 +180,7 @@ pub fn export(job: &ExportJob, on_progress: &mut dyn FnMut(u64, u64)) -> Result<
         let what = format!("{}: tensors", job.sources.join(", "));
         return Err(Error::TooFew { what, needed: 1, found: 0 });
     };
-    require_apart(&job.out, &columns.iter().flat_map(Column::paths).collect::<Vec<_>>())?;
+    require_apart([&job.out], &columns.iter().flat_map(Column::paths).collect::<Vec<_>>())?;
     let out = AtomicFile::create(&job.out)?;
     match job.format {
         ExportFormat::Parquet => parquet(job, &out, &names, &mut columns, rows, on_progress)?,

@@ -49,7 +49,8 @@ struct Index {
 
 impl Index {
     fn read(path: &Path) -> Result<Index> {
-        let (file, len) = open_input(path, "Arrow")?;
+        let (file, meta) = open_input(path, "Arrow")?;
+        let len = meta.len();
         let mut file = BufReader::new(file);
         let range = stream_range(path, &mut file, len)?;
         let mut schema = None;

@@ -173,7 +173,8 @@ fn exact(path: &Path, from: &mut impl Read, out: &mut [u8]) -> Result<()> {
 
 /// Opens a .npy file as its one column.
 pub(super) fn open(path: &Path, name: &str) -> Result<(ColumnInfo, Box<dyn ColumnReader + Send>)> {
-    let (file, len) = open_input(path, "npy")?;
+    let (file, meta) = open_input(path, "npy")?;
+    let len = meta.len();
     let mut file = BufReader::with_capacity(1 << 20, file);
     let header = Header::read(path, &mut file)?;
     let (info, stored) = header.info(path, name)?;

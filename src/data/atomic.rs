@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::fault::{change, number};
+use super::lock;
 use super::place::Folder;
 use crate::error::{Error, Result};
 
@@ -49,12 +50,8 @@ impl AtomicFile {
         temporary.push(".tmp");
         loop {
             let file = folder.own_file(&temporary).map_err(create)?;
-            match lock(&file) {
-                Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: path.to_path_buf() }),
-                // Some network file systems have no locks.
-                Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
-                result => result.map_err(|e| Error::io("lock", path)(e.into()))?,
-            }
+            // Without locks nothing keeps two writers apart.
+            lock::take(&file, &lock, path)?;
             // Between opening and locking, another writer may have finished and renamed the file that we opened:
             // writing to it would then change its finished output. So the name must still lead to our file.
             if folder.holds(&temporary, &file).map_err(Error::io("open", path))? {
@@ -102,7 +99,7 @@ impl Drop for AtomicFile {
 
 /// Writes a small file, whole or not at all; waits while somebody else writes it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let out = AtomicFile::create_locked(path, |file| file.lock().map_err(TryLockError::Error))?;
+    let out = AtomicFile::create_locked(path, lock::wait)?;
     change(|| out.file().write_all_at(bytes, 0), |()| format!("write {}", number(out.file())))
         .map_err(Error::io("write", path))?;
     out.commit()

@@ -36,6 +36,13 @@ pub struct ShardFile {
     pub bytes: u64,
 }
 
+impl ShardFile {
+    /// The paths of files.
+    pub fn paths(files: &[ShardFile]) -> Vec<&Path> {
+        files.iter().map(|file| file.path.as_path()).collect()
+    }
+}
+
 /// What identifies the data of one file, wherever the file is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

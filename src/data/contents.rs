@@ -1,13 +1,13 @@
 //! What lies in a folder of shards: which of its files are outputs of this program, and whether they are all.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::is_checkpoint;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
-use super::place::{Folder, file_id, read_small};
+use super::place::{FileId, Folder, file_id, read_small};
 use super::writer::inspect_shard;
 use crate::error::{Error, Result};
 
@@ -75,7 +75,7 @@ impl Contents {
     /// of this program, or another part is being written.
     pub fn remove(&self, inputs: &[&Path], held: &str) -> Result<()> {
         let all = || self.outputs.iter().chain(&self.unfinished);
-        all().try_for_each(|path| require_apart(path, inputs))?;
+        require_apart(all(), inputs)?;
         let listed: HashSet<String> = self
             .manifests()
             .filter_map(|path| Manifest::read(path).ok())
@@ -115,17 +115,18 @@ fn is_output(path: &Path, listed: &HashSet<String>) -> bool {
     listed.contains(&name) || written()
 }
 
-/// Fails if `output` is one of the files that it is made from, under whatever name.
-pub fn require_apart(output: &Path, inputs: &[&Path]) -> Result<()> {
+/// Fails if one of `outputs` is one of the files that they are made from, under whatever name.
+pub fn require_apart<P: AsRef<Path>>(outputs: impl IntoIterator<Item = P>, inputs: &[&Path]) -> Result<()> {
     let id = |path: &Path| fs::metadata(path).ok().map(|meta| file_id(&meta));
-    let Some(there) = id(output) else { return Ok(()) };
-    match inputs.iter().find(|input| id(input) == Some(there)) {
-        Some(input) => {
+    let inputs: HashMap<FileId, &Path> = inputs.iter().filter_map(|path| Some((id(path)?, *path))).collect();
+    for output in outputs {
+        let output = output.as_ref();
+        if let Some(input) = id(output).and_then(|there| inputs.get(&there)) {
             let expected = format!("another place than {}, from which it is made", input.display());
-            Err(Error::argument("out", expected, output.display()))
+            return Err(Error::argument("out", expected, output.display()));
         }
-        None => Ok(()),
     }
+    Ok(())
 }
 
 /// The manifests in a folder, of a whole run and of parts, by name.

@@ -215,7 +215,7 @@ impl OutputFolder {
             }
         };
         // What is there with a shard's name is replaced where it is no finished shard.
-        Contents::of(dir)?.outputs.iter().try_for_each(|path| require_apart(path, options.inputs))?;
+        require_apart(&contents.outputs, options.inputs)?;
         Ok(OutputFolder {
             dir: dir.to_path_buf(),
             identity,

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::column::RowBlock;
+use super::column::{RowBlock, ShardFile};
 use super::reader::{CandidateSet, EmbeddingSet, PairSet};
 use crate::error::{Error, Result};
 use crate::matrix::{RowSet, Side};
@@ -77,7 +77,7 @@ impl PairSource for PairSet {
     }
 
     fn paths(&self) -> Vec<&Path> {
-        PairSet::paths(self)
+        ShardFile::paths(self.files())
     }
 }
 

@@ -8,6 +8,25 @@ use std::path::Path;
 use super::place::Folder;
 use crate::error::{Error, Result};
 
+/// Takes the lock of a file by `lock`; false where its file system has none.
+pub(super) fn take(
+    file: &File,
+    lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+    path: &Path,
+) -> Result<bool> {
+    match lock(file) {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Err(Error::Busy { path: path.to_path_buf() }),
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => Ok(false),
+        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
+    }
+}
+
+/// [`File::lock`] as [`take`] wants it: waits, and is never refused.
+pub(super) fn wait(file: &File) -> std::result::Result<(), TryLockError> {
+    file.lock().map_err(TryLockError::Error)
+}
+
 /// The right to write something in a folder, held by one process at a time.
 #[derive(Debug)]
 pub struct FolderLock(#[expect(dead_code, reason = "the lock lasts as long as this file is open")] File);
@@ -22,7 +41,7 @@ impl FolderLock {
 
     /// As [`FolderLock::acquire`], but waits.
     pub(super) fn wait(dir: &Path, name: &str) -> Result<FolderLock> {
-        FolderLock::lock(dir, name, |file| file.lock().map_err(TryLockError::Error))
+        FolderLock::lock(dir, name, wait)
     }
 
     fn lock(
@@ -32,15 +51,10 @@ impl FolderLock {
     ) -> Result<FolderLock> {
         let name = format!(".{name}.lock");
         let file = Folder::open(dir)?.own_file(OsStr::new(&name))?;
-        match lock(&file) {
-            Ok(()) => Ok(FolderLock(file)),
-            Err(TryLockError::WouldBlock) => Err(Error::Busy { path: dir.to_path_buf() }),
-            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
-                let dir = dir.display();
-                tracing::warn!("{dir}: its file system has no locks: let one process at a time write there");
-                Ok(FolderLock(file))
-            }
-            Err(TryLockError::Error(error)) => Err(Error::io("lock", dir.join(name))(error)),
+        if !take(&file, lock, dir)? {
+            let dir = dir.display();
+            tracing::warn!("{dir}: its file system has no locks: let one process at a time write there");
         }
+        Ok(FolderLock(file))
     }
 }

@@ -76,8 +76,8 @@ impl FileBytes {
     /// Maps the file at `path`, or reads all of it into memory. Fails if it cannot be opened or is not a
     /// regular file.
     pub fn open(path: &Path, io: Io) -> Result<FileBytes> {
-        let (file, len) = open_input(path, "safetensors")?;
-        FileBytes::from_file(path, &file, len, io)
+        let (file, meta) = open_input(path, "safetensors")?;
+        FileBytes::from_file(path, &file, meta.len(), io)
     }
 
     /// As [`FileBytes::open`], for a file of `len` bytes that is open already.
@@ -204,7 +204,11 @@ impl TableEntry {
             return None;
         }
         // Taking a slot: from free (end 0) to taken (end 1, below any start), then to this map.
-        let take = |slot: &Slot| slot.end.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        // Looked at first, since trying to take each of thousands of slots that are taken is slow.
+        let free = |slot: &Slot| slot.end.load(Ordering::Relaxed) == 0;
+        let take = |slot: &Slot| {
+            free(slot) && slot.end.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
         let mut table: &'static Table = &TABLE;
         let slot = loop {
             match table.slots.iter().find(|slot| take(slot)) {

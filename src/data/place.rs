@@ -29,9 +29,9 @@ pub fn file_id(meta: &fs::Metadata) -> FileId {
     (meta.dev(), meta.ino())
 }
 
-/// Opens a regular file, which is to be of a format, and tells its length in bytes. A pipe or a device is refused, and
-/// not waited for.
-pub fn open_input(path: &Path, format: &'static str) -> Result<(File, u64)> {
+/// Opens a regular file, which is to be of a format, and tells what the system knows of it. A pipe or a device is
+/// refused, and not waited for.
+pub fn open_input(path: &Path, format: &'static str) -> Result<(File, fs::Metadata)> {
     let refused = |meta: &fs::Metadata| {
         let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
         Error::Format { path: path.to_path_buf(), format, detail: kind.into() }
@@ -45,17 +45,17 @@ pub fn open_input(path: &Path, format: &'static str) -> Result<(File, u64)> {
     let file = File::options().read(true).custom_flags(nonblocking).open(path);
     let file = file.map_err(Error::io("open", path))?;
     let meta = file.metadata().map_err(Error::io("open", path))?;
-    if meta.is_file() { Ok((file, meta.len())) } else { Err(refused(&meta)) }
+    if meta.is_file() { Ok((file, meta)) } else { Err(refused(&meta)) }
 }
 
 /// Reads a whole file of at most `most` bytes. What grows meanwhile is not read further.
 pub fn read_small(path: &Path, format: &'static str, most: u64) -> Result<Vec<u8>> {
-    let (file, len) = open_input(path, format)?;
+    let (file, meta) = open_input(path, format)?;
     let too_long = || {
         let detail = format!("it is longer than {most} bytes, the most that is read here");
         Error::Format { path: path.to_path_buf(), format, detail }
     };
-    if len > most {
+    if meta.len() > most {
         return Err(too_long());
     }
     let mut bytes = Vec::new();

@@ -1,7 +1,6 @@
 //! Embeddings as users hold them: preference pairs, candidates with gold scores, plain embeddings.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -89,11 +88,6 @@ impl PairSet {
     /// The files in order.
     pub fn files(&self) -> &[ShardFile] {
         &self.files
-    }
-
-    /// The paths of its files.
-    pub fn paths(&self) -> Vec<&Path> {
-        self.files.iter().map(|file| file.path.as_path()).collect()
     }
 
     /// The group of each pair `[n]`, where the files say.
@@ -191,11 +185,6 @@ impl CandidateSet {
         &self.files
     }
 
-    /// The paths of its files.
-    pub fn paths(&self) -> Vec<&Path> {
-        self.files.iter().map(|file| file.path.as_path()).collect()
-    }
-
     /// The embeddings of the candidates in `range`, of P x N: those of prompt p are p x N and the N - 1 that
     /// follow. Fails if `range` reaches past the end or a file cannot be read.
     pub fn rows(&self, range: Range<usize>) -> Result<RowBlock<'_>> {
@@ -246,11 +235,6 @@ impl EmbeddingSet {
     /// The files in order.
     pub fn files(&self) -> &[ShardFile] {
         &self.files
-    }
-
-    /// The paths of its files.
-    pub fn paths(&self) -> Vec<&Path> {
-        self.files.iter().map(|file| file.path.as_path()).collect()
     }
 
     /// The embeddings in `range`; fails if it reaches past the end or a file cannot be read.

@@ -70,8 +70,8 @@ enum Access {
 impl Source {
     /// Opens `path` and parses its header. With [`Io::Read`] nothing but the header is read.
     pub fn open(path: &Path, io: Io) -> Result<Source> {
-        let (file, len) = open_input(path, "safetensors")?;
-        let identity = Identity::of(&file.metadata().map_err(Error::io("open", path))?);
+        let (file, meta) = open_input(path, "safetensors")?;
+        let (identity, len) = (Identity::of(&meta), meta.len());
         let (header, len, access) = match io {
             Io::Mmap => {
                 let map = FileBytes::from_file(path, &file, len, io)?;
@@ -160,14 +160,13 @@ impl Source {
                 Ok(())
             }
             Access::Reads => {
-                let (file, _) = open_input(&self.path, "safetensors").map_err(|error| match error {
+                let (file, now) = open_input(&self.path, "safetensors").map_err(|error| match error {
                     Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                         gone(&self.path)
                     }
                     other => other,
                 })?;
-                let now = Identity::of(&file.metadata().map_err(Error::io("open", &self.path))?);
-                match self.identity.difference(&now) {
+                match self.identity.difference(&Identity::of(&now)) {
                     Some(how) => Err(Error::Changed { path: self.path.clone(), how }),
                     None => read_at(&self.path, &file, at, out),
                 }

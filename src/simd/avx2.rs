@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::{Callee, Line, NrRow, NrRow16, Simd, Task, VLEN};
+use super::{Callee, Line, NrRow, NrRow16, Simd, Task, VLEN, relu};
 
 /// Proof that AVX2, FMA and F16C are there. Not `Send`, as no token is.
 #[derive(Clone, Copy)]
@@ -136,11 +136,7 @@ impl Simd for Avx2 {
                 _mm256_storeu_ps(values.as_mut_ptr(), positive);
             }
         }
-        for value in rest {
-            if *value < 0.0 {
-                *value = 0.0;
-            }
-        }
+        relu(rest);
     }
 
     #[inline(always)]

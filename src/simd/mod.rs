@@ -153,11 +153,7 @@ pub trait Simd: Copy {
     /// ReLU; -0 and NaN stay. `_mm256_max_ps` / - / -.
     #[inline(always)]
     fn relu(self, values: &mut [f32]) {
-        for value in values {
-            if *value < 0.0 {
-                *value = 0.0;
-            }
-        }
+        relu(values);
     }
 
     /// Rounds to BF16, as [`Element::narrow`] does. - / `_mm512_cvtne2ps_pbh` unless a value is subnormal / -.
@@ -217,6 +213,16 @@ pub trait Simd: Copy {
     #[inline(always)]
     fn stream(self, from: &Line, to: &mut Line) {
         *to = *from;
+    }
+}
+
+/// The definition of [`Simd::relu`].
+#[inline(always)]
+fn relu(values: &mut [f32]) {
+    for value in values {
+        if *value < 0.0 {
+            *value = 0.0;
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::write::{Busy, Progress, ShardFormat, Speed, WriteEvent, write_shards}
 use crate::backend::Backend;
 use crate::data::{
     Earlier, FolderOptions, Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, OutputFolder,
-    PairSet, RECIPE, TensorSpec, WriteMode, rows_per_shard, shard_name,
+    PairSet, RECIPE, ShardFile, TensorSpec, WriteMode, rows_per_shard, shard_name,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -186,7 +186,7 @@ pub fn write_synthetic<B: Backend>(
     };
     let mut inputs = vec![job.recipe.vae.path.as_path()];
     inputs.extend(synthesizers.iter().flat_map(Synthesizer::paths));
-    inputs.extend(job.latents.iter().flat_map(|latents| latents.files()).map(|file| file.path.as_path()));
+    inputs.extend(job.latents.iter().flat_map(|latents| ShardFile::paths(latents.files())));
     let options = FolderOptions {
         lock: &lock,
         manifest: &job.part.manifest_name(),
@@ -265,7 +265,7 @@ impl StoredRun {
     /// # Errors
     /// Files that are missing or not those of the recipe; latents of another recipe, or not of all pairs.
     pub fn open(path: &Path, moved: &Moved, io: Io) -> Result<StoredRun> {
-        let file = if path.is_dir() { path.join("recipe.json") } else { path.to_path_buf() };
+        let file = if path.is_dir() { path.join(RECIPE) } else { path.to_path_buf() };
         let recipe = Recipe::read(&file)?;
         let (seeds, vae) = recipe.open_moved(&file, io, moved)?;
         let latents = if path.is_dir() { latents(path, &recipe, io)? } else { None };

@@ -1,7 +1,6 @@
 //! Joining the manifests of a run's parts into that of the whole run.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -85,8 +84,13 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
     let path = folder.join(Part::WHOLE.manifest_name());
     let bytes = merged.to_bytes(&path)?;
     // An interrupted run of the whole leaves a manifest of its own, which this one completes.
-    let already = fs::exists(&path).map_err(Error::io("open", &path))?
-        && read_small(&path, "manifest", bytes.len() as u64).is_ok_and(|found| found == bytes);
+    let already = match read_small(&path, "manifest", bytes.len() as u64) {
+        Ok(found) => found == bytes,
+        // A longer one is another one.
+        Err(Error::Format { .. }) => false,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
     if !already {
         let _lock = FolderLock::acquire(folder, "synth")?;
         merged.write(&path)?;

@@ -213,8 +213,13 @@ impl Recipe {
         Ok((seeds, vae))
     }
 
+    /// Where the VAE of a recipe read from `path` is.
+    pub(crate) fn vae_path(&self, path: &Path) -> PathBuf {
+        beside(path, &self.vae.path)
+    }
+
     fn open_vae(&self, path: &Path, moved: Option<&Path>) -> Result<(PathBuf, Vae)> {
-        let vae_path = moved.map_or_else(|| beside(path, &self.vae.path), Path::to_path_buf);
+        let vae_path = moved.map_or_else(|| self.vae_path(path), Path::to_path_buf);
         let (vae, _) = Vae::load(&vae_path)?;
         let found = file_fingerprint(&vae_path)?;
         if found != self.vae.xxh3 {
@@ -316,7 +321,7 @@ impl Recipe {
 
     /// The recipe read from `path`, with absolute paths and the new places of files that moved.
     pub(super) fn located(mut self, path: &Path, moved: &Moved) -> Result<Recipe> {
-        self.vae.path = moved.vae.clone().unwrap_or_else(|| beside(path, &self.vae.path));
+        self.vae.path = moved.vae.clone().unwrap_or_else(|| self.vae_path(path));
         if moved.seeds.is_empty() {
             for source in &mut self.seeds.sources {
                 *source = beside(path, Path::new(source.as_str())).to_string_lossy().into_owned();

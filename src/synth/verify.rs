@@ -16,8 +16,8 @@ use super::parts::{
 use super::recipe::{Moved, Recipe};
 use crate::backend::Backend;
 use crate::data::{
-    Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, PairOptions, PairSet, PlannedShard, ShardRecord,
-    inspect_shard, verify_shard,
+    Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, PairOptions, PairSet, PlannedShard, RECIPE,
+    ShardRecord, inspect_shard, verify_shard,
 };
 use crate::error::{Error, Result};
 use crate::matrix::Side;
@@ -130,7 +130,7 @@ pub fn verify_folder<B: Backend>(
         require_complete(folder, &parts, interrupted.shards.clone())?;
     }
     let manifest = &parts[0].manifest;
-    let recipe_path = folder.join("recipe.json");
+    let recipe_path = folder.join(RECIPE);
     let recipe = match Recipe::read(&recipe_path) {
         Ok(recipe) => Some(recipe),
         Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,

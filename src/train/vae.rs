@@ -63,7 +63,7 @@ const EXPLODED: f64 = 1e9;
 /// Trains a VAE on seed pairs `[n, d]`. Calls `on_epoch` with the epoch (from 1) and its loss.
 ///
 /// # Errors
-/// Fewer than two pairs, options out of range, or or, as [`Error::Diverged`], a loss or a parameter that is no longer
+/// Fewer than two pairs, options out of range, or, as [`Error::Diverged`], a loss or a parameter that is no longer
 /// finite, or a loss beyond 10^9.
 pub fn train_vae<B: Backend>(
     backend: &B,

@@ -78,6 +78,16 @@ impl Lab {
         Lab(tempfile::tempdir().expect("a temporary folder"))
     }
 
+    /// With a few seeds and a VAE, both as small as they can be.
+    pub fn small() -> Lab {
+        let lab = Lab::new();
+        lab.pairs("seeds.safetensors", Dtype::F32, 40, 32, 1);
+        lab.fine(
+            "train-vae @seeds.safetensors --out @vae.safetensors --hidden 16 --latent 16 --vae-epochs 1",
+        );
+        lab
+    }
+
     /// A path in it.
     pub fn at(&self, name: &str) -> PathBuf {
         self.0.path().join(name)

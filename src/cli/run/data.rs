@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::data::{CandidateSet, PairSet, RowBlock, SourceFile};
+use crate::data::{CandidateSet, PairSet, PairSource, RowBlock, ShardFile, SourceFile};
 use crate::error::Result;
 use crate::eval::{Candidates, Split, SplitOptions, split};
 use crate::matrix::{RowSet, Side};
@@ -30,7 +30,7 @@ impl Data {
     pub fn paths(&self) -> Vec<&Path> {
         let sets = [Some(&self.pairs), self.validation.as_ref(), self.test.as_ref()];
         let pairs = sets.into_iter().flatten().flat_map(PairSet::paths);
-        pairs.chain(self.candidates.iter().flat_map(CandidateSet::paths)).collect()
+        pairs.chain(self.candidates.iter().flat_map(|set| ShardFile::paths(set.files()))).collect()
     }
 
     /// Which rows of `pairs` are seeds, validation and test: all are seeds if `seeds` is None.

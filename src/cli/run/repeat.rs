@@ -14,7 +14,7 @@ use super::report::Repeat;
 use crate::cli::console::Console;
 use crate::cli::training::{save, show_reward_epochs, show_vae_epochs};
 use crate::cli::writing::{PROGRESS_EVERY, write_shards};
-use crate::data::{PairOptions, require_apart, write_pairs};
+use crate::data::{PairOptions, RECIPE, require_apart, write_pairs};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval::{Arm, ArmResult, Experiment, Split};
@@ -24,7 +24,7 @@ use crate::train::{RewardTraining, TrainedVae, VaeTraining};
 
 /// The files of a repeat.
 const FILES: [&str; 5] =
-    ["vae.safetensors", "reward_none.safetensors", "reward.safetensors", "recipe.json", "seeds.safetensors"];
+    ["vae.safetensors", "reward_none.safetensors", "reward.safetensors", RECIPE, "seeds.safetensors"];
 
 /// The settings of a run, for one seed.
 pub struct Settings {
@@ -50,8 +50,7 @@ pub struct Repeats<'a> {
 impl Repeats<'_> {
     /// Trains and measures everything on one split.
     pub fn run(&self, settings: &Settings, split: &Split, folder: &Path) -> Result<Repeat> {
-        let inputs = self.data.paths();
-        FILES.iter().try_for_each(|name| require_apart(&folder.join(name), &inputs))?;
+        require_apart(FILES.iter().map(|name| folder.join(name)), &self.data.paths())?;
         let seeds = self.rows.seeds(split);
         let start = Instant::now();
         let trained = self.train_vae(&seeds, &settings.vae, folder)?;
@@ -143,7 +142,7 @@ impl Repeats<'_> {
             }
             recipe
         };
-        recipe_from("").write(&folder.join("recipe.json"))?;
+        recipe_from("").write(&folder.join(RECIPE))?;
         let Some(kind) = self.output.filter(|kind| *kind != OutputKind::Recipe) else { return Ok(()) };
         let (recipe, out) = (recipe_from("../"), folder.join("synthetic"));
         let job = SynthJob { kind, overwrite: self.overwrite, ..SynthJob::new(&recipe, &out) };
