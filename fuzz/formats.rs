@@ -7,7 +7,7 @@ use std::path::Path;
 use lensmith::convert::{ColumnSource, ImportJob, ImportLayout, column_names, import};
 use lensmith::data::{Checkpoint, Io, Manifest, file_fingerprint};
 use lensmith::model::{RewardModel, Vae};
-use lensmith::synth::Recipe;
+use lensmith::synth::{Moved, Recipe};
 
 fn put(path: &Path, bytes: &[u8]) {
     fs::write(path, bytes).expect("the scratch file can be written");
@@ -38,7 +38,7 @@ pub fn documents(path: &Path, bytes: &[u8]) -> usize {
     let recipe = Recipe::read(path);
     if let Ok(recipe) = &recipe {
         recipe.options().plan(recipe.plan.seeds as usize).expect("a recipe that was read is in range");
-        accepted(recipe.open(path, Io::Read));
+        accepted(recipe.open(path, Io::Read, &Moved::default()));
     }
     accepted(manifest) + accepted(recipe)
 }

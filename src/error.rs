@@ -1,6 +1,6 @@
 //! The one error type of the crate: what was being done, what was expected, what was found, and where.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, one variant per kind of cause. Every message is one line.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum Error {
     /// The operating system refused an operation on a file or folder.
-    #[error("cannot {action} {}: {source}", .path.display())]
     Io {
         /// The verb, as in "open" or "write".
         action: &'static str,
@@ -21,7 +20,6 @@ pub enum Error {
         source: io::Error,
     },
     /// A file is not what its format demands (bad header, wrong length, overlapping tensors ...).
-    #[error("{}: not a usable {format} file: {detail}", .path.display())]
     Format {
         /// The file.
         path: PathBuf,
@@ -31,7 +29,6 @@ pub enum Error {
         detail: String,
     },
     /// A tensor that the operation needs is not in the file.
-    #[error("{}: no tensor named `{tensor}`; found: {}", .path.display(), list(.found))]
     MissingTensor {
         /// The file.
         path: PathBuf,
@@ -41,7 +38,6 @@ pub enum Error {
         found: Vec<String>,
     },
     /// A tensor's element type is not one that the operation takes.
-    #[error("{}: tensor `{tensor}` has dtype {found}, expected {expected}", .path.display())]
     WrongDtype {
         /// The file.
         path: PathBuf,
@@ -53,7 +49,6 @@ pub enum Error {
         found: String,
     },
     /// Sizes that should agree do not. `what` names the object, and the file where there is one.
-    #[error("{what}: expected {expected}, found {found}")]
     Shape {
         /// The object and, where known, its file.
         what: String,
@@ -63,7 +58,6 @@ pub enum Error {
         found: String,
     },
     /// A value that must be finite is NaN or infinite.
-    #[error("{}: tensor `{tensor}`, row {row}, column {column}: {value} is not finite", .path.display())]
     NonFinite {
         /// The file.
         path: PathBuf,
@@ -77,7 +71,6 @@ pub enum Error {
         value: f32,
     },
     /// There is too little data to work on.
-    #[error("{what}: {found}, at least {needed} needed")]
     TooFew {
         /// What there is too little of, and where.
         what: String,
@@ -87,7 +80,6 @@ pub enum Error {
         found: u64,
     },
     /// An argument has a value outside its range, or arguments exclude each other: wrong usage.
-    #[error("{field}: {found} is out of range: expected {expected}")]
     InvalidArgument {
         /// The field of the options, or the parameter.
         field: &'static str,
@@ -97,7 +89,6 @@ pub enum Error {
         found: String,
     },
     /// The output exists already and would be overwritten.
-    #[error("{} exists already: {hint}", .path.display())]
     Exists {
         /// The output.
         path: PathBuf,
@@ -105,7 +96,6 @@ pub enum Error {
         hint: String,
     },
     /// A name that would be written holds something that is not ours to write.
-    #[error("{}: {why}; remove it, or write to another folder", .path.display())]
     Refused {
         /// The name.
         path: PathBuf,
@@ -113,7 +103,6 @@ pub enum Error {
         why: String,
     },
     /// A checkpoint holds another kind of model than was asked for.
-    #[error("{}: expected a {expected} checkpoint, found {found}", .path.display())]
     WrongCheckpoint {
         /// The file.
         path: PathBuf,
@@ -123,7 +112,6 @@ pub enum Error {
         found: String,
     },
     /// Stored bytes or recorded facts no longer agree with what is on disk.
-    #[error("{}: {what} differs: expected {expected}, found {found}", .path.display())]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -135,7 +123,6 @@ pub enum Error {
         found: String,
     },
     /// A file was altered, replaced or lost while it was in use.
-    #[error("{} changed while it was in use: {how}", .path.display())]
     Changed {
         /// The file or folder.
         path: PathBuf,
@@ -143,7 +130,6 @@ pub enum Error {
         how: String,
     },
     /// An output lacks something that it should hold.
-    #[error("{}: {missing}; {hint}", .path.display())]
     Incomplete {
         /// The folder or file.
         path: PathBuf,
@@ -155,13 +141,11 @@ pub enum Error {
         parts: Vec<(u64, u64)>,
     },
     /// Another process holds the output folder.
-    #[error("{}: another lensmith process is writing here", .path.display())]
     Busy {
         /// The folder.
         path: PathBuf,
     },
     /// The device asked for cannot be used.
-    #[error("device {device}: {reason}")]
     Device {
         /// The device as the user wrote it.
         device: String,
@@ -169,7 +153,6 @@ pub enum Error {
         reason: String,
     },
     /// Training left the range of numbers: a loss or a parameter is no longer finite.
-    #[error("{what} diverged in epoch {epoch}: loss is {loss}; {hint}")]
     Diverged {
         /// The model being trained.
         what: &'static str,
@@ -180,6 +163,98 @@ pub enum Error {
         /// What usually helps.
         hint: &'static str,
     },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = &mut Line { out: f, left: MOST_CHARS };
+        match self {
+            Error::Io { action, path, source } => {
+                write!(line, "cannot {action} {}: {source}", path.display())
+            }
+            Error::Format { path, format, detail } => {
+                write!(line, "{}: not a usable {format} file: {detail}", path.display())
+            }
+            Error::MissingTensor { path, tensor, found } => {
+                write!(line, "{}: no tensor named `{tensor}`; found: {}", path.display(), list(found))
+            }
+            Error::WrongDtype { path, tensor, expected, found } => {
+                write!(line, "{}: tensor `{tensor}` has dtype {found}, expected {expected}", path.display())
+            }
+            Error::Shape { what, expected, found } => {
+                write!(line, "{what}: expected {expected}, found {found}")
+            }
+            Error::NonFinite { path, tensor, row, column, value } => write!(
+                line,
+                "{}: tensor `{tensor}`, row {row}, column {column}: {value} is not finite",
+                path.display()
+            ),
+            Error::TooFew { what, needed, found } => {
+                write!(line, "{what}: {found}, at least {needed} needed")
+            }
+            Error::InvalidArgument { field, expected, found } => {
+                write!(line, "{field}: expected {expected}, found {found}")
+            }
+            Error::Exists { path, hint } => write!(line, "{} exists already: {hint}", path.display()),
+            Error::Refused { path, why } => {
+                write!(line, "{}: {why}; remove it, or write to another folder", path.display())
+            }
+            Error::WrongCheckpoint { path, expected, found } => {
+                write!(line, "{}: expected a {expected} checkpoint, found {found}", path.display())
+            }
+            Error::Mismatch { path, what, expected, found } => {
+                write!(line, "{}: {what} differs: expected {expected}, found {found}", path.display())
+            }
+            Error::Changed { path, how } => {
+                write!(line, "{} changed while it was in use: {how}", path.display())
+            }
+            Error::Incomplete { path, missing, hint, .. } => {
+                write!(line, "{}: {missing}; {hint}", path.display())
+            }
+            Error::Busy { path } => {
+                write!(line, "{}: another lensmith process is writing here", path.display())
+            }
+            Error::Device { device, reason } => write!(line, "device {device}: {reason}"),
+            Error::Diverged { what, epoch, loss, hint } => {
+                write!(line, "{what} diverged in epoch {epoch}: loss is {loss}; {hint}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Most characters of a message.
+const MOST_CHARS: usize = 4000;
+
+/// Writes text on one line of at most [`MOST_CHARS`]: names and messages may come from files of strangers, and hold line
+/// ends, what terminals obey, or megabytes.
+struct Line<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
+    /// Characters that may still be written.
+    left: usize,
+}
+
+impl fmt::Write for Line<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            match self.left {
+                0 => return Ok(()),
+                1 => self.out.write_str("...")?,
+                _ if c.is_control() => write!(self.out, "{}", c.escape_default())?,
+                _ => self.out.write_char(c)?,
+            }
+            self.left -= 1;
+        }
+        Ok(())
+    }
 }
 
 impl Error {
@@ -210,4 +285,18 @@ fn list(names: &[String]) -> String {
         text.push_str(&format!(" and {} more", names.len() - SHOWN));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_is_one_bounded_line_that_terminals_only_show() {
+        let path = PathBuf::from("a\nb");
+        let error = Error::MissingTensor { path, tensor: "\u{1b}[2J".into(), found: vec!["c\rd".into()] };
+        assert_eq!(error.to_string(), r"a\nb: no tensor named `\u{1b}[2J`; found: `c\rd`");
+        let error = Error::shape("x".repeat(1 << 20), 1, 2).to_string();
+        assert!(error.ends_with("x...") && error.chars().count() < MOST_CHARS + 3, "{}", error.len());
+    }
 }

@@ -12,7 +12,7 @@ use lensmith::data::{Io, PairOptions, PairSet};
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side};
 use lensmith::noise::{Purpose, Stream};
-use lensmith::synth::{Part, Synthesizer};
+use lensmith::synth::{Moved, Part, Synthesizer};
 use lensmith::{Engine, Recipe, Vae};
 use safetensors::SafeTensors;
 
@@ -59,7 +59,7 @@ impl Made {
     fn open(lab: &Lab, folder: &str) -> Made {
         let path = lab.at(&format!("{folder}/recipe.json"));
         let recipe = Recipe::read(&path).expect("a recipe");
-        let (seeds, vae) = recipe.open(&path, Io::Mmap).expect("its files");
+        let (seeds, vae) = recipe.open(&path, Io::Mmap, &Moved::default()).expect("its files");
         let stored = PairSet::open(&[lab.text(folder)], &PairOptions::default()).expect("its shards");
         assert_eq!(stored.len() as u64, recipe.plan.pairs());
         Made { recipe, seeds, vae, stored }
@@ -350,7 +350,7 @@ fn instruction_sets_do_not_matter() {
                 "train-reward @seeds.safetensors --out @{at}/r.safetensors --reward-hidden 16 --epochs 3"
             ));
             run(format!(
-                "train-reward --recipe @{at}/3/recipe.json --out @{at}/rr.safetensors --reward-hidden 16 --epochs 2"
+                "train-reward --allow-outside --recipe @{at}/3/recipe.json --out @{at}/rr.safetensors --reward-hidden 16 --epochs 2"
             ));
             run(format!(
                 "score @seeds.safetensors --tensor chosen --model @{at}/r.safetensors --out @{at}/s.safetensors"

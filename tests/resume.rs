@@ -369,5 +369,6 @@ fn some_parts_are_in_order_and_not_all() {
     let (lab, _) = small();
     lab.fine(&format!("{SMALL}parts --part 1/3"));
     let said = lab.fine("verify @parts");
-    assert!(said.out.contains("80 pairs of the run's 240; the rest lies elsewhere"), "{}", said.out);
+    let not_here = "\nnot here: 4 of the run's 6 shards are missing: pairs-00000.safetensors to";
+    assert!(said.out.contains("80 pairs of the run's 240 in") && said.out.contains(not_here), "{}", said.out);
 }

@@ -451,6 +451,22 @@ fn m8_small_files_of_many_bytes() {
         assert!(packed < 100_000, "{packed}");
         refused(&lab.run("import @zeros.parquet --plain --out @i"), &[word, "at most"]);
     }
+    // The same file, whose metadata says that it unpacks to 1,000 bytes; the headers of its pages know better.
+    let said = lab.run("import @zeros.parquet --plain --out @i").err;
+    let unpacked = said.split("unpack to ").nth(1).and_then(|rest| rest.split(',').next()).expect("a size");
+    let digits = |number: u64, bytes: usize| -> Vec<u8> {
+        let more = |at: usize| if at + 1 < bytes { 0x80 } else { 0 };
+        (0..bytes).map(|at| ((2 * number) >> (7 * at)) as u8 & 0x7f | more(at)).collect()
+    };
+    let there = digits(unpacked.parse().expect("a number"), 4);
+    let mut bytes = lab.bytes("zeros.parquet");
+    let places: Vec<usize> = (0..bytes.len() - 4).filter(|&at| bytes[at..at + 4] == there).collect();
+    assert!(!places.is_empty(), "no place that says {unpacked}");
+    for at in places {
+        bytes[at..at + 4].copy_from_slice(&digits(1000, 4));
+    }
+    lab.put("zeros.parquet", &bytes);
+    refused(&lab.run("import @zeros.parquet --plain --out @i"), &["unpack to", "at most"]);
     // What a compressed buffer of Arrow claims stands before it.
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/convert/sliced_zstd.feather");
     let mut bytes = fs::read(golden).expect("a golden file");
@@ -593,6 +609,68 @@ fn l3_names_that_come_twice() {
     let header = format!("{{{},{}}}", entry(0), entry(8));
     lab.put("twice.safetensors", &raw(&header, &[0; 16]));
     refused(&lab.run("inspect @twice.safetensors"), &["twice"]);
+}
+
+/// L4: a recipe from elsewhere names files anywhere; only what lies around it, or in the working folder, is taken.
+#[test]
+fn l4_recipes_that_name_any_path() {
+    let lab = lab();
+    lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
+    lab.fine("synth @seeds.safetensors --vae @vae.safetensors --fold 4 --out @synth");
+    // Around the recipe: its folder lies beside the seeds.
+    lab.fine("verify @synth");
+    fs::create_dir_all(lab.at("from/elsewhere")).expect("folders");
+    fs::rename(lab.at("synth"), lab.at("from/elsewhere/synth")).expect("it moves");
+    let recipe = "@from/elsewhere/synth/recipe.json";
+    let lines = [
+        "verify @from/elsewhere/synth".to_string(),
+        format!("inspect {recipe} --pair 3"),
+        format!("materialize {recipe} --out @made"),
+        format!("train-reward --recipe {recipe} --out @r.safetensors --reward-hidden 16 --epochs 1"),
+        format!("eval @seeds.safetensors --model @reward.safetensors --recipe {recipe}"),
+    ];
+    for line in &lines {
+        let words = ["--allow-outside", "vae.safetensors, which lies neither around it"];
+        refused(&lab.run(line), &words);
+        assert!(!lab.at("made").exists() && !lab.at("r.safetensors").exists());
+        lab.fine(&format!("{line} --allow-outside"));
+        if !line.contains("--recipe") {
+            lab.fine(&format!("{line} --seeds @seeds.safetensors --vae @vae.safetensors"));
+        }
+        for made in ["made", "r.safetensors"] {
+            let _ = fs::remove_dir_all(lab.at(made)).or_else(|_| fs::remove_file(lab.at(made)));
+        }
+    }
+    // From the folder that holds them it is the user who works there.
+    let mut command = binary();
+    command.args(lab.words(&lines[0])).current_dir(lab.at(""));
+    let said = Said::from(command.output().expect("the binary starts"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    // Nor by links, names that climb, or patterns.
+    let text = String::from_utf8(lab.bytes("from/elsewhere/synth/recipe.json")).expect("text");
+    symlink(lab.at("seeds.safetensors"), lab.at("from/elsewhere/link.safetensors")).expect("a link");
+    fs::copy(lab.at("vae.safetensors"), lab.at("from/elsewhere/vae.safetensors")).expect("a copy");
+    let text = text.replace(&lab.text("vae.safetensors"), "../vae.safetensors");
+    for source in [
+        "../link.safetensors",
+        "../../../seeds.safetensors",
+        "../li*.safetensors",
+        "../../../se*.safetensors",
+    ] {
+        lab.put(
+            "from/elsewhere/synth/recipe.json",
+            text.replace(&lab.text("seeds.safetensors"), source).as_bytes(),
+        );
+        refused(&lab.run(&lines[0]), &["--allow-outside", "which lies neither around it"]);
+    }
+    fs::copy(lab.at("seeds.safetensors"), lab.at("from/elsewhere/seeds.safetensors")).expect("a copy");
+    for source in ["../seeds.safetensors", "../see*.safetensors"] {
+        lab.put(
+            "from/elsewhere/synth/recipe.json",
+            text.replace(&lab.text("seeds.safetensors"), source).as_bytes(),
+        );
+        lab.fine(&lines[0]);
+    }
 }
 
 /// L5: more threads than any machine has cores are refused.

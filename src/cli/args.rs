@@ -133,12 +133,29 @@ pub struct MovedArgs {
     /// VAE of the recipe, likewise
     #[arg(long, value_name = "FILE")]
     pub vae: Option<PathBuf>,
+    #[command(flatten)]
+    pub outside: OutsideArgs,
 }
 
 impl MovedArgs {
-    /// The argument of [`crate::Recipe::open_moved`].
+    /// The argument of [`crate::Recipe::open`].
     pub fn moved(&self) -> Moved {
-        Moved { seeds: self.seeds.clone(), vae: self.vae.clone() }
+        Moved { seeds: self.seeds.clone(), vae: self.vae.clone(), ..self.outside.moved() }
+    }
+}
+
+/// Whether a recipe may name any file.
+#[derive(Clone, Debug, Args)]
+pub struct OutsideArgs {
+    /// Take the files that a recipe names wherever they are, not only around it and in the working folder
+    #[arg(long)]
+    pub allow_outside: bool,
+}
+
+impl OutsideArgs {
+    /// The argument of [`crate::Recipe::open`] where nothing has moved.
+    pub fn moved(&self) -> Moved {
+        Moved { allow_outside: self.allow_outside, ..Moved::default() }
     }
 }
 

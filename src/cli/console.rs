@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::error::ContextKind;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
@@ -116,7 +117,9 @@ fn message(error: &Error) -> String {
     match error {
         Error::InvalidArgument { field, expected, found } => {
             let flags: Vec<&str> = field.split(' ').map(|word| flag_of(word).unwrap_or(word)).collect();
-            format!("option {}: {found} is out of range: expected {expected}", flags.join(" "))
+            let field = flags.join(" ");
+            let option = if field.starts_with('-') { "option " } else { "" };
+            format!("{option}{field}: expected {expected}, found {found}")
         }
         Error::Incomplete { path, hint, parts, .. } if !parts.is_empty() => {
             let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
@@ -241,5 +244,10 @@ pub fn report_usage(error: &clap::Error, json: bool) -> u8 {
     let text = error.render().to_string();
     let first = text.split("\n\n").next().unwrap_or_default();
     let message = one_line(first.trim_start_matches("error: "));
-    report(json, &message, " (--help explains)", 2)
+    let similar = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
+    let more = match similar.into_iter().find_map(|kind| error.get(kind)) {
+        Some(similar) => format!("; similar: {similar} (--help explains)"),
+        None => " (--help explains)".into(),
+    };
+    report(json, &message, &more, 2)
 }

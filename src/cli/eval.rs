@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::args::{Common, PairArgs};
+use super::args::{Common, OutsideArgs, PairArgs};
 use super::console::Console;
 use super::inputs::{open_checked, require_model_dim};
 use super::table::count;
@@ -34,6 +34,8 @@ pub struct Eval {
     /// Recipe whose synthetic pairs are looked at for order preservation
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
+    #[command(flatten)]
+    outside: OutsideArgs,
 }
 
 impl Eval {
@@ -46,7 +48,7 @@ impl Eval {
         let order = match &self.recipe {
             Some(path) => {
                 let recipe = Recipe::read(path)?;
-                let (seeds, vae) = recipe.open(path, common.io)?;
+                let (seeds, vae) = recipe.open(path, common.io, &self.outside.moved())?;
                 require_model_dim(&self.model, &model, seeds.dim())?;
                 Some(engine.order_preservation(&recipe.options(), &seeds, &vae, &model)?)
             }

@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 39] = [
+const FLAGS: [(&str, &str); 40] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -16,6 +16,7 @@ const FLAGS: [(&str, &str); 39] = [
     ("out", "--out"),
     ("overwrite", "--overwrite"),
     ("allow_partial", "--allow-partial"),
+    ("allow_outside", "--allow-outside"),
     // Training.
     ("vae.hidden", "--hidden"),
     ("vae.latent", "--latent"),

@@ -32,7 +32,7 @@ likewise, a preferred to b with probability 1/(1 + exp(r_b - r_a)). all-pairs: e
 different reward. A prompt whose rewards are all equal gives no pair, except to bradley-terry.
 
 The folder gets manifest.json and shards pairs-00000.safetensors and so on (embeddings-, candidates-).
-Interrupted, the same command begins again, to the same bytes.")]
+Interrupted, the same command goes on after the shards that are finished, to the same bytes.")]
 pub struct Import {
     /// Files, folders or patterns that hold the columns; joined in the order given
     #[arg(value_name = "DATA")]
@@ -135,7 +135,7 @@ impl Import {
     fn source(&self, option: &'static str, files: &[String], name: &str) -> Result<ColumnSource> {
         let files = if files.is_empty() { &self.data } else { files };
         if files.is_empty() {
-            return Err(Error::argument(option, "data: DATA, or this option", "neither"));
+            return Err(Error::argument(option, "the files that hold the column, here or as DATA", "none"));
         }
         Ok(ColumnSource { files: files.to_vec(), format: self.format, name: name.into() })
     }

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::args::{Common, MovedArgs};
 use super::console::Console;
+use super::run::report::{RUN, Report};
 use super::table::{bytes, count, table};
-use crate::data::{Manifest, RECIPE, inspect_shard};
+use crate::data::{MANIFEST, Manifest, RECIPE, ShardRecord, expand_folder, inspect_shard, manifests};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::synth::Recipe;
@@ -17,11 +18,12 @@ use crate::synth::Recipe;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lensmith inspect pairs.safetensors
-  lensmith inspect synth/
+  lensmith inspect synth/                              a folder of synth or import, parts too
+  lensmith inspect runs/first/                         what run found
   lensmith inspect synth/recipe.json --pair 123456     make one pair alone and show it
   lensmith inspect synth/ --pair 7 --seeds /new/seeds.safetensors --vae /new/vae.safetensors")]
 pub struct Inspect {
-    /// A safetensors file, a recipe or manifest, or a folder made by synth
+    /// A safetensors file, a recipe, manifest or run.json, or a folder
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Pair of a recipe to make and show
@@ -40,7 +42,7 @@ impl Inspect {
             return self.show_pair(&recipe, j, common, console);
         }
         if path.is_dir() {
-            return show_json(&path.join("manifest.json"), console);
+            return show_folder(path, console);
         }
         if name.ends_with(".json") {
             return show_json(path, console);
@@ -82,7 +84,7 @@ impl Inspect {
         if j >= recipe.plan.pairs() {
             return Err(Error::argument("--pair", format!("below {}", recipe.plan.pairs()), j));
         }
-        let (seeds, vae) = recipe.open_moved(path, common.io, &self.files.moved())?;
+        let (seeds, vae) = recipe.open(path, common.io, &self.files.moved())?;
         let engine = common.engine()?;
         let made = engine.pair(&recipe.options(), &seeds, &vae, j, Dtype::F32)?;
         let id = recipe.plan.pair(j);
@@ -114,10 +116,86 @@ impl Inspect {
     }
 }
 
-/// Shows a manifest or a recipe.
+/// Most shards and parts that are listed.
+const SHOWN: usize = 20;
+
+/// Shows what a folder holds: a run of the whole method, the shards of a run or of its parts, a recipe, or shards alone.
+fn show_folder(folder: &Path, console: &Console) -> Result<()> {
+    for name in [RUN, MANIFEST] {
+        let path = folder.join(name);
+        if path.is_file() {
+            return show_json(&path, console);
+        }
+    }
+    let parts = manifests(folder)?;
+    if !parts.is_empty() {
+        return show_parts(folder, &parts, console);
+    }
+    let recipe = folder.join(RECIPE);
+    if recipe.is_file() {
+        return show_json(&recipe, console);
+    }
+    let shards = expand_folder(folder)?;
+    let mut values = Vec::new();
+    let mut rows = Vec::new();
+    for path in &shards {
+        let (header, _) = inspect_shard(path)?;
+        let tensors = header.tensors.iter().map(|t| format!("{} {} {:?}", t.name, t.dtype, t.shape));
+        let tensors = tensors.collect::<Vec<_>>().join(", ");
+        let size = header.tensors.iter().map(|t| t.range.end).max().unwrap_or(header.payload);
+        values.push(json!({ "path": path, "tensors": tensors, "bytes": size }));
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        rows.push(vec![name, tensors, bytes(size as u64)]);
+    }
+    let more = rows.len().saturating_sub(SHOWN);
+    rows.truncate(SHOWN);
+    console.result(&json!({ "path": folder, "shards": values }), || {
+        let mut text = table(&["shard", "tensors", "size"], &rows);
+        if more > 0 {
+            text.push_str(&format!("\nand {} more", count(more as u64)));
+        }
+        text
+    });
+    Ok(())
+}
+
+/// Shows the parts of a run that are not joined yet.
+fn show_parts(folder: &Path, paths: &[PathBuf], console: &Console) -> Result<()> {
+    let parts = paths.iter().map(|path| Manifest::read(path)).collect::<Result<Vec<_>>>()?;
+    let row = |(path, manifest): (&PathBuf, &Manifest)| {
+        let sum = |value: fn(&ShardRecord) -> u64| manifest.shards.iter().map(value).sum::<u64>();
+        vec![
+            path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            state(manifest).into(),
+            count(manifest.shards.len() as u64),
+            count(sum(|shard| shard.rows)),
+            bytes(sum(|shard| shard.bytes)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = paths.iter().zip(&parts).map(row).collect();
+    console.result(&json!({ "path": folder, "parts": parts }), || {
+        let folder = folder.display();
+        format!(
+            "{folder}: parts of a run of {} pairs\n\n{}\n\nonce all are there: lensmith merge-manifests {folder}\n{}",
+            count(parts[0].pairs),
+            table(&["manifest", "state", "shards", "pairs", "size"], &rows),
+            pretty(&parts[0].settings)
+        )
+    });
+    Ok(())
+}
+
+fn state(manifest: &Manifest) -> &'static str {
+    if manifest.complete { "complete" } else { "interrupted" }
+}
+
+/// Shows a manifest, a recipe or the report of a run.
 fn show_json(path: &Path, console: &Console) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if name.starts_with("manifest") {
+    if name == RUN {
+        let report = Report::read(path)?;
+        console.result(&report, || report.text(path));
+    } else if name.starts_with("manifest") {
         let manifest = Manifest::read(path)?;
         console.result(&manifest, || {
             let rows: u64 = manifest.shards.iter().map(|s| s.rows).sum();
@@ -125,7 +203,7 @@ fn show_json(path: &Path, console: &Console) -> Result<()> {
             format!(
                 "{}: {}, {} of {} pairs in {} shards of {} ({})\n{}",
                 path.display(),
-                if manifest.complete { "complete" } else { "interrupted" },
+                state(&manifest),
                 count(rows),
                 count(manifest.pairs),
                 manifest.shards.len(),

@@ -49,7 +49,14 @@ impl Score {
             require_absent(out, "--overwrite replaces it")?;
         }
         let (model, _) = RewardModel::load(&self.model)?;
-        let set = EmbeddingSet::open(&self.partial.sources(&self.embeddings), &self.tensor, common.io)?;
+        let set = EmbeddingSet::open(&self.partial.sources(&self.embeddings), &self.tensor, common.io);
+        let set = set.map_err(|error| match error {
+            Error::MissingTensor { path, found, .. } => {
+                let expected = format!("one of the tensors of {}: {}", path.display(), found.join(", "));
+                Error::argument("--tensor", expected, &self.tensor)
+            }
+            other => other,
+        })?;
         if let Some(out) = &self.out {
             let mut inputs = ShardFile::paths(set.files());
             inputs.push(&self.model);

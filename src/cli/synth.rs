@@ -78,7 +78,12 @@ impl Synth {
                 let pairs = count(recipe.plan.pairs());
                 return format!("{}: a recipe for {pairs} pairs", self.out.join(RECIPE).display());
             }
-            format!("{}: {}", self.out.display(), summary_text(&summary, &engine.devices()))
+            let written = self.writing.written(&self.out);
+            format!(
+                "{written}: {}{}",
+                summary_text(&summary, &engine.devices()),
+                self.writing.next(&self.out)
+            )
         });
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::json;
 
-use super::args::{Common, OutArgs, PairArgs, RewardArgs};
+use super::args::{Common, OutArgs, OutsideArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::inputs::open_held_out;
 use super::table::count;
@@ -31,6 +31,8 @@ pub struct TrainReward {
     /// Recipe made by synth
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
+    #[command(flatten)]
+    outside: OutsideArgs,
     /// Real pairs for early stopping: safetensors files, folders or patterns
     #[arg(long, value_name = "PAIRS", num_args = 1..)]
     validation: Vec<String>,
@@ -55,7 +57,7 @@ impl TrainReward {
         let (trained, pairs, source) = match &self.recipe {
             Some(path) => {
                 let recipe = Recipe::read(path)?;
-                let (seeds, vae) = recipe.open(path, common.io)?;
+                let (seeds, vae) = recipe.open(path, common.io, &self.outside.moved())?;
                 let held = open_held_out(&validation, &options, seeds.dim())?;
                 let vae_path = recipe.vae_path(path);
                 let mut inputs = paths(&seeds, &held);

@@ -6,6 +6,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::again;
 use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count};
@@ -89,12 +90,12 @@ impl Verify {
             }
         })?;
         console.result(&found, || {
-            let of = match found.run_pairs > found.pairs {
-                true => format!(" of the run's {}; the rest lies elsewhere", count(found.run_pairs)),
-                false => String::new(),
+            let (of, missing) = match &found.missing {
+                Some(missing) => (format!(" of the run's {}", count(found.run_pairs)), format!("\nnot here: {missing}; {}", again::hint(&self.path, &found.missing_parts))),
+                None => (String::new(), String::new()),
             };
             format!(
-                "{}: in order; {} pairs{of} in {} shards ({}), {} pairs made again with the same bits",
+                "{}: in order; {} pairs{of} in {} shards ({}), {} pairs made again with the same bits{missing}",
                 self.path.display(),
                 count(found.pairs),
                 found.shards,

@@ -68,6 +68,25 @@ impl WriteArgs {
         }
     }
 
+    /// What is written, for a summary: the folder, and the part if it is not the whole run.
+    pub fn written(&self, out: &Path) -> String {
+        match self.part {
+            Part::WHOLE => out.display().to_string(),
+            Part { index, count } => format!("{}, part {index}/{count}", out.display()),
+        }
+    }
+
+    /// A line that says what comes after a part; nothing after a whole run.
+    pub fn next(&self, out: &Path) -> String {
+        match self.part {
+            Part::WHOLE => String::new(),
+            Part { count, .. } => {
+                let out = out.display();
+                format!("\nonce all {count} parts are there: lensmith merge-manifests {out}")
+            }
+        }
+    }
+
     /// Time between progress lines.
     pub fn every(&self) -> Result<Duration> {
         Duration::try_from_secs_f64(self.progress_every)

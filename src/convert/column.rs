@@ -241,6 +241,9 @@ fn round_to_odd(x: f64) -> f32 {
 pub(super) trait ColumnReader {
     /// Appends the next `rows` rows to `out`, which has the kind of the column. Fails if there are fewer.
     fn read(&mut self, rows: usize, out: &mut Buffer) -> Result<()>;
+
+    /// Leaves out the next `rows` rows, of which there are as many.
+    fn skip(&mut self, rows: u64) -> Result<()>;
 }
 
 /// A column of one file, with the name and path that messages need.
@@ -298,6 +301,12 @@ impl FileColumn {
         }
         self.at += rows as u64;
         Ok(())
+    }
+
+    /// Leaves out the next `rows` rows.
+    pub fn skip(&mut self, rows: u64) -> Result<()> {
+        self.at += rows;
+        self.reader.skip(rows)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Import: columns of foreign files become shards, in one pass and with the memory of a few blocks.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use super::annotate::Annotation;
 use super::column::{BLOCK_BYTES, Buffer, Kind};
 use super::sources::{self, Column, ColumnSource, widest};
 use crate::data::{
-    Earlier, FolderOptions, Io, MANIFEST, Manifest, OutputFolder, ShardSequence, TensorSpec, rows_per_shard,
+    FolderOptions, Io, MANIFEST, Manifest, OutputFolder, ShardSequence, TensorSpec, rows_per_shard,
     verify_shard,
 };
 use crate::dtype::Dtype;
@@ -107,7 +108,7 @@ pub struct ImportSummary {
 /// Converts foreign data to shards. `on_progress` is told the rows that are done and all rows.
 ///
 /// The shards depend on the values, the dtype and the rows per shard alone, not on the format they came from. A shard
-/// that has its name is whole; an import that was interrupted begins again, to the same bytes.
+/// that has its name is whole; an import that was interrupted goes on after the shards that it finished, to the same bytes.
 ///
 /// # Errors
 /// Sources that cannot be read, lack a column, differ in rows or shape, hold nulls, lists of another length
@@ -148,12 +149,13 @@ impl ImportJob {
         columns: &[&Column],
     ) -> Result<ShardSequence> {
         let shard_rows = rows_per_shard(self.shard_rows, rows, row_bytes)?;
-        // What determines the bytes of the shards, as far as names and lengths of files tell.
+        // What determines the bytes of the shards, as far as the names, lengths and times of files tell.
         let paths: Vec<&Path> = columns.iter().flat_map(|column| column.paths()).collect();
         let mut sources = Vec::new();
         for path in &paths {
-            let bytes = fs::metadata(path).map_err(Error::io("open", path))?.len();
-            sources.push(json!({ "file": path, "bytes": bytes }));
+            let meta = fs::metadata(path).map_err(Error::io("open", path))?;
+            let modified = format!("{}.{:09}", meta.mtime(), meta.mtime_nsec());
+            sources.push(json!({ "file": path, "bytes": meta.len(), "modified": modified }));
         }
         let settings = json!({
             IMPORT: { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
@@ -162,7 +164,6 @@ impl ImportJob {
             lock: "import",
             manifest: MANIFEST,
             prefix,
-            earlier: Earlier::Restart,
             overwrite: self.overwrite,
             inputs: &paths,
         };
@@ -189,7 +190,8 @@ impl ImportJob {
         let (tensors, sources) =
             (tensors.collect(), columns.iter().map(|(column, ..)| column).collect::<Vec<_>>());
         let mut output = self.start(kind, json!(layout), dtype, tensors, (rows, row_bytes), &sources)?;
-        let mut done = 0;
+        let mut done = output.done();
+        columns.iter_mut().try_for_each(|(column, ..)| column.skip(done))?;
         while done < rows {
             let count = block.min(rows - done) as usize;
             let read = columns.par_iter_mut().zip(&mut buffers).map(|((column, ..), buffer)| {
@@ -390,7 +392,9 @@ fn annotated(
     let mut buffer = Buffer::new(dtype.into());
     let mut sides = [Vec::new(), Vec::new()];
     let mut groups: Vec<i64> = Vec::new();
-    let (mut done, mut written) = (0, 0);
+    // Pairs of finished shards, which are not made again.
+    let mut skip = output.done();
+    let (mut done, mut written) = (0, skip);
     let mut flush = |sides: &mut [Vec<u8>; 2], groups: &mut Vec<i64>| -> Result<()> {
         output.append(groups.len(), &[&sides[0], &sides[1], bytemuck::cast_slice(groups)])?;
         written += groups.len() as u64;
@@ -400,12 +404,25 @@ fn annotated(
         Ok(())
     };
     while done < prompts {
-        let count = block.min(prompts - done) as usize;
+        let numbers = done..prompts.min(done + block);
+        let pairs = numbers.clone().map(|number| Ok(rule.pairs(number, scores.next()?)));
+        let pairs = pairs.collect::<Result<Vec<_>>>()?;
+        done = numbers.end;
+        let made = pairs.iter().map(|pairs| pairs.len() as u64).sum::<u64>();
+        if made <= skip {
+            skip -= made;
+            column.skip(numbers.end - numbers.start)?;
+            continue;
+        }
         buffer.clear();
-        column.read(count, &mut buffer)?;
-        for (i, prompt) in buffer.bytes().chunks_exact(per_prompt * row_bytes).enumerate() {
-            let number = done + i as u64;
-            for (a, b) in rule.pairs(number, scores.next()?) {
+        column.read(pairs.len(), &mut buffer)?;
+        let prompts = buffer.bytes().chunks_exact(per_prompt * row_bytes);
+        for ((number, pairs), prompt) in numbers.zip(pairs).zip(prompts) {
+            for (a, b) in pairs {
+                if skip > 0 {
+                    skip -= 1;
+                    continue;
+                }
                 for (side, response) in sides.iter_mut().zip([a as usize, b as usize]) {
                     side.extend_from_slice(&prompt[response * row_bytes..][..row_bytes]);
                 }
@@ -415,7 +432,6 @@ fn annotated(
                 }
             }
         }
-        done += count as u64;
     }
     flush(&mut sides, &mut groups)?;
     let mut summary = summary("pairs", output, dim, dtype, start)?;

@@ -365,4 +365,30 @@ impl ColumnReader for Column {
         }
         self.release_batch()
     }
+
+    fn skip(&mut self, rows: u64) -> Result<()> {
+        let mut left = rows;
+        self.row += rows;
+        while left > 0 {
+            if let Some((batch, taken)) = &mut self.batch {
+                let count = left.min((batch.num_rows() - *taken) as u64);
+                *taken += count as usize;
+                left -= count;
+                if left == 0 {
+                    break;
+                }
+                self.batch = None;
+                self.release_batch()?;
+            }
+            // Whole batches are not decoded.
+            match self.frames.as_slice().first() {
+                Some(frame) if frame.rows <= left => {
+                    left -= frame.rows;
+                    self.frames.next();
+                }
+                _ => self.batch = Some((self.next_batch()?, 0)),
+            }
+        }
+        Ok(())
+    }
 }

@@ -36,6 +36,7 @@ mod export;
 mod import;
 mod ipc;
 mod npy;
+mod pages;
 mod parquet;
 mod sources;
 mod tensors;

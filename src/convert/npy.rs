@@ -282,6 +282,24 @@ impl Read for Member {
     }
 }
 
+/// What some bytes can be left out of.
+trait Skip {
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()>;
+}
+
+impl Skip for BufReader<File> {
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.seek_relative(bytes as i64)
+    }
+}
+
+impl Skip for Member {
+    /// Reads them: they count for the checksum.
+    fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
+        std::io::copy(&mut self.take(bytes), &mut std::io::sink()).map(drop)
+    }
+}
+
 /// The values after a header.
 struct Values<R> {
     path: PathBuf,
@@ -291,13 +309,13 @@ struct Values<R> {
     bytes: Vec<u8>,
 }
 
-impl<R: Read> Values<R> {
+impl<R: Read + Skip> Values<R> {
     fn new(path: &Path, from: R, info: &ColumnInfo, stored: Stored) -> Values<R> {
         Values { path: path.to_path_buf(), from, width: info.width(), stored, bytes: Vec::new() }
     }
 }
 
-impl<R: Read + Send> ColumnReader for Values<R> {
+impl<R: Read + Skip + Send> ColumnReader for Values<R> {
     fn read(&mut self, rows: usize, out: &mut Buffer) -> Result<()> {
         let values = rows * self.width;
         let Stored { kind, size, signed, big_endian } = self.stored;
@@ -326,6 +344,11 @@ impl<R: Read + Send> ColumnReader for Values<R> {
             out.push(wide);
         }
         Ok(())
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<()> {
+        let bytes = rows * (self.width * self.stored.size) as u64;
+        self.from.skip(bytes).map_err(Error::io("read", &self.path))
     }
 }
 

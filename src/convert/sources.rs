@@ -243,7 +243,17 @@ impl Column {
 
     /// Appends the next `rows` rows to `out`, in its type. Fails if fewer are left.
     pub fn read(&mut self, rows: usize, out: &mut Buffer) -> Result<()> {
-        let mut wanted = rows as u64;
+        self.advance(rows as u64, |file, count| file.read(count as usize, out))
+    }
+
+    /// Leaves out the next `rows` rows, whose values are not looked at. Fails if fewer are left.
+    pub fn skip(&mut self, rows: u64) -> Result<()> {
+        self.advance(rows, FileColumn::skip)
+    }
+
+    /// Goes on by `rows` rows, of which `take` takes some from a file.
+    fn advance(&mut self, rows: u64, mut take: impl FnMut(&mut FileColumn, u64) -> Result<()>) -> Result<()> {
+        let mut wanted = rows;
         while wanted > 0 {
             let Some((file, left)) = self.current.as_mut().filter(|(_, left)| *left > 0) else {
                 let Some((path, format, info)) = self.files.get(self.next) else {
@@ -259,7 +269,7 @@ impl Column {
                 continue;
             };
             let count = wanted.min(*left);
-            file.read(count as usize, out)?;
+            take(file, count)?;
             *left -= count;
             wanted -= count;
             self.taken += count;

@@ -76,7 +76,11 @@ impl ColumnReader for Tensor {
             }
             out => read(out.grow(values))?,
         }
-        self.at += (values * self.size) as u64;
+        self.skip(rows as u64)
+    }
+
+    fn skip(&mut self, rows: u64) -> Result<()> {
+        self.at += rows * (self.width * self.size) as u64;
         Ok(())
     }
 }

@@ -68,6 +68,11 @@ impl Contents {
         self.outputs.iter().filter(|path| is_manifest(path))
     }
 
+    /// Whether `path` is the manifest called `name`, and nothing beside it.
+    pub fn is_only(&self, path: &Path, name: &str) -> bool {
+        self.outputs.len() == 1 && path == self.dir.join(name) && is_manifest(path)
+    }
+
     /// Removes everything, for a run that holds the lock `held`.
     ///
     /// # Errors

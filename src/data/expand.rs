@@ -79,11 +79,17 @@ fn hidden_or_temporary(name: &OsStr) -> bool {
 
 fn folder(path: &Path) -> Result<Vec<PathBuf>> {
     require_whole(path)?;
+    expand_folder(path)
+}
+
+/// Every `*.safetensors` directly in a folder, by name; at least one.
+pub fn expand_folder(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(path).map_err(Error::io("read folder", path))? {
         let entry = entry.map_err(Error::io("read folder", path))?;
         let name = entry.file_name();
         if !hidden_or_temporary(&name) && name.as_encoded_bytes().ends_with(b".safetensors") {
+            require_utf8(&entry.path())?;
             files.push(entry.path());
         }
     }

@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::contents::{Contents, MANIFEST, OPENING, require_apart};
+use super::contents::{Contents, OPENING, require_apart};
 use super::format::Header;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
@@ -73,15 +73,6 @@ pub fn rows_per_shard(asked: Option<u64>, rows: u64, row_bytes: usize) -> Result
     Ok(shard_rows)
 }
 
-/// What happens to the output of an earlier run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Earlier {
-    /// Finished shards of the same run are kept, and what is missing is made.
-    Resume,
-    /// An interrupted run of the same settings is begun again.
-    Restart,
-}
-
 /// How a command takes possession of a folder.
 #[derive(Clone, Copy, Debug)]
 pub struct FolderOptions<'a> {
@@ -91,7 +82,6 @@ pub struct FolderOptions<'a> {
     pub manifest: &'a str,
     /// What names of shards start with.
     pub prefix: &'static str,
-    pub earlier: Earlier,
     /// Whether the output of another run is removed instead of refused.
     pub overwrite: bool,
     /// The files that the output is made from: none of them is removed or replaced.
@@ -206,14 +196,7 @@ impl OutputFolder {
         let opening = Some(FolderLock::wait(dir, OPENING)?);
         let identity = identity(dir)?;
         let contents = Contents::of(dir)?;
-        let recorded = match options.earlier {
-            Earlier::Resume => resume_or_replace(&contents, &manifest, &options)?,
-            Earlier::Restart => {
-                require_replaceable(dir, &contents, &manifest, options.overwrite)?;
-                contents.remove(options.inputs, options.lock)?;
-                BTreeMap::new()
-            }
-        };
+        let recorded = resume_or_replace(&contents, &manifest, &options)?;
         // What is there with a shard's name is replaced where it is no finished shard.
         require_apart(&contents.outputs, options.inputs)?;
         Ok(OutputFolder {
@@ -303,6 +286,8 @@ fn resume_or_replace(
                 same_run = true;
                 recorded.extend(found.shards.into_iter().map(|r| (r.file.clone(), r)));
             }
+            // A run that came to no shard is in nobody's way.
+            Ok(found) if !found.complete && contents.is_only(path, options.manifest) => {}
             Ok(found) => {
                 let what = match found.difference(&manifest.settings) {
                     Some((setting, there, here)) => format!("`{setting}` is {there} there and {here} now"),
@@ -317,7 +302,8 @@ fn resume_or_replace(
             break;
         }
     }
-    if let Some(first) = contents.outputs.first().filter(|_| !same_run && other_run.is_none()) {
+    let strange = contents.outputs.iter().filter(|path| !contents.is_only(path, options.manifest));
+    if let Some(first) = strange.min().filter(|_| !same_run && other_run.is_none()) {
         other_run = Some((first, "it does not belong to a run with a manifest".into()));
     }
     match other_run {
@@ -329,22 +315,8 @@ fn resume_or_replace(
     }
 }
 
-/// Fails if the folder holds the output of another run, unless that may be replaced.
-fn require_replaceable(dir: &Path, contents: &Contents, manifest: &Manifest, overwrite: bool) -> Result<()> {
-    let Some(first) = contents.outputs.first() else { return Ok(()) };
-    // A run that was interrupted is begun again by the same command, and one that came to no shard by any.
-    let no_shard = contents.outputs.len() == 1;
-    let replaceable = Manifest::read(&dir.join(MANIFEST))
-        .is_ok_and(|found| !found.complete && (no_shard || found.fingerprint == manifest.fingerprint));
-    if replaceable || overwrite {
-        return Ok(());
-    }
-    let hint = "the folder holds the output of another run; `overwrite` replaces it".to_string();
-    Err(Error::Exists { path: first.clone(), hint })
-}
-
 /// Rows that come in order and fill one shard of a folder after the other. The shards hold no metadata: equal values
-/// make equal shards, whatever they came from.
+/// make equal shards, whatever they came from. So what ties a shard to an earlier run is its record in a manifest of it.
 pub struct ShardSequence {
     folder: OutputFolder,
     tensors: Vec<TensorSpec>,
@@ -356,12 +328,30 @@ pub struct ShardSequence {
 }
 
 impl ShardSequence {
-    /// Starts the run of the folder, from its first row.
+    /// Starts the run of the folder, after the shards at its beginning that an earlier run finished.
     pub fn start(mut folder: OutputFolder, tensors: Vec<TensorSpec>) -> Result<ShardSequence> {
+        let mut done = 0;
+        while done < folder.manifest.pairs {
+            let index = done / folder.manifest.shard_rows;
+            let shard = PlannedShard::new(&folder.dir, folder.prefix, &folder.manifest, index);
+            let Some(recorded) = folder.recorded.remove(&shard_name(folder.prefix, index)) else { break };
+            match inspect_shard(&shard.path) {
+                Ok((_, Some(found))) if found == recorded && found.rows == shard.rows.end - done => {
+                    folder.done.insert(index, found);
+                    done = shard.rows.end;
+                }
+                _ => break,
+            }
+        }
         folder.save()?;
         let row_bytes = |t: &TensorSpec| t.shape_tail.iter().product::<usize>() * t.dtype.bitsize() / 8;
         let row_bytes = tensors.iter().map(row_bytes).collect();
-        Ok(ShardSequence { folder, tensors, row_bytes, open: None, done: 0 })
+        Ok(ShardSequence { folder, tensors, row_bytes, open: None, done })
+    }
+
+    /// Rows that are written: at the start, those of finished shards.
+    pub fn done(&self) -> u64 {
+        self.done
     }
 
     /// Appends `rows` rows: the bytes of each tensor.

@@ -133,11 +133,25 @@ impl<'de> Deserialize<'de> for UniqueKeys {
     }
 }
 
+/// How files start that `import` reads; none of them gives the length of a header that is read.
+const OTHERS: [(&[u8], &str); 4] = [
+    (b"PAR1", "a Parquet file"),
+    (b"\x93NUMPY", "a .npy file"),
+    (b"PK\x03\x04", "a zip as .npz files are"),
+    (b"ARROW1", "an Arrow file"),
+];
+
 /// Where the header of a file of `len` bytes ends, from its `first` bytes. The error is the detail of an
 /// [`Error::Format`].
 pub(super) fn header_end(first: &[u8], len: u64) -> Result<usize, String> {
     if len == 0 {
         return Err("the file is empty".into());
+    }
+    let other = OTHERS.iter().find(|(start, _)| first.starts_with(start)).map(|(_, name)| *name);
+    // A mark, and the length of a schema: less than 16 MiB.
+    let stream = matches!(first, [0xff, 0xff, 0xff, 0xff, _, _, _, 0, ..]).then_some("an Arrow stream");
+    if let Some(name) = other.or(stream) {
+        return Err(format!("it is {name}, which `lensmith import` makes shards of"));
     }
     let Some(size) = first.first_chunk::<LEN_BYTES>() else {
         return Err(format!("truncated: expected at least {LEN_BYTES} bytes, found {len}"));

@@ -58,3 +58,26 @@ impl FolderLock {
         Ok(FolderLock(file))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// M4: some file systems have no locks. What is written there is written all the same.
+    #[test]
+    fn m4_a_file_system_without_locks_is_no_error() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let unsupported = |_: &File| Err(TryLockError::Error(ErrorKind::Unsupported.into()));
+        let lock = FolderLock::lock(dir.path(), "synth", unsupported).expect("a warning at most");
+        // Nothing is held: another one gets the same.
+        FolderLock::lock(dir.path(), "synth", unsupported).expect("a warning at most");
+        FolderLock::acquire(dir.path(), "synth").expect("nobody holds it");
+        drop(lock);
+        let broken = |_: &File| Err(TryLockError::Error(ErrorKind::StorageFull.into()));
+        let error = FolderLock::lock(dir.path(), "synth", broken).expect_err("any other error is one");
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+        let _held = FolderLock::acquire(dir.path(), "synth").expect("nobody holds it");
+        let error = FolderLock::acquire(dir.path(), "synth").expect_err("it is held");
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
+    }
+}

@@ -31,10 +31,10 @@ pub use checkpoint::{Checkpoint, Provenance, file_fingerprint};
 pub use column::{RowBlock, Scan, ShardFile, SourceFile};
 pub use contents::{MANIFEST, MOST_RECIPE, RECIPE, manifests, require_apart, require_whole};
 pub use direct::sequential_write;
-pub use expand::{expand_sources, require_utf8};
+pub use expand::{expand_folder, expand_sources, require_utf8};
 pub use folder::{
-    Earlier, FolderOptions, MAX_SHARDS, OutputFolder, PlannedShard, ShardSequence, rows_per_shard,
-    shard_name, shard_number,
+    FolderOptions, MAX_SHARDS, OutputFolder, PlannedShard, ShardSequence, rows_per_shard, shard_name,
+    shard_number,
 };
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};

@@ -14,8 +14,8 @@ use super::recipe::{Moved, Recipe};
 use super::write::{Busy, Progress, ShardFormat, Speed, WriteEvent, write_shards};
 use crate::backend::Backend;
 use crate::data::{
-    Earlier, FolderOptions, Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, OutputFolder,
-    PairSet, RECIPE, ShardFile, TensorSpec, WriteMode, rows_per_shard, shard_name,
+    FolderOptions, Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, OutputFolder, PairSet,
+    RECIPE, ShardFile, TensorSpec, WriteMode, rows_per_shard, shard_name,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -191,7 +191,6 @@ pub fn write_synthetic<B: Backend>(
         lock: &lock,
         manifest: &job.part.manifest_name(),
         prefix: PREFIX,
-        earlier: Earlier::Resume,
         overwrite: job.overwrite,
         inputs: &inputs,
     };
@@ -267,7 +266,7 @@ impl StoredRun {
     pub fn open(path: &Path, moved: &Moved, io: Io) -> Result<StoredRun> {
         let file = if path.is_dir() { path.join(RECIPE) } else { path.to_path_buf() };
         let recipe = Recipe::read(&file)?;
-        let (seeds, vae) = recipe.open_moved(&file, io, moved)?;
+        let (seeds, vae) = recipe.open(&file, io, moved)?;
         let latents = if path.is_dir() { latents(path, &recipe, io)? } else { None };
         Ok(StoredRun { recipe: recipe.located(&file, moved)?, seeds, vae, latents })
     }

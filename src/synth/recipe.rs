@@ -4,6 +4,7 @@
 //! versions change nothing. Paths and storage of the output do not belong to [`Recipe::settings`]: two recipes of one
 //! fingerprint make the same bytes wherever their files are.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,8 @@ pub struct Moved {
     pub seeds: Vec<String>,
     /// The VAE.
     pub vae: Option<PathBuf>,
+    /// Whether the recipe may name files anywhere. Without it they lie around the recipe or in the working folder.
+    pub allow_outside: bool,
 }
 
 /// Everything that determines a synthetic data set but its storage.
@@ -184,19 +187,14 @@ impl Recipe {
         }
     }
 
-    /// Opens the seeds and the VAE of a recipe read from `path`, and checks that they are still those it was made
-    /// for.
-    pub fn open(&self, path: &Path, io: Io) -> Result<(PairSet, Vae)> {
-        let (vae_path, vae) = self.open_vae(path, None)?;
-        self.open_seeds(path, io, &[]).and_then(|seeds| {
-            require_dim(&vae_path, &vae, seeds.dim())?;
-            Ok((seeds, vae))
-        })
-    }
-
-    /// As [`Recipe::open`], with files that may have moved: checksums tell whether they are the same, under whatever
-    /// names. Where one is missing, the error says how to name its new place.
-    pub fn open_moved(&self, path: &Path, io: Io, moved: &Moved) -> Result<(PairSet, Vae)> {
+    /// Opens the seeds and the VAE of a recipe read from `path`. Checksums tell whether they are still those it was made
+    /// for, under whatever names.
+    ///
+    /// # Errors
+    /// Files that are missing or others, and, unless `moved` allows them, files that the recipe names and that lie neither
+    /// around the recipe (in its folder, or the one that this lies in) nor in the working folder: a recipe from elsewhere
+    /// may name any path.
+    pub fn open(&self, path: &Path, io: Io, moved: &Moved) -> Result<(PairSet, Vae)> {
         let gone = |what: &str, option: &str| {
             let missing = format!("No such file, which is {what} of {}", path.display());
             let hint = format!("if it has moved, {option} says where it is");
@@ -207,8 +205,11 @@ impl Recipe {
                 other => other,
             }
         };
-        let (vae_path, vae) = self.open_vae(path, moved.vae.as_deref()).map_err(gone("the VAE", "`vae`"))?;
-        let seeds = self.open_seeds(path, io, &moved.seeds).map_err(gone("a seed file", "`seeds`"))?;
+        let near = (!moved.allow_outside).then(|| Near::new(path)).transpose()?;
+        let near = near.as_ref();
+        let (vae_path, vae) =
+            self.open_vae(path, moved.vae.as_deref(), near).map_err(gone("the VAE", "`vae`"))?;
+        let seeds = self.open_seeds(path, io, &moved.seeds, near).map_err(gone("a seed file", "`seeds`"))?;
         require_dim(&vae_path, &vae, seeds.dim())?;
         Ok((seeds, vae))
     }
@@ -218,8 +219,11 @@ impl Recipe {
         beside(path, &self.vae.path)
     }
 
-    fn open_vae(&self, path: &Path, moved: Option<&Path>) -> Result<(PathBuf, Vae)> {
+    fn open_vae(&self, path: &Path, moved: Option<&Path>, near: Option<&Near>) -> Result<(PathBuf, Vae)> {
         let vae_path = moved.map_or_else(|| self.vae_path(path), Path::to_path_buf);
+        if let Some(near) = near.filter(|_| moved.is_none()) {
+            near.require(&vae_path)?;
+        }
         let (vae, _) = Vae::load(&vae_path)?;
         let found = file_fingerprint(&vae_path)?;
         if found != self.vae.xxh3 {
@@ -241,7 +245,7 @@ impl Recipe {
         Ok((vae_path, vae))
     }
 
-    fn open_seeds(&self, path: &Path, io: Io, moved: &[String]) -> Result<PairSet> {
+    fn open_seeds(&self, path: &Path, io: Io, moved: &[String], near: Option<&Near>) -> Result<PairSet> {
         let recorded = || {
             let at = |source: &String| beside(path, Path::new(source)).to_string_lossy().into_owned();
             self.seeds.sources.iter().map(at).collect()
@@ -253,6 +257,9 @@ impl Recipe {
             group: None,
             io,
         };
+        if let Some(near) = near.filter(|_| moved.is_empty()) {
+            sources.iter().try_for_each(|source| near.require_source(source))?;
+        }
         let seeds = PairSet::open(&sources, &options).map_err(|error| match error {
             // The wrong pattern is in the recipe, not in what the user gave.
             Error::InvalidArgument { .. } if moved.is_empty() => {
@@ -260,6 +267,10 @@ impl Recipe {
             }
             other => other,
         })?;
+        // What a pattern or a folder stands for may be links.
+        if let Some(near) = near.filter(|_| moved.is_empty()) {
+            seeds.files().iter().try_for_each(|file| near.require(&file.path))?;
+        }
         let found = seeds.scan()?.sources;
         // Only the data counts: a file that has moved may have another name, and a header of another length.
         let data = |f: &SourceFile| (f.rows, f.dtype.clone(), f.dim, f.xxh3.clone());
@@ -282,8 +293,8 @@ impl Recipe {
             return Err(bad(format!("expected format {FORMAT}, found {}", recipe.format)));
         }
         let p = &recipe.plan;
-        let rows: u64 = recipe.seeds.files.iter().map(|f| f.rows).sum();
-        if recipe.perturbation.top_k != p.per_side || rows != p.seeds {
+        let rows = recipe.seeds.files.iter().try_fold(0u64, |rows, file| rows.checked_add(file.rows));
+        if recipe.perturbation.top_k != p.per_side || rows != Some(p.seeds) {
             return Err(bad("its plan does not fit its seeds and perturbation".into()));
         }
         // The same bounds as for options, since the file may have been written by hand.
@@ -355,6 +366,49 @@ impl Recipe {
     /// xxh3-128 of [`Recipe::settings`], 32 hex digits: equal for equal data sets.
     pub fn fingerprint(&self) -> String {
         Manifest::digest(&self.settings())
+    }
+}
+
+/// Where a recipe may name files without being asked about: around it, and in the working folder.
+struct Near {
+    recipe: PathBuf,
+    folders: Vec<PathBuf>,
+}
+
+impl Near {
+    fn new(recipe: &Path) -> Result<Near> {
+        let place = fs::canonicalize(recipe).map_err(Error::io("open", recipe))?;
+        let around = place.ancestors().skip(1).take(2).last().map(Path::to_path_buf);
+        let folders = around.into_iter().chain(std::env::current_dir().ok()).collect();
+        Ok(Near { recipe: recipe.to_path_buf(), folders })
+    }
+
+    /// Fails for a path that leads elsewhere, through links too; not for one that leads nowhere.
+    fn require(&self, path: &Path) -> Result<()> {
+        let Ok(place) = fs::canonicalize(path) else { return Ok(()) };
+        if self.folders.iter().any(|folder| place.starts_with(folder)) {
+            return Ok(());
+        }
+        let expected = format!(
+            "to be given, or new places of the seeds and the VAE, since {} names {}, which lies neither around it nor in \
+             the working folder",
+            self.recipe.display(),
+            path.display()
+        );
+        Err(Error::argument("allow_outside", expected, "neither"))
+    }
+
+    /// As [`Near::require`], for a source that may be a pattern: what comes before its first wildcard counts.
+    fn require_source(&self, source: &str) -> Result<()> {
+        let path = Path::new(source);
+        if path.exists() {
+            return self.require(path);
+        }
+        let fixed: PathBuf = path
+            .components()
+            .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
+            .collect();
+        self.require(&fixed)
     }
 }
 

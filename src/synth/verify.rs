@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generate::{LatentBatch, PairBatch, Synthesizer};
 use super::parts::{
-    MANIFEST_AGAIN, PartManifest, SHARD_AGAIN, advise, check_header, read_run, require_complete,
+    MANIFEST_AGAIN, PartManifest, SHARD_AGAIN, advise, all_shards, check_header, read_run, require_complete,
 };
 use super::recipe::{Moved, Recipe};
 use crate::backend::Backend;
@@ -78,6 +78,10 @@ pub struct Verified {
     pub bytes: u64,
     /// Pairs made again from the recipe and found equal in every bit.
     pub recomputed: u64,
+    /// Which shards of the run are not here, and which parts make them, where some are elsewhere.
+    pub missing: Option<String>,
+    /// Those parts, as index and count.
+    pub missing_parts: Vec<(u64, u64)>,
 }
 
 /// How a folder is checked.
@@ -162,6 +166,12 @@ pub fn verify_folder<B: Backend>(
         shards.push(shard);
         on_step(VerifyStep::Bytes { done: verified.bytes, total });
     }
+    match require_complete(folder, &parts, 0..all_shards(manifest)) {
+        Err(Error::Incomplete { missing, parts, .. }) => {
+            (verified.missing, verified.missing_parts) = (Some(missing), parts);
+        }
+        other => other?,
+    }
     if options.recompute == Recompute::NONE || shards.is_empty() {
         return Ok(verified);
     }
@@ -179,7 +189,7 @@ pub fn verify_folder<B: Backend>(
             format!("{made_in}, in which {} was made (recomputing 0 pairs does without)", folder.display());
         return Err(Error::argument("precision and device", expected, backend.arithmetic()));
     }
-    let (seeds, vae) = recipe.open_moved(&recipe_path, options.io, &options.moved)?;
+    let (seeds, vae) = recipe.open(&recipe_path, options.io, &options.moved)?;
     verified.recomputed = recompute((&recipe, &seeds, &vae), backend, &shards, options, on_step)?;
     Ok(verified)
 }

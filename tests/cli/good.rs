@@ -8,6 +8,7 @@ use lensmith::data::Checkpoint;
 use lensmith::data::{EmbeddingSet, Io};
 use lensmith::dtype::Dtype;
 use lensmith::model::{RewardModel, Vae};
+use lensmith::synth::Moved;
 use lensmith::{Engine, Recipe};
 use serde_json::Value;
 
@@ -104,6 +105,39 @@ fn text_is_for_people() {
         let said = lab.fine(line);
         assert!(said.out.contains(says), "{line}: {}", said.out);
     }
+}
+
+/// Whoever looks into a folder, or takes the wrong file or option, reads what comes next.
+#[test]
+fn texts_lead_on() {
+    let lab = with_models();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/convert");
+    for name in ["chosen.npy", "stored.npz", "pandas.parquet", "file.arrow", "stream.arrow"] {
+        let said = lab.run(&format!("run {} --out @new", golden.join(name).display()));
+        assert!(said.code == Some(1) && said.err.contains("`lensmith import` makes shards"), "{said:?}");
+    }
+    let said = lab.run("score @seeds.safetensors --model @reward.safetensors");
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.err.contains("option --tensor: expected one of the tensors"), "{said:?}");
+    let said = lab.run("synth @seeds.safetensors --vae @vae.safetensors --out @new --sigma 1");
+    assert!(said.code == Some(2) && said.err.contains("similar: --sigma2"), "{said:?}");
+
+    let part = "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 40 --out @parts --part";
+    let said = lab.fine(&format!("{part} 1/4"));
+    assert!(said.out.contains("parts, part 1/4: 40 pairs"), "{said:?}");
+    assert!(said.out.contains("once all 4 parts are there: lensmith merge-manifests"), "{said:?}");
+    lab.fine(&format!("{part} 3/4"));
+    let said = lab.fine("inspect @parts");
+    assert!(said.out.contains("manifest.part-1-of-4.json  complete"), "{said:?}");
+    let said = lab.fine("verify @parts");
+    assert!(said.out.contains("80 pairs of the run's 160") && said.out.contains("made by `lensmith synth"));
+    for missing in ["pairs-00000.safetensors of part 0/4", "pairs-00002.safetensors of part 2/4"] {
+        assert!(said.out.contains(missing), "{said:?}");
+    }
+    std::fs::create_dir(lab.at("plain")).expect("a folder");
+    std::fs::copy(lab.at("seeds.safetensors"), lab.at("plain/a.safetensors")).expect("a copy");
+    let said = lab.fine("inspect @plain");
+    assert!(said.out.contains("a.safetensors") && said.out.contains("chosen F32 [40"), "{said:?}");
 }
 
 #[test]
@@ -246,6 +280,9 @@ fn a_run_leaves_a_report_and_files_that_load() {
     assert_eq!(first["pairs"], serde_json::json!({ "seeds": 24, "validation": 8, "test": 8 }));
     let arms = first["arms"].as_array().expect("a list");
     assert_eq!(arms.len(), 3);
+    // The report once more, from its file.
+    assert_eq!(lab.fine("inspect @first").out, said.out);
+    assert_eq!(lab.fine("inspect @first --json").json(), report);
     for arm in arms {
         let want = ["arm", "pairs", "steps", "best_epoch", "test", "best_of_n", "seconds"];
         assert_eq!(keys(arm), want.into());
@@ -267,7 +304,7 @@ fn a_run_leaves_a_report_and_files_that_load() {
     std::fs::rename(lab.at("first"), lab.at("moved")).expect("a folder");
     let path = lab.at("moved/recipe.json");
     let recipe = Recipe::read(&path).expect("a recipe");
-    let (seeds, vae) = recipe.open(&path, Io::Mmap).expect("its files");
+    let (seeds, vae) = recipe.open(&path, Io::Mmap, &Moved::default()).expect("its files");
     assert_eq!((seeds.len(), recipe.plan.pairs()), (24, 96));
     let engine =
         Engine::builder().device(lensmith::backend::DeviceChoice::Cpu).threads(1).build().expect("a device");

@@ -1,9 +1,11 @@
 //! The folder of an import: what it replaces, what it refuses, and what an interruption leaves.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use lensmith::Error;
-use lensmith::convert::{ImportLayout, is_import, verify_import};
+use lensmith::convert::{Annotation, ImportLayout, is_import, verify_import};
 use lensmith::data::{Io, Manifest};
 use tempfile::tempdir;
 
@@ -17,7 +19,13 @@ fn what_is_complete_is_replaced_only_on_demand() {
     let first = contents(folder.path());
     assert!(is_import(folder.path()));
     assert_eq!(verify_import(folder.path(), Io::Read, &mut |_, _| {}).expect("in order").rows, ROWS as u64);
-    let error = run(&job).expect_err("it is complete");
+    let shard = &shards(folder.path())[0];
+    let before = fs::metadata(shard).and_then(|meta| meta.modified()).expect("a shard");
+    run(&job).expect("nothing is left to do");
+    assert!(contents(folder.path()) == first);
+    assert_eq!(fs::metadata(shard).and_then(|meta| meta.modified()).expect("a shard"), before);
+    job.shard_rows = Some(2);
+    let error = run(&job).expect_err("another import is there");
     assert!(matches!(error, Error::Exists { .. }) && error.to_string().contains("`overwrite`"), "{error}");
     assert!(contents(folder.path()) == first);
     // Fewer and larger shards: none of the old ones may be left.
@@ -62,31 +70,94 @@ fn sources_are_never_removed() {
     assert_eq!(contents(folder.path()).len(), 1);
 }
 
-#[test]
-fn an_interrupted_import_ends_in_the_same_bytes() {
-    let folder = tempdir().expect("a folder");
-    let mut job = job(pairs_of("file.arrow", "chosen", "rejected"), folder.path());
-    job.shard_rows = Some(2);
-    run(&job).expect("an import");
-    let whole = contents(folder.path());
-    // As a kill leaves it: two shards, a part of the third, and a manifest that is not complete.
-    let path = folder.path().join("manifest.json");
+/// As a kill leaves it: the first two shards, with or without their records, a part of the third, and a manifest that is
+/// not complete.
+fn interrupt(folder: &Path, recorded: bool) {
+    let path = folder.join("manifest.json");
     let mut manifest = Manifest::read(&path).expect("a manifest");
-    (manifest.complete, manifest.shards) = (false, Vec::new());
+    manifest.complete = false;
+    manifest.shards.truncate(if recorded { 2 } else { 0 });
     manifest.write(&path).expect("a manifest");
-    for shard in &shards(folder.path())[2..] {
+    let shards = shards(folder);
+    let name = shards[0].file_name().expect("a name").to_string_lossy().into_owned();
+    for shard in &shards[2..] {
         fs::remove_file(shard).expect("a shard");
     }
-    fs::write(folder.path().join(".pairs-00002.safetensors.tmp"), "part").expect("a file");
-    let error = verify_import(folder.path(), Io::Mmap, &mut |_, _| {}).expect_err("not complete");
-    assert!(error.to_string().contains("interrupted"), "{error}");
-    // Another import may not go on with it.
-    let other = super::support::job(pairs_of("file.arrow", "rejected", "chosen"), folder.path());
-    assert!(matches!(run(&other), Err(Error::Exists { .. })));
+    fs::write(folder.join(format!(".{}.tmp", name.replace("00000", "00002"))), "part").expect("a file");
+}
+
+/// What tells whether a file was written again.
+fn written(path: &Path) -> (u64, i64, i64) {
+    let meta = fs::metadata(path).expect("a shard");
+    (meta.ino(), meta.ctime(), meta.ctime_nsec())
+}
+
+#[test]
+fn an_interrupted_import_goes_on_to_the_same_bytes() {
+    let responses = |rule| ImportLayout::Annotated {
+        embeddings: column(&golden("responses.npz"), "embeddings"),
+        rewards: column(&golden("responses.npz"), "rewards"),
+        rule,
+        pairs_per_prompt: None,
+        seed: 3,
+    };
+    let layouts = [
+        pairs_of("file.arrow", "chosen", "rejected"),
+        pairs_of("stream.arrow", "chosen", "rejected"),
+        pairs_of("large_lists_lz4.feather", "chosen", "rejected"),
+        pairs_of("pandas.parquet", "good", "bad"),
+        pairs_of("stored.npz", "chosen", "rejected"),
+        pairs_of("deflated.npz", "chosen", "rejected"),
+        ImportLayout::Embeddings { embeddings: column(&golden("chosen.npy"), "") },
+        ImportLayout::Embeddings { embeddings: column(&golden("chosen_f64_big_endian.npy"), "") },
+        responses(Annotation::AllPairs),
+        responses(Annotation::BestWorst),
+    ];
+    for layout in layouts {
+        let folder = tempdir().expect("a folder");
+        let mut job = job(layout, folder.path());
+        // Of which the second ends in the middle of a batch, a page, or the pairs of a prompt.
+        job.shard_rows = Some(if matches!(job.layout, ImportLayout::Annotated { .. }) { 1 } else { 2 });
+        run(&job).expect("an import");
+        let whole = contents(folder.path());
+        for recorded in [false, true] {
+            interrupt(folder.path(), recorded);
+            let error = verify_import(folder.path(), Io::Mmap, &mut |_, _| {}).expect_err("not complete");
+            assert!(error.to_string().contains("interrupted"), "{error}");
+            // Another import may not go on with it.
+            let other = super::support::job(pairs_of("file.arrow", "rejected", "chosen"), folder.path());
+            assert!(matches!(run(&other), Err(Error::Exists { .. })));
+            let first = &shards(folder.path())[0];
+            let before = written(first);
+            run(&job).expect("an import");
+            assert!(contents(folder.path()) == whole, "{:?}", job.layout);
+            assert_eq!(written(first) == before, recorded, "what is finished is not made again");
+            let names = fs::read_dir(folder.path()).expect("a folder");
+            let names =
+                names.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+            let left: Vec<String> = names.filter(|name| name.ends_with(".tmp")).collect();
+            assert!(left.is_empty(), "{left:?} of {:?}", job.layout);
+            verify_import(folder.path(), Io::Mmap, &mut |_, _| {}).expect("in order");
+        }
+    }
+}
+
+#[test]
+fn an_import_does_not_go_on_with_other_data() {
+    let folder = tempdir().expect("a folder");
+    let source = folder.path().join("chosen.npy");
+    fs::copy(golden("chosen.npy"), &source).expect("a copy");
+    let out = folder.path().join("out");
+    let mut job =
+        job(ImportLayout::Embeddings { embeddings: column(source.to_str().expect("UTF-8"), "") }, &out);
+    job.shard_rows = Some(2);
     run(&job).expect("an import");
-    assert!(contents(folder.path()) == whole);
-    assert!(!folder.path().join(".pairs-00002.safetensors.tmp").exists());
-    verify_import(folder.path(), Io::Mmap, &mut |_, _| {}).expect("in order");
+    interrupt(&out, true);
+    let mut bytes = fs::read(&source).expect("it is there");
+    bytes.iter_mut().rev().take(4).for_each(|byte| *byte = 0);
+    fs::write(&source, bytes).expect("it is written to");
+    let error = run(&job).expect_err("half of the shards would hold what was there before").to_string();
+    assert!(error.contains("modified"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 mod data;
 mod repeat;
-mod report;
+pub mod report;
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use std::time::Instant;
 use clap::Args;
 use data::Data;
 use repeat::{Repeats, Settings};
-use report::Report;
+use report::{RUN, Report};
 use serde_json::{Value, json};
 
 use super::args::{Common, Named, PairArgs, RewardArgs, SynthArgs, VaeArgs, positive};
@@ -95,7 +95,7 @@ impl Run {
         let settings = self.settings(common.seed)?;
         let data = self.open(common)?;
         self.check(&data, &settings)?;
-        let run_json = self.out.join("run.json");
+        let run_json = self.out.join(RUN);
         if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
             return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
         }
@@ -129,7 +129,7 @@ impl Run {
         };
         let report = Report {
             format: 1,
-            lensmith: env!("CARGO_PKG_VERSION"),
+            lensmith: env!("CARGO_PKG_VERSION").into(),
             device: engine.info(),
             seed: common.seed,
             sources: json!({

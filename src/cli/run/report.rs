@@ -2,18 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::backend::DeviceInfo;
 use crate::cli::table::{count, mean_spread, table};
+use crate::data::read_small;
+use crate::error::{Error, Result};
 use crate::eval::ArmResult;
 
+/// Name of the report in a run directory.
+pub const RUN: &str = "run.json";
+
 /// Everything a run used and found: run.json.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     pub format: u32,
-    pub lensmith: &'static str,
+    pub lensmith: String,
     pub device: DeviceInfo,
     pub seed: u64,
     pub sources: Value,
@@ -23,7 +28,7 @@ pub struct Report {
 }
 
 /// One split's part of run.json.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Repeat {
     pub seed: u64,
     pub folder: PathBuf,
@@ -34,6 +39,24 @@ pub struct Repeat {
 }
 
 impl Report {
+    /// Most bytes that are read as a report.
+    const MOST_BYTES: u64 = 64 << 20;
+
+    /// Reads a run.json.
+    pub fn read(path: &Path) -> Result<Report> {
+        let bad = |detail: String| Error::Format { path: path.to_path_buf(), format: "run", detail };
+        let bytes = read_small(path, "run", Report::MOST_BYTES)?;
+        let report: Report = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        if report.format != 1 {
+            return Err(bad(format!("expected format 1, found {}", report.format)));
+        }
+        let arms = |repeat: &Repeat| repeat.arms.iter().map(|arm| arm.arm).collect::<Vec<_>>();
+        match report.repeats.first().map(arms) {
+            Some(first) if !first.is_empty() && report.repeats.iter().all(|r| arms(r) == first) => Ok(report),
+            _ => Err(bad("its repeats are not of the same arms, or there is none".into())),
+        }
+    }
+
     /// The report for people; `run_json` is where the rest is.
     pub fn text(&self, run_json: &Path) -> String {
         let first = &self.repeats[0];
