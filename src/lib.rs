@@ -120,6 +120,7 @@ pub mod train;
 #[doc(hidden)]
 pub mod cli;
 mod engine;
+mod memory;
 mod side;
 mod timing;
 

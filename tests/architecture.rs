@@ -12,21 +12,22 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("matrix", "error dtype side"),
     ("side", ""),
     ("timing", ""),
+    ("memory", "error"),
     ("simd", "error dtype"),
     ("noise", "error dtype side simd"),
-    ("model", "error dtype matrix noise side"),
+    ("model", "error dtype matrix noise side memory"),
     ("data", "error dtype matrix model side"),
     ("convert", "error dtype side timing matrix noise data"),
     ("backend", "error dtype side timing matrix simd noise model"),
     ("synth", "error dtype side timing matrix noise model data backend"),
     ("train", "error dtype side timing matrix noise model data backend synth"),
-    ("eval", "error dtype side timing matrix noise model data backend synth train"),
+    ("eval", "error memory dtype side timing matrix noise model data backend synth train"),
     ("engine", "error dtype side timing matrix noise model data backend synth train eval"),
-    ("bench", "error dtype side timing matrix noise model data backend synth train eval"),
+    ("bench", "error memory dtype side timing matrix noise model data backend synth train eval"),
     ("report", "error dtype side timing matrix noise model data backend synth train eval bench"),
     (
         "cli",
-        "error dtype side timing matrix noise model data convert backend synth train eval engine bench report",
+        "error memory dtype side timing matrix noise model data convert backend synth train eval engine bench report",
     ),
     ("lib", "error dtype side timing matrix noise model data convert backend synth train eval engine"),
 ];
@@ -34,8 +35,8 @@ const MAY_NAME: &[(&str, &str)] = &[
 /// Crates and keywords, and the only places (folders end in a slash) that may hold them.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("memmap2::", &["data/map.rs", "matrix/pages.rs"]),
-    ("libc::", &["data/map.rs", "simd/"]),
-    ("rustix::", &["data/"]),
+    ("libc::", &["data/map.rs", "simd/", "memory.rs"]),
+    ("rustix::", &["data/", "memory.rs"]),
     ("clap::", &["cli/"]),
     ("indicatif::", &["cli/"]),
     ("plotters::", &["bench/", "report/"]),
@@ -44,7 +45,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("arrow_ipc::", &["convert/"]),
     ("std::arch::", &["simd/"]),
     ("println!", &["cli/"]),
-    ("unsafe ", &["simd/", "data/map.rs", "backend/cuda/"]),
+    ("unsafe ", &["simd/", "data/map.rs", "backend/cuda/", "memory.rs"]),
 ];
 
 const MOST_LINES: usize = 600;

@@ -4,8 +4,11 @@
 mod common;
 
 use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use common::cli::{Lab, Listing, assert_same_files, outputs};
+use common::cli::{Lab, Listing, assert_same_files, binary, outputs};
+use lensmith::noise::{Purpose, Stream};
 
 /// A command, whose output is `o` or a file in it, and what lies in the folder before.
 struct Case {
@@ -143,23 +146,87 @@ fn every_point(kind: &str) -> usize {
                 assert_eq!(said.code, None, "{what}: {said:?}");
             }
             points += 1;
-            nothing_half_written(&lab, &what);
-            let again = lab.run(case.line);
-            if again.code == Some(0) {
-                assert_same_files(&what, &kept(&lab), &whole);
-            } else {
-                // A single file that is there already, and whole.
-                assert!(
-                    again.err.contains("exists already") && !case.line.contains("@o/x"),
-                    "{what}: {again:?}"
-                );
-                let mut found = kept(&lab);
-                found.retain(|path, _| !path.to_string_lossy().starts_with('.'));
-                assert_same_files(&what, &found, &whole);
-            }
+            goes_on(&lab, case, &whole, &what);
         }
     }
     points
+}
+
+/// Memory refused at every allocation of some size, in each command that writes: one line, nothing half-written, and the same
+/// command goes on.
+#[test]
+fn memory_refused_at_every_point() {
+    let lab = lab();
+    let mut points = 0;
+    for case in &CASES {
+        prepare(&lab, case);
+        lab.fine(case.line);
+        let whole = kept(&lab);
+        // All of the first, and then fewer and fewer.
+        let mut at = 0;
+        loop {
+            prepare(&lab, case);
+            let what = format!("{}, memory:{at}", case.name);
+            let said = lab.run_with(case.line, &[("LENSMITH_FAULT", &format!("memory:{at}"))]);
+            if said.code == Some(0) {
+                assert_same_files(&what, &kept(&lab), &whole);
+                break;
+            }
+            assert_eq!(said.code, Some(1), "{what}: {said:?}");
+            let message = "lensmith: out of memory: the system refused ";
+            assert!(said.err.starts_with(message) && said.err.lines().count() == 1, "{what}: {said:?}");
+            goes_on(&lab, case, &whole, &what);
+            points += 1;
+            at += 1 + at / 8;
+        }
+    }
+    assert!(points > 50, "{points} points");
+}
+
+/// The same command again, after one that was interrupted: the bytes of `whole`, or a single file that is there already.
+fn goes_on(lab: &Lab, case: &Case, whole: &Listing, what: &str) {
+    nothing_half_written(lab, what);
+    let again = lab.run(case.line);
+    if again.code == Some(0) {
+        assert_same_files(what, &kept(lab), whole);
+        return;
+    }
+    assert!(again.err.contains("exists already") && !case.line.contains("@o/x"), "{what}: {again:?}");
+    let mut found = kept(lab);
+    found.retain(|path, _| !path.to_string_lossy().starts_with('.'));
+    assert_same_files(what, &found, whole);
+}
+
+/// SIGKILL at 200 moments that chance chooses, over all commands.
+#[test]
+fn killed_at_random_moments() {
+    const KILLS: usize = 200;
+    let lab = lab();
+    let mut draw = Stream::new(6, Purpose::Simulation, 0);
+    let (mut killed, mut trials) = (0, 0);
+    let wholes: Vec<(Listing, Duration)> = CASES
+        .iter()
+        .map(|case| {
+            prepare(&lab, case);
+            let start = Instant::now();
+            lab.fine(case.line);
+            (kept(&lab), start.elapsed())
+        })
+        .collect();
+    while killed < KILLS {
+        let at = trials % CASES.len();
+        let (case, (whole, took)) = (&CASES[at], &wholes[at]);
+        trials += 1;
+        assert!(trials < 20 * KILLS, "commands end before they are killed: {killed} of {trials}");
+        prepare(&lab, case);
+        let mut command = binary();
+        command.args(lab.words(case.line)).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        let mut child = command.spawn().expect("the binary starts");
+        std::thread::sleep(took.mul_f64(f64::from(draw.below(1000)) / 1000.0));
+        child.kill().expect("a signal");
+        killed += usize::from(child.wait().expect("it ends").code().is_none());
+        goes_on(&lab, case, whole, &format!("{}, killed for the {killed}th time", case.name));
+    }
 }
 
 /// H6: killed before every change that it makes.

@@ -401,6 +401,13 @@ fn m6_damaged_columns_are_one_line() {
         }
     }
     assert!(failures > 50, "{failures} failures: the damage does none");
+    // Found by damage: one that the decoder itself panics on.
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/decoder_panics.arrow");
+    lab.put("panics.arrow", &fs::read(golden).expect("a golden file"));
+    refused(
+        &lab.run("import @panics.arrow --out @i --overwrite"),
+        &["panics.arrow: not a usable Arrow file"],
+    );
 }
 
 /// M7: a path that is no text is refused before any work.
@@ -680,6 +687,29 @@ fn l5_threads_without_end() {
     for threads in ["1025", "18446744073709551615"] {
         let line = format!("score @seeds.safetensors --model @r --tensor chosen --threads {threads}");
         refused(&lab.run(&line), &["--threads"]);
+    }
+}
+
+/// L6: sizes that no memory holds are refused before the work, by the name of the option.
+#[test]
+fn l6_sizes_that_cannot_be_allocated() {
+    let lab = lab();
+    let out = "--out @new.safetensors";
+    for (line, option) in [
+        ("demo --dim 65536 --seeds 99999999999".to_string(), "--seeds"),
+        ("demo --dim 64 --seeds 18446744073709551615".to_string(), "--seeds"),
+        (format!("train-vae @seeds.safetensors {out} --hidden 16777216 --latent 16777216"), "--hidden"),
+        ("bench --no-limits --only encode --dim 65536 --hidden 16777216".to_string(), "--hidden"),
+        (
+            "bench --no-limits --only score --rows 4 --dim 65536 --reward-hidden 16777216".to_string(),
+            "--reward-hidden",
+        ),
+        ("bench --no-limits --only run --dim 65536 --seeds 99999999999".to_string(), "--seeds"),
+        ("bench --no-limits --only encode --dim 65536 --rows 67108864".to_string(), "--rows"),
+    ] {
+        let said = within_ten_seconds(&lab, &line);
+        refused(&said, &[option, "memory that are free"]);
+        assert_eq!(said.code, Some(2), "{said:?}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! Arbitrary bytes as models. From the root of the repository:
-//! `cargo +nightly fuzz run checkpoints fuzz/corpus/checkpoints -- -max_total_time=60`
+//! `cargo +nightly fuzz run checkpoints fuzz/corpus/checkpoints fuzz/seeds/checkpoints -- -max_total_time=60`
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

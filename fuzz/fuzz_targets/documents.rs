@@ -1,5 +1,5 @@
 //! Arbitrary bytes as manifests and recipes. From the root of the repository:
-//! `cargo +nightly fuzz run documents fuzz/corpus/documents -- -max_total_time=60`
+//! `cargo +nightly fuzz run documents fuzz/corpus/documents fuzz/seeds/documents -- -max_total_time=60`
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

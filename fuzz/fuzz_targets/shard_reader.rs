@@ -1,5 +1,5 @@
 //! Arbitrary bytes as the contents of a file, through every reader of shards. From the root of the repository:
-//! `cargo +nightly fuzz run shard_reader fuzz/corpus/shard_reader fuzz/seeds -- -max_total_time=60`
+//! `cargo +nightly fuzz run shard_reader fuzz/corpus/shard_reader fuzz/seeds/shard_reader -- -max_total_time=60`
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

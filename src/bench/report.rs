@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{DeviceInfo, Limit, Resource};
 use crate::error::Result;
+use crate::memory;
 use crate::model::{RewardModel, RewardSize, Vae, VaeSize};
 use crate::timing::Timing;
 
@@ -103,12 +104,14 @@ impl Options {
     /// The models of these sizes, for embeddings of dimension `dim`.
     ///
     /// # Errors
-    /// A size out of range.
+    /// A size out of range, or models that do not fit in memory.
     pub(super) fn models(&self, dim: usize) -> Result<Models> {
-        Ok(Models {
-            vae: Vae::init(VaeSize::new(dim, self.hidden, self.latent)?, self.seed),
-            reward: RewardModel::init(RewardSize::new(dim, self.reward_hidden)?, self.seed),
-        })
+        let vae = VaeSize::new(dim, self.hidden, self.latent)?;
+        let reward = RewardSize::new(dim, self.reward_hidden)?;
+        memory::require("rows", self.rows, self.rows as u128 * dim as u128 * 4)?;
+        vae.require_memory()?;
+        reward.require_memory()?;
+        Ok(Models { vae: Vae::init(vae, self.seed), reward: RewardModel::init(reward, self.seed) })
     }
 }
 

@@ -204,7 +204,7 @@ fn run<B: Roofline + 'static>(b: &B, options: &Options) -> Result<Entry> {
                 prompts: 0,
                 per_prompt: 1,
                 seed: options.seed,
-            });
+            })?;
             run_on(b, options, data.seeds.view())
         }
     }

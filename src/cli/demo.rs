@@ -122,7 +122,7 @@ impl Demo {
         on_status("simulation", false);
         let start = Instant::now();
         let options = self.data(seed);
-        let Simulated { seeds, validation, test, candidates, gold } = simulate(&options);
+        let Simulated { seeds, validation, test, candidates, gold } = simulate(&options)?;
         let simulation_seconds = start.elapsed().as_secs_f64();
 
         on_status("VAE", false);

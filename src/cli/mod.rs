@@ -37,6 +37,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
+pub use crate::memory::Allocator;
 use console::Console;
 
 /// Latent-space synthesis of preference pairs: better reward models from few human preferences.

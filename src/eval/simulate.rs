@@ -28,7 +28,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::{Dtype, Element};
+use crate::error::Result;
 use crate::matrix::{RowSet, RowsBuf, Side, ValuesMut};
+use crate::memory;
 use crate::noise::math::exp;
 use crate::noise::{NoiseCounter, Purpose, Stream, fill_normals};
 
@@ -106,18 +108,24 @@ pub struct Simulated {
 /// Draws a world and a preference set in it. A row depends on the seed, on d and on its number alone, not on
 /// how many rows there are.
 ///
+/// # Errors
+/// Sizes that do not fit in memory.
+///
 /// # Panics
 /// If `dim` is 0.
-pub fn simulate(options: &SimulationOptions) -> Simulated {
+pub fn simulate(options: &SimulationOptions) -> Result<Simulated> {
+    let pairs = [options.seeds, options.validation, options.test].map(|n| n as u128).iter().sum::<u128>();
+    let rows = 2 * pairs + options.prompts as u128 * options.per_prompt as u128;
+    memory::require("seeds", options.seeds, rows * options.dim as u128 * 4)?;
     let world = World::new(options.dim, options.seed);
     let (candidates, gold) = world.candidates(options.prompts, options.per_prompt);
-    Simulated {
+    Ok(Simulated {
         seeds: world.pairs(Set::Seeds, options.seeds),
         validation: world.pairs(Set::Validation, options.validation),
         test: world.pairs(Set::Test, options.test),
         candidates,
         gold,
-    }
+    })
 }
 
 /// What a prompt is drawn for: the high part of its row number, so that no two sets share draws.
@@ -356,13 +364,16 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_rows_however_many_are_asked_for() {
-        let (a, b) = (simulate(&SMALL), simulate(&SimulationOptions { seeds: 20, prompts: 10, ..SMALL }));
+        let (a, b) = (
+            simulate(&SMALL).expect("it fits"),
+            simulate(&SimulationOptions { seeds: 20, prompts: 10, ..SMALL }).expect("it fits"),
+        );
         for side in 0..2 {
             assert_eq!(a.test.sides[side], b.test.sides[side]);
             assert_eq!(widened(&a.seeds.sides[side])[..20 * 48], widened(&b.seeds.sides[side]));
         }
         assert_eq!(a.gold[..160], b.gold);
-        let other = simulate(&SimulationOptions { seed: 4, ..SMALL });
+        let other = simulate(&SimulationOptions { seed: 4, ..SMALL }).expect("it fits");
         assert_ne!(a.seeds.sides, other.seeds.sides);
         assert_ne!(a.gold, other.gold);
         // Sets, sides and candidates are draws of their own.
@@ -373,7 +384,7 @@ mod tests {
 
     #[test]
     fn shapes_and_moments() {
-        let s = simulate(&SMALL);
+        let s = simulate(&SMALL).expect("it fits");
         for (pairs, n) in [(&s.seeds, 60), (&s.validation, 30), (&s.test, 400)] {
             assert!(pairs.sides.iter().all(|side| (side.rows(), side.cols()) == (n, 48)));
         }
@@ -400,7 +411,7 @@ mod tests {
 
     #[test]
     fn responses_to_a_prompt_are_alike() {
-        let s = simulate(&SMALL);
+        let s = simulate(&SMALL).expect("it fits");
         let world = World::new(48, 3);
         let rows = widened(&s.candidates);
         let rows: Vec<f32> =
@@ -416,7 +427,7 @@ mod tests {
 
     #[test]
     fn gold_orders_most_pairs_and_the_oracle_is_best() {
-        let s = simulate(&SMALL);
+        let s = simulate(&SMALL).expect("it fits");
         assert!((0.8..0.95).contains(&s.test.gold_accuracy), "{}", s.test.gold_accuracy);
         let found = best_of_n(&s.gold, &s.gold, 16);
         assert_eq!(found.model, found.oracle);

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Hidden and latent sizes are multiples of this, so that they are whole vectors and whole tiles of tensor
 /// cores.
@@ -31,6 +32,11 @@ impl VaeSize {
         Ok(VaeSize { dim, hidden, latent })
     }
 
+    /// Fails if training such a model takes more memory than is free: weights, gradients and two moments.
+    pub(crate) fn require_memory(&self) -> Result<()> {
+        memory::require("vae.hidden", self.hidden, self.parameters() as u128 * 16)
+    }
+
     /// Number of parameters (531,616 at d = 4096, hidden 64, latent 16).
     pub fn parameters(&self) -> usize {
         let VaeSize { dim, hidden, latent } = *self;
@@ -53,6 +59,11 @@ impl RewardSize {
         check_dim(dim)?;
         check_granule("reward.hidden", hidden)?;
         Ok(RewardSize { dim, hidden })
+    }
+
+    /// Fails if training such a model takes more memory than is free: weights, gradients and two moments.
+    pub(crate) fn require_memory(&self) -> Result<()> {
+        memory::require("reward.hidden", self.hidden, self.parameters() as u128 * 16)
     }
 
     /// Number of parameters.

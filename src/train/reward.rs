@@ -174,6 +174,7 @@ pub fn train_reward<'e, 'v, B: Backend + 'e + 'v>(
         return Err(Error::TooFew { what: "pairs for reward training".into(), needed: 1, found: 0 });
     }
     let size = RewardSize::new(standardizer.mean.len(), options.hidden)?;
+    size.require_memory()?;
     let mut trainer =
         backend.reward_trainer(&RewardModel::init(size, options.seed), standardizer, &options.objective)?;
     let steps_per_epoch = pairs.len().div_ceil(options.objective.batch);

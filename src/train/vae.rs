@@ -82,6 +82,7 @@ pub fn train_vae<B: Backend>(
         });
     }
     let size = VaeSize::new(chosen.cols(), options.hidden, options.latent)?;
+    size.require_memory()?;
     let standardizer = Standardizer::fit(&[chosen, rejected]);
     let initial = Vae::init(size, options.objective.seed);
     let mut trainer = backend.vae_trainer(&initial, &standardizer, &options.objective)?;
