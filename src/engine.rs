@@ -21,6 +21,7 @@ use crate::data::{PairSource, RowSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
+use crate::eval::{VaeHealth, vae_health};
 use crate::matrix::Side;
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::synth::{
@@ -139,6 +140,30 @@ impl Engine {
         let trained = dispatch!(&self.backend, b => train_vae(b, &chosen, &rejected, options, on_epoch))?;
         pairs.require_unchanged()?;
         Ok(trained)
+    }
+
+    /// Whether a VAE that was trained on `seeds` with the losses `history` has learnt, and what `synthesis` makes of its
+    /// latent space.
+    ///
+    /// # Errors
+    /// Sizes that do not fit, options out of range, or a file that changed.
+    pub fn vae_health(
+        &self,
+        vae: &Vae,
+        seeds: &dyn PairSource,
+        held_out: Option<&dyn PairSource>,
+        synthesis: &SynthesisOptions,
+        history: &[VaeLoss],
+    ) -> Result<VaeHealth> {
+        let (_, perturbation) = synthesis.plan(seeds.pairs())?;
+        let (sides, others) = (both_sides(seeds)?, held_out.map(both_sides).transpose()?);
+        let sides = sides.each_ref().map(|side| side.view());
+        let others = others.as_ref().map(|sides| sides.each_ref().map(|side| side.view()));
+        let sample = (&perturbation, synthesis.seed);
+        let health =
+            dispatch!(&self.backend, b => vae_health(b, vae, &sides, others.as_ref(), sample, history))?;
+        require_unchanged(seeds, held_out)?;
+        Ok(health)
     }
 
     /// Writes a recipe's pairs as shards into a folder, on every device. A run that was killed goes on where it

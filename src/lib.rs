@@ -135,7 +135,7 @@ pub use data::{
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, PairStream};
 pub use error::{Error, Result};
-pub use eval::{BestOfN, OrderPreservation};
+pub use eval::{BestOfN, OrderPreservation, VaeHealth};
 pub use matrix::{Matrix, RowSet, Rows, RowsBuf, Values, ValuesMut};
 pub use model::{Linear, RewardModel, RewardSize, Vae, VaeSize};
 pub use side::Side;

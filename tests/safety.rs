@@ -708,8 +708,12 @@ fn l6_sizes_that_cannot_be_allocated() {
         ("bench --no-limits --only encode --dim 65536 --rows 67108864".to_string(), "--rows"),
     ] {
         let said = within_ten_seconds(&lab, &line);
-        refused(&said, &[option, "memory that are free"]);
-        assert_eq!(said.code, Some(2), "{said:?}");
+        // Of a machine that others use a warning may come before.
+        let last = said.err.lines().last().unwrap_or_default();
+        assert!(
+            said.code == Some(2) && last.contains(option) && last.contains("memory that are free"),
+            "{said:?}"
+        );
     }
 }
 

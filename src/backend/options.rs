@@ -215,7 +215,7 @@ impl Adam {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reduction {
-    /// Mean over dimensions (beta about 1e-3).
+    /// Mean over dimensions (beta about 1e-2).
     #[default]
     Mean,
     /// Sum over dimensions (beta about 1).
@@ -256,12 +256,12 @@ pub struct VaeObjective {
 }
 
 impl Default for VaeObjective {
-    /// The paper's gamma = 0.1; beta = 1e-3, which belongs to [`Reduction::Mean`], and batches of 128 pairs
+    /// The paper's gamma = 0.1; beta = 1e-2, which belongs to [`Reduction::Mean`], and batches of 128 pairs
     /// are ours.
     fn default() -> VaeObjective {
         VaeObjective {
             reconstruction: Reduction::default(),
-            beta: 1e-3,
+            beta: 1e-2,
             gamma: 0.1,
             divergence: Divergence::default(),
             batch: 128,

@@ -207,7 +207,7 @@ pub struct VaeArgs {
         value_name = "X"
     )]
     pub vae_lr: f64,
-    /// Weight of the KL term [default: 0.001 with --reduction mean, 1 with sum]
+    /// Weight of the KL term [default: 0.01 with --reduction mean, 1 with sum]
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     pub beta: Option<f64>,
     /// Weight of the divergence between the posteriors of a pair

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::backend::VaeLoss;
 use crate::data::{Checkpoint, Provenance};
 use crate::error::Result;
+use crate::eval::VaeHealth;
 use crate::train::RewardEpoch;
 
 /// Shows each epoch of a VAE on a bar.
@@ -29,6 +30,30 @@ pub fn show_reward_epochs(bar: &ProgressBar) -> impl FnMut(&RewardEpoch) {
             None => format!("loss {:.4}", epoch.train_loss),
         });
     }
+}
+
+/// The health of a VAE for people: figures, and a line for each warning.
+pub fn health_text(health: &VaeHealth) -> String {
+    let held_out = health
+        .held_out_explained_variance
+        .map_or(String::new(), |held| format!(" ({held:.3} of held-out pairs)"));
+    let mut text = format!(
+        "explained variance {:.3}{held_out}, KL {:.1}, W2 {:.2}, {} of {} latent units active\n\
+         latent means spread by {:.2}, of which sigma {:.3} is {:.1} %; synthetic variance {:.2} of the seeds'",
+        health.explained_variance,
+        health.kl,
+        health.w2,
+        health.active_units,
+        health.latent,
+        health.spread,
+        health.sigma,
+        100.0 * health.sigma_share,
+        health.synthetic_variance,
+    );
+    for warning in &health.warnings {
+        text.push_str(&format!("\nwarning: {warning}"));
+    }
+    text
 }
 
 /// Writes a checkpoint whose metadata holds the version and `facts`, as JSON.

@@ -275,7 +275,10 @@ fn a_run_leaves_a_report_and_files_that_load() {
     let top = ["device", "format", "lensmith", "repeats", "seconds", "seed", "settings", "sources"];
     assert_eq!(keys(&report), top.into());
     let first = &report["repeats"][0];
-    assert_eq!(keys(first), ["seed", "folder", "pairs", "vae_loss", "vae_seconds", "arms"].into());
+    assert_eq!(
+        keys(first),
+        ["seed", "folder", "pairs", "vae_loss", "health", "capped", "vae_seconds", "arms"].into()
+    );
     assert_eq!(keys(&report["sources"]), ["pairs", "validation", "test", "candidates"].into());
     assert_eq!(first["pairs"], serde_json::json!({ "seeds": 24, "validation": 8, "test": 8 }));
     let arms = first["arms"].as_array().expect("a list");

@@ -14,7 +14,7 @@ use super::report::Repeat;
 use crate::cli::console::Console;
 use crate::cli::training::{save, show_reward_epochs, show_vae_epochs};
 use crate::cli::writing::{PROGRESS_EVERY, write_shards};
-use crate::data::{PairOptions, RECIPE, require_apart, write_pairs};
+use crate::data::{PairOptions, PairSource, RECIPE, require_apart, write_pairs};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::eval::{Arm, ArmResult, Experiment, Split};
@@ -61,6 +61,9 @@ impl Repeats<'_> {
             "validation": validation.as_ref().map_or(0, |v| v[0].rows()),
             "test": test[0].rows(),
         });
+        let held_out = validation.as_ref().map(|pairs| pairs as &dyn PairSource);
+        let health =
+            self.engine.vae_health(&trained.vae, &seeds, held_out, &settings.synthesis, &trained.history)?;
         let experiment = Experiment {
             seeds,
             validation,
@@ -78,12 +81,20 @@ impl Repeats<'_> {
             self.run_arm(&experiment, Arm::NoneMatched { pairs_per_seed }, folder, None)?,
             self.run_arm(&experiment, lens, folder, Some("reward.safetensors"))?,
         ];
+        // Without validation the last epoch is kept by rule.
+        let at_cap = |result: &&ArmResult| {
+            experiment.validation.is_some()
+                && result.best_epoch as u64 == most_epochs(&settings.reward, result.arm)
+        };
+        let capped = arms.iter().filter(at_cap).map(|result| result.arm).collect();
         self.write_recipe(&experiment.seeds, &settings.synthesis, folder)?;
         Ok(Repeat {
             seed: settings.synthesis.seed,
             folder: folder.to_path_buf(),
             pairs,
             vae_loss: json!(trained.history.last()),
+            health,
+            capped,
             vae_seconds,
             arms,
         })

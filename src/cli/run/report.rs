@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use crate::backend::DeviceInfo;
 use crate::cli::table::{count, mean_spread, table};
+use crate::cli::training::health_text;
 use crate::data::read_small;
 use crate::error::{Error, Result};
-use crate::eval::ArmResult;
+use crate::eval::{Arm, ArmResult, VaeHealth};
 
 /// Name of the report in a run directory.
 pub const RUN: &str = "run.json";
@@ -34,6 +35,9 @@ pub struct Repeat {
     pub folder: PathBuf,
     pub pairs: Value,
     pub vae_loss: Value,
+    pub health: VaeHealth,
+    /// Arms whose best epoch was the last that they were allowed.
+    pub capped: Vec<Arm>,
     pub vae_seconds: f64,
     pub arms: Vec<ArmResult>,
 }
@@ -107,6 +111,16 @@ impl Report {
                 "best-of-{} gold at random {:.3}, by the oracle {:.3}\n",
                 b.per_prompt, b.random, b.oracle
             ));
+        }
+        for repeat in &self.repeats {
+            let seed = if self.repeats.len() > 1 { format!("seed {}: ", repeat.seed) } else { String::new() };
+            text.push_str(&format!("\n{seed}VAE: {}\n", health_text(&repeat.health)));
+            for arm in &repeat.capped {
+                text.push_str(&format!(
+                    "warning: the best epoch of `{arm}` was the last that it was allowed: with more --epochs it may do \
+                     better, and until then whatever takes more steps looks better than it is\n"
+                ));
+            }
         }
         let vae: f64 = self.repeats.iter().map(|r| r.vae_seconds).sum();
         text.push_str(&format!(
