@@ -108,7 +108,7 @@ fn training(c: &mut Criterion, precision: Precision) {
     group.sample_size(10).throughput(Throughput::Elements(PAIRS as u64));
     let objective = VaeObjective {
         reconstruction: Reduction::Mean,
-        beta: 1e-3,
+        beta: 1e-2,
         gamma: 0.1,
         divergence: Divergence::W2,
         batch: 128,

@@ -52,7 +52,7 @@ def reward_model(dim, hidden):
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
 
-def vae_loss(vae, x, eps, beta=1e-3, gamma=0.1):
+def vae_loss(vae, x, eps, beta=1e-2, gamma=0.1):
     """Loss of pairs stacked as [chosen; rejected], and reconstruction, KL and divergence."""
     mu, logvar = vae.encoder(x).chunk(2, dim=-1)
     decoded = vae.decoder(mu + torch.exp(logvar / 2) * eps)

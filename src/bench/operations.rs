@@ -243,7 +243,7 @@ pub fn objectives(options: &Options) -> (VaeObjective, RewardObjective) {
     let adam = Adam::with_lr(1e-4);
     let vae = VaeObjective {
         reconstruction: Reduction::Mean,
-        beta: 1e-3,
+        beta: 1e-2,
         gamma: 0.1,
         divergence: Divergence::W2,
         batch: BATCH,
