@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::cli::{Lab, Listing, assert_same_files, binary, outputs};
+use common::cli::{Lab, Listing, Said, assert_same_files, binary, outputs};
 use lensmith::noise::{Purpose, Stream};
 
 /// A command, whose output is `o` or a file in it, and what lies in the folder before.
@@ -119,68 +119,35 @@ fn nothing_half_written(lab: &Lab, what: &str) {
     }
 }
 
-/// Goes through all points of all commands with one kind of fault; gives how many there were.
-fn every_point(kind: &str) -> usize {
+/// Goes through the points of all commands with one kind of fault, each followed by the one that `next` gives. What a
+/// command says of its fault is for `check`. Gives how many points there were.
+fn every_point(kind: &str, next: impl Fn(usize) -> usize, check: impl Fn(&Said, &str)) -> usize {
     let lab = lab();
     let mut points = 0;
     for case in &CASES {
         prepare(&lab, case);
         lab.fine(case.line);
         let whole = kept(&lab);
-        for at in 0.. {
+        let mut at = 0;
+        loop {
             prepare(&lab, case);
             let what = format!("{}, {kind}:{at}", case.name);
             let said = lab.run_with(case.line, &[("LENSMITH_FAULT", &format!("{kind}:{at}"))]);
             if said.code == Some(0) {
-                // There were fewer changes, or the one that failed was not needed.
+                // There were fewer points, or what failed was not needed.
                 assert_same_files(&what, &kept(&lab), &whole);
-                assert!(at > 3, "{what}: it changes more than that");
-                if kind == "kill" || at > 3 && said.err.is_empty() {
+                assert!(kind == "memory" || at > 3, "{what}: it changes more than that");
+                if kind != "fail" || said.err.is_empty() {
                     break;
                 }
             }
-            if kind == "fail" {
-                assert_eq!(said.code, Some(1), "{what}: {said:?}");
-                assert_eq!(said.err.lines().count(), 1, "{what}: {said:?}");
-            } else {
-                assert_eq!(said.code, None, "{what}: {said:?}");
-            }
+            check(&said, &what);
             points += 1;
             goes_on(&lab, case, &whole, &what);
+            at = next(at);
         }
     }
     points
-}
-
-/// Memory refused at every allocation of some size, in each command that writes: one line, nothing half-written, and the same
-/// command goes on.
-#[test]
-fn memory_refused_at_every_point() {
-    let lab = lab();
-    let mut points = 0;
-    for case in &CASES {
-        prepare(&lab, case);
-        lab.fine(case.line);
-        let whole = kept(&lab);
-        // All of the first, and then fewer and fewer.
-        let mut at = 0;
-        loop {
-            prepare(&lab, case);
-            let what = format!("{}, memory:{at}", case.name);
-            let said = lab.run_with(case.line, &[("LENSMITH_FAULT", &format!("memory:{at}"))]);
-            if said.code == Some(0) {
-                assert_same_files(&what, &kept(&lab), &whole);
-                break;
-            }
-            assert_eq!(said.code, Some(1), "{what}: {said:?}");
-            let message = "lensmith: out of memory: the system refused ";
-            assert!(said.err.starts_with(message) && said.err.lines().count() == 1, "{what}: {said:?}");
-            goes_on(&lab, case, &whole, &what);
-            points += 1;
-            at += 1 + at / 8;
-        }
-    }
-    assert!(points > 50, "{points} points");
 }
 
 /// The same command again, after one that was interrupted: the bytes of `whole`, or a single file that is there already.
@@ -232,13 +199,31 @@ fn killed_at_random_moments() {
 /// H6: killed before every change that it makes.
 #[test]
 fn h6_killed_at_every_point() {
-    let points = every_point("kill");
+    let check = |said: &Said, what: &str| assert_eq!(said.code, None, "{what}: {said:?}");
+    let points = every_point("kill", |at| at + 1, check);
     assert!(points > 200, "{points} points");
 }
 
 /// A full disk at every change: a clear error, and the same command goes on.
 #[test]
 fn a_full_disk_at_every_point() {
-    let points = every_point("fail");
+    let check = |said: &Said, what: &str| {
+        assert_eq!(said.code, Some(1), "{what}: {said:?}");
+        assert_eq!(said.err.lines().count(), 1, "{what}: {said:?}");
+    };
+    let points = every_point("fail", |at| at + 1, check);
     assert!(points > 200, "{points} points");
+}
+
+/// Memory refused at the first large allocations, and then at fewer and fewer of them: one line, nothing half-written, and
+/// the same command goes on.
+#[test]
+fn memory_refused_at_every_point() {
+    let check = |said: &Said, what: &str| {
+        assert_eq!(said.code, Some(1), "{what}: {said:?}");
+        let message = "lensmith: out of memory: the system refused ";
+        assert!(said.err.starts_with(message) && said.err.lines().count() == 1, "{what}: {said:?}");
+    };
+    let points = every_point("memory", |at| at + 1 + at / 8, check);
+    assert!(points > 50, "{points} points");
 }

@@ -9,7 +9,9 @@ use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::run::report::{RUN, Report};
 use super::table::{bytes, count, table};
-use crate::data::{MANIFEST, Manifest, RECIPE, ShardRecord, expand_folder, inspect_shard, manifests};
+use crate::data::{
+    MANIFEST, Manifest, RECIPE, ShardRecord, expand_folder, file_name, inspect_shard, manifests,
+};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::synth::Recipe;
@@ -36,7 +38,7 @@ pub struct Inspect {
 impl Inspect {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         let path = &self.path;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file_name(path);
         if let Some(j) = self.pair {
             let recipe = if path.is_dir() { path.join(RECIPE) } else { path.clone() };
             return self.show_pair(&recipe, j, common, console);
@@ -144,7 +146,7 @@ fn show_folder(folder: &Path, console: &Console) -> Result<()> {
         let tensors = tensors.collect::<Vec<_>>().join(", ");
         let size = header.tensors.iter().map(|t| t.range.end).max().unwrap_or(header.payload);
         values.push(json!({ "path": path, "tensors": tensors, "bytes": size }));
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = file_name(path);
         rows.push(vec![name, tensors, bytes(size as u64)]);
     }
     let more = rows.len().saturating_sub(SHOWN);
@@ -165,7 +167,7 @@ fn show_parts(folder: &Path, paths: &[PathBuf], console: &Console) -> Result<()>
     let row = |(path, manifest): (&PathBuf, &Manifest)| {
         let sum = |value: fn(&ShardRecord) -> u64| manifest.shards.iter().map(value).sum::<u64>();
         vec![
-            path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            file_name(path),
             state(manifest).into(),
             count(manifest.shards.len() as u64),
             count(sum(|shard| shard.rows)),
@@ -191,7 +193,7 @@ fn state(manifest: &Manifest) -> &'static str {
 
 /// Shows a manifest, a recipe or the report of a run.
 fn show_json(path: &Path, console: &Console) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = file_name(path);
     if name == RUN {
         let report = Report::read(path)?;
         console.result(&report, || report.text(path));

@@ -62,7 +62,7 @@ impl Materialize {
         value["devices"] = json!(engine.devices());
         console.result(&value, || {
             let text = summary_text(&summary, &engine.devices());
-            format!("{}: from the {from}, {text}", self.out.display())
+            self.writing.summary(&self.out, &format!("from the {from}, {text}"))
         });
         Ok(())
     }

@@ -78,12 +78,7 @@ impl Synth {
                 let pairs = count(recipe.plan.pairs());
                 return format!("{}: a recipe for {pairs} pairs", self.out.join(RECIPE).display());
             }
-            let written = self.writing.written(&self.out);
-            format!(
-                "{written}: {}{}",
-                summary_text(&summary, &engine.devices()),
-                self.writing.next(&self.out)
-            )
+            self.writing.summary(&self.out, &summary_text(&summary, &engine.devices()))
         });
         Ok(())
     }

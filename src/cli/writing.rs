@@ -68,22 +68,14 @@ impl WriteArgs {
         }
     }
 
-    /// What is written, for a summary: the folder, and the part if it is not the whole run.
-    pub fn written(&self, out: &Path) -> String {
+    /// A summary of what was written to `out`. A part names itself, and what comes after it.
+    pub fn summary(&self, out: &Path, text: &str) -> String {
+        let out = out.display();
         match self.part {
-            Part::WHOLE => out.display().to_string(),
-            Part { index, count } => format!("{}, part {index}/{count}", out.display()),
-        }
-    }
-
-    /// A line that says what comes after a part; nothing after a whole run.
-    pub fn next(&self, out: &Path) -> String {
-        match self.part {
-            Part::WHOLE => String::new(),
-            Part { count, .. } => {
-                let out = out.display();
-                format!("\nonce all {count} parts are there: lensmith merge-manifests {out}")
-            }
+            Part::WHOLE => format!("{out}: {text}"),
+            Part { index, count } => format!(
+                "{out}, part {index}/{count}: {text}\nonce all {count} parts are there: lensmith merge-manifests {out}"
+            ),
         }
     }
 

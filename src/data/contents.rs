@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::is_checkpoint;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
-use super::place::{FileId, Folder, file_id, read_small};
+use super::place::{FileId, Folder, file_id, file_name, read_small};
 use super::writer::inspect_shard;
 use crate::error::{Error, Result};
 
@@ -32,10 +32,6 @@ pub(super) struct Contents {
     unfinished: Vec<PathBuf>,
     /// Names of locks.
     locks: Vec<String>,
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn is_manifest(path: &Path) -> bool {

@@ -302,8 +302,8 @@ fn resume_or_replace(
             break;
         }
     }
-    let strange = contents.outputs.iter().filter(|path| !contents.is_only(path, options.manifest));
-    if let Some(first) = strange.min().filter(|_| !same_run && other_run.is_none()) {
+    let mut strange = contents.outputs.iter().filter(|path| !contents.is_only(path, options.manifest));
+    if let Some(first) = strange.next().filter(|_| !same_run && other_run.is_none()) {
         other_run = Some((first, "it does not belong to a run with a manifest".into()));
     }
     match other_run {

@@ -29,6 +29,11 @@ pub fn file_id(meta: &fs::Metadata) -> FileId {
     (meta.dev(), meta.ino())
 }
 
+/// The last component of a path, as text.
+pub fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// Opens a regular file, which is to be of a format, and tells what the system knows of it. A pipe or a device is
 /// refused, and not waited for.
 pub fn open_input(path: &Path, format: &'static str) -> Result<(File, fs::Metadata)> {

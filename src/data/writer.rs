@@ -14,6 +14,7 @@ use super::atomic::AtomicFile;
 use super::direct::{DirectFile, TensorCursor};
 use super::format::{self, Header, Layout, TensorInfo, hex};
 use super::map::Io;
+use super::place::file_name;
 use super::source::Source;
 use crate::dtype::Dtype as RowDtype;
 use crate::error::{Error, Result};
@@ -52,7 +53,7 @@ impl ShardRecord {
         tensors: &[TensorInfo],
         digests: BTreeMap<String, String>,
     ) -> ShardRecord {
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = file_name(path);
         let rows = tensors.first().map_or(0, |t| t.shape.first().copied().unwrap_or(1));
         ShardRecord { file, rows: rows as u64, bytes, tensors: digests }
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::parts::{Part, PartManifest, all_shards, check_header, read_run, require_complete};
-use crate::data::{FolderLock, Manifest, ShardRecord, read_small};
+use crate::data::{FolderLock, Manifest, ShardRecord, file_name, read_small};
 use crate::error::{Error, Result};
 
 /// What was joined.
@@ -95,7 +95,6 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
         let _lock = FolderLock::acquire(folder, "synth")?;
         merged.write(&path)?;
     }
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Merged {
         manifest: path,
         already,
@@ -106,7 +105,7 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
         overlapping,
         overlaps: overlaps
             .into_iter()
-            .map(|((a, b), shards)| Overlap { manifests: [name(a), name(b)], shards })
+            .map(|((a, b), shards)| Overlap { manifests: [file_name(a), file_name(b)], shards })
             .collect(),
     })
 }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::data::{
-    MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, inspect_shard, manifests, shard_name,
-    shard_number,
+    MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, file_name, inspect_shard, manifests,
+    shard_name, shard_number,
 };
 use crate::error::{Error, Result};
 
@@ -87,7 +87,7 @@ impl PartManifest {
 
     /// File name of the manifest.
     pub fn name(&self) -> String {
-        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        file_name(&self.path)
     }
 
     pub fn part(&self) -> Part {
@@ -172,7 +172,7 @@ fn check(path: &Path, manifest: &Manifest) -> Result<Range<u64>> {
         require("number of pairs", pairs.to_string(), manifest.pairs.to_string())?;
     }
     let named = Part { index, count }.manifest_name();
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = file_name(path);
     require("part, by the file's name,", name, named)?;
 
     let all = all_shards(manifest);

@@ -127,6 +127,9 @@ fn texts_lead_on() {
     assert!(said.out.contains("parts, part 1/4: 40 pairs"), "{said:?}");
     assert!(said.out.contains("once all 4 parts are there: lensmith merge-manifests"), "{said:?}");
     lab.fine(&format!("{part} 3/4"));
+    let said = lab.fine("materialize @synth/recipe.json --shard-rows 40 --part 0/2 --out @made");
+    assert!(said.out.contains("made, part 0/2: from the recipe, 80 pairs"), "{said:?}");
+    assert!(said.out.contains("once all 2 parts are there: lensmith merge-manifests"), "{said:?}");
     let said = lab.fine("inspect @parts");
     assert!(said.out.contains("manifest.part-1-of-4.json  complete"), "{said:?}");
     let said = lab.fine("verify @parts");
