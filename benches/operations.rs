@@ -7,7 +7,7 @@ use half::bf16;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, Perturbation, Precision,
-    Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, SyntheticPath, VaeObjective,
+    Reduction, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
 };
 use lensmith::dtype::{Dtype, Element};
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf, Side, Values};
@@ -120,7 +120,7 @@ fn training(c: &mut Criterion, precision: Precision) {
     let data = PairData { chosen: &chosen, rejected: &rejected };
     group.bench_function("VAE epoch", |b| b.iter(|| cpu.vae_epoch(&mut trainer, &data, &order, 0)));
 
-    let objective = RewardObjective { batch: 128, adam, synthetic: SyntheticPath::Folded };
+    let objective = RewardObjective { batch: 128, adam, ..RewardObjective::default() };
     let mut trainer = cpu.reward_trainer(&reward, &standardizer, &objective).expect("starts");
     let data = RewardData {
         chosen: RewardSide { originals: &chosen, synthetic: None },

@@ -41,7 +41,7 @@ fn main() -> lensmith::Result<()> {
         &mut |_| (),
     )?;
     for (name, reward) in [("200 pairs", &without), ("200 pairs and 1,400 synthetic ones", &with)] {
-        let metrics = engine.evaluate(&reward.model, &test)?;
+        let metrics = engine.evaluate(&reward.model, &test, None)?.report;
         println!("{name}: {:.1} % of {} test pairs", 100.0 * metrics.accuracy, metrics.pairs);
     }
 

@@ -1,8 +1,9 @@
 // archs: sm_75+
-// Adam: m' = beta1 m + keep1 g; v' = beta2 v + keep2 g^2; w' = w - rate m' / (sqrt(v') inverse_root + eps)
+// AdamW: m' = beta1 m + keep1 g; v' = beta2 v + keep2 g^2;
+//        w' = decay w - rate m' / (sqrt(v') inverse_root + eps), decay 1 without weight decay
 // Shapes:   w, g, m, v are flat [n] F32; w, m and v are updated in place, g is only read
 // Owns:     a thread owns elements i, i + threads, ... (groups of four where 16-byte accesses are possible)
-// Costs:    28 bytes and 13 FLOPs an element (one division, one square root)
+// Costs:    28 bytes and 14 FLOPs an element (one division, one square root)
 // Requires: no overlap among the arrays; any n, grid and one-dimensional block of at most 256 threads
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
 // Reference: src/backend/cpu/train/adam.rs
@@ -17,7 +18,7 @@ constexpr int THREADS = 256;
 
 // Scalars; keep = 1 - beta and both bias corrections of the step come from the host, rounded from F64.
 struct Step {
-  float beta1, keep1, beta2, keep2, rate, inverse_root, eps;
+  float beta1, keep1, beta2, keep2, rate, inverse_root, eps, decay;
 };
 
 // One element. The intrinsics keep the compiler from fusing a product with the sum that follows it.
@@ -25,7 +26,7 @@ GPU_FN void update(const Step& step, float& w, float g, float& m, float& v) {
   m = __fadd_rn(__fmul_rn(step.beta1, m), __fmul_rn(step.keep1, g));
   v = __fadd_rn(__fmul_rn(step.beta2, v), __fmul_rn(step.keep2, __fmul_rn(g, g)));
   const float root = __fadd_rn(__fmul_rn(__fsqrt_rn(v), step.inverse_root), step.eps);
-  w = __fsub_rn(w, __fdiv_rn(__fmul_rn(step.rate, m), root));
+  w = __fsub_rn(__fmul_rn(step.decay, w), __fdiv_rn(__fmul_rn(step.rate, m), root));
 }
 
 GPU_FN bool aligned(const void* p) {
@@ -36,10 +37,10 @@ GPU_FN bool aligned(const void* p) {
 
 GPU_KERNEL __launch_bounds__(adam::THREADS)
     adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-             uint64_t n, float beta1, float keep1, float beta2, float keep2, float eps,
+             uint64_t n, float beta1, float keep1, float beta2, float keep2, float eps, float decay,
              const gpu::step* __restrict__ now) {
   using namespace adam;
-  const Step step{beta1, keep1, beta2, keep2, now->rate, now->inverse_root, eps};
+  const Step step{beta1, keep1, beta2, keep2, now->rate, now->inverse_root, eps, decay};
   const u64 first = u64(blockIdx.x) * blockDim.x + threadIdx.x;
   const u64 threads = u64(gridDim.x) * blockDim.x;
 

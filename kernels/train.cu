@@ -6,6 +6,7 @@
 // Needs nothing of alignment
 // Exact: the bits of `Standardizer::apply`
 // Reference: src/model/standardizer.rs; measured on nothing yet
+#include "include/normal.cuh"
 #include "include/reduce.cuh"
 #include "include/train.cuh"
 
@@ -63,16 +64,32 @@ GPU_KERNEL __launch_bounds__(train::THREADS)
 }
 GPU_EXPORT(gather_pairs);
 
-/// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent). Those
-/// without a source are zeros.
+/// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent, pair). Those
+/// without a source are zeros. Where `noise` is positive, each row of a pair gets normals of that standard
+/// deviation: element (row = pair, side = lowest bit of the part, candidate = step).
 GPU_KERNEL __launch_bounds__(train::THREADS)
-    gather_rows(train::sources from, const uint3* __restrict__ rows, const gpu::step* __restrict__ now,
+    gather_rows(train::sources from, const uint4* __restrict__ rows, const gpu::step* __restrict__ now,
                 uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
-                float* __restrict__ x) {
+                float noise, uint64_t seed, float* __restrict__ x) {
   using namespace train;
+  const uint2 key = make_uint2(u32(seed), u32(seed >> 32));
   for (u32 r = blockIdx.x; r < 2 * batch; r += gridDim.x) {
-    const uint3 row = rows[u64(2) * now->first + r];
-    gather_row(from, row.x, row.y, dim, mean, std, x + u64(r) * dim);
+    const uint4 row = rows[u64(2) * now->first + r];
+    float* const to = x + u64(r) * dim;
+    gather_row(from, row.x, row.y, dim, mean, std, to);
+    if (noise <= 0.0f || row.w == NONE) continue;
+    // Four elements a thread now, which other threads wrote.
+    __syncthreads();
+    const gpu::address at = {gpu::purpose::input_noise, row.x & 1u, row.w, now->candidate};
+    for (u32 block = threadIdx.x; 4 * block < dim; block += THREADS) {
+      const float4 n = gpu::normals(at, block, key);
+      const float normals[4] = {n.x, n.y, n.z, n.w};
+#pragma unroll
+      for (u32 i = 0; i < 4; i++) {
+        const u32 column = 4 * block + i;
+        if (column < dim) to[column] = __fadd_rn(to[column], __fmul_rn(noise, normals[i]));
+      }
+    }
   }
 }
 GPU_EXPORT(gather_rows);

@@ -1,6 +1,7 @@
 // archs: sm_75+
 // Reward training between the products: folded hidden rows, the head, the Bradley-Terry loss, its gradients
-// rows [2 batch] of (part, source, latent), the part's lowest bit the side; act and dpre [2 batch, width]
+// rows [2 batch] of (part, source, latent, pair), the part's lowest bit the side; act and dpre [2 batch, width]
+// Heads of an ensemble lie side by side: column j of width belongs to head j / units; a linear head is a column
 // A warp owns a row, a thread a column of the backward pass; rows past the batch's end get zeros
 // 2 latent hidden FLOP a synthetic row, 6 a value of act
 // Needs latent and hidden multiples of 16, depth = hidden + 16
@@ -38,13 +39,13 @@ struct samples {
 /// 1 where the decoder's bias takes part (plain), so that one product gives (W D) h + W c. Zeros without a
 /// latent. out [2 batch, hidden + 16]
 GPU_KERNEL __launch_bounds__(train_reward::THREADS)
-    reward_hidden(const uint3* __restrict__ rows, const gpu::step* __restrict__ now, uint32_t batch,
+    reward_hidden(const uint4* __restrict__ rows, const gpu::step* __restrict__ now, uint32_t batch,
                   train_reward::samples of, const float* __restrict__ w1, const float* __restrict__ b1,
                   uint32_t hidden, uint32_t latent, float* __restrict__ out) {
   using namespace train_reward;
   const u32 lane = threadIdx.x % gpu::WARP, depth = hidden + 16;
   for (u32 r = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; r < 2 * batch; r += gridDim.x * WARPS) {
-    const uint3 row = rows[u64(2) * now->first + r];
+    const uint4 row = rows[u64(2) * now->first + r];
     const u32 side = row.x & 1u;
     const bool there = row.z != NONE;
     const float* mu = gpu::pick(of.mu, side);
@@ -64,54 +65,64 @@ GPU_KERNEL __launch_bounds__(train_reward::THREADS)
 }
 GPU_EXPORT(reward_hidden);
 
-/// r = w2 . act + b2 of each row.
+/// r = w2 . act + b2 of each row by each head, out [heads, rows]; of linear heads, where w2 is null, r = act.
 GPU_KERNEL __launch_bounds__(train_reward::THREADS)
     reward_head(const float* __restrict__ act, const float* __restrict__ w2, const float* __restrict__ b2,
-                uint32_t rows, uint32_t width, float* __restrict__ out) {
+                uint32_t rows, uint32_t heads, uint32_t units, float* __restrict__ out) {
   using namespace train_reward;
-  const u32 lane = threadIdx.x % gpu::WARP;
-  for (u32 r = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; r < rows; r += gridDim.x * WARPS) {
+  const u32 lane = threadIdx.x % gpu::WARP, width = heads * units;
+  for (u32 i = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; i < rows * heads; i += gridDim.x * WARPS) {
+    const u32 head = i / rows, r = i % rows;
+    const float* own = act + u64(r) * width + head * units;
     float sum = 0.0f;
-    for (u32 j = lane; j < width; j += gpu::WARP) sum = __fmaf_rn(act[u64(r) * width + j], w2[j], sum);
-    sum = gpu::warp_sum(sum);
-    if (lane == 0) out[r] = sum + b2[0];
+    if (w2) {
+      for (u32 j = lane; j < units; j += gpu::WARP) sum = __fmaf_rn(own[j], w2[head * units + j], sum);
+      sum = gpu::warp_sum(sum);
+    }
+    if (lane == 0) out[i] = w2 ? sum + b2[head] : own[0];
   }
 }
 GPU_EXPORT(reward_head);
 
-/// -log sigmoid(r(a) - r(b)) of each pair, losses [batch], and its slope by each row's reward; db2, the sum
-/// of the slopes, is 0, as they cancel in pairs. `slots`: the rows of a pair's two sides. One block.
+/// -log sigmoid(r(a) - r(b)) of each pair by each head, losses [heads, batch], and its slope by each row's
+/// reward, slope [heads, 2 batch]; db2 [heads], the sum of a head's slopes, is 0, as they cancel in pairs, or
+/// null. `slots`: the rows of a pair's two sides. A block a head.
 GPU_KERNEL __launch_bounds__(256)
     reward_loss(const float* __restrict__ reward, const uint2* __restrict__ slots,
-                const gpu::step* __restrict__ now, uint32_t batch, float* __restrict__ slope,
+                const gpu::step* __restrict__ now, uint32_t batch, uint32_t heads, float* __restrict__ slope,
                 float* __restrict__ db2, double* __restrict__ losses) {
   using namespace train_reward;
-  for (u32 r = threadIdx.x; r < 2 * batch; r += 256) slope[r] = 0.0f;
-  __syncthreads();
-  for (u32 p = threadIdx.x; p < batch; p += 256) {
-    double loss = 0.0;
-    if (p < now->pairs) {
-      const uint2 at = slots[now->first + p];
-      const double margin = double(reward[at.x]) - double(reward[at.y]);
-      // Without overflow for either sign.
-      loss = (margin < 0.0 ? -margin : 0.0) + ::log1p(::exp(margin < 0.0 ? margin : -margin));
-      // A margin that is no number must not look like a small loss.
-      if (margin != margin) loss = margin;
-      const double down = -1.0 / (1.0 + ::exp(margin)) / double(now->pairs);
-      slope[at.x] = float(down);
-      slope[at.y] = -float(down);
+  for (u32 head = blockIdx.x; head < heads; head += gridDim.x) {
+    const float* own = reward + u64(head) * 2 * batch;
+    float* const slopes = slope + u64(head) * 2 * batch;
+    for (u32 r = threadIdx.x; r < 2 * batch; r += 256) slopes[r] = 0.0f;
+    __syncthreads();
+    for (u32 p = threadIdx.x; p < batch; p += 256) {
+      double loss = 0.0;
+      if (p < now->pairs) {
+        const uint2 at = slots[now->first + p];
+        const double margin = double(own[at.x]) - double(own[at.y]);
+        // Without overflow for either sign.
+        loss = (margin < 0.0 ? -margin : 0.0) + ::log1p(::exp(margin < 0.0 ? margin : -margin));
+        // A margin that is no number must not look like a small loss.
+        if (margin != margin) loss = margin;
+        const double down = -1.0 / (1.0 + ::exp(margin)) / double(now->pairs);
+        slopes[at.x] = float(down);
+        slopes[at.y] = -float(down);
+      }
+      losses[u64(head) * batch + p] = loss;
     }
-    losses[p] = loss;
+    if (db2 && threadIdx.x == 0) db2[head] = 0.0f;
   }
-  if (threadIdx.x == 0) db2[0] = 0.0f;
 }
 GPU_EXPORT(reward_loss);
 
-/// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64.
+/// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64. Of
+/// linear heads, where w2 and dw2 are null, dpre = slope.
 GPU_KERNEL __launch_bounds__(256)
     reward_backward(const float* __restrict__ act, const float* __restrict__ slope,
-                    const float* __restrict__ w2, uint32_t rows, uint32_t width, float* __restrict__ dpre,
-                    float* __restrict__ db1, float* __restrict__ dw2) {
+                    const float* __restrict__ w2, uint32_t rows, uint32_t width, uint32_t units,
+                    float* __restrict__ dpre, float* __restrict__ db1, float* __restrict__ dw2) {
   using namespace train_reward;
   GPU_DYN_SHARED(memory);
   gpu::carver carve(memory);
@@ -121,10 +132,11 @@ GPU_KERNEL __launch_bounds__(256)
   const u32 lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
   double bias = 0.0, weight = 0.0;
   if (column < width) {
-    const float w = w2[column];
+    const float w = w2 ? w2[column] : 1.0f;
+    const float* slopes = slope + u64(column / units) * rows;
     for (u32 row = group; row < rows; row += 8) {
       const u64 at = u64(row) * width + column;
-      const float a = act[at], s = slope[row], d = a > 0.0f ? s * w : 0.0f;
+      const float a = act[at], s = slopes[row], d = a > 0.0f || !w2 ? s * w : 0.0f;
       dpre[at] = d;
       bias += double(d);
       weight = __fma_rn(double(s), double(a), weight);
@@ -139,7 +151,7 @@ GPU_KERNEL __launch_bounds__(256)
       weight += weight_sums[32 * g + lane];
     }
     db1[column] = float(bias);
-    dw2[column] = float(weight);
+    if (dw2) dw2[column] = float(weight);
   }
 }
 GPU_EXPORT(reward_backward);

@@ -30,7 +30,7 @@ GPU_FN void sample(const float* code, const u32* order, const step* now, u32 bat
     float4 e = make_float4(0.0f, 0.0f, 0.0f, 0.0f), s = e;
     if (pair < now->pairs) {
       const uint2 key = make_uint2(u32(seed), u32(seed >> 32));
-      e = gpu::normals({gpu::purpose::train_vae, side, order[now->first + pair], now->epoch}, block, key);
+      e = gpu::normals({gpu::purpose::train_vae, side, order[now->first + pair], now->candidate}, block, key);
       const float* from = code + u64(row) * 2 * latent + 4 * block;
       s = gpu::reparameterise(gpu::load_4(from), gpu::load_4(from + latent), e);
     }

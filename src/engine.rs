@@ -20,17 +20,19 @@ use crate::backend::{
 use crate::data::{PairSource, RowSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, BestOfN, Experiment, OrderPreservation, best_of_n, order_preservation};
-use crate::eval::{VaeHealth, vae_health};
-use crate::matrix::Side;
+use crate::eval::{
+    Arm, ArmResult, BestOfNCurve, Experiment, LatentMap, OrderPreservation, PairFigures, RankCorrelation,
+    VaeHealth, best_of_n_curve, latent_map, order_preservation, pair_figures, rank_correlation, vae_health,
+};
+use crate::matrix::{RowSet, Side};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::synth::{
     Augmented, PairBatch, Progress, SynthJob, SynthSummary, SynthesisOptions, Synthesizer, Verified,
     VerifyOptions, VerifyStep, verify_folder, write_synthetic,
 };
 use crate::train::{
-    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation,
-    pair_metrics, require_finite, train_reward, train_vae,
+    RewardPoint, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation, pair_margins,
+    require_finite, train_reward, train_vae,
 };
 
 /// Bytes of F32 embeddings scored at a time.
@@ -166,6 +168,17 @@ impl Engine {
         Ok(health)
     }
 
+    /// Latents of seeds and of samples of them in the plane of their largest variance.
+    pub(crate) fn latent_map(
+        &self,
+        vae: &Vae,
+        seeds: &[RowSet<'_>; 2],
+        synthesis: &SynthesisOptions,
+    ) -> Result<LatentMap> {
+        let (_, perturbation) = synthesis.plan(seeds.pairs())?;
+        dispatch!(&self.backend, b => latent_map(b, vae, seeds, (&perturbation, synthesis.seed)))
+    }
+
     /// Writes a recipe's pairs as shards into a folder, on every device. A run that was killed goes on where it
     /// stopped, to the same bytes. `on_progress` is called after every shard.
     ///
@@ -257,7 +270,7 @@ impl Engine {
         standardize_on: Option<usize>,
         validation: Option<&dyn PairSource>,
         options: &RewardTraining,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        on_epoch: &mut dyn FnMut(&RewardPoint),
     ) -> Result<TrainedReward> {
         let blocks = both_sides(pairs)?;
         let sides = [blocks[0].view(), blocks[1].view()];
@@ -296,7 +309,7 @@ impl Engine {
         vae: &Vae,
         validation: Option<&dyn PairSource>,
         options: &RewardTraining,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        on_epoch: &mut dyn FnMut(&RewardPoint),
     ) -> Result<TrainedReward> {
         let (plan, perturbation) = synthesis.plan(seeds.pairs())?;
         let blocks = both_sides(seeds)?;
@@ -322,7 +335,7 @@ impl Engine {
         &self,
         experiment: &Experiment<'_>,
         arm: Arm,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        on_epoch: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(ArmResult, RewardModel)> {
         dispatch!(&self.backend, b => experiment.run(b, arm, on_epoch))
     }
@@ -351,33 +364,39 @@ impl Engine {
         })
     }
 
-    /// Accuracy and mean Bradley-Terry loss of a reward model on pairs.
+    /// Accuracy, loss, calibration and margins of a reward model on pairs, with bootstrap intervals over pairs, or over
+    /// the prompts that `groups` names, one a pair.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the model does not fit, or a file that changed.
-    pub fn evaluate(&self, model: &RewardModel, pairs: &dyn PairSource) -> Result<PairMetrics> {
-        let metrics = dispatch!(&self.backend, b => {
+    /// [`Error::Shape`] where the model does not fit, [`Error::TooFew`] without pairs, or a file that changed.
+    pub fn evaluate(
+        &self,
+        model: &RewardModel,
+        pairs: &dyn PairSource,
+        groups: Option<&[i64]>,
+    ) -> Result<PairFigures> {
+        if let Some(groups) = groups.filter(|groups| groups.len() != pairs.pairs()) {
+            return Err(Error::shape("groups of pairs", pairs.pairs(), groups.len()));
+        }
+        let mut margins = Vec::with_capacity(pairs.pairs());
+        dispatch!(&self.backend, b => {
             let model = b.load_reward(model)?;
-            let mut total = PairMetrics { pairs: 0, accuracy: 0.0, loss: 0.0 };
             for range in blocks(pairs.pairs(), pairs.dim()) {
                 let n = range.len();
                 let sides =
                     [pairs.block(Side::Chosen, range.clone())?, pairs.block(Side::Rejected, range)?];
                 let (c, r) = load_sides!(b, sides)?;
-                let part = pair_metrics(b, &model, &c, &r, n)?;
-                let weight = n as f64 / pairs.pairs() as f64;
-                total.pairs += part.pairs;
-                total.accuracy += weight * part.accuracy;
-                total.loss += weight * part.loss;
+                margins.extend(pair_margins(b, &model, &c, &r, n)?);
             }
-            Ok::<_, Error>(total)
+            Ok::<_, Error>(())
         })?;
         pairs.require_unchanged()?;
-        Ok(metrics)
+        let too_few = Error::TooFew { what: "pairs to evaluate on".into(), needed: 1, found: 0 };
+        pair_figures(&margins, groups).ok_or(too_few)
     }
 
-    /// How good the best of N candidates by a reward model is by `gold`, the gold scores: row p N + i of `candidates`
-    /// is candidate i of prompt p, of `per_prompt` = N.
+    /// How good the best of N candidates by a reward model is by `gold`, the gold scores, for every N, and how far both
+    /// rank candidates alike: row p M + i of `candidates` is candidate i of prompt p, of `per_prompt` = M.
     ///
     /// # Errors
     /// [`Error::Shape`] where sizes do not fit, or a file that changed.
@@ -387,7 +406,7 @@ impl Engine {
         candidates: &dyn RowSource,
         gold: &[f32],
         per_prompt: usize,
-    ) -> Result<BestOfN> {
+    ) -> Result<(BestOfNCurve, RankCorrelation)> {
         if gold.len() != candidates.rows() || per_prompt == 0 || !gold.len().is_multiple_of(per_prompt) {
             let expected = format!("{}, a multiple of {per_prompt} candidates a prompt", candidates.rows());
             return Err(Error::shape("gold scores", expected, gold.len()));
@@ -397,7 +416,46 @@ impl Engine {
             rewards.extend_from_slice(part);
             Ok(())
         })?;
-        Ok(best_of_n(&rewards, gold, per_prompt))
+        let curve = best_of_n_curve(&rewards, gold, per_prompt);
+        Ok((curve, rank_correlation(&rewards, gold, per_prompt)))
+    }
+
+    /// The standard deviation over the heads of an ensemble of the rewards of embeddings, in order, handed to `sink` a
+    /// block at a time: how far the heads disagree. Zeros for a model of one head.
+    ///
+    /// # Errors
+    /// As [`Engine::score`].
+    pub fn reward_spread(
+        &self,
+        model: &RewardModel,
+        embeddings: &dyn RowSource,
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let heads = model.size().heads;
+        dispatch!(&self.backend, b => {
+            let models = (0..heads).map(|k| b.load_reward(&model.head(k))).collect::<Result<Vec<_>>>()?;
+            for range in blocks(embeddings.rows(), embeddings.dim()) {
+                let first = range.start;
+                let (mut rewards, mut sums) = (vec![0f32; range.len()], vec![[0f64; 2]; range.len()]);
+                let block = embeddings.block(range)?;
+                let rows = b.embeddings(block.view())?;
+                for (k, model) in models.iter().enumerate() {
+                    b.score(model, &rows, &mut rewards)?;
+                    require_finite(&rewards, first, "reward of row")?;
+                    // Welford's update of mean and sum of squares.
+                    for ([mean, squares], &reward) in sums.iter_mut().zip(&rewards) {
+                        let off = f64::from(reward) - *mean;
+                        *mean += off / (k + 1) as f64;
+                        *squares += off * (f64::from(reward) - *mean);
+                    }
+                }
+                embeddings.require_unchanged()?;
+                let spread: Vec<f32> =
+                    sums.iter().map(|[_, squares]| (squares / heads as f64).sqrt() as f32).collect();
+                sink(&spread)?;
+            }
+            Ok(())
+        })
     }
 
     /// How often `model` orders synthetic pairs as their seeds (Theorem 1 of the paper).

@@ -135,15 +135,18 @@ pub use data::{
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, PairStream};
 pub use error::{Error, Result};
-pub use eval::{BestOfN, OrderPreservation, VaeHealth};
+pub use eval::{
+    BestOfNCurve, BestOfNPoint, Calibration, CalibrationBin, Histogram, Interval, Margins, OrderPreservation,
+    PairFigures, PairReport, RankCorrelation, VaeHealth,
+};
 pub use matrix::{Matrix, RowSet, Rows, RowsBuf, Values, ValuesMut};
-pub use model::{Linear, RewardModel, RewardSize, Vae, VaeSize};
+pub use model::{Head, Linear, RewardModel, RewardSize, Vae, VaeSize};
 pub use side::Side;
 pub use synth::{
     OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary, SynthesisOptions,
     Verified, VerifyOptions, VerifyStep,
 };
-pub use train::{PairMetrics, RewardEpoch, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
+pub use train::{PairMetrics, RewardPoint, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
 
 /// The README's example compiles.
 #[cfg(doctest)]

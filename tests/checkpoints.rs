@@ -84,13 +84,13 @@ fn files_written_by_pytorch_load() {
             bytemuck::pod_collect_to_vec(file.tensor(&name).expect("the golden file has it").data())
         };
         let (vae, _) = Vae::load(&golden.join(format!("{shape}_torch_vae.safetensors"))).expect("loads");
-        for (prefix, layer) in Vae::PREFIXES.iter().zip(vae.layers()) {
+        for (prefix, layer) in Vae::LAYOUTS[0].iter().zip(vae.layers()) {
             assert_eq!(layer.weight, values(format!("vae.folded.{prefix}.weight")), "{shape} {prefix}");
             assert_eq!(layer.bias, values(format!("vae.folded.{prefix}.bias")), "{shape} {prefix}");
         }
         let path = golden.join(format!("{shape}_torch_reward.safetensors"));
         let (reward, _) = RewardModel::load(&path).expect("loads");
-        for (prefix, layer) in RewardModel::PREFIXES.iter().zip(reward.layers()) {
+        for (prefix, layer) in RewardModel::LAYOUTS[0].iter().zip(reward.layers()) {
             assert_eq!(layer.weight, values(format!("reward.folded.{prefix}.weight")), "{shape} {prefix}");
             assert_eq!(layer.bias, values(format!("reward.folded.{prefix}.bias")), "{shape} {prefix}");
         }
@@ -102,7 +102,7 @@ fn altered(
     change: impl Fn(&mut Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>),
 ) -> Result<RewardModel> {
     let (reward, mut tensors) = (reward(), Vec::new());
-    for (prefix, layer) in RewardModel::PREFIXES.iter().zip(reward.layers()) {
+    for (prefix, layer) in RewardModel::LAYOUTS[0].iter().zip(reward.layers()) {
         let shape = vec![layer.outputs, layer.inputs];
         let weight = bytemuck::cast_slice(&layer.weight).to_vec();
         tensors.push((format!("{prefix}.weight"), safetensors::Dtype::F32, shape, weight));

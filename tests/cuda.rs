@@ -20,7 +20,7 @@ use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver, kernels, layout};
 use lensmith::backend::{
     Adam, AnyBackend, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows,
     Perturbation, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
-    SyntheticPath, VaeObjective,
+    VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Side};
@@ -389,7 +389,7 @@ fn every_launch_of_reward_training_passes_the_check_build() {
             };
             let data = RewardData { chosen: side(0), rejected: side(1) };
             let objective =
-                RewardObjective { batch: 20, adam: Adam::with_lr(1e-3), synthetic: SyntheticPath::Folded };
+                RewardObjective { batch: 20, adam: Adam::with_lr(1e-3), ..RewardObjective::default() };
             let mut trainer = b.reward_trainer(&model, &standardizer(dim), &objective).expect("starts");
             let loss = b.reward_epoch(&mut trainer, &data, &pairs).expect("trains");
             let made = b.reward_parameters(&trainer).expect("parameters");

@@ -40,7 +40,7 @@ fn data(sides: &[Vec<f32>; 2], folder: &Path) -> ([RowSet<'static>; 2], PairSet,
         RowSet::from_f32(leaked, DIM).expect("whole rows")
     });
     let path = folder.join("pairs.safetensors");
-    write_pairs(&path, [&rows[0], &rows[1]]).expect("a shard");
+    write_pairs(&path, [&rows[0], &rows[1]], None).expect("a shard");
     let sources = vec![path.to_string_lossy().into_owned()];
     let set = PairSet::open(&sources, &PairOptions::default()).expect("pairs");
     (rows, set, sources)
@@ -92,8 +92,8 @@ fn files_and_memory_give_the_same_bits() {
     assert_eq!(memory_models.each_ref().map(reward_bits), file_models.each_ref().map(reward_bits));
     let model = &memory_models[0];
     assert_eq!(
-        engine.evaluate(model, &rows).expect("figures"),
-        engine.evaluate(model, &set).expect("figures")
+        engine.evaluate(model, &rows, None).expect("figures"),
+        engine.evaluate(model, &set, None).expect("figures")
     );
 
     let embeddings = EmbeddingSet::open(&sources, "chosen", Io::Read).expect("embeddings");
@@ -108,8 +108,10 @@ fn files_and_memory_give_the_same_bits() {
     }
     assert!(scores[0] == scores[1] && scores[0].len() == PAIRS);
     let best = engine.best_of_n(model, &rows[0], &scores[0], 4).expect("figures");
-    assert_eq!(best.prompts, (PAIRS / 4) as u64, "{best:?}");
-    assert!((best.model - best.oracle).abs() < 1e-12, "by its own scores a model chooses the best: {best:?}");
+    let (best, rank) = best;
+    assert_eq!((best.prompts, best.points.len()), ((PAIRS / 4) as u64, 4), "{best:?}");
+    let own = best.points.iter().all(|p| (p.model - p.oracle).abs() < 1e-12);
+    assert!(own && rank.within_prompts == Some(1.0), "by its own scores a model chooses the best: {best:?}");
     let error = engine.best_of_n(model, &rows[0], &scores[0], 7).unwrap_err();
     assert!(matches!(error, Error::Shape { .. }), "{error}");
     let none: lensmith::Result<CandidateSet> = CandidateSet::open(&[], "candidates", "gold", Io::Mmap);

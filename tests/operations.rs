@@ -21,12 +21,15 @@ use lensmith::backend::{
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
-use lensmith::model::{FoldedReward, Linear, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
+use lensmith::model::{FoldedReward, Head, Linear, RewardModel, RewardSize, Standardizer, Vae, VaeSize};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 use lensmith::simd::Isa;
 
 const ROWS: [usize; 13] = [1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 64, 65, 200];
 const DIMS: [usize; 9] = [1, 5, 31, 32, 33, 64, 100, 257, 1000];
+/// Kinds and numbers of heads of reward models in training.
+const HEADS: [(Head, usize); 5] =
+    [(Head::Mlp, 1), (Head::Mlp, 3), (Head::Mlp, 1), (Head::Linear, 1), (Head::Linear, 35)];
 const HIDDEN: [usize; 5] = [16, 32, 48, 64, 80];
 const LATENT: [usize; 3] = [16, 32, 48];
 
@@ -980,7 +983,10 @@ fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, synthetic: Synth
     for (i, &pairs) in rows.iter().enumerate() {
         for (j, &dim) in DIMS.iter().enumerate().filter(|(j, _)| (i + j) % 3 == 1) {
             let size = VaeSize::new(dim, HIDDEN[i % 5], LATENT[j % 3]).expect("sizes");
-            let reward_size = RewardSize::new(dim, HIDDEN[(i + j) % 5]).expect("sizes");
+            let (head, heads) = HEADS[(i + 2 * j) % HEADS.len()];
+            let hidden = if heads > 1 { 32 * (1 + i % 2) } else { HIDDEN[(i + j) % 5] };
+            let reward_size = RewardSize::of_heads(dim, head, hidden, heads).expect("sizes");
+            let input_noise = [0.0, 0.4][(i + j) % 2];
             let (stored, residual) = (Dtype::ALL[i % 3], j % 2 == 0);
             let map = standardizer(dim);
             let rows = 1 + pairs / 2;
@@ -997,15 +1003,26 @@ fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, synthetic: Synth
                     let mut values = widened(&sides[s]);
                     values.extend(decoded(&reference, &vae, &sides[s], made, residual, Dtype::F32));
                     map.apply(&mut values);
-                    let seen: Vec<Vec<f64>> =
+                    let mut seen: Vec<Vec<f64>> =
                         ends.iter().map(|p| wide(&values[p[s] as usize * dim..][..dim])).collect();
+                    for (p, x) in seen.iter_mut().enumerate() {
+                        let mut noise = vec![0f32; dim];
+                        let (purpose, side, row) = (Purpose::InputNoise, Side::BOTH[s], p as u64);
+                        fill_normals(9, NoiseCounter { purpose, side, row, candidate: 0 }, &mut noise);
+                        x.iter_mut().zip(noise).for_each(|(x, n)| *x += input_noise * f64::from(n));
+                    }
                     nearest = nearest.min(nearest_corner(&seen, &model.layers[0]));
                 }
-                (nearest > far).then_some((sides, vae, model, z, owners, ends))
+                (nearest > far || head == Head::Linear).then_some((sides, vae, model, z, owners, ends))
             };
             let case = (0..50).find_map(|k| corner(100 * k + 10 * i as u64 + j as u64));
             let (sides, vae, model, z, owners, ends) = case.expect("a case away from the corners");
-            let objective = RewardObjective { batch: pairs, adam: Adam::with_lr(1e-3), synthetic };
+            let objective = RewardObjective {
+                batch: pairs,
+                adam: Adam::with_lr(1e-3),
+                synthetic,
+                ..RewardObjective::default()
+            };
             let (got, got_gradients) = with_reward_data!(b, &vae, sides, z, owners, residual, data => {
                 let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
                 b.reward_gradients(&mut trainer, &data, &ends).expect("gradients")
@@ -1014,10 +1031,12 @@ fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, synthetic: Synth
                 let mut trainer = reference.reward_trainer(&model, &map, &objective).expect("starts");
                 reference.reward_gradients(&mut trainer, &data, &ends).expect("gradients")
             });
-            let what = format!("{pairs} pairs, {size:?}, {reward_size:?}, residual {residual}, {stored}");
+            let what = format!(
+                "{pairs} pairs, {size:?}, {reward_size:?}, noise {input_noise}, residual {residual}, {stored}"
+            );
             let rtol = gradient_rtol(size, pairs, precision);
             losses.check(&what, &[got as f32], &[want], Bound::Each { atol: 0.0, rtol });
-            let (got, want) = (got_gradients.layers.each_ref(), want_gradients.layers.each_ref());
+            let [got, want] = [&got_gradients, &want_gradients].map(|g| g.layers.iter().collect::<Vec<_>>());
             check_layers(&mut gradients, &what, &got, &want, rtol, precision);
         }
     }
@@ -1033,10 +1052,17 @@ fn training_does_not_depend_on_threads() {
         let sides = [51, 52].map(|s| data_buf(Dtype::Bf16, s, pairs, dim));
         let map = standardizer(dim);
         let initial = Vae::init(size, 53);
-        let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 54);
         let (z, owners, ends) = reward_case(size, pairs, 333, 55);
         let order: Vec<u32> = (0..pairs as u32).rev().collect();
-        for synthetic in [SyntheticPath::Folded, SyntheticPath::Decoded] {
+        for (synthetic, head, heads, input_noise) in [
+            (SyntheticPath::Folded, Head::Mlp, 1, 0.0),
+            (SyntheticPath::Decoded, Head::Mlp, 1, 0.5),
+            (SyntheticPath::Folded, Head::Mlp, 3, 0.5),
+            (SyntheticPath::Folded, Head::Linear, 40, 0.5),
+            (SyntheticPath::Decoded, Head::Linear, 1, 0.0),
+        ] {
+            let reward_size = RewardSize::of_heads(dim, head, if heads > 1 { 64 } else { 80 }, heads);
+            let model = RewardModel::init(reward_size.expect("sizes"), 54);
             let mut first: Option<(Vae, RewardModel, [f64; 4])> = None;
             for threads in [1, 2, 5] {
                 let b = cpu(threads);
@@ -1050,7 +1076,8 @@ fn training_does_not_depend_on_threads() {
                 }
                 let vae = b.vae_parameters(&trainer).expect("parameters");
                 let reward = with_reward_data!(b, &initial.fold(&map), sides, z, owners, true, data => {
-                    let objective = RewardObjective { batch: 64, adam: Adam::with_lr(1e-3), synthetic };
+                    let adam = Adam { weight_decay: 0.1, ..Adam::with_lr(1e-3) };
+                    let objective = RewardObjective { batch: 64, adam, synthetic, input_noise, seed: 3 };
                     let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
                     for loss in &mut losses[2..] {
                         *loss = b.reward_epoch(&mut trainer, &data, &ends).expect("trains");
@@ -1064,7 +1091,8 @@ fn training_does_not_depend_on_threads() {
                         let what = format!("d {dim}, {threads} threads");
                         assert_eq!(losses.map(f64::to_bits), want_losses.map(f64::to_bits), "{what}: losses");
                         same_layers(&what, &layers_of(&vae), &layers_of(want_vae));
-                        same_layers(&what, &reward.layers.each_ref(), &want_reward.layers.each_ref());
+                        let [got, want] = [&reward, want_reward].map(|m| m.layers.iter().collect::<Vec<_>>());
+                        same_layers(&what, &got, &want);
                     }
                 }
             }

@@ -89,7 +89,7 @@ impl Case {
     }
 
     fn reward(&self, prefix: &str) -> RewardModel {
-        let RewardSize { dim, hidden } = self.reward_size;
+        let RewardSize { dim, hidden, .. } = self.reward_size;
         RewardModel::new(self.golden.layers(&format!("{prefix}."), dim, hidden, 1)).expect("a reward model")
     }
 
@@ -115,7 +115,7 @@ fn tensors_of(vae: &Vae) -> Vec<(String, &[f32])> {
     parts.into_iter().flat_map(|(part, layers)| layer_tensors(&format!("{part}."), layers)).collect()
 }
 
-fn layer_tensors<'a>(prefix: &str, layers: &'a [lensmith::model::Linear; 2]) -> Vec<(String, &'a [f32])> {
+fn layer_tensors<'a>(prefix: &str, layers: &'a [lensmith::model::Linear]) -> Vec<(String, &'a [f32])> {
     let parts = |(layer, index): (&'a lensmith::model::Linear, usize)| {
         [
             (format!("{prefix}{index}.weight"), layer.weight.as_slice()),
@@ -437,6 +437,7 @@ fn reward_objective(case: &Case, synthetic: SyntheticPath) -> RewardObjective {
         batch: case.golden.count("/reward/batch"),
         adam: Adam::with_lr(case.golden.number("/reward/lr")),
         synthetic,
+        ..RewardObjective::default()
     }
 }
 

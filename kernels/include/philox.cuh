@@ -6,7 +6,7 @@
 namespace gpu {
 
 /// What a random value is for; the numbers are those of `lensmith::noise::Purpose`.
-enum class purpose : u32 { posterior = 0, perturb = 1, train_vae = 2 };
+enum class purpose : u32 { posterior = 0, perturb = 1, train_vae = 2, input_noise = 10 };
 
 /// The logical element that a vector of noise belongs to, as `lensmith::noise::Address`.
 struct address {

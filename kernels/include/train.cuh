@@ -14,7 +14,7 @@ struct step {
   u32 first;           // place of its first pair in the order of the epoch
   u32 pairs;           // at most the batch size
   u32 wide;            // reward: rows below have embeddings, the others are folded
-  u32 epoch;           // VAE: candidate number of its noise
+  u32 candidate;       // candidate number of its noise: VAE the epoch, reward the steps before
   float rate;          // Adam: learning rate over the first bias correction
   float inverse_root;  // Adam: one over the root of the second
 };

@@ -133,6 +133,10 @@ pub fn reward_trainer(
     standardizer: &Standardizer,
     objective: &RewardObjective,
 ) -> Result<()> {
+    let noise = objective.input_noise;
+    if !(noise.is_finite() && noise >= 0.0) {
+        return Err(Error::argument("reward.input_noise", "a finite number, 0 or more", noise));
+    }
     trainer(initial.size().dim, standardizer, objective.batch)
 }
 

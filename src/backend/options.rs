@@ -184,7 +184,7 @@ pub struct PosteriorsHost {
     pub logvar: Matrix,
 }
 
-/// Hyperparameters of Adam (Kingma and Ba, 2015).
+/// Hyperparameters of Adam (Kingma and Ba, 2015), with weight decay AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Adam {
     /// Learning rate.
@@ -195,6 +195,10 @@ pub struct Adam {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decoupled weight decay of all parameters (Loshchilov and Hutter, 2019): before each step they are multiplied
+    /// with 1 - lr weight_decay.
+    #[serde(default)]
+    pub weight_decay: f64,
 }
 
 impl Default for Adam {
@@ -207,7 +211,12 @@ impl Default for Adam {
 impl Adam {
     /// PyTorch's defaults at learning rate `lr`.
     pub fn with_lr(lr: f64) -> Adam {
-        Adam { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8 }
+        Adam { lr, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+
+    /// What parameters are multiplied with before each step.
+    pub fn decay(&self) -> f32 {
+        (1.0 - self.lr * self.weight_decay) as f32
     }
 }
 
@@ -315,7 +324,7 @@ impl fmt::Display for SyntheticPath {
     }
 }
 
-/// What reward training minimises: -log sigmoid(r(a) - r(b)), the Bradley-Terry model.
+/// What reward training minimises: -log sigmoid(r(a) - r(b)), the Bradley-Terry model, of each head by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardObjective {
     /// Pairs per step.
@@ -325,11 +334,25 @@ pub struct RewardObjective {
     /// How synthetic samples take part.
     #[serde(default)]
     pub synthetic: SyntheticPath,
+    /// Standard deviation of the noise that every step adds to the standardised embeddings of its batch, drawn anew for
+    /// every pair, side and step.
+    #[serde(default)]
+    pub input_noise: f64,
+    /// Seed of that noise: element (row = place of the pair in its batch, side, candidate = steps before) of
+    /// `Purpose::InputNoise`. In training it keys initialisation and shuffles too.
+    #[serde(default)]
+    pub seed: u64,
 }
 
 impl Default for RewardObjective {
     fn default() -> RewardObjective {
-        RewardObjective { batch: 128, adam: Adam::default(), synthetic: SyntheticPath::default() }
+        RewardObjective {
+            batch: 128,
+            adam: Adam::default(),
+            synthetic: SyntheticPath::default(),
+            input_noise: 0.0,
+            seed: 0,
+        }
     }
 }
 

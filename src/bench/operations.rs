@@ -7,7 +7,7 @@ use super::report::{Entry, Models, Operation, Options};
 use super::work;
 use crate::backend::{
     Adam, Divergence, LatentSource, Likelihood, NoiseKey, PairData, Perturbation, Reduction, Resource,
-    RewardData, RewardObjective, RewardSide, Roofline, Sample, SyntheticPath, VaeObjective,
+    RewardData, RewardObjective, RewardSide, Roofline, Sample, VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -250,5 +250,5 @@ pub fn objectives(options: &Options) -> (VaeObjective, RewardObjective) {
         adam,
         seed: options.seed,
     };
-    (vae, RewardObjective { batch: BATCH, adam, synthetic: SyntheticPath::default() })
+    (vae, RewardObjective { batch: BATCH, adam, ..RewardObjective::default() })
 }

@@ -8,11 +8,11 @@ use serde_json::json;
 use super::operations::{objectives, random_rows};
 use super::report::{Entry, Models, Operation, Options};
 use super::work;
-use crate::backend::{DecodeMode, Limit, Resource, Roofline};
+use crate::backend::{DecodeMode, Limit, Resource, RewardObjective, Roofline};
 use crate::data::{Checkpoint, PairOptions, PairSet, Provenance, sequential_write, write_pairs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::eval::{Arm, Experiment, SimulationOptions, simulate};
+use crate::eval::{Augmentation, Experiment, SimulationOptions, simulate};
 use crate::matrix::{RowSet, Side};
 use crate::synth::{
     Recipe, Recompute, SynthJob, SynthesisOptions, Synthesizer, VerifyOptions, verify_folder, write_synthetic,
@@ -123,7 +123,7 @@ fn to_disk<B: Roofline + 'static>(
     let (seeds, vae) = (scratch.0.join("seeds.safetensors"), scratch.0.join("vae.safetensors"));
     let sides = [1, 2].map(|set| random_rows(options, options.seeds, options.dim, set));
     let views: [RowSet<'_>; 2] = [sides[0].view().into(), sides[1].view().into()];
-    write_pairs(&seeds, [&views[0], &views[1]])?;
+    write_pairs(&seeds, [&views[0], &views[1]], None)?;
     models.vae.save(&vae, &Provenance::default())?;
     let fold = pairs_on_disk(options) / options.seeds as u64;
     let synthesis =
@@ -178,9 +178,8 @@ fn trainings(options: &Options) -> (VaeTraining, RewardTraining) {
         hidden: options.reward_hidden,
         updates: Updates::Epochs(REWARD_EPOCHS),
         patience: None,
-        evaluate_every: 1,
-        objective: reward_objective,
-        seed: options.seed,
+        objective: RewardObjective { seed: options.seed, ..reward_objective },
+        ..RewardTraining::default()
     };
     (vae, reward)
 }
@@ -225,21 +224,14 @@ fn run_on<B: Roofline + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2
         let trained = train_vae(b, &seeds[0], &seeds[1], &vae_training, &mut |_, _| ())?;
         vae_seconds.push(start.elapsed().as_secs_f64());
         vae_terms = trained.history.last().copied();
-        let experiment = Experiment {
-            seeds: seeds.clone(),
-            validation: None,
-            test: None,
-            candidates: None,
-            vae: Some(&trained.vae),
-            synthesis,
-            reward: reward_training,
-        };
-        let arm = Arm::Lens { pairs_per_seed: options.pairs_per_seed, mode: DecodeMode::Plain };
-        let (result, _) = experiment.run(b, arm, &mut |epoch| {
-            if epoch.epoch == 1 {
-                first_reward_loss = epoch.train_loss;
+        let mut experiment = Experiment::new(seeds.clone(), synthesis, reward_training);
+        experiment.vae = Some(&trained.vae);
+        let arm = Augmentation::Plain.into();
+        let (result, _) = experiment.run(b, arm, &mut |point| {
+            if point.epoch == 1 {
+                first_reward_loss = point.train_loss;
             }
-            reward_loss = epoch.train_loss;
+            reward_loss = point.train_loss;
         })?;
         steps = result.steps;
         b.finish()

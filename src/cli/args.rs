@@ -18,6 +18,7 @@ use crate::backend::{
 use crate::data::{Io, PairOptions, require_absent};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::model::Head;
 use crate::synth::{Moved, Pairing, SynthesisOptions};
 use crate::train::{RewardTraining, Updates, VaeTraining};
 
@@ -319,9 +320,15 @@ impl SynthArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Reward model")]
 pub struct RewardArgs {
-    /// Width of the reward model's hidden layer, a multiple of 16
+    /// Head of the reward model: mlp (the paper's) or linear
+    #[arg(long, default_value_t = Named(reward_defaults().head), value_name = "HEAD")]
+    pub head: Named<Head>,
+    /// Width of an MLP's hidden layer, a multiple of 16, in an ensemble of 32
     #[arg(long, default_value_t = reward_defaults().hidden, value_name = "N")]
     pub reward_hidden: usize,
+    /// Heads trained at once, whose mean is the reward
+    #[arg(long, default_value_t = reward_defaults().ensemble, value_name = "K")]
+    pub ensemble: usize,
     /// Most passes over the pairs
     #[arg(long, default_value_t = reward_defaults().updates.count(), value_name = "N")]
     pub epochs: usize,
@@ -336,9 +343,36 @@ pub struct RewardArgs {
         value_name = "X"
     )]
     pub lr: f64,
+    /// Decoupled weight decay of the optimiser (AdamW)
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = reward_defaults().objective.adam.weight_decay,
+        value_name = "X"
+    )]
+    pub weight_decay: f64,
+    /// Standard deviation of fresh noise on the standardised embeddings of every step
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = reward_defaults().objective.input_noise,
+        value_name = "X"
+    )]
+    pub input_noise: f64,
+    /// Share of the pairs whose rejected response comes from another pair, drawn anew every epoch
+    #[arg(
+        long,
+        allow_negative_numbers = true,
+        default_value_t = reward_defaults().across_prompts,
+        value_name = "SHARE"
+    )]
+    pub across_prompts: f64,
     /// Epochs without a lower validation loss before training stops; 0 trains to the end
     #[arg(long, default_value_t = reward_defaults().patience.unwrap_or(0), value_name = "N")]
     pub patience: usize,
+    /// Steps between evaluations on the validation pairs [default: an epoch; in run, a pass over the seeds]
+    #[arg(long, value_name = "STEPS")]
+    pub validate_every: Option<usize>,
     /// Synthetic samples in training: folded (never decoded) or decoded (slow, to check the other)
     #[arg(long, default_value_t = Named(reward_defaults().objective.synthetic), value_name = "HOW")]
     pub synthetic_path: Named<SyntheticPath>,
@@ -352,16 +386,20 @@ impl RewardArgs {
     /// The training options with the run's seed, checked.
     pub fn training(&self, seed: u64) -> Result<RewardTraining> {
         let options = RewardTraining {
+            head: self.head.0,
             hidden: self.reward_hidden,
+            ensemble: self.ensemble,
             updates: Updates::Epochs(self.epochs),
             patience: (self.patience > 0).then_some(self.patience),
-            evaluate_every: reward_defaults().evaluate_every,
+            validate_every: self.validate_every,
+            across_prompts: self.across_prompts,
             objective: RewardObjective {
                 batch: self.batch,
-                adam: Adam::with_lr(self.lr),
+                adam: Adam { weight_decay: self.weight_decay, ..Adam::with_lr(self.lr) },
                 synthetic: self.synthetic_path.0,
+                input_noise: self.input_noise,
+                seed,
             },
-            seed,
         };
         options.check().map(|()| options)
     }

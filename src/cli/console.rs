@@ -22,6 +22,9 @@ use super::flags::{flag_of, with_flags};
 use super::table::count;
 use crate::error::{Error, Result};
 
+/// Version of the layout of JSON results that state none of their own.
+const FORMAT: u32 = 1;
+
 /// Where a command's output goes, and in which form.
 #[derive(Debug)]
 pub struct Console {
@@ -46,10 +49,14 @@ impl Console {
         self.json
     }
 
-    /// A command's result: one JSON object, or text for people.
+    /// A command's result: one JSON object with the version of its layout (docs/json.md), or text for people.
     pub fn result(&self, value: &impl Serialize, text: impl FnOnce() -> String) {
         print_line(&if self.json {
-            serde_json::to_string(value).expect("results are plain data")
+            let mut value = serde_json::to_value(value).expect("results are plain data");
+            if let Some(object) = value.as_object_mut() {
+                object.entry("format").or_insert(FORMAT.into());
+            }
+            value.to_string()
         } else {
             text()
         });

@@ -8,10 +8,13 @@ use serde::Serialize;
 use super::args::{Common, positive};
 use super::console::Console;
 use super::table::{count, mean_spread, table};
-use crate::backend::{Adam, DecodeMode, DeviceInfo, VaeLoss, VaeObjective};
+use crate::backend::{Adam, DeviceInfo, RewardObjective, VaeLoss, VaeObjective};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, BestOfN, Candidates, Experiment, Simulated, SimulationOptions, simulate};
+use crate::eval::{
+    Arm, ArmResult, Augmentation, BestOfNCurve, Candidates, Experiment, Simulated, SimulationOptions,
+    simulate,
+};
 use crate::synth::SynthesisOptions;
 use crate::train::{RewardTraining, VaeTraining};
 
@@ -41,15 +44,15 @@ pub struct Demo {
     seeds: usize,
 }
 
-const ARMS: [Arm; 8] = [
-    Arm::None,
-    Arm::NoneMatched { pairs_per_seed: 8 },
-    Arm::DirectPerturbation { pairs_per_seed: 4 },
-    Arm::GaussianSampling { pairs_per_seed: 4 },
-    Arm::Lens { pairs_per_seed: 4, mode: DecodeMode::Plain },
-    Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain },
-    Arm::Lens { pairs_per_seed: 4, mode: DecodeMode::Residual },
-    Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Residual },
+/// Pairs per seed of the arms.
+const FOLD: u64 = 8;
+const ARMS: [Augmentation; 6] = [
+    Augmentation::None,
+    Augmentation::Matched,
+    Augmentation::Direct,
+    Augmentation::Gaussian,
+    Augmentation::Plain,
+    Augmentation::Residual,
 ];
 
 /// The result: settings, data and figures.
@@ -130,23 +133,18 @@ impl Demo {
         let trained = engine.train_vae(&seeds.view(), &vae_training(seed), &mut |_, _| ())?;
         let vae_seconds = start.elapsed().as_secs_f64();
         on_status("VAE", true);
-        let experiment = Experiment {
-            seeds: seeds.view(),
-            validation: Some(validation.view()),
-            test: Some(test.view()),
-            candidates: Some(Candidates {
-                rows: candidates.view().into(),
-                gold: &gold,
-                per_prompt: options.per_prompt,
-            }),
-            vae: Some(&trained.vae),
-            synthesis: SynthesisOptions { seed, ..SynthesisOptions::default() },
-            reward: reward_training(seed),
-        };
-        let run = |arm: Arm| {
-            on_status(&arm.to_string(), false);
+        let synthesis = SynthesisOptions { pairs_per_seed: Some(FOLD), seed, ..SynthesisOptions::default() };
+        let mut experiment = Experiment::new(seeds.view(), synthesis, reward_training(seed));
+        experiment.validation = Some(validation.view());
+        experiment.test = Some(test.view());
+        experiment.candidates =
+            Some(Candidates { rows: candidates.view().into(), gold: &gold, per_prompt: options.per_prompt });
+        experiment.vae = Some(&trained.vae);
+        let run = |augmentation: Augmentation| {
+            let arm = Arm::from(augmentation);
+            on_status(&arm.title(FOLD), false);
             let (result, _) = engine.experiment(&experiment, arm, &mut |_| ())?;
-            on_status(&arm.to_string(), true);
+            on_status(&arm.title(FOLD), true);
             Ok(result)
         };
         Ok(Repeat {
@@ -170,7 +168,8 @@ fn vae_training(seed: u64) -> VaeTraining {
 
 /// The paper's settings.
 fn reward_training(seed: u64) -> RewardTraining {
-    RewardTraining { seed, ..RewardTraining::default() }
+    let objective = RewardObjective { seed, ..RewardObjective::default() };
+    RewardTraining { objective, ..RewardTraining::default() }
 }
 
 impl Report {
@@ -234,20 +233,25 @@ impl Report {
         let mut rows: Vec<Vec<String>> = (0..ARMS.len())
             .map(|a| {
                 vec![
-                    ARMS[a].to_string(),
+                    self.repeats[0].arms[a].title(),
                     count(self.repeats[0].arms[a].pairs),
-                    mean_spread(&self.over(|r| r.arms[a].test.map_or(f64::NAN, |t| t.accuracy)), 3),
-                    self.best_of_n(a, |b| b.model),
+                    mean_spread(
+                        &self.over(|r| r.arms[a].test.as_ref().map_or(f64::NAN, |t| t.report.accuracy)),
+                        3,
+                    ),
+                    self.best_of_n(a, |b| b.points.last().map_or(f64::NAN, |p| p.model)),
                     format!("{:.1}", mean(&self.over(|r| r.arms[a].seconds))),
                 ]
             })
             .collect();
-        let bound = |what: &str, accuracy: String, of: fn(BestOfN) -> f64| {
+        let bound = |what: &str, accuracy: String, of: fn(&BestOfNCurve) -> f64| {
             vec![what.to_string(), String::new(), accuracy, self.best_of_n(0, of), String::new()]
         };
         let gold = mean_spread(&self.over(|r| r.gold_accuracy), 3);
         rows.push(bound("random choice", String::new(), |b| b.random));
-        rows.push(bound("oracle (the gold reward)", gold, |b| b.oracle));
+        rows.push(bound("oracle (the gold reward)", gold, |b| {
+            b.points.last().map_or(f64::NAN, |p| p.oracle)
+        }));
         table(&header, &rows)
     }
 
@@ -272,8 +276,8 @@ impl Report {
         self.repeats.iter().map(value).collect()
     }
 
-    fn best_of_n(&self, arm: usize, value: impl Fn(BestOfN) -> f64) -> String {
-        mean_spread(&self.over(|r| r.arms[arm].best_of_n.map_or(f64::NAN, &value)), 3)
+    fn best_of_n(&self, arm: usize, value: impl Fn(&BestOfNCurve) -> f64) -> String {
+        mean_spread(&self.over(|r| r.arms[arm].best_of_n.as_ref().map_or(f64::NAN, &value)), 3)
     }
 }
 
@@ -298,7 +302,10 @@ mod tests {
         assert_eq!(report.repeats.iter().map(|r| r.seed).collect::<Vec<_>>(), [u64::MAX, 0]);
         let text = report.text();
         assert!(text.starts_with("Simulated data"), "{text}");
-        assert!(ARMS.iter().all(|arm| text.contains(&format!("\n{arm}"))), "{text}");
+        assert!(
+            ARMS.iter().all(|&arm| text.contains(&format!("\n{}", Arm::from(arm).title(FOLD)))),
+            "{text}"
+        );
         assert!(!text.contains("NaN") && text.lines().all(|l| l.chars().count() <= 110), "{text}");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["simulated"], true);

@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 40] = [
+const FLAGS: [(&str, &str); 46] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -27,6 +27,12 @@ const FLAGS: [(&str, &str); 40] = [
     ("vae.gamma", "--gamma"),
     ("vae.reconstruction", "--reduction"),
     ("reward.hidden", "--reward-hidden"),
+    ("reward.ensemble", "--ensemble"),
+    ("reward.weight_decay", "--weight-decay"),
+    ("reward.input_noise", "--input-noise"),
+    ("reward.across_prompts", "--across-prompts"),
+    ("reward.validate_every", "--validate-every"),
+    ("arms", "--arms"),
     ("reward.updates", "--epochs"),
     ("reward.batch", "--batch"),
     ("reward.lr", "--lr"),

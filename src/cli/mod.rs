@@ -23,6 +23,7 @@ mod materialize;
 mod merge_manifests;
 mod run;
 mod score;
+mod split;
 mod synth;
 mod table;
 mod train_reward;
@@ -67,6 +68,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage. Pairs are safetensors files with te
 #[derive(Debug, Subcommand)]
 enum Command {
     Import(import::Import),
+    Split(split::SplitPairs),
     TrainVae(train_vae::TrainVae),
     Synth(synth::Synth),
     TrainReward(train_reward::TrainReward),
@@ -123,6 +125,7 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
     common.bind_threads()?;
     match &cli.command {
         Command::Import(command) => command.execute(common, console),
+        Command::Split(command) => command.execute(common, console),
         Command::TrainVae(command) => command.execute(common, console),
         Command::Synth(command) => command.execute(common, console),
         Command::TrainReward(command) => command.execute(common, console),

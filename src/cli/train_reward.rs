@@ -10,7 +10,7 @@ use super::args::{Common, OutArgs, OutsideArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::inputs::open_held_out;
 use super::table::count;
-use super::training::{save, show_reward_epochs};
+use super::training::{capped_text, save, show_reward_curve};
 use crate::data::{Manifest, PairSet, PairSource, manifests, require_apart};
 use crate::error::Result;
 use crate::synth::Recipe;
@@ -52,7 +52,7 @@ impl TrainReward {
         let options = self.tensors.options(common);
         let validation = self.tensors.partial.sources(&self.validation);
         let bar = console.bar("reward model", self.reward.epochs as u64, "epochs");
-        let on_epoch = &mut show_reward_epochs(&bar);
+        let on_point = &mut show_reward_curve(&bar);
         let start = Instant::now();
         let (trained, pairs, source) = match &self.recipe {
             Some(path) => {
@@ -69,7 +69,7 @@ impl TrainReward {
                     &vae,
                     held.as_ref().map(|h| h as &dyn PairSource),
                     &training,
-                    on_epoch,
+                    on_point,
                 )?;
                 (trained, recipe.plan.pairs(), json!({ "recipe": recipe.settings() }))
             }
@@ -84,7 +84,7 @@ impl TrainReward {
                     leading,
                     held.as_ref().map(|h| h as &dyn PairSource),
                     &training,
-                    on_epoch,
+                    on_point,
                 )?;
                 (trained, pairs.len() as u64, json!({ "sources": scan }))
             }
@@ -92,10 +92,11 @@ impl TrainReward {
         bar.finish_and_clear();
         let seconds = start.elapsed().as_secs_f64();
         save(&trained.model, out, [("training", json!(training)), ("data", source)])?;
-        let best = trained.history.get(trained.best_epoch.saturating_sub(1)).copied();
+        let best = trained.history.iter().find(|point| point.step == trained.best_step);
         let value = json!({
             "out": out, "size": trained.model.size(), "pairs": pairs, "best_epoch": trained.best_epoch,
-            "steps": trained.steps, "history": trained.history, "seconds": seconds, "device": engine.info(),
+            "best_step": trained.best_step, "steps": trained.steps, "capped": trained.capped,
+            "history": trained.history, "seconds": seconds, "device": engine.info(),
         });
         console.result(&value, || {
             let held = match best.and_then(|b| b.validation) {
@@ -107,10 +108,10 @@ impl TrainReward {
                 out.display(),
                 count(pairs),
                 trained.best_epoch,
-                trained.history.len(),
+                trained.history.last().map_or(0, |point| point.epoch),
                 seconds,
                 engine.info().name,
-            )
+            ) + &if trained.capped { capped_text("the reward model") } else { String::new() }
         });
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::backend::VaeLoss;
 use crate::data::{Checkpoint, Provenance};
 use crate::error::Result;
 use crate::eval::VaeHealth;
-use crate::train::RewardEpoch;
+use crate::train::RewardPoint;
 
 /// Shows each epoch of a VAE on a bar.
 pub fn show_vae_epochs(bar: &ProgressBar) -> impl FnMut(usize, &VaeLoss) {
@@ -19,17 +19,25 @@ pub fn show_vae_epochs(bar: &ProgressBar) -> impl FnMut(usize, &VaeLoss) {
     }
 }
 
-/// Shows each epoch of a reward model on a bar.
-pub fn show_reward_epochs(bar: &ProgressBar) -> impl FnMut(&RewardEpoch) {
-    |epoch| {
-        bar.inc(1);
-        bar.set_message(match epoch.validation {
+/// Shows the learning curve of a reward model on a bar of epochs.
+pub fn show_reward_curve(bar: &ProgressBar) -> impl FnMut(&RewardPoint) {
+    |point| {
+        bar.set_position(point.epoch as u64);
+        bar.set_message(match point.validation {
             Some(v) => {
-                format!("loss {:.4}, validation {:.4} / {:.3}", epoch.train_loss, v.loss, v.accuracy)
+                format!("loss {:.4}, validation {:.4} / {:.3}", point.train_loss, v.loss, v.accuracy)
             }
-            None => format!("loss {:.4}", epoch.train_loss),
+            None => format!("loss {:.4}", point.train_loss),
         });
     }
+}
+
+/// The warning that the best model was the last that was allowed.
+pub fn capped_text(what: &str) -> String {
+    format!(
+        "\nwarning: the best evaluation of {what} was the last that it was allowed: with more --epochs it may do better, \
+         and until then whatever takes more steps looks better than it is"
+    )
 }
 
 /// The health of a VAE for people: figures, and a line for each warning.

@@ -4,7 +4,10 @@
 //!   `encoder.0.weight` `[hidden, d]`, `encoder.2.weight` `[2 latent, hidden]`, `decoder.0.weight` `[hidden,
 //!   latent]`, `decoder.2.weight` `[d, hidden]`, and a bias beside each.
 //! - A reward model is one `Sequential(Linear, ReLU, Linear)`: `0.weight` `[hidden, d]`, `2.weight` `[1,
-//!   hidden]`, and a bias beside each.
+//!   hidden]`, and a bias beside each. Of an ensemble of K, rows k hidden to (k + 1) hidden of `0.weight` and row k of
+//!   `2.weight` belong to head k: `[K hidden, d]` and `[K, hidden]`.
+//! - A reward model of linear heads is `score.weight` `[K, d]`, as Transformers' models for sequence classification call
+//!   it, and `score.bias`, without which it is 0.
 //!
 //! Both take raw embeddings: the standardisation is folded into the first and last layers. Files that PyTorch
 //! wrote, which lack our metadata, load as well, in F32, F16 or BF16.
@@ -29,6 +32,8 @@ use crate::model::{Linear, RewardModel, Vae};
 /// Metadata of a checkpoint: free text under stated keys, such as the training settings as JSON.
 pub type Provenance = BTreeMap<String, String>;
 
+/// The prefix of linear heads, whose bias may be missing.
+const LINEAR_HEAD: &str = "score";
 /// The metadata key under which a file says what it holds.
 const KIND: &str = "lensmith.kind";
 
@@ -36,9 +41,9 @@ const KIND: &str = "lensmith.kind";
 pub trait Checkpoint: Sized {
     /// The kind, as in error messages and metadata.
     const KIND: &'static str;
-    /// The state-dict prefix of each layer.
-    const PREFIXES: &'static [&'static str];
-    /// The layers in the order of [`Checkpoint::PREFIXES`].
+    /// The state-dict prefix of each layer, for each number of layers that such a model may have.
+    const LAYOUTS: &'static [&'static [&'static str]];
+    /// The layers in the order of a layout, which are as many.
     fn layers(&self) -> Vec<&Linear>;
     /// The model made of layers in that order, one per prefix.
     fn assemble(layers: Vec<Linear>) -> Result<Self>;
@@ -46,7 +51,9 @@ pub trait Checkpoint: Sized {
     /// Writes the model atomically: temporary name, fsync, rename.
     fn save(&self, path: &Path, provenance: &Provenance) -> Result<()> {
         let mut tensors = Vec::new();
-        for (prefix, layer) in Self::PREFIXES.iter().zip(self.layers()) {
+        let layers = self.layers();
+        let layout = Self::LAYOUTS.iter().find(|layout| layout.len() == layers.len());
+        for (prefix, layer) in layout.expect("a layout for every model").iter().zip(layers) {
             let (weight, bias) = (bytemuck::cast_slice(&layer.weight), bytemuck::cast_slice(&layer.bias));
             tensors.push((format!("{prefix}.weight"), Dtype::F32, vec![layer.outputs, layer.inputs], weight));
             tensors.push((format!("{prefix}.bias"), Dtype::F32, vec![layer.outputs], bias));
@@ -73,9 +80,15 @@ pub trait Checkpoint: Sized {
             });
         }
         let mut layers = Vec::new();
-        for prefix in Self::PREFIXES {
+        let has = |name: &str| header.tensors.iter().any(|t| t.name == name);
+        let there = |layout: &&&[&str]| has(&format!("{}.weight", layout[0]));
+        for prefix in *Self::LAYOUTS.iter().find(there).unwrap_or(&Self::LAYOUTS[0]) {
             let (shape, weight) = parameter(&source, &format!("{prefix}.weight"))?;
-            let (_, bias) = parameter(&source, &format!("{prefix}.bias"))?;
+            let bias = format!("{prefix}.bias");
+            let bias = match has(&bias) || *prefix != LINEAR_HEAD {
+                true => parameter(&source, &bias)?.1,
+                false => vec![0.0; shape.first().copied().unwrap_or(0)],
+            };
             let &[outputs, inputs] = shape.as_slice() else {
                 let what = format!("{}: rank of `{prefix}.weight`", path.display());
                 return Err(Error::shape(what, 2, shape.len()));
@@ -117,7 +130,7 @@ fn kind_of(header: &Header) -> Option<String> {
     let has = |name: &str| header.tensors.iter().any(|t| t.name == name);
     let kinds = [
         (Vae::KIND, has("encoder.0.weight") && has("decoder.2.weight")),
-        (RewardModel::KIND, has("0.weight") && has("2.weight")),
+        (RewardModel::KIND, has("0.weight") && has("2.weight") || has("score.weight")),
         ("preference shard", has("chosen") && has("rejected")),
     ];
     kinds.iter().find(|k| k.1).map(|k| k.0.to_string())
@@ -176,7 +189,8 @@ pub fn file_fingerprint(path: &Path) -> Result<String> {
 impl Checkpoint for Vae {
     const KIND: &'static str = "VAE";
 
-    const PREFIXES: &'static [&'static str] = &["encoder.0", "encoder.2", "decoder.0", "decoder.2"];
+    const LAYOUTS: &'static [&'static [&'static str]] =
+        &[&["encoder.0", "encoder.2", "decoder.0", "decoder.2"]];
 
     fn layers(&self) -> Vec<&Linear> {
         self.encoder.iter().chain(&self.decoder).collect()
@@ -191,14 +205,13 @@ impl Checkpoint for Vae {
 impl Checkpoint for RewardModel {
     const KIND: &'static str = "reward model";
 
-    const PREFIXES: &'static [&'static str] = &["0", "2"];
+    const LAYOUTS: &'static [&'static [&'static str]] = &[&["0", "2"], &[LINEAR_HEAD]];
 
     fn layers(&self) -> Vec<&Linear> {
         self.layers.iter().collect()
     }
 
     fn assemble(layers: Vec<Linear>) -> Result<RewardModel> {
-        let [a, b] = layers.try_into().expect("one layer per prefix");
-        RewardModel::new([a, b])
+        RewardModel::new(layers)
     }
 }

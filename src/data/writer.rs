@@ -296,17 +296,18 @@ fn recorded(source: &Source) -> Result<Option<ShardRecord>> {
 }
 
 /// Writes preference pairs as one shard, whole or not at all: `chosen` and `rejected`, `[n, d]`, in the rows' dtype,
-/// or F32 where they have several.
-pub fn write_pairs(path: &Path, sides: [&RowSet<'_>; 2]) -> Result<ShardRecord> {
+/// or F32 where they have several; `group`, the prompt of each pair, beside them as a tensor of that name, if there is one.
+pub fn write_pairs(path: &Path, sides: [&RowSet<'_>; 2], group: Option<&[i64]>) -> Result<ShardRecord> {
     let mut dtypes = sides.iter().flat_map(|side| side.parts()).map(Rows::dtype);
     let first = dtypes.next().unwrap_or(RowDtype::F32);
     let dtype = if dtypes.all(|d| d == first) { first } else { RowDtype::F32 };
     let (rows, dim) = (sides[0].rows(), sides[0].cols());
-    let specs = Side::BOTH.map(|side| TensorSpec {
-        name: side.name().into(),
-        dtype: dtype.into(),
-        shape_tail: vec![dim],
-    });
+    let sides_of =
+        |side: Side| TensorSpec { name: side.name().into(), dtype: dtype.into(), shape_tail: vec![dim] };
+    let mut specs = Side::BOTH.map(sides_of).to_vec();
+    if group.is_some() {
+        specs.push(TensorSpec { name: "group".into(), dtype: Dtype::I64, shape_tail: vec![] });
+    }
     let mut writer = ShardWriter::create(path, &specs, rows, &BTreeMap::new())?;
     let mut wide = vec![0f32; dim];
     for (tensor, side) in sides.into_iter().enumerate() {
@@ -319,6 +320,9 @@ pub fn write_pairs(path: &Path, sides: [&RowSet<'_>; 2]) -> Result<ShardRecord> 
                 writer.append(tensor, bytemuck::cast_slice(&wide))?;
             }
         }
+    }
+    if let Some(group) = group {
+        writer.append(2, bytemuck::cast_slice(group))?;
     }
     writer.finish()
 }

@@ -1,10 +1,10 @@
-//! Synthetic embeddings without a VAE: the paper's two baselines.
+//! Synthetic embeddings without a VAE: the paper's two baselines, and mixup.
 
 use rayon::prelude::*;
 
 use crate::matrix::{Matrix, RowSet, Side};
 use crate::model::Standardizer;
-use crate::noise::{NoiseCounter, Purpose, fill_normals};
+use crate::noise::{NoiseCounter, Purpose, Stream, fill_normals};
 
 /// Direct perturbation: e'_j = e_j + sigma std_j eta_j, with std_j the standard deviation of dimension j over
 /// the seeds and eta_j standard normal. `per_side` samples of every row, sample a of row i at `i * per_side +
@@ -55,6 +55,24 @@ pub fn gaussian_sampling(rows: &RowSet<'_>, side: Side, per_side: usize, seed: u
             let weight = weight * scale;
             out.iter_mut().zip(row).for_each(|(o, x)| *o += weight * x);
         }
+    });
+    out
+}
+
+/// Mixup (Zhang et al. 2018) of pairs: w e_i + (1 - w) e_j, with a partner j and a weight w uniform in [0.5, 1) that
+/// depend on the row and the sample alone, so that both sides of a pair are mixed alike. Sample a of row i is at
+/// `i * per_row + a`.
+pub fn mixup(rows: &RowSet<'_>, per_row: usize, seed: u64) -> Matrix {
+    let (n, dim) = (rows.rows(), rows.cols());
+    let mut out = Matrix::zeros(n * per_row, dim);
+    out.values.par_chunks_mut(dim).enumerate().for_each(|(j, out)| {
+        let mut stream = Stream::new(seed, Purpose::Mixing, (1 << 40) | j as u64);
+        let partner = stream.below(n as u32) as usize;
+        let weight = 0.5 + 0.5 * stream.uniform();
+        let mut other = vec![0f32; dim];
+        rows.row(j / per_row).widen(out);
+        rows.row(partner).widen(&mut other);
+        out.iter_mut().zip(&other).for_each(|(e, o)| *e = weight * *e + (1.0 - weight) * o);
     });
     out
 }
@@ -112,6 +130,32 @@ mod tests {
                 .sum();
             let ratio = square / 8000.0 / (0.04 * f64::from(standardizer.std[j]).powi(2));
             assert!((ratio - 1.0).abs() < 0.06, "dimension {j}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn mixtures_lie_between_their_rows_on_both_sides_alike() {
+        let values = data();
+        let rows = RowSet::from(Rows::from_f32(&values, 3).unwrap());
+        let made = mixup(&rows, 3, 1);
+        assert_eq!((made.rows, made.cols), (1200, 3));
+        let doubled: Vec<f32> = values.iter().map(|v| 2.0 * v).collect();
+        let other = mixup(&RowSet::from(Rows::from_f32(&doubled, 3).unwrap()), 3, 1);
+        for (i, (row, other)) in made.values.chunks(3).zip(other.values.chunks(3)).enumerate() {
+            // The same partner and weight for rows that are twice as large.
+            assert!(row.iter().zip(other).all(|(a, b)| 2.0 * a == *b), "row {i}");
+            // At least as near to the row as to any partner.
+            let own = &values[i / 3 * 3..][..3];
+            let inside = (0..400).any(|j| {
+                let partner = &values[3 * j..][..3];
+                let w =
+                    if partner[0] == own[0] { 1.0 } else { (row[0] - partner[0]) / (own[0] - partner[0]) };
+                let near = |k: usize| {
+                    (w * own[k] + (1.0 - w) * partner[k] - row[k]).abs() < 1e-4 * (1.0 + row[k].abs())
+                };
+                (0.499..=1.001).contains(&w) && (0..3).all(near)
+            });
+            assert!(inside, "row {i}");
         }
     }
 }

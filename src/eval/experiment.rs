@@ -4,77 +4,26 @@
 //! seeds -> augmented pairs (an Arm) -> reward model, stopped early on validation -> figures on test data
 //! ```
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::baselines::{direct_perturbation, gaussian_sampling};
-use super::best_of_n::{BestOfN, best_of_n};
-use crate::backend::{Backend, DecodeMode, PairRows, RewardData, RewardSide};
-use crate::error::Result;
+use super::arm::{Arm, Augmentation};
+use super::baselines::{direct_perturbation, gaussian_sampling, mixup};
+use super::best_of_n::{BestOfNCurve, best_of_n_curve};
+use super::figures::{PairFigures, pair_figures};
+use super::order::{OrderPoint, order_curve};
+use super::rank::{RankCorrelation, rank_correlation};
+use crate::backend::{Backend, DecodeMode, PairRows, Perturbation, RewardData, RewardSide};
+use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, Rows, Side};
 use crate::model::{RewardModel, Standardizer, Vae};
 use crate::synth::{Augmented, Plan, SynthesisOptions};
 use crate::train::{
-    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, pair_metrics, train_reward,
+    RewardPoint, RewardTraining, TrainedReward, Updates, Validation, pair_margins, train_reward,
 };
-
-/// A way to augment the seed pairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Arm {
-    /// The seed pairs alone, as many epochs as the others.
-    None,
-    /// The seed pairs alone, as many optimiser steps as an m-fold run.
-    NoneMatched {
-        /// Pairs per seed of that run, m.
-        #[serde(rename = "fold")]
-        pairs_per_seed: u64,
-    },
-    /// Noise on the embeddings themselves.
-    DirectPerturbation {
-        /// Pairs per seed, m.
-        #[serde(rename = "fold")]
-        pairs_per_seed: u64,
-    },
-    /// Samples of a Gaussian fitted per side.
-    GaussianSampling {
-        /// Pairs per seed, m.
-        #[serde(rename = "fold")]
-        pairs_per_seed: u64,
-    },
-    /// Latent synthesis.
-    Lens {
-        /// Pairs per seed, m.
-        #[serde(rename = "fold")]
-        pairs_per_seed: u64,
-        /// Plain or residual decoding.
-        mode: DecodeMode,
-    },
-}
-
-impl std::fmt::Display for Arm {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Arm::None => f.pad("no augmentation"),
-            Arm::NoneMatched { pairs_per_seed } => {
-                f.pad(&format!("no augmentation, updates of {pairs_per_seed}x"))
-            }
-            Arm::DirectPerturbation { pairs_per_seed } => {
-                f.pad(&format!("direct perturbation {pairs_per_seed}x"))
-            }
-            Arm::GaussianSampling { pairs_per_seed } => {
-                f.pad(&format!("Gaussian sampling {pairs_per_seed}x"))
-            }
-            Arm::Lens { pairs_per_seed, mode: DecodeMode::Plain } => {
-                f.pad(&format!("LENS {pairs_per_seed}x"))
-            }
-            Arm::Lens { pairs_per_seed, mode: DecodeMode::Residual } => {
-                f.pad(&format!("LENS {pairs_per_seed}x, residual"))
-            }
-        }
-    }
-}
 
 /// A best-of-N set in memory.
 #[derive(Clone, Debug)]
@@ -94,190 +43,404 @@ pub struct Experiment<'a> {
     pub validation: Option<[RowSet<'a>; 2]>,
     /// Held-out pairs.
     pub test: Option<[RowSet<'a>; 2]>,
+    /// The prompt of each held-out pair, where pairs have some.
+    pub test_groups: Option<Vec<i64>>,
     /// Held-out candidates.
     pub candidates: Option<Candidates<'a>>,
     /// The VAE of the LENS arms.
     pub vae: Option<&'a Vae>,
-    /// How samples are made; an arm replaces the pairs per seed and the mode by its own.
+    /// The VAE of [`Augmentation::NoDivergence`].
+    pub vae_without_divergence: Option<&'a Vae>,
+    /// How samples are made; an arm replaces the mode by its own.
     pub synthesis: SynthesisOptions,
-    /// How reward models are trained.
+    /// How reward models are trained, but for what an arm adds.
     pub reward: RewardTraining,
+    /// What arms add.
+    pub additions: Additions,
+    /// Models without input noise that were trained already, for the arms that start from them.
+    pub trained: RefCell<BTreeMap<Arm, (TrainedReward, u64)>>,
+}
+
+/// Variances of the noise at which order preservation is looked at.
+const ORDER_SIGMA2: [f64; 7] = [0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0];
+
+/// What is added to the training of an arm that names it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Additions {
+    /// Standard deviations of the input noise among which the validation loss chooses. 0 is always among them.
+    pub noise: Vec<f64>,
+    /// Share of the rejected responses that come from other prompts.
+    pub across_prompts: f64,
+    /// Heads of an ensemble.
+    pub ensemble: usize,
+}
+
+impl Default for Additions {
+    fn default() -> Additions {
+        Additions { noise: vec![0.3, 0.6, 1.0], across_prompts: 0.5, ensemble: 8 }
+    }
 }
 
 /// Figures of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmResult {
     pub arm: Arm,
+    /// Pairs per seed, m.
+    #[serde(rename = "fold")]
+    pub pairs_per_seed: u64,
     /// Training pairs.
     pub pairs: u64,
     /// Optimiser steps taken.
     pub steps: u64,
-    /// The epoch kept.
+    /// The epoch that the model kept lies in.
     pub best_epoch: usize,
+    /// Optimiser steps behind the model kept.
+    pub best_step: u64,
+    /// Whether the last evaluation that was allowed was the best.
+    pub capped: bool,
+    /// Standard deviation of the input noise; of an arm that chooses it, the choice.
+    pub input_noise: f64,
+    /// The learning curve.
+    pub history: Vec<RewardPoint>,
     /// Figures on held-out pairs.
-    pub test: Option<PairMetrics>,
-    /// Figures on held-out candidates.
-    pub best_of_n: Option<BestOfN>,
+    pub test: Option<PairFigures>,
+    /// Best-of-N on held-out candidates, N from 1 to all.
+    pub best_of_n: Option<BestOfNCurve>,
+    /// Rank correlation of rewards and gold scores of held-out candidates.
+    pub rank: Option<RankCorrelation>,
+    /// Of arms with latents: how many synthetic pairs the model orders as their seeds, by the scale of the noise.
+    pub order: Vec<OrderPoint>,
     /// Seconds of synthesis and reward training.
     pub seconds: f64,
 }
 
-impl Experiment<'_> {
+impl ArmResult {
+    /// What the arm is, for tables.
+    pub fn title(&self) -> String {
+        self.arm.title(self.pairs_per_seed)
+    }
+}
+
+impl<'a> Experiment<'a> {
+    /// An experiment on these seeds; what else there is, is set afterwards.
+    pub fn new(
+        seeds: [RowSet<'a>; 2],
+        synthesis: SynthesisOptions,
+        reward: RewardTraining,
+    ) -> Experiment<'a> {
+        Experiment {
+            seeds,
+            validation: None,
+            test: None,
+            test_groups: None,
+            candidates: None,
+            vae: None,
+            vae_without_divergence: None,
+            synthesis,
+            reward,
+            additions: Additions::default(),
+            trained: RefCell::default(),
+        }
+    }
+
     /// Trains a reward model on an arm and measures it.
     pub fn run<B: Backend>(
         &self,
         backend: &B,
         arm: Arm,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        on_point: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(ArmResult, RewardModel)> {
         let start = Instant::now();
-        let (trained, pairs) = self.train(backend, arm, on_epoch)?;
+        let (trained, pairs, input_noise) = self.trained(backend, arm, on_point)?;
         let seconds = start.elapsed().as_secs_f64();
         let reward = backend.load_reward(&trained.model)?;
         let test = match &self.test {
             Some([chosen, rejected]) => {
                 let sides = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
-                Some(pair_metrics(backend, &reward, &sides.0, &sides.1, chosen.rows())?)
+                let margins = pair_margins(backend, &reward, &sides.0, &sides.1, chosen.rows())?;
+                pair_figures(&margins, self.test_groups.as_deref())
             }
             None => None,
         };
-        let best_of_n = match &self.candidates {
-            Some(c) => {
-                let mut rewards = vec![0f32; c.rows.rows()];
-                backend.score(&reward, &backend.embeddings(c.rows.clone())?, &mut rewards)?;
-                Some(best_of_n(&rewards, c.gold, c.per_prompt))
+        let (mut best_of_n, mut rank) = (None, None);
+        if let Some(c) = &self.candidates {
+            let mut rewards = vec![0f32; c.rows.rows()];
+            backend.score(&reward, &backend.embeddings(c.rows.clone())?, &mut rewards)?;
+            best_of_n = Some(best_of_n_curve(&rewards, c.gold, c.per_prompt));
+            rank = Some(rank_correlation(&rewards, c.gold, c.per_prompt));
+        }
+        let order = match (arm.augmentation.latent_mode(), self.vae_of(arm)) {
+            (Some(mode), Some(vae)) => {
+                let synthesis = SynthesisOptions { mode, ..self.synthesis };
+                order_curve(backend, &self.seeds, vae, &trained.model, (&synthesis, &ORDER_SIGMA2))?
             }
-            None => None,
+            _ => Vec::new(),
         };
         let result = ArmResult {
             arm,
+            pairs_per_seed: self.pairs_per_seed()?,
             pairs,
             steps: trained.steps,
             best_epoch: trained.best_epoch,
+            best_step: trained.best_step,
+            capped: trained.capped,
+            input_noise,
+            history: trained.history,
             test,
             best_of_n,
+            rank,
+            order,
             seconds,
         };
         Ok((result, trained.model))
     }
 
-    /// The arm's reward model, and the number of pairs it was trained on.
+    /// The VAE whose latents an arm is trained on.
+    fn vae_of(&self, arm: Arm) -> Option<&'a Vae> {
+        match arm.augmentation {
+            Augmentation::NoDivergence => self.vae_without_divergence,
+            _ => self.vae,
+        }
+    }
+
+    /// Pairs per seed, m.
+    pub fn pairs_per_seed(&self) -> Result<u64> {
+        Ok(self.synthesis.plan(self.seeds[0].rows())?.0.pairs_per_seed)
+    }
+
+    /// The arm's reward model, the number of pairs it was trained on, and its input noise.
+    fn trained<B: Backend>(
+        &self,
+        backend: &B,
+        arm: Arm,
+        on_point: &mut dyn FnMut(&RewardPoint),
+    ) -> Result<(TrainedReward, u64, f64)> {
+        let silent = Arm { noise: false, ..arm };
+        let known = self.trained.borrow().get(&silent).cloned();
+        let first = match known {
+            Some(known) => known,
+            None => {
+                let first = self.train(backend, silent, self.reward.objective.input_noise, on_point)?;
+                self.trained.borrow_mut().insert(silent, first.clone());
+                first
+            }
+        };
+        let mut best = (first.0, first.1, self.reward.objective.input_noise);
+        if !arm.noise {
+            return Ok(best);
+        }
+        if self.validation.is_none() {
+            let expected = "validation pairs, on which an arm with `noise` chooses its scale";
+            return Err(Error::argument("arms", expected, arm));
+        }
+        for &noise in self.additions.noise.iter().filter(|noise| **noise > 0.0) {
+            let (trained, pairs) = self.train(backend, silent, noise, on_point)?;
+            if lowest(&trained) < lowest(&best.0) {
+                best = (trained, pairs, noise);
+            }
+        }
+        Ok(best)
+    }
+
+    /// The options of an arm. All arms are evaluated every so many steps, by default after each pass over the seeds, and
+    /// patience is the same number of epochs of m n pairs for all but [`Augmentation::None`].
+    fn options(&self, arm: Arm, noise: f64) -> Result<RewardTraining> {
+        let mut options = self.reward;
+        let batch = options.objective.batch;
+        let seeds = self.seeds[0].rows();
+        options.objective.input_noise = noise;
+        options.validate_every = options.validate_every.or(Some(seeds.div_ceil(batch.max(1))));
+        if arm.across {
+            options.across_prompts = self.additions.across_prompts;
+        }
+        if arm.ensemble {
+            options.ensemble = self.additions.ensemble;
+        }
+        if arm.augmentation == Augmentation::Matched {
+            let m = usize::try_from(self.pairs_per_seed()?).unwrap_or(usize::MAX);
+            if let Updates::Epochs(epochs) = options.updates {
+                options.updates = Updates::Steps(epochs.saturating_mul((seeds * m).div_ceil(batch.max(1))));
+            }
+            options.patience = options.patience.map(|epochs| epochs.saturating_mul(m));
+        }
+        Ok(options)
+    }
+
+    /// Trains an arm with a given input noise; gives the number of pairs beside the model.
     fn train<B: Backend>(
         &self,
         backend: &B,
         arm: Arm,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        noise: f64,
+        on_point: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(TrainedReward, u64)> {
         let n = self.seeds[0].rows();
+        let options = self.options(arm, noise)?;
         let standardizer = Standardizer::fit(&[&self.seeds[0], &self.seeds[1]]);
-        let seeds_only = || (0..n as u32).map(|i| [i, i]).collect::<Vec<PairRows>>();
-        match arm {
-            Arm::None => self.fit(backend, &self.seeds, seeds_only(), &standardizer, &self.reward, on_epoch),
-            Arm::NoneMatched { pairs_per_seed } => {
-                let steps = match self.reward.updates {
-                    Updates::Epochs(e) => {
-                        e.saturating_mul((n * pairs_per_seed as usize).div_ceil(self.reward.objective.batch))
-                    }
-                    Updates::Steps(steps) => steps,
-                };
-                let evaluate_every = self.reward.evaluate_every * pairs_per_seed as usize;
-                let options =
-                    RewardTraining { updates: Updates::Steps(steps), evaluate_every, ..self.reward };
-                self.fit(backend, &self.seeds, seeds_only(), &standardizer, &options, on_epoch)
+        let fit = Fit { experiment: self, backend, standardizer: &standardizer, options: &options };
+        let mode = arm.augmentation.latent_mode().unwrap_or_default();
+        let (plan, perturbation) = SynthesisOptions { mode, ..self.synthesis }.plan(n)?;
+        let k = plan.per_side as usize;
+        let made = |make: &dyn Fn(Side, &RowSet<'_>) -> Matrix| {
+            Side::BOTH.map(|side| make(side, &self.seeds[side as usize]))
+        };
+        match arm.augmentation {
+            Augmentation::None | Augmentation::Matched => {
+                fit.on(&self.seeds, (0..n as u32).map(|i| [i, i]).collect(), on_point)
             }
-            Arm::DirectPerturbation { pairs_per_seed } => {
-                let (plan, p) = self.synthesis_of(pairs_per_seed, DecodeMode::Plain).plan(n)?;
-                let k = plan.per_side as usize;
-                let make = |side: Side| {
-                    let rows = &self.seeds[side as usize];
-                    direct_perturbation(rows, side, &standardizer, p.sigma(), k, plan.seed)
-                };
-                let made = [make(Side::Chosen), make(Side::Rejected)];
-                self.fit_with(backend, &plan, &made, &standardizer, on_epoch)
+            Augmentation::Direct => {
+                let sigma = perturbation.sigma();
+                let made =
+                    made(&|side, rows| direct_perturbation(rows, side, &standardizer, sigma, k, plan.seed));
+                fit.with(&made, plan.rows(), on_point)
             }
-            Arm::GaussianSampling { pairs_per_seed } => {
-                let (plan, _) = self.synthesis_of(pairs_per_seed, DecodeMode::Plain).plan(n)?;
-                let make = |side: Side| {
-                    gaussian_sampling(&self.seeds[side as usize], side, plan.per_side as usize, plan.seed)
-                };
-                let made = [make(Side::Chosen), make(Side::Rejected)];
-                self.fit_with(backend, &plan, &made, &standardizer, on_epoch)
+            Augmentation::Gaussian => {
+                let made = made(&|side, rows| gaussian_sampling(rows, side, k, plan.seed));
+                fit.with(&made, plan.rows(), on_point)
             }
-            Arm::Lens { pairs_per_seed, mode } => {
-                let vae = self.vae.expect("an experiment with LENS arms has a VAE");
-                let (plan, perturbation) = self.synthesis_of(pairs_per_seed, mode).plan(n)?;
-                let augmented = Augmented::new(backend, vae, &self.seeds, &plan, &perturbation, mode)?;
-                let chosen = backend.embeddings(self.seeds[0].clone())?;
-                let rejected = backend.embeddings(self.seeds[1].clone())?;
-                let data = augmented.data(&chosen, &rejected);
-                let pairs = augmented.pairs.clone();
-                self.fit_data(backend, &data, pairs, &standardizer, &self.reward, on_epoch)
+            Augmentation::Mixup => {
+                let extra = plan.pairs_per_seed as usize - 1;
+                let made = made(&|_, rows| mixup(rows, extra, plan.seed));
+                let pairs = (0..plan.pairs() as u32).map(|i| [i, i]).collect();
+                fit.with(&made, pairs, on_point)
+            }
+            Augmentation::Plain | Augmentation::Residual | Augmentation::NoDivergence => {
+                fit.latent(self.vae_of(arm), &plan, &perturbation, mode, None, on_point)
+            }
+            Augmentation::Margin => {
+                let (base, ..) = self.trained(backend, Augmentation::None.into(), &mut |_| ())?;
+                let low = self.low_margins(backend, &base.model)?;
+                let extra = plan.pairs_per_seed - 1;
+                // Two seeds share 2 S synthetic pairs: three quarters for the one, the rest for the other.
+                let many = (3 * extra).div_ceil(2);
+                let few = 2 * extra - many;
+                let wide = SynthesisOptions {
+                    pairs_per_seed: Some(many + 1),
+                    per_side: None,
+                    mode,
+                    ..self.synthesis
+                };
+                let (plan, perturbation) = wide.plan(n)?;
+                let keep = |seed: usize, rank: u64| rank < if low[seed] { many } else { few };
+                fit.latent(self.vae, &plan, &perturbation, mode, Some(&keep), on_point)
             }
         }
     }
 
-    fn synthesis_of(&self, pairs_per_seed: u64, mode: DecodeMode) -> SynthesisOptions {
-        SynthesisOptions { pairs_per_seed: Some(pairs_per_seed), mode, ..self.synthesis }
+    /// Which seeds are of the half with the lower margins by `model`.
+    fn low_margins<B: Backend>(&self, backend: &B, model: &RewardModel) -> Result<Vec<bool>> {
+        let model = backend.load_reward(model)?;
+        let n = self.seeds[0].rows();
+        let mut rewards = [vec![0f32; n], vec![0f32; n]];
+        for (rewards, side) in rewards.iter_mut().zip(&self.seeds) {
+            backend.score(&model, &backend.embeddings(side.clone())?, rewards)?;
+        }
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| {
+            let margin = |i: usize| rewards[0][i] - rewards[1][i];
+            margin(a).total_cmp(&margin(b)).then(a.cmp(&b))
+        });
+        let mut low = vec![false; n];
+        order[..n / 2].iter().for_each(|&i| low[i] = true);
+        Ok(low)
+    }
+}
+
+/// The lowest validation loss of a training.
+fn lowest(trained: &TrainedReward) -> f64 {
+    let losses = trained.history.iter().filter_map(|point| Some(point.validation?.loss));
+    losses.fold(f64::INFINITY, f64::min)
+}
+
+/// One training of an arm.
+struct Fit<'a, 'e, B> {
+    experiment: &'a Experiment<'e>,
+    backend: &'a B,
+    standardizer: &'a Standardizer,
+    options: &'a RewardTraining,
+}
+
+impl<B: Backend> Fit<'_, '_, B> {
+    /// On the seeds and their synthetic latents; of the synthetic pair number `rank` of seed `seed` those that `keep`
+    /// keeps.
+    fn latent(
+        &self,
+        vae: Option<&Vae>,
+        plan: &Plan,
+        perturbation: &Perturbation,
+        mode: DecodeMode,
+        keep: Option<&dyn Fn(usize, u64) -> bool>,
+        on_point: &mut dyn FnMut(&RewardPoint),
+    ) -> Result<(TrainedReward, u64)> {
+        let seeds = &self.experiment.seeds;
+        let vae = vae.expect("an experiment with LENS arms has their VAE");
+        let made = Augmented::new(self.backend, vae, seeds, plan, perturbation, mode)?;
+        let chosen = self.backend.embeddings(seeds[0].clone())?;
+        let rejected = self.backend.embeddings(seeds[1].clone())?;
+        let mut pairs = made.pairs.clone();
+        if let Some(keep) = keep {
+            // The originals come first, then the synthetic pairs seed by seed.
+            let (n, extra) = (plan.seeds, plan.pairs_per_seed - 1);
+            let mut j = 0;
+            pairs.retain(|_| {
+                j += 1;
+                j <= n || keep(((j - 1 - n) / extra) as usize, (j - 1 - n) % extra)
+            });
+        }
+        self.data(&made.data(&chosen, &rejected), pairs, on_point)
     }
 
-    /// Trains on the seeds followed by samples of them, in the order in which `plan` numbers both.
-    fn fit_with<B: Backend>(
+    /// On the seeds followed by rows made of them.
+    fn with(
         &self,
-        backend: &B,
-        plan: &Plan,
         made: &[Matrix; 2],
-        standardizer: &Standardizer,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        pairs: Vec<PairRows>,
+        on_point: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(TrainedReward, u64)> {
         let join = |side: usize| -> Result<RowSet<'_>> {
-            let mut parts = self.seeds[side].parts().to_vec();
+            let mut parts = self.experiment.seeds[side].parts().to_vec();
             parts.push(Rows::from_f32(&made[side].values, made[side].cols)?);
             RowSet::new(parts)
         };
-        let sides = [join(0)?, join(1)?];
-        let pairs = plan.rows();
-        self.fit(backend, &sides, pairs, standardizer, &self.reward, on_epoch)
+        self.on(&[join(0)?, join(1)?], pairs, on_point)
     }
 
-    /// Trains on embeddings.
-    fn fit<B: Backend>(
+    /// On embeddings.
+    fn on(
         &self,
-        backend: &B,
         sides: &[RowSet<'_>; 2],
         pairs: Vec<PairRows>,
-        standardizer: &Standardizer,
-        options: &RewardTraining,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
+        on_point: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(TrainedReward, u64)> {
-        let (chosen, rejected) =
-            (backend.embeddings(sides[0].clone())?, backend.embeddings(sides[1].clone())?);
+        let chosen = self.backend.embeddings(sides[0].clone())?;
+        let rejected = self.backend.embeddings(sides[1].clone())?;
         let data = RewardData {
             chosen: RewardSide { originals: &chosen, synthetic: None },
             rejected: RewardSide { originals: &rejected, synthetic: None },
         };
-        self.fit_data(backend, &data, pairs, standardizer, options, on_epoch)
+        self.data(&data, pairs, on_point)
     }
 
-    /// Trains on data that is on the device already.
-    fn fit_data<'e, B: Backend + 'e>(
+    /// On data that is on the device already.
+    fn data<'e>(
         &self,
-        backend: &'e B,
         data: &RewardData<'_, 'e, B>,
         pairs: Vec<PairRows>,
-        standardizer: &Standardizer,
-        options: &RewardTraining,
-        on_epoch: &mut dyn FnMut(&RewardEpoch),
-    ) -> Result<(TrainedReward, u64)> {
-        let count = pairs.len() as u64;
-        let trained = match &self.validation {
+        on_point: &mut dyn FnMut(&RewardPoint),
+    ) -> Result<(TrainedReward, u64)>
+    where
+        B: 'e,
+    {
+        let (b, count) = (self.backend, pairs.len() as u64);
+        let sides = match &self.experiment.validation {
             Some([chosen, rejected]) => {
-                let pairs_held = chosen.rows();
-                let sides = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
-                let held = Validation { chosen: &sides.0, rejected: &sides.1, pairs: pairs_held };
-                train_reward(backend, data, pairs, standardizer, Some(held), options, on_epoch)?
+                Some((b.embeddings(chosen.clone())?, b.embeddings(rejected.clone())?, chosen.rows()))
             }
-            None => train_reward(backend, data, pairs, standardizer, None, options, on_epoch)?,
+            None => None,
         };
+        let held =
+            sides.as_ref().map(|(chosen, rejected, pairs)| Validation { chosen, rejected, pairs: *pairs });
+        let trained = train_reward(b, data, pairs, self.standardizer, held, self.options, on_point)?;
         Ok((trained, count))
     }
 }

@@ -23,7 +23,7 @@ pub struct FoldedReward {
     pub folded: Linear,
     /// The VAE that it was made from.
     pub vae: Vae,
-    /// The reward model that it was made from.
+    /// The reward model that it was made from, as one MLP.
     pub reward: RewardModel,
 }
 
@@ -33,6 +33,7 @@ impl FoldedReward {
     /// # Errors
     /// [`Error::Shape`] if they are not of one dimension d.
     pub fn new(vae: &Vae, reward: &RewardModel) -> Result<FoldedReward> {
+        let reward = reward.as_mlp();
         let (VaeSize { dim, hidden, .. }, width) = (vae.size(), reward.size().hidden);
         if reward.size().dim != dim {
             return Err(Error::shape("embedding dimension of the reward model", dim, reward.size().dim));
@@ -56,7 +57,7 @@ impl FoldedReward {
         Ok(FoldedReward {
             folded: Linear::new(weight, bias, hidden, width)?,
             vae: vae.clone(),
-            reward: reward.clone(),
+            reward: reward.into_owned(),
         })
     }
 

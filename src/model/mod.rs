@@ -3,7 +3,7 @@
 //! ```text
 //! VAE      e -> Linear(d, hidden), ReLU, Linear(hidden, 2 latent) -> (mu, logvar)
 //!          z -> Linear(latent, hidden), ReLU, Linear(hidden, d)   -> e
-//! reward   e -> Linear(d, hidden), ReLU, Linear(hidden, 1)        -> r
+//! reward   e -> Linear(d, hidden), ReLU, Linear(hidden, 1)        -> r     (or Linear(d, 1); or the mean of several)
 //! ```
 //!
 //! Both are trained on embeddings that a [`Standardizer`] has mapped to mean 0 and standard deviation 1.
@@ -18,7 +18,7 @@ mod reward;
 mod standardizer;
 mod vae;
 
-pub use config::{RewardSize, VaeSize};
+pub use config::{Head, RewardSize, VaeSize};
 pub use folded::FoldedReward;
 pub use linear::Linear;
 pub use reward::RewardModel;

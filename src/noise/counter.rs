@@ -36,6 +36,12 @@ pub enum Purpose {
     Simulation = 8,
     /// Which responses of a prompt meet, and which is preferred (row = which prompt).
     Annotation = 9,
+    /// Noise on the inputs of reward training (row = place of the pair in its batch, candidate = step).
+    InputNoise = 10,
+    /// Bootstrap resamples (row = which resample).
+    Bootstrap = 11,
+    /// Augmentation baselines: partners and weights of mixup, pairs across prompts.
+    Mixing = 12,
 }
 
 /// The logical element that a vector of noise belongs to.

@@ -64,8 +64,20 @@ pub fn fill_normals_at(isa: Isa, seed: u64, counter: NoiseCounter, out: &mut [f3
 /// [`fill_normals`] within a task.
 #[inline(always)]
 pub fn fill_normals_in<S: Simd>(simd: S, seed: u64, counter: NoiseCounter, out: &mut [f32]) {
+    fill_normals_from(simd, seed, counter, 0, out);
+}
+
+/// A part of a vector of noise: element j of `out` is element `4 * first_block + j`.
+#[inline(always)]
+pub fn fill_normals_from<S: Simd>(
+    simd: S,
+    seed: u64,
+    counter: NoiseCounter,
+    first_block: u32,
+    out: &mut [f32],
+) {
     let (whole, rest) = out.as_chunks_mut::<{ 4 * BLOCKS }>();
-    let mut block = 0;
+    let mut block = first_block;
     for out in whole {
         store(&normals(simd, &from_block::<BLOCKS>(counter, block), key_words(seed)), out);
         block += BLOCKS as u32;

@@ -77,9 +77,10 @@ pub struct Recipe {
 }
 
 /// The options of a synthesis, with the paper's defaults.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SynthesisOptions {
     /// Pairs per seed, m.
+    #[serde(rename = "fold")]
     pub pairs_per_seed: Option<u64>,
     /// Samples per seed and side, k.
     pub per_side: Option<u32>,

@@ -25,3 +25,11 @@ pub fn learning_rate(field: &'static str, value: f64) -> Result<()> {
         false => Err(Error::argument(field, "a finite number above 0", value)),
     }
 }
+
+/// Weight decay: finite, at least 0, and below what would turn the sign of parameters at learning rate `lr`.
+pub fn weight_decay(field: &'static str, value: f64, lr: f64) -> Result<()> {
+    match value.is_finite() && value >= 0.0 && value * lr < 1.0 {
+        true => Ok(()),
+        false => Err(Error::argument(field, "0 or more, and below 1 / the learning rate", value)),
+    }
+}

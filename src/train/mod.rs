@@ -15,8 +15,8 @@ mod shuffle;
 mod vae;
 
 pub use reward::{
-    PairMetrics, RewardEpoch, RewardTraining, TrainedReward, Updates, Validation, pair_metrics,
-    require_finite, train_reward,
+    PairMetrics, RewardPoint, RewardTraining, TrainedReward, Updates, Validation, bradley_terry,
+    pair_margins, pair_metrics, require_finite, train_reward,
 };
 pub use shuffle::Shuffle;
 pub use vae::{TrainedVae, VaeTraining, train_vae};

@@ -57,10 +57,7 @@ fn json_is_one_object_from_every_command() {
             "eval @test.safetensors --model @reward.safetensors --recipe @synth/recipe.json".into(),
             &["pairs", "order"],
         ),
-        (
-            "best-of-n @sets.safetensors --model @reward.safetensors".into(),
-            &["prompts", "per_prompt", "model", "random", "oracle"],
-        ),
+        ("best-of-n @sets.safetensors --model @reward.safetensors".into(), &["curve", "rank"]),
         ("inspect @seeds.safetensors".into(), &["path", "tensors", "metadata", "record"]),
         (
             "inspect @synth".into(),
@@ -79,7 +76,8 @@ fn json_is_one_object_from_every_command() {
     ];
     for (line, want) in lines {
         let value = lab.fine(&format!("{line} --json")).json();
-        let missing: Vec<&&str> = want.iter().filter(|k| !keys(&value).contains(**k)).collect();
+        let missing: Vec<&&str> =
+            want.iter().chain(&["format"]).filter(|k| !keys(&value).contains(**k)).collect();
         assert!(missing.is_empty(), "{line}: {missing:?} not in {value}");
     }
     let value = lab.fine("verify @synth --recompute 1000 --json").json();
@@ -100,7 +98,7 @@ fn text_is_for_people() {
         ("inspect @synth --pair 159", "pair 159 of seed 39"),
         ("verify @synth", "in order; 160 pairs in 4 shards"),
         ("eval @test.safetensors --model @reward.safetensors", "on 24 pairs"),
-        ("best-of-n @sets.safetensors --model @reward.safetensors", "best-of-4"),
+        ("best-of-n @sets.safetensors --model @reward.safetensors", "6 prompts of 4 candidates"),
     ] {
         let said = lab.fine(line);
         assert!(said.out.contains(says), "{line}: {}", said.out);
@@ -275,12 +273,13 @@ fn a_run_leaves_a_report_and_files_that_load() {
         assert!(said.out.contains(says), "{}", said.out);
     }
     let report = lab.value("first/run.json");
-    let top = ["device", "format", "lensmith", "repeats", "seconds", "seed", "settings", "sources"];
+    let top =
+        ["comparisons", "device", "format", "lensmith", "repeats", "seconds", "seed", "settings", "sources"];
     assert_eq!(keys(&report), top.into());
     let first = &report["repeats"][0];
     assert_eq!(
         keys(first),
-        ["seed", "folder", "pairs", "vae_loss", "health", "capped", "vae_seconds", "arms"].into()
+        ["seed", "folder", "pairs", "health", "vae_history", "vae_seconds", "latent_map", "arms"].into()
     );
     assert_eq!(keys(&report["sources"]), ["pairs", "validation", "test", "candidates"].into());
     assert_eq!(first["pairs"], serde_json::json!({ "seeds": 24, "validation": 8, "test": 8 }));
@@ -290,9 +289,25 @@ fn a_run_leaves_a_report_and_files_that_load() {
     assert_eq!(lab.fine("inspect @first").out, said.out);
     assert_eq!(lab.fine("inspect @first --json").json(), report);
     for arm in arms {
-        let want = ["arm", "pairs", "steps", "best_epoch", "test", "best_of_n", "seconds"];
+        let want = [
+            "arm",
+            "fold",
+            "pairs",
+            "steps",
+            "best_epoch",
+            "best_step",
+            "capped",
+            "input_noise",
+            "history",
+            "test",
+            "best_of_n",
+            "rank",
+            "order",
+            "seconds",
+        ];
         assert_eq!(keys(arm), want.into());
-        for figure in [&arm["test"]["accuracy"], &arm["test"]["loss"], &arm["best_of_n"]["model"]] {
+        let best = &arm["best_of_n"]["points"][3]["model"];
+        for figure in [&arm["test"]["accuracy"], &arm["test"]["loss"], best] {
             assert!(figure.as_f64().is_some_and(f64::is_finite), "{arm}");
         }
     }

@@ -5,8 +5,9 @@ use snapbox::{Data, assert_data_eq};
 use crate::common::cli::{Lab, binary};
 use crate::transcript::file;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "import",
+    "split",
     "train-vae",
     "synth",
     "train-reward",

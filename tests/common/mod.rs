@@ -308,7 +308,7 @@ impl Budgeted {
     }
 
     /// Linear, ReLU, Linear.
-    pub fn mlp(&self, layers: &[Linear; 2]) -> Budgeted {
+    pub fn mlp(&self, layers: &[Linear]) -> Budgeted {
         self.linear(&layers[0]).relu().linear(&layers[1])
     }
 

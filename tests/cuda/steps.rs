@@ -10,12 +10,11 @@ use lensmith::backend::cuda::driver::{Driver, DriverResult, Event, Graph, Limits
 use lensmith::backend::cuda::{Cuda, Device, Emulated, EmulatedDriver, Gpu, Launch};
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
-    Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
-    SyntheticPath, VaeObjective,
+    Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowsBuf, Side};
-use lensmith::model::{RewardModel, RewardSize, Vae, VaeSize};
+use lensmith::model::{Head, RewardModel, RewardSize, Vae, VaeSize};
 
 use crate::common::emulation::{Build, Emulator, tested_gpu};
 use crate::common::{data_buf, indices, normals, standardizer};
@@ -154,7 +153,7 @@ fn vae_objective(batch: usize) -> VaeObjective {
 }
 
 fn reward_objective(batch: usize) -> RewardObjective {
-    RewardObjective { batch, adam: Adam::with_lr(0.0), synthetic: SyntheticPath::Folded }
+    RewardObjective { batch, adam: Adam::with_lr(0.0), ..RewardObjective::default() }
 }
 
 /// Two sides of rows on the host.
@@ -293,7 +292,9 @@ fn an_epoch_keeps_what_the_last_one_made() {
     let mut trainer = b.reward_trainer(&model, &standardizer(dim), &reward_objective(8)).expect("starts");
     with_reward_data(&b, (&vae, &rows, 1), Samples::Drawn, &mut |data, pairs| {
         for (epoch, (count, recorded)) in
-            [(20, true), (20, false), (17, false), (41, true), (20, false), (5, true)].into_iter().enumerate()
+            [(20, true), (20, false), (17, false), (41, true), (20, false), (5, false)]
+                .into_iter()
+                .enumerate()
         {
             let before = (watched.recordings(), watched.allocations());
             b.reward_epoch(&mut trainer, data, &pairs[..count]).expect("trains");
@@ -394,10 +395,11 @@ fn reward_gradients<B: Backend + 'static>(
     b: &B,
     of: (&Vae, &[RowsBuf; 2], u64),
     samples: Samples,
+    (model, input_noise): (&RewardModel, f64),
 ) -> (f64, RewardModel) {
     let dim = of.1[0].cols();
-    let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
-    let mut trainer = b.reward_trainer(&model, &standardizer(dim), &reward_objective(16)).expect("starts");
+    let objective = RewardObjective { input_noise, seed: 6, ..reward_objective(16) };
+    let mut trainer = b.reward_trainer(model, &standardizer(dim), &objective).expect("starts");
     let mut out = None;
     with_reward_data(b, of, samples, &mut |data, pairs| {
         out = Some(b.reward_gradients(&mut trainer, data, pairs).expect("gradients"));
@@ -413,9 +415,15 @@ fn every_launch_of_samples_gives_the_gradients_of_the_cpu() {
     let rows = sides(5, [Dtype::Bf16, Dtype::F16], 37, dim);
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let b = Watched::new(Build::Fast, usize::MAX, true).backend(Precision::F32);
-    for samples in [Samples::None, Samples::Stored, Samples::Drawn, Samples::Residual, Samples::Others] {
-        let (loss, got) = reward_gradients(&b, (&vae, &rows, 1), samples);
-        let (want_loss, want) = reward_gradients(&cpu, (&vae, &rows, 1), samples);
+    let all = [Samples::None, Samples::Stored, Samples::Drawn, Samples::Residual, Samples::Others];
+    let heads = [(Head::Mlp, 80, 1), (Head::Mlp, 32, 3), (Head::Linear, 0, 1), (Head::Linear, 0, 5)];
+    let cases = all.into_iter().flat_map(|samples| heads.map(|heads| (samples, heads)));
+    for (i, (samples, (head, hidden, count))) in cases.enumerate() {
+        let size = RewardSize::of_heads(dim, head, hidden, count).expect("sizes");
+        let model = (&RewardModel::init(size, 3), [0.0, 0.5][(i + i / 4) % 2]);
+        let (loss, got) = reward_gradients(&b, (&vae, &rows, 1), samples, model);
+        let (want_loss, want) = reward_gradients(&cpu, (&vae, &rows, 1), samples, model);
+        let samples = format!("{samples:?}, {size:?}, noise {}", model.1);
         assert!((loss - want_loss).abs() <= 1e-5 * want_loss, "{samples:?}: {loss}, not {want_loss}");
         let [got, want] = [&got, &want].map(|model| {
             model.layers.iter().flat_map(|l| l.weight.iter().chain(&l.bias)).copied().collect::<Vec<f32>>()

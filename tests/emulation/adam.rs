@@ -22,7 +22,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn steps_have_the_bits_of_the_cpu() {
     let (beta1, keep1, beta2, keep2) = (0.9f32, 0.1f32, 0.999f32, 0.001f32);
-    let (rate, inverse_root, eps) = (3.7e-4f32, 5.3f32, 1e-8f32);
+    let (rate, inverse_root, eps, decay) = (3.7e-4f32, 5.3f32, 1e-8f32, 0.9997f32);
     let all = Schedule::ALL.map(|s| (Build::Fast, s));
     for n in [1usize, 3, 4, 7, 64, 1023, 1500] {
         let start =
@@ -31,7 +31,7 @@ fn steps_have_the_bits_of_the_cpu() {
         for i in 0..n {
             m[i] = beta1 * m[i] + keep1 * g[i];
             v[i] = beta2 * v[i] + keep2 * (g[i] * g[i]);
-            w[i] -= rate * m[i] / (v[i].sqrt() * inverse_root + eps);
+            w[i] = decay * w[i] - rate * m[i] / (v[i].sqrt() * inverse_root + eps);
         }
         for (build, schedule) in [(Build::Check, Schedule::PLAIN)].into_iter().chain(all) {
             let emulator = Emulator::get(build);
@@ -42,7 +42,8 @@ fn steps_have_the_bits_of_the_cpu() {
             let args = Args::new().buffer(&dw).buffer(&dg).buffer(&dm).buffer(&dv).value(n as u64);
             // The fields of gpu::step: four counts, then the rates.
             let now = emulator.upload(&[0, 0, 0, 0, rate.to_bits(), inverse_root.to_bits()], "step");
-            let args = args.value(beta1).value(keep1).value(beta2).value(keep2).value(eps).buffer(&now);
+            let args =
+                args.value(beta1).value(keep1).value(beta2).value(keep2).value(eps).value(decay).buffer(&now);
             // Two blocks of 64 threads: with a large n each thread takes several values.
             let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0, schedule };
             emulator.launch("adam_f32", launch, &args).unwrap_or_else(|e| panic!("{n} elements: {e}"));

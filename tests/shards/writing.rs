@@ -257,7 +257,7 @@ fn picked_pairs_are_written_in_their_dtype_or_the_widest() {
         ([&mixed, &half.pick(&[0, 1])], Dtype::F32, [5.0, 6.0, 0.1, 0.2]),
     ] {
         let path = dir.path().join(format!("{dtype}.safetensors"));
-        lensmith::data::write_pairs(&path, sides).unwrap();
+        lensmith::data::write_pairs(&path, sides, None).unwrap();
         let set = PairSet::open(&[path.to_string_lossy().into_owned()], &PairOptions::default()).unwrap();
         assert_eq!((set.len(), set.files()[0].dtype), (2, dtype));
         let mut wide = [0f32; 4];

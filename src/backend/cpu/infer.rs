@@ -246,6 +246,7 @@ pub struct PackedReward {
 impl PackedReward {
     /// Packs a model.
     pub fn new(model: &RewardModel, precision: Precision) -> PackedReward {
+        let model = model.as_mlp();
         PackedReward {
             first: Layer::new(&model.layers[0], precision),
             second: pad_rows(&model.layers[1].weight),

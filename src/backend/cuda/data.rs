@@ -154,7 +154,7 @@ pub struct DeviceReward {
     pub(super) first: Layer,
     /// Weight of the second, `[hidden]`.
     pub(super) second: Buffer<f32>,
-    /// The model on the host.
+    /// The model on the host, as one MLP.
     pub(super) host: RewardModel,
 }
 
@@ -164,10 +164,11 @@ impl DeviceReward {
         model: &RewardModel,
         precision: Precision,
     ) -> DriverResult<DeviceReward> {
+        let host = model.as_mlp().into_owned();
         Ok(DeviceReward {
-            first: Layer::new(driver, &model.layers[0], precision)?,
-            second: Buffer::upload(driver, &model.layers[1].weight, "second weight")?,
-            host: model.clone(),
+            first: Layer::new(driver, &host.layers[0], precision)?,
+            second: Buffer::upload(driver, &host.layers[1].weight, "second weight")?,
+            host,
         })
     }
 }

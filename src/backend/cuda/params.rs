@@ -34,8 +34,8 @@ pub struct Step {
     pub pairs: u32,
     /// Reward training: rows of the batch that have embeddings (and come first).
     pub wide: u32,
-    /// VAE training: candidate number of the noise.
-    pub epoch: u32,
+    /// Candidate number of the noise: the epoch in VAE training, the steps before this one in reward training.
+    pub candidate: u32,
     /// Learning rate over Adam's first bias correction.
     pub rate: f32,
     /// One over the root of Adam's second bias correction.

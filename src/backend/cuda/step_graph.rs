@@ -281,6 +281,7 @@ impl<'a> StepGraph<'a> {
     /// One step of Adam on all parameters.
     pub fn adam(&mut self, p: &Parameters, step: &Buffer<Step>) {
         let Adam { beta1, beta2, eps, .. } = p.adam;
+        let decay = p.adam.decay();
         let args = Args::new()
             .buffer(&p.values)
             .buffer(&p.gradients)
@@ -292,6 +293,7 @@ impl<'a> StepGraph<'a> {
             .value(beta2 as f32)
             .value((1.0 - beta2) as f32)
             .value(eps as f32)
+            .value(decay)
             .buffer(step);
         self.kernel("adam_f32", (p.len, 4 * 256, 256), args);
     }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! - D is the decoder's last layer for standardised embeddings, with its bias as one more column.
-//! - x is a row's standardised embedding: an original, a residual sample's seed, or 0 for plain samples.
+//! - x is a row's standardised embedding: an original, a residual sample's seed, or 0 for plain samples; with input
+//!   noise, that noise more.
 //! - h is the decoder's hidden layer for a sample's latent, with a 1 for the bias; for residual samples minus
 //!   that of the seed's mean, where the bias cancels; 0 for originals.
 //!
@@ -20,9 +21,9 @@ use super::launch::{Args, Launch, u32_of};
 use super::memory::Buffer;
 use super::params::{Samples, Sources, Step};
 use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
-use super::weights::Parameters;
+use super::weights::{LayerAt, Parameters};
 use crate::backend::{PairRows, RewardData, RewardObjective, RewardSide};
-use crate::model::{Linear, RewardModel, RewardSize, Standardizer};
+use crate::model::{Head, Linear, RewardModel, RewardSize, Standardizer};
 
 /// In [`Plan::rows`]: no source row, or no latent.
 const NONE: u32 = u32::MAX;
@@ -54,7 +55,7 @@ struct State {
 /// A [`Plan`] on the device.
 #[derive(Debug)]
 struct DevicePlan {
-    rows: Refilled<[u32; 3]>,
+    rows: Refilled<[u32; 4]>,
     slots: Refilled<[u32; 2]>,
     progress: Progress,
 }
@@ -87,9 +88,9 @@ struct SideSamples<'a> {
 /// An epoch as kernels read it: which rows a step gathers, and where in its batch the two rows of a pair are.
 #[derive(Default)]
 struct Plan {
-    /// (part, source row, latent) of every row of every step, `2 batch` a step; rows with a source come
-    /// first.
-    rows: Vec<[u32; 3]>,
+    /// (part, source row, latent, pair of the step) of every row of every step, `2 batch` a step; rows with something
+    /// in d dimensions come first.
+    rows: Vec<[u32; 4]>,
     /// The rows of a pair's two sides, within its step.
     slots: Vec<[u32; 2]>,
     steps: Vec<Step>,
@@ -120,7 +121,7 @@ impl RewardTrainer {
     }
 
     pub(super) fn parameters(&self) -> DriverResult<RewardModel> {
-        Ok(model_of(self.parameters.download()?))
+        Ok(RewardModel { layers: self.parameters.download()? })
     }
 
     /// One pass over `pairs`, in batches.
@@ -130,7 +131,9 @@ impl RewardTrainer {
         data: &RewardData<'_, '_, Cuda>,
         pairs: &[PairRows],
     ) -> DriverResult<f64> {
-        let batch = self.objective.batch.min(pairs.len());
+        // What is recorded for a batch holds for shorter ones.
+        let recorded = self.state.as_ref().and_then(|s| s.scratch.as_ref()).map_or(0, |s| s.batch);
+        let batch = self.objective.batch.min(pairs.len().max(recorded));
         let loss = self.run(cuda, data, pairs, batch, true)?;
         self.parameters.steps += i32::try_from(pairs.len().div_ceil(batch)).unwrap_or(i32::MAX);
         Ok(loss)
@@ -144,7 +147,7 @@ impl RewardTrainer {
         batch: &[PairRows],
     ) -> DriverResult<(f64, RewardModel)> {
         let loss = self.run(cuda, data, batch, batch.len(), false)?;
-        Ok((loss, model_of(self.parameters.download_gradients()?)))
+        Ok((loss, RewardModel { layers: self.parameters.download_gradients()? }))
     }
 
     /// Replays the step over `pairs`; gives the mean loss.
@@ -190,7 +193,7 @@ impl RewardTrainer {
         let launches = self.launches(cuda, &scratch, &state.plan, (from, &samples), decoder, learn);
         let recording = Recording::of(cuda, state.recording.take(), launches)?;
         recording.replay(plan.steps.len())?;
-        let loss = state.plan.progress.totals.download()?[0] / pairs.len() as f64;
+        let loss = state.plan.progress.totals.download()?[0] / (pairs.len() * self.size.heads) as f64;
         (state.scratch, state.recording) = (Some(scratch), Some(recording));
         self.state = Some(state);
         Ok(loss)
@@ -232,39 +235,41 @@ impl RewardTrainer {
     ) -> Plan {
         let mut plan = Plan::default();
         for (i, pairs) in pairs.chunks(batch).enumerate() {
-            let mut rows: Vec<([u32; 3], usize, usize)> = Vec::with_capacity(2 * batch);
+            let mut rows: Vec<([u32; 4], usize)> = Vec::with_capacity(2 * batch);
             for (p, pair) in pairs.iter().enumerate() {
                 for side in 0..2 {
                     let row = pair[side];
                     let entry = match row as usize >= originals[side] {
-                        false => [side as u32, row, NONE],
+                        false => [side as u32, row, NONE, p as u32],
                         true => {
                             let latent = row - originals[side] as u32;
                             let s = samples[side].as_ref().expect("rows past the originals are samples");
                             match s.part {
-                                Some(part) => [part, s.rows[latent as usize], latent],
-                                None => [side as u32, NONE, latent],
+                                Some(part) => [part, s.rows[latent as usize], latent, p as u32],
+                                None => [side as u32, NONE, latent, p as u32],
                             }
                         }
                     };
-                    rows.push((entry, p, side));
+                    rows.push((entry, side));
                 }
             }
-            rows.sort_by_key(|(entry, ..)| entry[1] == NONE);
-            let wide = rows.iter().filter(|(entry, ..)| entry[1] != NONE).count();
+            // With noise every row has something in d dimensions.
+            let is_wide = |entry: &[u32; 4]| entry[1] != NONE || self.objective.input_noise > 0.0;
+            rows.sort_by_key(|(entry, _)| !is_wide(entry));
+            let wide = rows.iter().filter(|(entry, _)| is_wide(entry)).count();
             let mut slots = vec![[0u32; 2]; pairs.len()];
-            for (at, (entry, p, side)) in rows.into_iter().enumerate() {
-                slots[p][side] = at as u32;
+            for (at, (entry, side)) in rows.into_iter().enumerate() {
+                slots[entry[3] as usize][side] = at as u32;
                 plan.rows.push(entry);
             }
-            plan.rows.resize((i + 1) * 2 * batch, [0, NONE, NONE]);
+            plan.rows.resize((i + 1) * 2 * batch, [0, NONE, NONE, NONE]);
             plan.slots.extend(slots);
             let (rate, inverse_root) = self.parameters.rates(i);
             plan.steps.push(Step {
                 first: u32::try_from(i * batch).expect("pair numbers have 32 bits"),
                 pairs: pairs.len() as u32,
                 wide: wide as u32,
-                epoch: 0,
+                candidate: (self.parameters.steps as u32).wrapping_add(i as u32),
                 rate,
                 inverse_root,
             });
@@ -282,9 +287,12 @@ impl RewardTrainer {
         decoder: Option<&Decoder>,
         learn: bool,
     ) -> Vec<Launch> {
-        let RewardSize { dim, hidden: width } = self.size;
+        let (RewardSize { dim, hidden: units, heads, .. }, width) = (self.size, self.size.units());
         let (batch, n, depth) = (s.batch, 2 * s.batch, s.depth);
-        let [first, second] = std::array::from_fn(|i| self.parameters.layer(i));
+        let first = self.parameters.layer(0);
+        // Linear heads have no second layer: null addresses.
+        let second = (self.size.head == Head::Mlp).then(|| self.parameters.layer(1));
+        let second_at = |address: fn(&LayerAt) -> u64| second.as_ref().map_or(0, address);
         let step = &progress.step;
         // Rows of the batch that have embeddings: a field of the step, on the device.
         let wide = step.address() + Step::WIDE;
@@ -297,6 +305,8 @@ impl RewardTrainer {
             .value(u32_of(batch))
             .buffer(&self.mean)
             .buffer(&self.std)
+            .value(self.objective.input_noise as f32)
+            .value(self.objective.seed)
             .buffer(&s.x);
         graph.kernel("gather_rows", (n, 1, 256), args);
         if let Some(decoder) = decoder {
@@ -320,42 +330,46 @@ impl RewardTrainer {
         }
 
         let (x, h, act, dpre) = (s.x.address(), s.hidden.address(), s.act.address(), s.dpre.address());
-        let relu = Epilogue { bias: first.bias, relu: true, limit: wide, ..Epilogue::default() };
+        let relu = second.is_some();
+        let hidden = Epilogue { bias: first.bias, relu, limit: wide, ..Epilogue::default() };
         match decoder {
-            None => graph.product(Form::Nt, (x, first.weight, act), (n, width, dim), relu),
+            None => graph.product(Form::Nt, (x, first.weight, act), (n, width, dim), hidden),
             Some(decoder) => {
                 let fold = (first.weight, decoder.second.address(), s.fold.address());
                 graph.product(Form::Nn, fold, (width, depth, dim), Epilogue::default());
                 let products = [(x, first.weight, dim), (h, s.fold.address(), depth)];
-                graph.product_of_two(products, act, (n, width), relu);
+                graph.product_of_two(products, act, (n, width), hidden);
             }
         }
         let args = Args::new()
             .buffer(&s.act)
-            .address(second.weight)
-            .address(second.bias)
+            .address(second_at(|l| l.weight))
+            .address(second_at(|l| l.bias))
             .value(u32_of(n))
-            .value(u32_of(width))
+            .value(u32_of(heads))
+            .value(u32_of(units))
             .buffer(&s.reward);
-        graph.kernel("reward_head", (n, 4, 128), args);
+        graph.kernel("reward_head", (n * heads, 4, 128), args);
         let args = Args::new()
             .buffer(&s.reward)
             .address(slots.address())
             .buffer(step)
             .value(u32_of(batch))
+            .value(u32_of(heads))
             .buffer(&s.slope)
-            .address(second.dbias)
+            .address(second_at(|l| l.dbias))
             .buffer(&s.losses);
-        graph.kernel("reward_loss", (1, 1, 256), args);
+        graph.kernel("reward_loss", (heads, 1, 256), args);
         let args = Args::new()
             .buffer(&s.act)
             .buffer(&s.slope)
-            .address(second.weight)
+            .address(second_at(|l| l.weight))
             .value(u32_of(n))
             .value(u32_of(width))
+            .value(u32_of(units))
             .buffer(&s.dpre)
             .address(first.dbias)
-            .address(second.dweight);
+            .address(second_at(|l| l.dweight));
         graph.kernel_with_shared("reward_backward", (width, 32, 256), 2 * 256 * 8, args);
         let limited = Epilogue { limit: wide, ..Epilogue::default() };
         graph.product(Form::Tn, (dpre, x, first.dweight), (width, dim, n), limited);
@@ -373,7 +387,7 @@ impl RewardTrainer {
         if learn {
             graph.adam(&self.parameters, step);
         }
-        graph.end_step(&s.losses, progress, batch);
+        graph.end_step(&s.losses, progress, heads * batch);
         graph.into_launches()
     }
 }
@@ -424,13 +438,9 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(
-        cuda: &Cuda,
-        RewardSize { dim, hidden: width }: RewardSize,
-        depth: usize,
-        batch: usize,
-    ) -> DriverResult<Scratch> {
+    fn new(cuda: &Cuda, size: RewardSize, depth: usize, batch: usize) -> DriverResult<Scratch> {
         let (driver, n) = (&cuda.driver, 2 * batch);
+        let (RewardSize { dim, heads, .. }, width) = (size, size.units());
         let rows = |width, label| Buffer::<f32>::empty(driver, n * width, label);
         let products = [
             ((n, width, dim), 1 + usize::from(depth > 0)),
@@ -447,9 +457,9 @@ impl Scratch {
             act: rows(width, "hidden layer")?,
             dpre: rows(width, "gradient of the hidden layer")?,
             fold: Buffer::empty(driver, width * depth, "folded weight")?,
-            reward: rows(1, "rewards")?,
-            slope: rows(1, "slopes")?,
-            losses: Buffer::empty(driver, batch, "losses")?,
+            reward: rows(heads, "rewards")?,
+            slope: rows(heads, "slopes")?,
+            losses: Buffer::empty(driver, heads * batch, "losses")?,
             slices: Slices::new(cuda, &products)?,
         })
     }
@@ -491,9 +501,4 @@ fn side_samples<'a>(
         mu = residual.posteriors.mu.address();
     }
     Ok(Some(SideSamples { vae: synthetic.vae, z, owners, mu, rows: &latents.rows, part }))
-}
-
-fn model_of(layers: Vec<Linear>) -> RewardModel {
-    let layers: [_; 2] = layers.try_into().expect("two layers");
-    RewardModel { layers }
 }

@@ -119,7 +119,7 @@ impl VaeTrainer {
             .map(|(i, pairs)| {
                 let (rate, inverse_root) = self.parameters.rates(i);
                 let first = u32::try_from(i * batch).expect("row numbers have 32 bits");
-                Step { first, pairs: pairs.len() as u32, wide: 0, epoch, rate, inverse_root }
+                Step { first, pairs: pairs.len() as u32, wide: 0, candidate: epoch, rate, inverse_root }
             })
             .collect();
         // Scratch of another size is freed before the new one is allocated.

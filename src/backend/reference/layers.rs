@@ -75,6 +75,11 @@ pub(super) struct Optimizer {
 }
 
 impl Optimizer {
+    /// Steps taken.
+    pub(super) fn steps(&self) -> u32 {
+        self.steps as u32
+    }
+
     pub(super) fn new(adam: Adam, layers: &[Layer]) -> Optimizer {
         let zeros = || layers.iter().map(Layer::zeros_like).collect();
         Optimizer { adam, steps: 0, first: zeros(), second: zeros() }
@@ -82,13 +87,14 @@ impl Optimizer {
 
     pub(super) fn step(&mut self, layers: &mut [Layer], gradients: &[Layer]) {
         self.steps += 1;
-        let Adam { lr, beta1, beta2, eps } = self.adam;
+        let Adam { lr, beta1, beta2, eps, weight_decay } = self.adam;
         let correct1 = 1.0 - beta1.powi(self.steps);
         let correct2 = 1.0 - beta2.powi(self.steps);
         let update = |w: &mut [f64], g: &[f64], m: &mut [f64], v: &mut [f64]| {
             for i in 0..w.len() {
                 m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
                 v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
+                w[i] *= 1.0 - lr * weight_decay;
                 w[i] -= lr * (m[i] / correct1) / ((v[i] / correct2).sqrt() + eps);
             }
         };

@@ -76,7 +76,7 @@ impl Backend for Reference {
     }
 
     fn load_reward(&self, model: &RewardModel) -> Result<RewardModel> {
-        Ok(model.clone())
+        Ok(model.as_mlp().into_owned())
     }
 
     fn load_latents(&self, z: &Matrix, rows: &[u32]) -> Result<Latents> {
@@ -157,7 +157,7 @@ impl Backend for Reference {
 
     fn score(&self, model: &RewardModel, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
         checked::score::<Self>(model, embeddings, out.len())?;
-        let layers = model.layers.each_ref().map(Layer::new);
+        let layers = layers_of(model);
         for (row, score) in out.iter_mut().enumerate() {
             *score = reward_of(&layers, &row_f64(embeddings, row)) as f32;
         }
@@ -177,7 +177,7 @@ impl Backend for Reference {
         out: &mut [f32],
     ) -> Result<()> {
         checked::score_latents::<Self>(folded, latents, residual, out.len())?;
-        let layers = folded.reward.layers.each_ref().map(Layer::new);
+        let layers = layers_of(&folded.reward);
         for (j, score) in out.iter_mut().enumerate() {
             *score = reward_of(&layers, &decode_latent(&folded.vae, latents, j, residual)) as f32;
         }
@@ -274,12 +274,21 @@ impl Backend for Reference {
     ) -> Result<(f64, RewardModel)> {
         checked::reward_training::<Self>(trainer, data, batch)?;
         let (loss, gradients) = trainer.batch(data, batch);
-        Ok((loss, RewardModel { layers: [gradients[0].to_linear(), gradients[1].to_linear()] }))
+        Ok((loss, reward_of_layers(&gradients)))
     }
 
     fn reward_parameters(&self, trainer: &RewardTrainer) -> Result<RewardModel> {
-        Ok(RewardModel { layers: [trainer.layers[0].to_linear(), trainer.layers[1].to_linear()] })
+        Ok(reward_of_layers(&trainer.layers))
     }
+}
+
+/// Both layers of one MLP.
+fn layers_of(model: &RewardModel) -> [Layer; 2] {
+    [Layer::new(&model.layers[0]), Layer::new(&model.layers[1])]
+}
+
+fn reward_of_layers(layers: &[Layer]) -> RewardModel {
+    RewardModel { layers: layers.iter().map(Layer::to_linear).collect() }
 }
 
 fn vae_of(layers: &[Layer]) -> Vae {

@@ -47,6 +47,18 @@ impl RewardTrainer {
         standardized(&raw, &self.standardizer)
     }
 
+    /// The same with the noise of a step.
+    fn noisy_row(&self, side: &RewardSide<'_, '_, Reference>, row: u32, at: (Side, usize)) -> Vec<f64> {
+        let RewardObjective { input_noise, seed, .. } = self.objective;
+        let mut x = self.row(side, row);
+        if input_noise > 0.0 {
+            let key = NoiseKey { seed, side: at.0, first_row: 0 };
+            let noise = normals(x.len(), Purpose::InputNoise, key, at.1, self.optimizer.steps());
+            x.iter_mut().zip(noise).for_each(|(x, n)| *x += input_noise * n);
+        }
+        x
+    }
+
     pub(super) fn batch(
         &self,
         data: &RewardData<'_, '_, Reference>,
@@ -54,23 +66,58 @@ impl RewardTrainer {
     ) -> (f64, Vec<Layer>) {
         let mut gradients: Vec<Layer> = self.layers.iter().map(Layer::zeros_like).collect();
         let n = batch.len() as f64;
+        let heads = self.layers.last().map_or(0, |l| l.bias.len());
         let mut loss = 0.0;
-        for &[a, b] in batch {
-            let inputs = [self.row(&data.chosen, a), self.row(&data.rejected, b)];
-            let hidden = inputs.each_ref().map(|x| self.layers[0].forward(x));
-            let reward = hidden.each_ref().map(|h| self.layers[1].forward(&relu(h))[0]);
-            let margin = reward[0] - reward[1];
-            // -log sigmoid(margin), without overflow for either sign.
-            loss += (-margin).max(0.0) + (-margin.abs()).exp().ln_1p();
-            let slope = -1.0 / (1.0 + margin.exp()) / n;
+        for (p, &[a, b]) in batch.iter().enumerate() {
+            let inputs = [
+                self.noisy_row(&data.chosen, a, (Side::Chosen, p)),
+                self.noisy_row(&data.rejected, b, (Side::Rejected, p)),
+            ];
+            let first = inputs.each_ref().map(|x| self.layers[0].forward(x));
+            let rewards = first.each_ref().map(|first| self.rewards(first));
+            let slopes: Vec<f64> = (0..heads)
+                .map(|k| {
+                    let margin = rewards[0][k] - rewards[1][k];
+                    // -log sigmoid(margin), without overflow for either sign.
+                    loss += ((-margin).max(0.0) + (-margin.abs()).exp().ln_1p()) / heads as f64;
+                    -1.0 / (1.0 + margin.exp()) / n
+                })
+                .collect();
             for (side, sign) in [(0, 1.0), (1, -1.0)] {
-                let active = relu(&hidden[side]);
-                let dh = self.layers[1].backward(&active, &[sign * slope], &mut gradients[1]);
-                let dh = relu_backward(&hidden[side], &dh);
-                self.layers[0].backward(&inputs[side], &dh, &mut gradients[0]);
+                let slopes: Vec<f64> = slopes.iter().map(|slope| sign * slope).collect();
+                let dfirst = match self.layers.len() {
+                    1 => slopes,
+                    _ => self.second_backward(&first[side], &slopes, &mut gradients[1]),
+                };
+                self.layers[0].backward(&inputs[side], &dfirst, &mut gradients[0]);
             }
         }
         (loss / n, gradients)
+    }
+
+    /// The reward by each head, from the first layer's outputs.
+    fn rewards(&self, first: &[f64]) -> Vec<f64> {
+        let Some(second) = self.layers.get(1) else { return first.to_vec() };
+        let active = relu(first);
+        let heads = second.weight.chunks_exact(second.inputs).zip(active.chunks_exact(second.inputs));
+        heads
+            .zip(&second.bias)
+            .map(|((w, x), b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b)
+            .collect()
+    }
+
+    /// Adds the gradients of the second layers; gives the gradient by the first layer's outputs.
+    fn second_backward(&self, first: &[f64], slopes: &[f64], gradient: &mut Layer) -> Vec<f64> {
+        let (second, active) = (&self.layers[1], relu(first));
+        let mut dactive = vec![0.0; first.len()];
+        for (k, slope) in slopes.iter().enumerate() {
+            gradient.bias[k] += slope;
+            for j in k * second.inputs..(k + 1) * second.inputs {
+                gradient.weight[j] += slope * active[j];
+                dactive[j] = slope * second.weight[j];
+            }
+        }
+        relu_backward(first, &dactive)
     }
 }
 

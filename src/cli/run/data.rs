@@ -50,6 +50,14 @@ impl Data {
         split(n, self.pairs.group().as_deref(), &SplitOptions { seeds, validation, seed })
     }
 
+    /// The prompts of the test pairs of a split, where they are known.
+    pub fn test_groups(&self, split: &Split) -> Option<Vec<i64>> {
+        match &self.test {
+            Some(test) => test.group(),
+            None => self.pairs.group().map(|group| split.test.iter().map(|&row| group[row]).collect()),
+        }
+    }
+
     /// All rows of all sets.
     pub fn rows(&self) -> Result<DataRows<'_>> {
         let candidates = match &self.candidates {
@@ -104,7 +112,7 @@ impl DataRows<'_> {
         })
     }
 
-    fn pick(&self, rows: &[usize]) -> [RowSet<'_>; 2] {
+    pub fn pick(&self, rows: &[usize]) -> [RowSet<'_>; 2] {
         self.pairs.each_ref().map(|side| side.view().pick(rows))
     }
 }

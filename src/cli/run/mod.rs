@@ -3,10 +3,14 @@
 //! 1. Here: options, checks of everything that can be checked before anything is written, and run.json at the
 //!    end.
 //! 2. `data`: the files, and the rows that a split takes of them.
-//! 3. `repeat`: one split, from training the VAE to the figures of each arm.
+//! 3. `repeat`: one split, from training the VAE to the figures of each arm; `files` and `curves` are what it leaves
+//!    beside the models.
+//! 4. `report`: run.json, and its table for people.
 
-mod data;
-mod repeat;
+mod curves;
+pub mod data;
+pub mod files;
+pub mod repeat;
 pub mod report;
 
 use std::fs;
@@ -16,16 +20,17 @@ use std::time::Instant;
 use clap::Args;
 use data::Data;
 use repeat::{Repeats, Settings};
-use report::{RUN, Report};
+use report::{RUN, RUN_FORMAT, Report, compare};
 use serde_json::{Value, json};
 
 use super::args::{Common, Named, PairArgs, RewardArgs, SynthArgs, VaeArgs, positive};
 use super::console::Console;
 use super::inputs::open_held_out;
+use crate::backend::DecodeMode;
 use crate::data::{CandidateSet, FolderLock, PairOptions, PairSet, create_folder, write_atomic};
 use crate::error::{Error, Result};
-use crate::eval::SplitOptions;
-use crate::model::{RewardSize, VaeSize};
+use crate::eval::{Additions, Arm, Augmentation, SplitOptions};
+use crate::model::VaeSize;
 use crate::synth::OutputKind;
 
 /// The whole method: VAE, synthesis, reward models, and their figures, into a run directory
@@ -38,8 +43,10 @@ use crate::synth::OutputKind;
 
 One data set is cut at random (whole groups, if it has a tensor `group`) into --seeds seed pairs,
 --validation-pairs for early stopping, and the rest for the test; or give --validation and --test.
-The run directory gets run.json (settings, versions, checksums, figures), vae.safetensors,
-reward.safetensors, reward_none.safetensors and recipe.json; with --repeats one folder a split.")]
+The run directory gets run.json (settings, versions, checksums, figures, learning curves, health),
+vae.safetensors, the model of each arm (reward.safetensors of the first with latents, else
+reward_ARM.safetensors), recipe.json, split.json with the files of its parts, and the curves as
+CSV; with --repeats one folder a split.")]
 pub struct Run {
     /// Preference pairs: safetensors files, folders or patterns
     #[arg(required = true, value_name = "PAIRS")]
@@ -72,6 +79,14 @@ pub struct Run {
     /// Run directory
     #[arg(long, short, value_name = "FOLDER")]
     out: PathBuf,
+    /// What reward models are trained on: none, matched, direct, gaussian, mixup, plain, residual,
+    /// no-divergence or margin, each with +noise, +across or +ensemble behind it
+    /// [default: none,matched and --mode]
+    #[arg(long, value_name = "ARMS", value_delimiter = ',', verbatim_doc_comment)]
+    arms: Vec<Arm>,
+    /// Standard deviations of the input noise that arms with +noise choose from, on the validation pairs
+    #[arg(long, value_name = "X", value_delimiter = ',', default_values_t = Additions::default().noise)]
+    noise_scales: Vec<f64>,
     /// Random splits (and seeds) to repeat the run over
     #[arg(long, default_value_t = 1, value_name = "N")]
     repeats: usize,
@@ -128,7 +143,7 @@ impl Run {
             Ok(json!(set.as_ref().map(PairSet::scan).transpose()?.map(|scan| scan.sources)))
         };
         let report = Report {
-            format: 1,
+            format: RUN_FORMAT,
             lensmith: env!("CARGO_PKG_VERSION").into(),
             device: engine.info(),
             seed: common.seed,
@@ -138,18 +153,8 @@ impl Run {
                 "test": sources(&data.test)?,
                 "candidates": self.candidates,
             }),
-            settings: json!({
-                "vae": settings.vae,
-                "reward": settings.reward,
-                "fold": settings.synthesis.pairs_per_seed,
-                "per_side": settings.synthesis.per_side,
-                "pairing": settings.synthesis.pairing,
-                "sigma2": settings.synthesis.sigma2,
-                "oversample": settings.synthesis.oversample,
-                "likelihood": settings.synthesis.likelihood,
-                "source": settings.synthesis.source,
-                "mode": settings.synthesis.mode,
-            }),
+            settings: json!(settings),
+            comparisons: compare(&repeats),
             repeats,
             seconds: start.elapsed().as_secs_f64(),
         };
@@ -165,7 +170,27 @@ impl Run {
             vae: self.vae.training(seed)?,
             synthesis: self.synthesis.options(seed),
             reward: self.reward.training(seed)?,
+            additions: self.additions()?,
+            arms: self.arms(),
         })
+    }
+
+    fn arms(&self) -> Vec<Arm> {
+        if !self.arms.is_empty() {
+            return self.arms.clone();
+        }
+        let lens = match self.synthesis.mode.0 {
+            DecodeMode::Plain => Augmentation::Plain,
+            DecodeMode::Residual => Augmentation::Residual,
+        };
+        [Augmentation::None, Augmentation::Matched, lens].map(Arm::from).to_vec()
+    }
+
+    fn additions(&self) -> Result<Additions> {
+        if let Some(wrong) = self.noise_scales.iter().find(|scale| !(scale.is_finite() && **scale >= 0.0)) {
+            return Err(Error::argument("--noise-scales", "finite numbers, 0 or more", wrong));
+        }
+        Ok(Additions { noise: self.noise_scales.clone(), ..Additions::default() })
     }
 
     fn open(&self, common: &Common) -> Result<Data> {
@@ -197,7 +222,7 @@ impl Run {
     /// Fails on the sizes, plans and splits that training would fail on, before anything is written.
     fn check(&self, data: &Data, settings: &Settings) -> Result<()> {
         VaeSize::new(data.pairs.dim(), settings.vae.hidden, settings.vae.latent)?;
-        RewardSize::new(data.pairs.dim(), settings.reward.hidden)?;
+        settings.reward.size(data.pairs.dim())?;
         let split = data.split(self.seeds, self.validation_pairs, settings.synthesis.seed)?;
         settings.synthesis.plan(split.seeds.len())?;
         Ok(())

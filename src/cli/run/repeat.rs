@@ -7,30 +7,53 @@
 use std::path::Path;
 use std::time::Instant;
 
+use serde::Serialize;
 use serde_json::json;
 
+use super::curves::{CURVES, write_curves};
 use super::data::{Data, DataRows};
+use super::files::{PARTS, SPLIT, write_split};
 use super::report::Repeat;
 use crate::cli::console::Console;
-use crate::cli::training::{save, show_reward_epochs, show_vae_epochs};
+use crate::cli::training::{save, show_reward_curve, show_vae_epochs};
 use crate::cli::writing::{PROGRESS_EVERY, write_shards};
-use crate::data::{PairOptions, PairSource, RECIPE, require_apart, write_pairs};
+use crate::data::{PairOptions, PairSource, RECIPE, require_apart};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::eval::{Arm, ArmResult, Experiment, Split};
+use crate::eval::{Additions, Arm, ArmResult, Augmentation, Experiment, Split};
 use crate::matrix::RowSet;
 use crate::synth::{OutputKind, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, TrainedVae, VaeTraining};
 
-/// The files of a repeat.
-const FILES: [&str; 5] =
-    ["vae.safetensors", "reward_none.safetensors", "reward.safetensors", RECIPE, "seeds.safetensors"];
+/// The files of a repeat beside its reward models and the parts of the split.
+const FILES: [&str; 6] = [VAE, VAE_WITHOUT_DIVERGENCE, RECIPE, SPLIT, CURVES[0], CURVES[1]];
+const VAE: &str = "vae.safetensors";
+const VAE_WITHOUT_DIVERGENCE: &str = "vae_no_divergence.safetensors";
 
 /// The settings of a run, for one seed.
+#[derive(Clone, Debug, Serialize)]
 pub struct Settings {
     pub vae: VaeTraining,
     pub synthesis: SynthesisOptions,
     pub reward: RewardTraining,
+    pub additions: Additions,
+    pub arms: Vec<Arm>,
+}
+
+impl Settings {
+    /// The arm whose model is the run's: the first with latent synthesis, else the last.
+    fn main_arm(&self) -> Option<Arm> {
+        let latent = |arm: &&Arm| arm.augmentation.latent_mode().is_some();
+        self.arms.iter().find(latent).or(self.arms.last()).copied()
+    }
+
+    /// The file of an arm's model.
+    fn model_file(&self, arm: Arm) -> String {
+        match self.main_arm() == Some(arm) {
+            true => "reward.safetensors".into(),
+            false => format!("reward_{arm}.safetensors"),
+        }
+    }
 }
 
 /// What all repeats of a run share.
@@ -50,11 +73,20 @@ pub struct Repeats<'a> {
 impl Repeats<'_> {
     /// Trains and measures everything on one split.
     pub fn run(&self, settings: &Settings, split: &Split, folder: &Path) -> Result<Repeat> {
-        require_apart(FILES.iter().map(|name| folder.join(name)), &self.data.paths())?;
+        let models = settings.arms.iter().map(|&arm| settings.model_file(arm));
+        let written = FILES.iter().chain(&PARTS).map(|name| name.to_string()).chain(models);
+        require_apart(written.map(|name| folder.join(name)), &self.data.paths())?;
+        let files = write_split(folder, self.data, self.rows, split, settings.synthesis.seed)?;
         let seeds = self.rows.seeds(split);
         let start = Instant::now();
-        let trained = self.train_vae(&seeds, &settings.vae, folder)?;
+        let trained = self.train_vae(&seeds, &settings.vae, &folder.join(VAE))?;
         let vae_seconds = start.elapsed().as_secs_f64();
+        let mut no_divergence = settings.vae;
+        no_divergence.objective.gamma = 0.0;
+        let wanted = settings.arms.iter().any(|arm| arm.augmentation == Augmentation::NoDivergence);
+        let without = wanted
+            .then(|| self.train_vae(&seeds, &no_divergence, &folder.join(VAE_WITHOUT_DIVERGENCE)))
+            .transpose()?;
         let (validation, test) = (self.rows.validation(split), self.rows.test(split));
         let pairs = json!({
             "seeds": split.seeds.len(),
@@ -64,80 +96,64 @@ impl Repeats<'_> {
         let held_out = validation.as_ref().map(|pairs| pairs as &dyn PairSource);
         let health =
             self.engine.vae_health(&trained.vae, &seeds, held_out, &settings.synthesis, &trained.history)?;
-        let experiment = Experiment {
-            seeds,
-            validation,
-            test: Some(test),
-            candidates: self.rows.candidates(),
-            vae: Some(&trained.vae),
-            synthesis: settings.synthesis,
-            reward: settings.reward,
-        };
-        let (plan, _) = settings.synthesis.plan(split.seeds.len())?;
-        let pairs_per_seed = plan.pairs_per_seed;
-        let lens = Arm::Lens { pairs_per_seed, mode: settings.synthesis.mode };
-        let arms = vec![
-            self.run_arm(&experiment, Arm::None, folder, Some("reward_none.safetensors"))?,
-            self.run_arm(&experiment, Arm::NoneMatched { pairs_per_seed }, folder, None)?,
-            self.run_arm(&experiment, lens, folder, Some("reward.safetensors"))?,
-        ];
-        // Without validation the last epoch is kept by rule.
-        let at_cap = |result: &&ArmResult| {
-            experiment.validation.is_some()
-                && result.best_epoch as u64 == most_epochs(&settings.reward, result.arm)
-        };
-        let capped = arms.iter().filter(at_cap).map(|result| result.arm).collect();
-        self.write_recipe(&experiment.seeds, &settings.synthesis, folder)?;
+        let mut experiment = Experiment::new(seeds, settings.synthesis, settings.reward);
+        experiment.validation = validation;
+        experiment.test = Some(test);
+        experiment.test_groups = self.data.test_groups(split);
+        experiment.candidates = self.rows.candidates();
+        experiment.vae = Some(&trained.vae);
+        experiment.vae_without_divergence = without.as_ref().map(|without| &without.vae);
+        experiment.additions = settings.additions.clone();
+        let arms = settings
+            .arms
+            .iter()
+            .map(|&arm| self.run_arm(&experiment, arm, &folder.join(settings.model_file(arm))));
+        let arms = arms.collect::<Result<Vec<_>>>()?;
+        write_curves(folder, &trained.history, &arms)?;
+        self.write_recipe(files[0].as_deref(), &settings.synthesis, folder)?;
+        let map = self.engine.latent_map(&trained.vae, &experiment.seeds, &settings.synthesis)?;
         Ok(Repeat {
             seed: settings.synthesis.seed,
             folder: folder.to_path_buf(),
             pairs,
-            vae_loss: json!(trained.history.last()),
             health,
-            capped,
+            vae_history: trained.history,
             vae_seconds,
+            latent_map: map,
             arms,
         })
     }
 
-    fn train_vae(&self, seeds: &[RowSet<'_>; 2], options: &VaeTraining, folder: &Path) -> Result<TrainedVae> {
+    fn train_vae(&self, seeds: &[RowSet<'_>; 2], options: &VaeTraining, path: &Path) -> Result<TrainedVae> {
         let bar = self.console.bar("VAE", options.epochs as u64, "epochs");
         let trained = self.engine.train_vae(seeds, options, &mut show_vae_epochs(&bar))?;
         bar.finish_and_clear();
         self.data.require_unchanged()?;
-        save(&trained.vae, &folder.join("vae.safetensors"), [("training", json!(options))])?;
+        save(&trained.vae, path, [("training", json!(options))])?;
         Ok(trained)
     }
 
-    /// Trains and measures the reward model of an arm; saves it as `name`, if there is one.
-    fn run_arm(
-        &self,
-        experiment: &Experiment<'_>,
-        arm: Arm,
-        folder: &Path,
-        name: Option<&str>,
-    ) -> Result<ArmResult> {
-        let bar = self.console.bar(&arm.to_string(), most_epochs(&experiment.reward, arm), "epochs");
-        let (result, model) = self.engine.experiment(experiment, arm, &mut show_reward_epochs(&bar))?;
+    /// Trains, measures and saves the reward model of an arm.
+    fn run_arm(&self, experiment: &Experiment<'_>, arm: Arm, path: &Path) -> Result<ArmResult> {
+        let m = experiment.pairs_per_seed()?;
+        let bar = self.console.bar(&arm.title(m), most_epochs(&experiment.reward, arm, m), "epochs");
+        let (result, model) = self.engine.experiment(experiment, arm, &mut show_reward_curve(&bar))?;
         bar.finish_and_clear();
         self.data.require_unchanged()?;
-        if let Some(name) = name {
-            // Without the time that it took: the same seed gives the same bytes.
-            let mut result = json!(result);
-            result.as_object_mut().map(|figures| figures.remove("seconds"));
-            save(&model, &folder.join(name), [("result", result)])?;
-        }
+        // What a reader of the model wants; without the time that it took: the same seed gives the same bytes.
+        let figures = json!({
+            "arm": arm, "fold": m, "pairs": result.pairs, "steps": result.steps, "best_step": result.best_step,
+            "input_noise": result.input_noise, "test": result.test.as_ref().map(|test| &test.report),
+        });
+        save(&model, path, [("result", figures)])?;
         Ok(result)
     }
 
-    /// Writes the recipe, before it the seeds if they are a part of the data, and on request the synthetic
-    /// pairs.
-    fn write_recipe(&self, seeds: &[RowSet<'_>; 2], options: &SynthesisOptions, folder: &Path) -> Result<()> {
-        let vae = folder.join("vae.safetensors");
-        let is_part = seeds[0].rows() < self.data.pairs.len();
-        let (recipe, seeds, vae) = if is_part {
-            let path = folder.join("seeds.safetensors");
-            write_pairs(&path, [&seeds[0], &seeds[1]])?;
+    /// Writes the recipe, of the seeds in `file` if they are a part of the data, and on request the synthetic pairs.
+    fn write_recipe(&self, file: Option<&Path>, options: &SynthesisOptions, folder: &Path) -> Result<()> {
+        let vae = folder.join(VAE);
+        let is_part = file.is_some();
+        let (recipe, seeds, vae) = if let Some(path) = file {
             let pair_options = PairOptions { io: self.options.io, ..PairOptions::default() };
             Recipe::new(&[path.to_string_lossy().into_owned()], &pair_options, &vae, options)?
         } else {
@@ -162,10 +178,10 @@ impl Repeats<'_> {
 }
 
 /// Most epochs of an arm, for its progress bar.
-fn most_epochs(training: &RewardTraining, arm: Arm) -> u64 {
+fn most_epochs(training: &RewardTraining, arm: Arm, pairs_per_seed: u64) -> u64 {
     let epochs = training.updates.count() as u64;
-    match arm {
-        Arm::NoneMatched { pairs_per_seed } => epochs.saturating_mul(pairs_per_seed),
+    match arm.augmentation {
+        Augmentation::Matched => epochs.saturating_mul(pairs_per_seed),
         _ => epochs,
     }
 }
@@ -173,15 +189,14 @@ fn most_epochs(training: &RewardTraining, arm: Arm) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::DecodeMode;
     use crate::train::Updates;
 
     #[test]
     fn matched_arms_show_all_their_epochs() {
         let training = RewardTraining { updates: Updates::Epochs(20), ..RewardTraining::default() };
-        assert_eq!(most_epochs(&training, Arm::NoneMatched { pairs_per_seed: 8 }), 160);
-        assert_eq!(most_epochs(&training, Arm::Lens { pairs_per_seed: 8, mode: DecodeMode::Plain }), 20);
+        assert_eq!(most_epochs(&training, Augmentation::Matched.into(), 8), 160);
+        assert_eq!(most_epochs(&training, Augmentation::Plain.into(), 8), 20);
         let endless = RewardTraining { updates: Updates::Epochs(usize::MAX), ..training };
-        assert_eq!(most_epochs(&endless, Arm::NoneMatched { pairs_per_seed: 8 }), u64::MAX);
+        assert_eq!(most_epochs(&endless, Augmentation::Matched.into(), 8), u64::MAX);
     }
 }

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::backend::DeviceInfo;
+use crate::backend::{DeviceInfo, VaeLoss};
 use crate::cli::table::{count, mean_spread, table};
-use crate::cli::training::health_text;
+use crate::cli::training::{capped_text, health_text};
 use crate::data::read_small;
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, VaeHealth};
+use crate::eval::{Arm, ArmResult, Augmentation, LatentMap, Paired, VaeHealth, paired};
 
 /// Name of the report in a run directory.
 pub const RUN: &str = "run.json";
+/// Version of its layout, which docs/json.md describes.
+pub const RUN_FORMAT: u32 = 2;
 
 /// Everything a run used and found: run.json.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +26,8 @@ pub struct Report {
     pub seed: u64,
     pub sources: Value,
     pub settings: Value,
+    /// Paired differences of the arms over the splits.
+    pub comparisons: Vec<Comparison>,
     pub repeats: Vec<Repeat>,
     pub seconds: f64,
 }
@@ -34,12 +38,83 @@ pub struct Repeat {
     pub seed: u64,
     pub folder: PathBuf,
     pub pairs: Value,
-    pub vae_loss: Value,
     pub health: VaeHealth,
-    /// Arms whose best epoch was the last that they were allowed.
-    pub capped: Vec<Arm>,
+    /// The loss of each epoch of the VAE.
+    pub vae_history: Vec<VaeLoss>,
     pub vae_seconds: f64,
+    /// Latents in the plane of their largest variance.
+    pub latent_map: LatentMap,
     pub arms: Vec<ArmResult>,
+}
+
+/// A measure of an arm's model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Share of the test pairs that are ordered as people do.
+    Accuracy,
+    /// Loss on the test pairs.
+    Loss,
+    /// Gold score of the best of all candidates.
+    BestOfN,
+}
+
+impl Measure {
+    /// All of them.
+    pub const ALL: [Measure; 3] = [Measure::Accuracy, Measure::Loss, Measure::BestOfN];
+
+    /// Its name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Measure::Accuracy => "pair accuracy",
+            Measure::Loss => "pair loss",
+            Measure::BestOfN => "best-of-N gold",
+        }
+    }
+
+    /// An arm's figure.
+    pub fn of(self, result: &ArmResult) -> Option<f64> {
+        match self {
+            Measure::Accuracy => Some(result.test.as_ref()?.report.accuracy),
+            Measure::Loss => Some(result.test.as_ref()?.report.loss),
+            Measure::BestOfN => Some(result.best_of_n.as_ref()?.points.last()?.model),
+        }
+    }
+}
+
+/// The difference of two arms on the same splits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Comparison {
+    pub measure: Measure,
+    /// The arm.
+    pub arm: Arm,
+    /// What its figure is taken from.
+    pub against: Arm,
+    /// The arm's figure minus the other's.
+    pub difference: Paired,
+}
+
+/// Each arm against the seeds alone with as many updates, or without that arm against the seeds alone.
+pub fn compare(repeats: &[Repeat]) -> Vec<Comparison> {
+    let Some(first) = repeats.first() else { return Vec::new() };
+    let position = |augmentation: Augmentation| {
+        first.arms.iter().position(|result| result.arm == Arm::from(augmentation))
+    };
+    let Some(base) = position(Augmentation::Matched).or_else(|| position(Augmentation::None)) else {
+        return Vec::new();
+    };
+    let figures = |arm: usize, measure: Measure| -> Option<Vec<f64>> {
+        repeats.iter().map(|repeat| measure.of(&repeat.arms[arm])).collect()
+    };
+    let mut comparisons = Vec::new();
+    for measure in Measure::ALL {
+        for (i, result) in first.arms.iter().enumerate().filter(|(i, _)| *i != base) {
+            let (Some(own), Some(other)) = (figures(i, measure), figures(base, measure)) else { continue };
+            let (arm, against) = (result.arm, first.arms[base].arm);
+            comparisons.push(Comparison { measure, arm, against, difference: paired(&own, &other) });
+        }
+    }
+    comparisons
 }
 
 impl Report {
@@ -51,14 +126,34 @@ impl Report {
         let bad = |detail: String| Error::Format { path: path.to_path_buf(), format: "run", detail };
         let bytes = read_small(path, "run", Report::MOST_BYTES)?;
         let report: Report = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-        if report.format != 1 {
-            return Err(bad(format!("expected format 1, found {}", report.format)));
+        if report.format != RUN_FORMAT {
+            return Err(bad(format!("expected format {RUN_FORMAT}, found {}", report.format)));
         }
         let arms = |repeat: &Repeat| repeat.arms.iter().map(|arm| arm.arm).collect::<Vec<_>>();
         match report.repeats.first().map(arms) {
             Some(first) if !first.is_empty() && report.repeats.iter().all(|r| arms(r) == first) => Ok(report),
             _ => Err(bad("its repeats are not of the same arms, or there is none".into())),
         }
+    }
+
+    /// Differences of arms, a line for each arm.
+    fn comparison_table(&self) -> String {
+        let first = &self.repeats[0];
+        let there = |measure: &Measure| self.comparisons.iter().any(|c| c.measure == *measure);
+        let measures: Vec<Measure> = Measure::ALL.into_iter().filter(there).collect();
+        let mut header = vec!["arm"];
+        header.extend(measures.iter().map(|measure| measure.name()));
+        let against = self.comparisons.first().map(|c| c.against);
+        let rows = first.arms.iter().filter(|result| Some(result.arm) != against).map(|result| {
+            let cell = |measure: &Measure| {
+                let found = self.comparisons.iter().find(|c| c.measure == *measure && c.arm == result.arm);
+                found.map_or("-".to_string(), |c| c.difference.to_string())
+            };
+            let mut row = vec![result.title()];
+            row.extend(measures.iter().map(cell));
+            row
+        });
+        table(&header, &rows.collect::<Vec<_>>())
     }
 
     /// The report for people; `run_json` is where the rest is.
@@ -80,13 +175,13 @@ impl Report {
         let rows: Vec<Vec<String>> = (0..arms)
             .map(|a| {
                 let mut row = vec![
-                    first.arms[a].arm.to_string(),
+                    first.arms[a].title(),
                     count(first.arms[a].pairs),
-                    cell(column(a, &|r| r.test.map(|t| t.accuracy)), 3),
-                    cell(column(a, &|r| r.test.map(|t| t.loss)), 3),
+                    cell(column(a, &|r| Some(r.test.as_ref()?.report.accuracy)), 3),
+                    cell(column(a, &|r| Some(r.test.as_ref()?.report.loss)), 3),
                 ];
                 if with_candidates {
-                    row.push(cell(column(a, &|r| r.best_of_n.map(|b| b.model)), 3));
+                    row.push(cell(column(a, &|r| Some(r.best_of_n.as_ref()?.points.last()?.model)), 3));
                 }
                 row.push(cell(column(a, &|r| Some(r.best_epoch as f64)), 0));
                 row.push(cell(column(a, &|r| Some(r.seconds)), 1));
@@ -106,20 +201,25 @@ impl Report {
             self.device.threads,
             table(&header, &rows),
         );
-        if let Some(b) = first.arms[0].best_of_n {
+        if let Some((b, all)) = first.arms[0].best_of_n.as_ref().and_then(|b| Some((b, b.points.last()?))) {
             text.push_str(&format!(
                 "best-of-{} gold at random {:.3}, by the oracle {:.3}\n",
-                b.per_prompt, b.random, b.oracle
+                b.per_prompt, b.random, all.oracle
+            ));
+        }
+        if let (Some(c), true) = (self.comparisons.first(), self.repeats.len() > 1) {
+            let m = first.arms[0].pairs_per_seed;
+            text.push_str(&format!(
+                "\nagainst {}, paired over the splits, ± standard error\n{}\n",
+                c.against.title(m),
+                self.comparison_table()
             ));
         }
         for repeat in &self.repeats {
             let seed = if self.repeats.len() > 1 { format!("seed {}: ", repeat.seed) } else { String::new() };
             text.push_str(&format!("\n{seed}VAE: {}\n", health_text(&repeat.health)));
-            for arm in &repeat.capped {
-                text.push_str(&format!(
-                    "warning: the best epoch of `{arm}` was the last that it was allowed: with more --epochs it may do \
-                     better, and until then whatever takes more steps looks better than it is\n"
-                ));
+            for arm in repeat.arms.iter().filter(|arm| arm.capped) {
+                text.push_str(&capped_text(&format!("`{}`", arm.title())));
             }
         }
         let vae: f64 = self.repeats.iter().map(|r| r.vae_seconds).sum();

@@ -1,4 +1,5 @@
-//! Adam on packed weights: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`.
+//! Adam on packed weights: Kingma and Ba's Algorithm 1 in the arrangement of `torch.optim.Adam`, with weight decay
+//! `torch.optim.AdamW`.
 
 use crate::backend::Adam;
 use crate::backend::cpu::gemm::{AlignedRows, Epilogue, Tile};
@@ -17,6 +18,8 @@ pub struct Rates {
     rate: f32,
     inverse_root: f32,
     eps: f32,
+    /// What parameters are multiplied with first: weight decay.
+    decay: f32,
 }
 
 impl Rates {
@@ -30,6 +33,7 @@ impl Rates {
             rate: (adam.lr / (1.0 - adam.beta1.powi(step))) as f32,
             inverse_root: (1.0 / (1.0 - adam.beta2.powi(step)).sqrt()) as f32,
             eps: adam.eps as f32,
+            decay: adam.decay(),
         }
     }
 
@@ -39,7 +43,7 @@ impl Rates {
         for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
             *m = self.beta1 * *m + self.keep1 * g;
             *v = self.beta2 * *v + self.keep2 * (g * g);
-            *w -= self.rate * *m / (v.sqrt() * self.inverse_root + self.eps);
+            *w = self.decay * *w - self.rate * *m / (v.sqrt() * self.inverse_root + self.eps);
         }
     }
 }

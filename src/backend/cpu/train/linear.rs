@@ -136,7 +136,7 @@ pub trait Fill: Sync {
     fn rows(&self) -> usize;
     /// Writes inputs `columns` of all rows, one row every [`STRIDE`] values; `kept` says that those of the batch before
     /// are still there.
-    fn fill(&self, columns: Range<usize>, block: &mut [f32], kept: bool);
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32], kept: bool);
 }
 
 /// Values by panels, `[panel][rows]`, as the right operand of dW = X^T dY: themselves, or where products are BF16
@@ -408,7 +408,7 @@ impl<F: Fill> Task for Pass<'_, '_, F> {
             let to = (from + SLICE).min(inputs);
             let count = next.rows();
             let block = &mut block[..count * STRIDE];
-            next.fill(from..to, block, kept);
+            next.fill(simd, from..to, block, kept);
             if !kept && to < from + SLICE {
                 // Another slice's inputs may be there.
                 block.chunks_exact_mut(STRIDE).for_each(|row| row[to - from..SLICE].fill(0.0));

@@ -1,24 +1,29 @@
-//! Reward training. The first layer takes one pass over its weights a step (`wide.rs`); the narrow rest runs by panels
+//! Reward training. The first layer takes one pass over its weights a step (`linear.rs`); the narrow rest runs by panels
 //! of 32 hidden units.
+//!
+//! An ensemble's heads lie side by side in the first layer: with MLPs a panel belongs to one head, with linear heads each
+//! column of a panel is one. So a batch is read once for all heads.
 
 use std::ops::Range;
 
-use super::adam::{ParamVector, Rates, Update, Weights};
+use super::adam::{ParamVector, Rates, SLICE, Update, Weights};
 use super::linear::{Back, Fill, FusedLinear, Operand, STRIDE, Sums};
 use super::samples::{NONE, Samples, Side, Step};
 use super::share;
 use crate::backend::cpu::gemm::{self, Add, AlignedRows, Keep, ZERO, pack_pairs};
 use crate::backend::{PairRows, Precision, RewardObjective};
-use crate::model::{Linear, RewardModel, Standardizer};
+use crate::model::{Linear, RewardModel, RewardSize, Standardizer};
+use crate::noise::{NoiseCounter, Purpose, Side as NoiseSide, fill_normals_from};
 use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
 pub struct RewardTrainer {
+    size: RewardSize,
     first: FusedLinear,
     first_bias: ParamVector,
-    second: ParamVector,
-    second_bias: ParamVector,
+    /// Weight and bias; None for linear heads.
+    second: Option<[ParamVector; 2]>,
     objective: RewardObjective,
     standardizer: Standardizer,
     steps: i32,
@@ -32,8 +37,9 @@ struct Scratch {
     wide: Operand,
     /// The hidden layer of every sample, then the gradient by it: `[panel][samples]`.
     hidden: AlignedRows,
-    /// Each panel's share of the rewards, `[panel][samples]`.
+    /// Each panel's share of its head's rewards, `[panel][samples]`.
     shares: Vec<f32>,
+    /// `[head][samples]`.
     rewards: Vec<f32>,
     slopes: Vec<f32>,
 }
@@ -45,6 +51,8 @@ struct Batch<'a> {
     /// Whether the decoder's rows are not in the blocks yet.
     fresh: bool,
     standardizer: &'a Standardizer,
+    /// Standard deviation and seed of the noise, and the steps before this one.
+    noise: (f32, u64, u32),
 }
 
 impl Fill for Batch<'_> {
@@ -53,17 +61,26 @@ impl Fill for Batch<'_> {
     }
 
     #[inline(always)]
-    fn fill(&self, columns: Range<usize>, block: &mut [f32], kept: bool) {
+    fn fill<S: Simd>(&self, simd: S, columns: Range<usize>, block: &mut [f32], kept: bool) {
         let (folded, rest) = block.split_at_mut(self.step.depth * STRIDE);
         if self.fresh || !kept {
             for (row, to) in folded.chunks_exact_mut(STRIDE).enumerate() {
                 to[..columns.len()].copy_from_slice(self.samples.decoder_row(row, columns.clone()));
             }
         }
+        let mut normals = [0f32; SLICE];
+        let normals = &mut normals[..columns.len()];
         for (row, to) in rest.chunks_exact_mut(STRIDE).enumerate() {
             let to = &mut to[..columns.len()];
-            self.samples.widen(self.step, row, columns.clone(), to);
-            self.standardizer.apply_to(columns.clone(), to);
+            self.samples.standardized(self.step, row, columns.clone(), self.standardizer, to);
+            if let Some(&[side, pair]) = self.step.owners.get(row) {
+                let (std, seed, candidate) = self.noise;
+                let (purpose, side) = (Purpose::InputNoise, NoiseSide::BOTH[side as usize]);
+                let counter = NoiseCounter { purpose, side, row: pair.into(), candidate };
+                // Slices start with a block of noise.
+                fill_normals_from(simd, seed, counter, (columns.start / 4) as u32, normals);
+                to.iter_mut().zip(&*normals).for_each(|(x, n)| *x += std * n);
+            }
         }
     }
 }
@@ -76,14 +93,15 @@ impl RewardTrainer {
         objective: &RewardObjective,
         precision: Precision,
     ) -> RewardTrainer {
-        let [first, second] = &initial.layers;
+        let first = &initial.layers[0];
+        let vectors = |second: &Linear| [&second.weight, &second.bias].map(|v| ParamVector::new(v, 0));
         RewardTrainer {
+            size: initial.size(),
             first: FusedLinear::new(first.inputs, first.outputs, precision, |o, i| {
                 first.weight[o * first.inputs + i]
             }),
             first_bias: ParamVector::new(&first.bias, 0),
-            second: ParamVector::new(&second.weight, 0),
-            second_bias: ParamVector::new(&second.bias, 0),
+            second: initial.layers.get(1).map(vectors),
             objective: *objective,
             standardizer: standardizer.clone(),
             steps: 0,
@@ -98,32 +116,36 @@ impl RewardTrainer {
 
     /// The parameters.
     pub fn parameters(&self) -> RewardModel {
-        let (inputs, outputs) = (self.first.inputs(), self.first.outputs());
-        let mut weight = vec![0f32; inputs * outputs];
-        self.first.each_weight(|o, i, w| weight[o * inputs + i] = w);
-        let second = Linear {
-            weight: self.second.values(),
-            bias: self.second_bias.values(),
-            inputs: outputs,
-            outputs: 1,
-        };
-        RewardModel { layers: [Linear { weight, bias: self.first_bias.values(), inputs, outputs }, second] }
+        self.model(ParamVector::values, |weight, inputs| {
+            self.first.each_weight(|o, i, w| weight[o * inputs + i] = w);
+        })
     }
 
     /// The gradients of the last batch.
     pub fn gradients(&self) -> RewardModel {
+        self.model(ParamVector::gradients, |weight, inputs| {
+            self.first.each_gradient(|o, i, g| weight[o * inputs + i] = g);
+        })
+    }
+
+    /// A model of the vectors that `vector` gives and the first weight that `fill` writes.
+    fn model(
+        &self,
+        vector: fn(&ParamVector) -> Vec<f32>,
+        fill: impl FnOnce(&mut [f32], usize),
+    ) -> RewardModel {
         let (inputs, outputs) = (self.first.inputs(), self.first.outputs());
         let mut weight = vec![0f32; inputs * outputs];
-        self.first.each_gradient(|o, i, g| weight[o * inputs + i] = g);
-        let second = Linear {
-            weight: self.second.gradients(),
-            bias: self.second_bias.gradients(),
-            inputs: outputs,
-            outputs: 1,
-        };
-        RewardModel {
-            layers: [Linear { weight, bias: self.first_bias.gradients(), inputs, outputs }, second],
-        }
+        fill(&mut weight, inputs);
+        let mut layers = vec![Linear { weight, bias: vector(&self.first_bias), inputs, outputs }];
+        let RewardSize { hidden, heads, .. } = self.size;
+        layers.extend(self.second.as_ref().map(|[weight, bias]| Linear {
+            weight: vector(weight),
+            bias: vector(bias),
+            inputs: hidden,
+            outputs: heads,
+        }));
+        RewardModel { layers }
     }
 
     /// One pass over `pairs`.
@@ -139,7 +161,7 @@ impl RewardTrainer {
 
     /// Steps over `pairs`; gives the mean loss before each.
     fn run(&mut self, isa: Isa, sides: [&Side<'_>; 2], pairs: &[PairRows], batch: usize, learn: bool) -> f64 {
-        let samples = Samples::new(isa, sides, self.objective.synthetic, &self.standardizer);
+        let samples = Samples::new(isa, sides, &self.objective, &self.standardizer);
         self.first.reserve(samples.most_rows(batch.min(pairs.len())), false);
         let mut batches = pairs.chunks(batch);
         let (mut now, mut later) = (Step::default(), Step::default());
@@ -155,6 +177,7 @@ impl RewardTrainer {
                 step: &later,
                 fresh: back.is_none(),
                 standardizer: &self.standardizer,
+                noise: (self.objective.input_noise as f32, self.objective.seed, self.steps as u32),
             });
             let back_now =
                 back.map(|update| Back { dy: self.scratch.wide.get(), rows: now.wide_rows(), update });
@@ -189,18 +212,20 @@ impl RewardTrainer {
         let s = &mut self.scratch;
         s.wide.resize(self.first.precision(), panels, wide_rows);
         s.hidden.resize(panels * samples);
+        let RewardSize { heads, hidden: units, .. } = self.size;
         s.shares.resize(panels * samples, 0.0);
-        s.rewards.resize(samples, 0.0);
-        s.slopes.resize(samples, 0.0);
+        s.rewards.resize(heads * samples, 0.0);
+        s.slopes.resize(heads * samples, 0.0);
 
         let sums = self.first.sums();
+        let second = self.second.as_ref().map(|[weight, _]| &weight.w[..]);
         let tasks = s
             .wide
             .panels()
             .zip(s.hidden.chunks_exact_mut(samples).zip(s.shares.chunks_exact_mut(samples)))
-            .zip(self.first_bias.w.iter().zip(&*self.second.w))
+            .zip(self.first_bias.w.iter())
             .enumerate()
-            .map(|(panel, (((wide, _), (hidden, shares)), (bias, head)))| Forward {
+            .map(|(panel, (((wide, _), (hidden, shares)), bias))| Forward {
                 panel,
                 step,
                 sums,
@@ -208,39 +233,70 @@ impl RewardTrainer {
                 hidden,
                 shares,
                 bias,
-                head,
+                second: second.map(|second| &second[panel]),
             });
         share(isa, tasks);
 
-        s.rewards.fill(self.second_bias.w[0][0]);
-        for shares in s.shares.chunks_exact(samples) {
-            s.rewards.iter_mut().zip(shares).for_each(|(reward, share)| *reward += share);
+        match &self.second {
+            Some([_, bias]) => {
+                let bias = bias.w.as_flattened();
+                for (head, rewards) in s.rewards.chunks_exact_mut(samples).enumerate() {
+                    rewards.fill(bias[head]);
+                    // An ensemble's heads are whole panels.
+                    let (from, count) = (head * units / NR, units.div_ceil(NR));
+                    for shares in s.shares[from * samples..][..count * samples].chunks_exact(samples) {
+                        rewards.iter_mut().zip(shares).for_each(|(reward, share)| *reward += share);
+                    }
+                }
+            }
+            None => {
+                for (head, rewards) in s.rewards.chunks_exact_mut(samples).enumerate() {
+                    let rows = &s.hidden[head / NR * samples..][..samples];
+                    rewards.iter_mut().zip(rows).for_each(|(reward, row)| *reward = row[head % NR]);
+                }
+            }
         }
         let pairs = step.slots.len() as f64;
-        let (mut loss, mut sum) = (0f64, 0f64);
-        for &[a, b] in &step.slots {
-            let margin = f64::from(s.rewards[a as usize]) - f64::from(s.rewards[b as usize]);
-            // -log sigmoid(margin), without overflow for either sign.
-            loss += (-margin).max(0.0) + (-margin.abs()).exp().ln_1p();
-            let slope = (-1.0 / (1.0 + margin.exp()) / pairs) as f32;
-            s.slopes[a as usize] = slope;
-            s.slopes[b as usize] = -slope;
-            sum += f64::from(s.slopes[a as usize]) + f64::from(s.slopes[b as usize]);
+        let mut loss = 0f64;
+        let mut bias = vec![0f64; heads.next_multiple_of(NR)];
+        for ((rewards, slopes), sum) in
+            s.rewards.chunks_exact(samples).zip(s.slopes.chunks_exact_mut(samples)).zip(&mut bias)
+        {
+            for &[a, b] in &step.slots {
+                let margin = f64::from(rewards[a as usize]) - f64::from(rewards[b as usize]);
+                // -log sigmoid(margin), without overflow for either sign.
+                loss += (-margin).max(0.0) + (-margin.abs()).exp().ln_1p();
+                let slope = (-1.0 / (1.0 + margin.exp()) / pairs) as f32;
+                slopes[a as usize] = slope;
+                slopes[b as usize] = -slope;
+                *sum += f64::from(slopes[a as usize]) + f64::from(slopes[b as usize]);
+            }
         }
-        let mut bias = [0f64; NR];
-        bias[0] = sum;
-        self.second_bias.learn(isa, &bias, update);
-
         let mut first = self.first_bias.weights();
-        let mut second = self.second.weights();
+        let mut second = None;
+        if let Some([weight, second_bias]) = &mut self.second {
+            second_bias.learn(isa, &bias, update);
+            second = Some(weight.weights());
+        }
         let mut tasks = Vec::with_capacity(panels);
-        for ((wide, words), hidden) in s.wide.panels().zip(s.hidden.chunks_exact_mut(samples)) {
-            let ((bias, rest), (head, others)) = (first.split(1), second.split(1));
-            (first, second) = (rest, others);
-            tasks.push(Backward { step, wide, words, hidden, slopes: &s.slopes, bias, head, update });
+        for (panel, ((wide, words), hidden)) in
+            s.wide.panels().zip(s.hidden.chunks_exact_mut(samples)).enumerate()
+        {
+            let (bias, rest) = first.split(1);
+            first = rest;
+            let layer = match second.take() {
+                Some(weights) => {
+                    let (second_weight, rest) = weights.split(1);
+                    second = Some(rest);
+                    let slopes = &s.slopes[panel * NR / units * samples..][..samples];
+                    HeadPanel::Mlp { second: second_weight, slopes }
+                }
+                None => HeadPanel::Linear(&s.slopes[panel * NR * samples..]),
+            };
+            tasks.push(Backward { step, wide, words, hidden, layer, bias, update });
         }
         share(isa, tasks);
-        loss / pairs
+        loss / pairs / heads as f64
     }
 }
 
@@ -253,14 +309,15 @@ struct Forward<'a> {
     hidden: &'a mut [NrRow],
     shares: &'a mut [f32],
     bias: &'a NrRow,
-    head: &'a NrRow,
+    /// None for linear heads, whose outputs are the rewards.
+    second: Option<&'a NrRow>,
 }
 
 impl Task for Forward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Forward { panel, step, sums, wide, hidden, shares, bias, head } = self;
+        let Forward { panel, step, sums, wide, hidden, shares, bias, second } = self;
         wide.fill(ZERO);
         sums.add_to(panel * wide.len(), wide);
         for (to, &base) in hidden.iter_mut().zip(&step.base) {
@@ -272,12 +329,23 @@ impl Task for Forward<'_> {
         let folded = &mut hidden[step.whole..];
         let h = RowsRef { words: &step.hidden, count: folded.len(), stride: step.depth };
         gemm::product(simd, Precision::F32, h, &wide[..step.depth], panel, &mut Add(folded));
+        let Some(second) = second else { return };
         simd.relu(hidden.as_flattened_mut());
         for (row, share) in hidden.iter().zip(shares) {
-            let products: NrRow = std::array::from_fn(|i| row[i] * head[i]);
+            let products: NrRow = std::array::from_fn(|i| row[i] * second[i]);
             *share = simd.sum(&products);
         }
     }
+}
+
+/// What follows a panel of the first layer.
+enum HeadPanel<'a> {
+    /// A part of one head's hidden units: their weights in the second layer, and the slopes of the loss by the head's
+    /// rewards, `[samples]`.
+    Mlp { second: Weights<'a>, slopes: &'a [f32] },
+    /// A head for each column: slopes `[head][samples]` of this panel's heads and those behind it. Columns past the last
+    /// head have none.
+    Linear(&'a [f32]),
 }
 
 /// A panel of hidden units, backward.
@@ -287,9 +355,8 @@ struct Backward<'a> {
     /// Takes what `wide` is in words.
     words: &'a mut [NrRow],
     hidden: &'a mut [NrRow],
-    slopes: &'a [f32],
+    layer: HeadPanel<'a>,
     bias: Weights<'a>,
-    head: Weights<'a>,
     update: Update,
 }
 
@@ -297,21 +364,36 @@ impl Task for Backward<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Backward { step, wide, words, hidden, slopes, mut bias, mut head, update } = self;
+        let Backward { step, wide, words, hidden, layer, mut bias, update } = self;
         wide.fill(ZERO);
         // In F64, where a pair's opposite terms cancel exactly: Adam would make whole steps of what F32 leaves.
-        let (mut head_sums, mut bias_sums) = ([0f64; NR], [0f64; NR]);
-        let weight = head.w[0];
-        for (row, &slope) in hidden.iter_mut().zip(slopes) {
-            let slope_wide = f64::from(slope);
-            for i in 0..NR {
-                head_sums[i] += slope_wide * f64::from(row[i]);
+        let mut bias_sums = [0f64; NR];
+        match layer {
+            HeadPanel::Mlp { mut second, slopes } => {
+                let (mut second_sums, weight) = ([0f64; NR], second.w[0]);
+                for (row, &slope) in hidden.iter_mut().zip(slopes) {
+                    let slope_wide = f64::from(slope);
+                    for i in 0..NR {
+                        second_sums[i] += slope_wide * f64::from(row[i]);
+                    }
+                    let made: NrRow =
+                        std::array::from_fn(|i| if row[i] > 0.0 { slope * weight[i] } else { 0.0 });
+                    for i in 0..NR {
+                        bias_sums[i] += f64::from(made[i]);
+                    }
+                    *row = made;
+                }
+                second.learn(update).take(0, &[second_sums.map(|v| v as f32)]);
             }
-            let made: NrRow = std::array::from_fn(|i| if row[i] > 0.0 { slope * weight[i] } else { 0.0 });
-            for i in 0..NR {
-                bias_sums[i] += f64::from(made[i]);
+            HeadPanel::Linear(slopes) => {
+                hidden.fill(ZERO);
+                for (i, slopes) in slopes.chunks_exact(hidden.len()).take(NR).enumerate() {
+                    for (row, &slope) in hidden.iter_mut().zip(slopes) {
+                        row[i] = slope;
+                        bias_sums[i] += f64::from(slope);
+                    }
+                }
             }
-            *row = made;
         }
         for (row, &base) in hidden.iter().zip(&step.base) {
             if base != NONE {
@@ -323,6 +405,5 @@ impl Task for Backward<'_> {
         gemm::product(simd, Precision::F32, h, folded, 0, &mut Keep(&mut wide[..step.depth]));
         pack_pairs(simd, wide, words);
         bias.learn(update).take(0, &[bias_sums.map(|v| v as f32)]);
-        head.learn(update).take(0, &[head_sums.map(|v| v as f32)]);
     }
 }

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use crate::backend::cpu::gemm::{self, Keep, ZERO, pad_rows, transpose};
 use crate::backend::cpu::infer::{Base, PackedVae, decode};
 use crate::backend::cpu::latents::{LatentRows, Posteriors};
-use crate::backend::{PairRows, Precision, SyntheticPath};
-use crate::matrix::{RowSet, Values, ValuesMut};
+use crate::backend::{PairRows, Precision, RewardObjective, SyntheticPath};
+use crate::matrix::{RowSet, ValuesMut};
 use crate::model::{Linear, Standardizer};
 use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task, VLEN};
 
@@ -44,6 +44,8 @@ pub struct Samples<'a> {
     isa: Isa,
     folded: Option<Folded<'a>>,
     dim: usize,
+    /// Whether every sample has a row of its own in d dimensions, which noise is added to.
+    noisy: bool,
 }
 
 /// A decoder, folded.
@@ -74,6 +76,8 @@ pub struct Step {
     pub transposed: Vec<f32>,
     /// What passes through d dimensions behind the decoder: a set and its row.
     wide: Vec<(Set, u32)>,
+    /// Side and pair of each of those rows, where noise is added.
+    pub owners: Vec<[u32; 2]>,
     /// Samples of [`Set::Decoded`], `[samples, d]`.
     decoded: Vec<f32>,
 }
@@ -87,6 +91,8 @@ enum Set {
     Seeds(usize),
     /// The step's own decoded samples.
     Decoded,
+    /// Zeros: folded samples that have nothing in d dimensions but noise.
+    Zeros,
 }
 
 impl Step {
@@ -116,16 +122,16 @@ impl<'a> Samples<'a> {
     pub fn new(
         isa: Isa,
         sides: [&'a Side<'a>; 2],
-        path: SyntheticPath,
+        objective: &RewardObjective,
         standardizer: &Standardizer,
     ) -> Samples<'a> {
         let mut vaes = sides.iter().filter_map(|s| s.synthetic.as_ref()).map(|s| s.vae);
         let first = vaes.next();
         let shared = vaes.all(|vae| first.is_some_and(|first| std::ptr::eq(first, vae)));
         let folded = first
-            .filter(|_| shared && path == SyntheticPath::Folded)
+            .filter(|_| shared && objective.synthetic == SyntheticPath::Folded)
             .map(|vae| Folded::new(vae, standardizer));
-        Samples { sides, isa, folded, dim: standardizer.mean.len() }
+        Samples { sides, isa, folded, dim: standardizer.mean.len(), noisy: objective.input_noise > 0.0 }
     }
 
     /// Most rows in d dimensions that a step of so many pairs has.
@@ -140,34 +146,35 @@ impl<'a> Samples<'a> {
         &rows[row * self.dim..][columns]
     }
 
-    /// Columns of a row that passes through d dimensions behind the decoder.
+    /// Columns of a row that passes through d dimensions behind the decoder, standardised.
     #[inline(always)]
-    pub fn widen(&self, step: &Step, row: usize, columns: Range<usize>, out: &mut [f32]) {
-        match self.stored(step, row) {
-            Some(values) => values.slice(columns).widen(out),
-            None => {
-                let row = step.wide[row].1 as usize;
-                out.copy_from_slice(&step.decoded[row * self.dim..][columns]);
-            }
-        }
-    }
-
-    /// The values of such a row, if there is one and it is stored.
-    #[inline(always)]
-    pub fn stored(&self, step: &Step, row: usize) -> Option<Values<'_>> {
-        let &(set, row) = step.wide.get(row)?;
-        let rows = match set {
-            Set::Originals(side) => self.sides[side].originals,
-            Set::Seeds(side) => self.sides[side].synthetic.as_ref().and_then(|s| s.residual)?.0,
-            Set::Decoded => return None,
+    pub fn standardized(
+        &self,
+        step: &Step,
+        row: usize,
+        columns: Range<usize>,
+        standardizer: &Standardizer,
+        out: &mut [f32],
+    ) {
+        let (set, row) = step.wide[row];
+        let stored = match set {
+            Set::Originals(side) => Some(self.sides[side].originals),
+            Set::Seeds(side) => self.sides[side].synthetic.as_ref().and_then(|s| s.residual).map(|r| r.0),
+            Set::Decoded | Set::Zeros => None,
         };
-        Some(rows.row(row as usize))
+        match stored {
+            Some(rows) => rows.row(row as usize).slice(columns.clone()).widen(out),
+            None if set == Set::Zeros => return out.fill(0.0),
+            None => out.copy_from_slice(&step.decoded[row as usize * self.dim..][columns.clone()]),
+        }
+        standardizer.apply_to(columns, out);
     }
 
     /// Puts the samples of a batch in order.
     pub fn gather(&self, pairs: &[PairRows], step: &mut Step) {
         step.depth = self.folded.as_ref().map_or(0, |f| f.first.outputs + 1);
         step.wide.clear();
+        step.owners.clear();
         step.slots.clear();
         step.slots.resize(pairs.len(), [NONE; 2]);
         step.base.clear();
@@ -175,7 +182,7 @@ impl<'a> Samples<'a> {
         let mut known = HashMap::with_capacity(2 * pairs.len());
         let mut latents: [Vec<u32>; 2] = Default::default();
         let (mut whole, mut folded) = (0, 2 * pairs.len());
-        for (pair, slots) in pairs.iter().zip(&mut step.slots) {
+        for (number, (pair, slots)) in pairs.iter().zip(&mut step.slots).enumerate() {
             for side in 0..2 {
                 let (row, originals) = (pair[side], self.sides[side].originals.rows() as u32);
                 let made = (row >= originals).then(|| row - originals);
@@ -193,14 +200,21 @@ impl<'a> Samples<'a> {
                 slots[side] = at as u32;
                 let wide = match made {
                     None => Some((Set::Originals(side), row)),
-                    Some(latent) if self.folded.is_some() => self.seed(side, latent),
+                    Some(latent) if self.folded.is_some() => match self.seed(side, latent) {
+                        None if self.noisy => Some((Set::Zeros, 0)),
+                        seed => seed,
+                    },
                     Some(latent) => {
                         latents[side].push(latent);
                         None
                     }
                 };
-                if let Some(key) = wide {
-                    let next = (step.depth + step.wide.len()) as u32;
+                let next = (step.depth + step.wide.len()) as u32;
+                if let Some(key) = wide.filter(|_| self.noisy) {
+                    step.wide.push(key);
+                    step.owners.push([side as u32, number as u32]);
+                    step.base[at] = next;
+                } else if let Some(key) = wide {
                     step.base[at] = *known.entry(key).or_insert_with(|| {
                         step.wide.push(key);
                         next
@@ -278,9 +292,12 @@ impl<'a> Samples<'a> {
         }
         // The decoded rows of a side stand in the order of its pairs.
         let mut made = [0, counts[0]];
-        for (pair, slots) in pairs.iter().zip(&step.slots) {
+        for (number, (pair, slots)) in pairs.iter().zip(&step.slots).enumerate() {
             for side in 0..2 {
                 if self.latent(side, pair[side]).is_some() {
+                    if self.noisy {
+                        step.owners.push([side as u32, number as u32]);
+                    }
                     step.base[slots[side] as usize] = (step.depth + step.wide.len()) as u32;
                     step.wide.push((Set::Decoded, made[side] as u32));
                     made[side] += 1;

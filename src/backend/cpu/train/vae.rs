@@ -12,7 +12,7 @@ use crate::backend::{Precision, Reduction, VaeLoss, VaeObjective};
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::Side;
-use crate::simd::{Isa, NR};
+use crate::simd::{Isa, NR, Simd};
 
 /// Parameters, moments and scratch.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Fill for Inputs<'_> {
     }
 
     #[inline(always)]
-    fn fill(&self, columns: Range<usize>, block: &mut [f32], _: bool) {
+    fn fill<S: Simd>(&self, _: S, columns: Range<usize>, block: &mut [f32], _: bool) {
         for (r, to) in block.chunks_exact_mut(STRIDE).enumerate() {
             let (side, row) = self.place(r);
             let to = &mut to[..columns.len()];
