@@ -21,9 +21,11 @@ mod inputs;
 mod inspect;
 mod materialize;
 mod merge_manifests;
+mod method;
 mod run;
 mod score;
 mod split;
+mod sweep;
 mod synth;
 mod table;
 mod train_reward;
@@ -32,6 +34,7 @@ mod training;
 mod verify;
 mod writing;
 
+use std::ffi::OsString;
 use std::io::Write;
 
 use clap::error::ErrorKind;
@@ -76,6 +79,7 @@ enum Command {
     Eval(eval::Eval),
     BestOfN(best_of_n::BestOfNArgs),
     Run(run::Run),
+    Sweep(sweep::Sweep),
     Export(export::Export),
     Inspect(inspect::Inspect),
     Materialize(materialize::Materialize),
@@ -86,7 +90,7 @@ enum Command {
 }
 
 /// Runs the command line `arguments` (the program's name first) and gives the exit code.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     crate::data::install_sigbus_guard();
     crate::data::ignore_file_size_signal();
     let arguments: Vec<_> = arguments.into_iter().collect();
@@ -95,7 +99,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
     if let Some(text) = arguments.iter().find(|text| text.to_str().is_none()) {
         return console::not_utf8(text, json);
     }
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match method::parse(&arguments, &[]) {
         Ok(cli) => cli,
         // `lensmith` alone shows the help, as `lensmith --help` does. clap does that itself unless
         // LENSMITH_DEVICE is set, which it counts as an argument.
@@ -107,7 +111,7 @@ pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> u8 {
         Err(error) => return console::report_usage(&error, json),
     };
     let console = Console::new(&cli.common);
-    match execute(&cli, &console).and_then(|()| console::lost_output()) {
+    match execute(&cli, &console, &arguments).and_then(|()| console::lost_output()) {
         Ok(()) => 0,
         Err(error) => {
             console.error(&error);
@@ -120,7 +124,7 @@ fn arguments_are_missing(error: &clap::Error) -> bool {
     matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand)
 }
 
-fn execute(cli: &Cli, console: &Console) -> Result<()> {
+fn execute(cli: &Cli, console: &Console, arguments: &[OsString]) -> Result<()> {
     let common = &cli.common;
     common.bind_threads()?;
     match &cli.command {
@@ -133,6 +137,7 @@ fn execute(cli: &Cli, console: &Console) -> Result<()> {
         Command::Eval(command) => command.execute(common, console),
         Command::BestOfN(command) => command.execute(common, console),
         Command::Run(command) => command.execute(common, console),
+        Command::Sweep(command) => command.execute(common, console, arguments),
         Command::Export(command) => command.execute(common, console),
         Command::Inspect(command) => command.execute(common, console),
         Command::Materialize(command) => command.execute(common, console),

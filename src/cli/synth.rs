@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::args::{Common, Named, PairArgs, SynthArgs};
 use super::console::Console;
+use super::method::PresetArgs;
 use super::table::count;
 use super::writing::{WriteArgs, summary_json, summary_text, write_shards};
 use crate::data::RECIPE;
@@ -44,6 +45,8 @@ pub struct Synth {
     dtype: Dtype,
     #[command(flatten)]
     writing: WriteArgs,
+    #[command(flatten)]
+    preset: PresetArgs,
     #[command(flatten)]
     synthesis: SynthArgs,
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::args::{Common, OutArgs, OutsideArgs, PairArgs, RewardArgs};
 use super::console::Console;
 use super::inputs::open_held_out;
+use super::method::PresetArgs;
 use super::table::count;
 use super::training::{capped_text, save, show_reward_curve};
 use crate::data::{Manifest, PairSet, PairSource, manifests, require_apart};
@@ -38,6 +39,8 @@ pub struct TrainReward {
     validation: Vec<String>,
     #[command(flatten)]
     tensors: PairArgs,
+    #[command(flatten)]
+    preset: PresetArgs,
     #[command(flatten)]
     reward: RewardArgs,
     #[command(flatten)]

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::args::{Common, OutArgs, PairArgs, VaeArgs};
 use super::console::Console;
 use super::inputs::open_held_out;
+use super::method::PresetArgs;
 use super::table::count;
 use super::training::{health_text, save, show_vae_epochs};
 use crate::backend::Divergence;
@@ -33,6 +34,8 @@ pub struct TrainVae {
     /// Held-out pairs that the VAE is looked at with as well: safetensors files, folders or patterns
     #[arg(long, value_name = "PAIRS", num_args = 1..)]
     validation: Vec<String>,
+    #[command(flatten)]
+    preset: PresetArgs,
     #[command(flatten)]
     vae: VaeArgs,
     #[command(flatten)]

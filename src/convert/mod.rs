@@ -39,9 +39,11 @@ mod npy;
 mod pages;
 mod parquet;
 mod sources;
+mod table;
 mod tensors;
 
 pub use annotate::Annotation;
 pub use export::{Compression, ExportColumn, ExportFormat, ExportJob, ExportSummary, export};
 pub use import::{ImportJob, ImportLayout, ImportSummary, VerifiedImport, import, is_import, verify_import};
 pub use sources::{ColumnSource, Format, column_names};
+pub use table::{TableColumn, write_table};

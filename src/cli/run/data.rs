@@ -2,11 +2,105 @@
 
 use std::path::Path;
 
-use crate::data::{CandidateSet, PairSet, PairSource, RowBlock, ShardFile, SourceFile};
-use crate::error::Result;
+use clap::Args;
+
+use crate::cli::args::{Common, PairArgs};
+use crate::cli::inputs::open_held_out;
+use crate::cli::method::Settings;
+use crate::data::{CandidateSet, PairOptions, PairSet, PairSource, RowBlock, ShardFile, SourceFile};
+use crate::error::{Error, Result};
 use crate::eval::{Candidates, Split, SplitOptions, split};
 use crate::matrix::{RowSet, Side};
+use crate::model::VaeSize;
 use crate::train::Shuffle;
+
+/// What the method is run on.
+#[derive(Clone, Debug, Args)]
+pub struct DataArgs {
+    /// Preference pairs: safetensors files, folders or patterns
+    #[arg(required = true, value_name = "PAIRS")]
+    pub pairs: Vec<String>,
+    #[command(flatten)]
+    pub tensors: PairArgs,
+    /// Tensor that says which pairs belong to one prompt [default: `group`, where there is one]
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Seed pairs to take; the rest is for validation and test [default: all, if --test is given]
+    #[arg(long, value_name = "N")]
+    seeds: Option<usize>,
+    /// Pairs to take for early stopping
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = SplitOptions::default().validation,
+        conflicts_with = "validation"
+    )]
+    validation_pairs: usize,
+    /// Pairs for early stopping, from files of their own
+    #[arg(long, value_name = "PAIRS", num_args = 1..)]
+    validation: Vec<String>,
+    /// Held-out pairs, from files of their own
+    #[arg(long, value_name = "PAIRS", num_args = 1..)]
+    test: Vec<String>,
+    /// Best-of-N sets (`candidates` [prompts, N, d], `gold` [prompts, N])
+    #[arg(long, value_name = "SETS", num_args = 1..)]
+    pub candidates: Vec<String>,
+}
+
+impl DataArgs {
+    /// The pairs as the user gave them.
+    pub fn sources(&self) -> Vec<String> {
+        self.tensors.partial.sources(&self.pairs)
+    }
+
+    /// Opens and checks all sets.
+    pub fn open(&self, common: &Common) -> Result<Data> {
+        let options = PairOptions { group: self.group.clone(), ..self.tensors.options(common) };
+        let given = |sources: &[String]| self.tensors.partial.sources(sources);
+        let pairs = PairSet::open(&given(&self.pairs), &options)?;
+        let sources = pairs.scan()?.sources;
+        let held = PairOptions { group: None, ..options };
+        let validation = open_held_out(&given(&self.validation), &held, pairs.dim())?;
+        let test = open_held_out(&given(&self.test), &held, pairs.dim())?;
+        let candidates = match self.candidates.as_slice() {
+            [] => None,
+            sets => Some(CandidateSet::open(sets, "candidates", "gold", common.io)?),
+        };
+        if let Some(set) = candidates.as_ref().filter(|c| c.dim() != pairs.dim()) {
+            let what = format!("{}: embedding dimension", self.candidates.join(", "));
+            return Err(Error::shape(what, format!("{}, that of the pairs", pairs.dim()), set.dim()));
+        }
+        if self.seeds.is_none() && test.is_none() {
+            return Err(Error::argument(
+                "--seeds",
+                format!("how many of the {} pairs are seeds, or --test with held-out pairs", pairs.len()),
+                "neither",
+            ));
+        }
+        Ok(Data { pairs, validation, test, candidates, sources })
+    }
+
+    /// The split of a seed.
+    pub fn split(&self, data: &Data, seed: u64) -> Result<Split> {
+        data.split(self.seeds, self.validation_pairs, seed)
+    }
+
+    /// Fails on the sizes, plans and splits that training would fail on, before anything is written.
+    pub fn check(&self, data: &Data, settings: &Settings) -> Result<()> {
+        VaeSize::new(data.pairs.dim(), settings.vae.hidden, settings.vae.latent)?;
+        settings.reward.size(data.pairs.dim())?;
+        let split = self.split(data, settings.synthesis.seed)?;
+        settings.synthesis.plan(split.seeds.len())?;
+        let held_out = data.validation.is_some() || !split.validation.is_empty();
+        match settings.arms.iter().find(|arm| arm.noise && !held_out) {
+            Some(arm) => {
+                let expected = "validation pairs, on which an arm with +noise chooses its scale";
+                Err(Error::argument("--arms", expected, arm))
+            }
+            None => Ok(()),
+        }
+    }
+}
 
 /// The sets of a run. Validation and test pairs have sets of their own or are taken from `pairs`.
 pub struct Data {

@@ -7,7 +7,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
 use serde_json::json;
 
 use super::curves::{CURVES, write_curves};
@@ -15,12 +14,13 @@ use super::data::{Data, DataRows};
 use super::files::{PARTS, SPLIT, write_split};
 use super::report::Repeat;
 use crate::cli::console::Console;
+use crate::cli::method::Settings;
 use crate::cli::training::{save, show_reward_curve, show_vae_epochs};
 use crate::cli::writing::{PROGRESS_EVERY, write_shards};
 use crate::data::{PairOptions, PairSource, RECIPE, require_apart};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::eval::{Additions, Arm, ArmResult, Augmentation, Experiment, Split};
+use crate::eval::{Arm, ArmResult, Augmentation, Experiment, Split};
 use crate::matrix::RowSet;
 use crate::synth::{OutputKind, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, TrainedVae, VaeTraining};
@@ -30,29 +30,17 @@ const FILES: [&str; 6] = [VAE, VAE_WITHOUT_DIVERGENCE, RECIPE, SPLIT, CURVES[0],
 const VAE: &str = "vae.safetensors";
 const VAE_WITHOUT_DIVERGENCE: &str = "vae_no_divergence.safetensors";
 
-/// The settings of a run, for one seed.
-#[derive(Clone, Debug, Serialize)]
-pub struct Settings {
-    pub vae: VaeTraining,
-    pub synthesis: SynthesisOptions,
-    pub reward: RewardTraining,
-    pub additions: Additions,
-    pub arms: Vec<Arm>,
+/// The arm whose model is the run's: the first with latent synthesis, else the last.
+fn main_arm(arms: &[Arm]) -> Option<Arm> {
+    let latent = |arm: &&Arm| arm.augmentation.latent_mode().is_some();
+    arms.iter().find(latent).or(arms.last()).copied()
 }
 
-impl Settings {
-    /// The arm whose model is the run's: the first with latent synthesis, else the last.
-    fn main_arm(&self) -> Option<Arm> {
-        let latent = |arm: &&Arm| arm.augmentation.latent_mode().is_some();
-        self.arms.iter().find(latent).or(self.arms.last()).copied()
-    }
-
-    /// The file of an arm's model.
-    fn model_file(&self, arm: Arm) -> String {
-        match self.main_arm() == Some(arm) {
-            true => "reward.safetensors".into(),
-            false => format!("reward_{arm}.safetensors"),
-        }
+/// The file of an arm's model.
+fn model_file(arms: &[Arm], arm: Arm) -> String {
+    match main_arm(arms) == Some(arm) {
+        true => "reward.safetensors".into(),
+        false => format!("reward_{arm}.safetensors"),
     }
 }
 
@@ -73,7 +61,7 @@ pub struct Repeats<'a> {
 impl Repeats<'_> {
     /// Trains and measures everything on one split.
     pub fn run(&self, settings: &Settings, split: &Split, folder: &Path) -> Result<Repeat> {
-        let models = settings.arms.iter().map(|&arm| settings.model_file(arm));
+        let models = settings.arms.iter().map(|&arm| model_file(&settings.arms, arm));
         let written = FILES.iter().chain(&PARTS).map(|name| name.to_string()).chain(models);
         require_apart(written.map(|name| folder.join(name)), &self.data.paths())?;
         let files = write_split(folder, self.data, self.rows, split, settings.synthesis.seed)?;
@@ -107,7 +95,7 @@ impl Repeats<'_> {
         let arms = settings
             .arms
             .iter()
-            .map(|&arm| self.run_arm(&experiment, arm, &folder.join(settings.model_file(arm))));
+            .map(|&arm| self.run_arm(&experiment, arm, &folder.join(model_file(&settings.arms, arm))));
         let arms = arms.collect::<Result<Vec<_>>>()?;
         write_curves(folder, &trained.history, &arms)?;
         self.write_recipe(files[0].as_deref(), &settings.synthesis, folder)?;

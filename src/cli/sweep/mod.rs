@@ -1,0 +1,323 @@
+//! `lensmith sweep`: the method over a grid of settings, several splits and arms.
+//!
+//! 1. `grid`: which flags take which values.
+//! 2. `cell`: one arm on one split at one point, known by what it depends on: shared by all points that have it, computed
+//!    once, and not again by a sweep that goes on.
+//! 3. `results`: a line for each point, arm and split, and what they say.
+
+mod cell;
+mod grid;
+pub mod results;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use cell::{Cell, SplitOf, VaeTask};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use grid::{Axis, Grid, PAPER_NAMES, Setting};
+use results::{Row, SWEEP, SweepReport, summarise, write_results};
+use serde_json::{Value, json};
+
+use super::args::{Common, positive};
+use super::console::Console;
+use super::method::{self, MethodArgs, Settings};
+use super::run::data::{Data, DataArgs, DataRows};
+use super::{Cli, Command};
+use crate::backend::DeviceChoice;
+use crate::data::{FolderLock, PairSet, ShardFile, create_folder, file_fingerprint, write_atomic};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::eval::Split;
+
+/// The method over a grid of settings, several splits and arms, with paired differences
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  lensmith sweep pairs.safetensors --seeds 1000 --fold 8 --paper gamma --out sweeps/gamma
+  lensmith sweep pairs.safetensors --grid seeds=100,200,400 --grid mode=plain,residual \\
+      --arms matched,plain,residual --splits 10 --out sweeps/seeds
+  lensmith sweep pairs.safetensors --seeds 1000 --grid preset=paper,tuned --out sweeps/presets
+
+Any flag of `run` can be an axis: --grid NAME=VALUE,VALUE; several --grid are swept together, each
+--paper name by itself. The folder gets results.jsonl, results.csv and results.parquet (a line for
+each point, arm and split), sweep.json and report.html. VAEs and arms that several points share are
+trained once; a sweep that was killed goes on with what is missing, and another sweep into the same
+folder takes what it shares.")]
+pub struct Sweep {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Values of a flag, as in gamma=0,0.1,1; several are swept together
+    #[arg(long, value_name = "NAME=VALUES")]
+    grid: Vec<String>,
+    /// Ablations of the paper: gamma, sigma2, fold, seeds
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = PossibleValuesParser::new(PAPER_NAMES))]
+    paper: Vec<String>,
+    /// Random splits (and seeds) of every point
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    splits: usize,
+    /// Cells computed at once [default: one a core, or one a GPU]
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
+    /// Sweep folder
+    #[arg(long, short, value_name = "FOLDER")]
+    out: PathBuf,
+    #[command(flatten)]
+    method: MethodArgs,
+}
+
+/// A point of a grid on one split, with its cells.
+struct Place {
+    grid: usize,
+    point: Vec<Setting>,
+    split: usize,
+    seed: u64,
+    cells: Vec<usize>,
+}
+
+/// Everything that a sweep computes.
+#[derive(Default)]
+struct Work {
+    splits: Vec<SplitOf>,
+    vaes: Vec<VaeTask>,
+    cells: Vec<(Cell, Value)>,
+    places: Vec<Place>,
+}
+
+impl Sweep {
+    pub fn execute(&self, common: &Common, console: &Console, arguments: &[OsString]) -> Result<()> {
+        positive("--splits", self.splits)?;
+        positive("--workers", self.workers.unwrap_or(1))?;
+        let grids = self.grids()?;
+        let data = self.data.open(common)?;
+        let engines = self.engines(common)?;
+        let name = self.name(&data, &engines[0])?;
+        let work = self.work(arguments, &grids, &data, &name)?;
+        create_folder(&self.out)?;
+        let _lock = FolderLock::acquire(&self.out, "sweep")?;
+        self.compute(console, &engines, (&data, &data.rows()?), &work)?;
+
+        let mut rows = Vec::new();
+        for place in &work.places {
+            for &cell in &place.cells {
+                let found = work.cells[cell].0.read(&self.out)?;
+                let cell = found.ok_or_else(|| Error::Format {
+                    path: self.out.clone(),
+                    format: "sweep",
+                    detail: "a cell was removed while the sweep ran; run it again".into(),
+                })?;
+                let (grid, point) = (grids[place.grid].name(), place.point.clone());
+                rows.push(Row { grid, point, split: place.split, seed: place.seed, cell });
+            }
+        }
+        // Point by point, arm by arm, split by split.
+        let arms: Vec<_> = rows.iter().map(|row| row.cell.result.arm).collect();
+        let order = |row: &Row| {
+            let point =
+                work.places.iter().position(|p| p.point == row.point && grids[p.grid].name() == row.grid);
+            (point, arms.iter().position(|arm| *arm == row.cell.result.arm), row.split)
+        };
+        rows.sort_by_cached_key(order);
+        write_results(&self.out, &rows)?;
+        let grids = grids.iter().map(|grid| {
+            let own: Vec<&Row> = rows.iter().filter(|row| row.grid == grid.name()).collect();
+            summarise(grid.name(), &own)
+        });
+        let report = SweepReport {
+            format: 1,
+            lensmith: env!("CARGO_PKG_VERSION").into(),
+            device: engines[0].info(),
+            sources: name,
+            settings: json!(self.method.settings(common.seed)?),
+            splits: self.splits,
+            cells: work.cells.len(),
+            grids: grids.collect(),
+        };
+        let text = serde_json::to_string_pretty(&report).expect("a report is plain data") + "\n";
+        write_atomic(&self.out.join(SWEEP), text.as_bytes())?;
+        console.result(&report, || report.text(&self.out));
+        Ok(())
+    }
+
+    fn grids(&self) -> Result<Vec<Grid>> {
+        let axes = self.grid.iter().map(|text| Axis::parse(text)).collect::<Result<Vec<_>>>()?;
+        let mut grids: Vec<Grid> = (!axes.is_empty()).then_some(Grid { axes }).into_iter().collect();
+        grids.extend(self.paper.iter().filter_map(|name| Grid::paper(name)));
+        match grids.is_empty() {
+            true => Err(Error::argument("--grid", "NAME=VALUES, or --paper with a name", "neither")),
+            false => Ok(grids),
+        }
+    }
+
+    /// An engine for each worker.
+    fn engines(&self, common: &Common) -> Result<Vec<Engine>> {
+        let open = |device: DeviceChoice, threads: usize| {
+            Engine::builder().device(device).threads(threads).precision(common.precision).build()
+        };
+        let first = common.engine()?;
+        let devices = first.devices().len();
+        if first.info().name != "cpu" {
+            let numbers = 0..self.workers.unwrap_or(devices).max(1);
+            return match common.device {
+                DeviceChoice::CudaAll => {
+                    numbers.map(|i| open(DeviceChoice::Cuda(i % devices), common.threads)).collect()
+                }
+                device => numbers.map(|_| open(device, common.threads)).collect(),
+            };
+        }
+        let threads = first.info().threads;
+        let workers = self.workers.unwrap_or(threads).max(1);
+        (0..workers).map(|_| open(DeviceChoice::Cpu, (threads / workers).max(1))).collect()
+    }
+
+    /// What names the data in cells: checksums, not places.
+    fn name(&self, data: &Data, engine: &Engine) -> Result<Value> {
+        let sums = |set: &PairSet| -> Result<Value> {
+            let files = set.scan()?.sources;
+            Ok(json!(files.iter().map(|file| &file.xxh3).collect::<Vec<_>>()))
+        };
+        let files = data.candidates.iter().flat_map(|set| ShardFile::paths(set.files()));
+        let candidates = files.map(file_fingerprint).collect::<Result<Vec<_>>>()?;
+        Ok(json!({
+            "arithmetic": engine.arithmetic(),
+            "pairs": data.sources.iter().map(|file| &file.xxh3).collect::<Vec<_>>(),
+            "validation": data.validation.as_ref().map(sums).transpose()?,
+            "test": data.test.as_ref().map(sums).transpose()?,
+            "candidates": candidates,
+        }))
+    }
+
+    /// The cells of all points on all splits, each once.
+    fn work(&self, arguments: &[OsString], grids: &[Grid], data: &Data, name: &Value) -> Result<Work> {
+        let mut work = Work::default();
+        let (mut splits, mut cells, mut vaes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (number, grid) in grids.iter().enumerate() {
+            let paper = number >= usize::from(!self.grid.is_empty());
+            for point in grid.points() {
+                let (own, common) = at_point(arguments, &point)?;
+                for split in 0..self.splits {
+                    let seed = common.seed.wrapping_add(split as u64);
+                    let settings: Settings = own.method.settings(seed)?;
+                    match own.data.check(data, &settings) {
+                        // The paper's sizes go beyond most data sets.
+                        Err(Error::TooFew { .. }) if paper && grid.name() == "seeds" => break,
+                        checked => checked?,
+                    }
+                    let taken = own.data.split(data, seed)?;
+                    let index = *splits.entry(key_of(&taken)).or_insert_with(|| {
+                        let name = json!({
+                            "seed": seed, "seeds": taken.seeds.len(), "validation": taken.validation.len(),
+                            "test": taken.test.len(),
+                        });
+                        work.splits.push(SplitOf { split: taken, name });
+                        work.splits.len() - 1
+                    });
+                    let mut place =
+                        Place { grid: number, point: point.clone(), split, seed, cells: Vec::new() };
+                    for &arm in &settings.arms {
+                        let (cell, depends_on) =
+                            Cell::new(arm, &settings, (index, &work.splits[index]), name);
+                        if let Some(vae) = &cell.vae {
+                            vaes.entry(vae.key.clone()).or_insert_with(|| work.vaes.push(vae.clone()));
+                        }
+                        place.cells.push(*cells.entry(cell.key.clone()).or_insert_with(|| {
+                            work.cells.push((cell, depends_on));
+                            work.cells.len() - 1
+                        }));
+                    }
+                    work.places.push(place);
+                }
+            }
+        }
+        Ok(work)
+    }
+
+    /// Computes what is not there yet: first the VAEs, then the cells.
+    fn compute(
+        &self,
+        console: &Console,
+        engines: &[Engine],
+        data: (&Data, &DataRows<'_>),
+        work: &Work,
+    ) -> Result<()> {
+        let out = &self.out;
+        let mut cells = Vec::new();
+        for entry in &work.cells {
+            if entry.0.read(out)?.is_none() {
+                cells.push(entry);
+            }
+        }
+        let mut vaes = Vec::new();
+        for vae in &work.vaes {
+            let wanted = cells.iter().any(|(cell, _)| cell.vae.as_ref().is_some_and(|v| v.key == vae.key));
+            if wanted && !vae.is_done(out)? {
+                vaes.push(vae);
+            }
+        }
+        let bar = console.bar("sweep", (work.cells.len() + vaes.len()) as u64, "models");
+        bar.inc((work.cells.len() - cells.len()) as u64);
+        share(engines, &vaes, |engine, vae| {
+            vae.compute(out, engine, data, &work.splits[vae.split])?;
+            bar.inc(1);
+            Ok(())
+        })?;
+        share(engines, &cells, |engine, (cell, depends_on)| {
+            cell.compute(out, engine, data, &work.splits[cell.split], depends_on)?;
+            bar.inc(1);
+            Ok(())
+        })?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+}
+
+/// The sweep's own command with the settings of a point.
+fn at_point(arguments: &[OsString], point: &[Setting]) -> Result<(Sweep, Common)> {
+    let more: Vec<_> = point.iter().map(|s| (s.flag.clone(), s.value.clone())).collect();
+    let text = point.iter().map(|s| format!("{}={}", s.flag, s.value)).collect::<Vec<_>>().join(" ");
+    let wrong = |error: clap::Error| {
+        let said = error.to_string();
+        let first = said.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string();
+        Error::argument(
+            "--grid",
+            "flags of this command with values that they take",
+            format!("{text} ({first})"),
+        )
+    };
+    let cli: Cli = method::parse(arguments, &more).map_err(wrong)?;
+    match cli.command {
+        Command::Sweep(own) => Ok((own, cli.common)),
+        _ => unreachable!("a point changes no command"),
+    }
+}
+
+/// What tells splits apart.
+fn key_of(split: &Split) -> [Vec<usize>; 3] {
+    [split.seeds.clone(), split.validation.clone(), split.test.clone()]
+}
+
+/// Shares tasks among engines, each with a thread of its own. The first error ends all.
+fn share<T: Sync>(
+    engines: &[Engine],
+    tasks: &[T],
+    work: impl Fn(&Engine, &T) -> Result<()> + Sync,
+) -> Result<()> {
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failed = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for engine in engines {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                    if let Err(error) = work(engine, task) {
+                        stop.store(true, Ordering::Relaxed);
+                        failed.lock().expect("no thread panics with it").get_or_insert(error);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().expect("no thread panics with it").map_or(Ok(()), Err)
+}
