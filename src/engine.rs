@@ -21,8 +21,9 @@ use crate::data::{PairSource, RowSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::eval::{
-    Arm, ArmResult, BestOfNCurve, Experiment, LatentMap, OrderPreservation, PairFigures, RankCorrelation,
-    VaeHealth, best_of_n_curve, latent_map, order_preservation, pair_figures, rank_correlation, vae_health,
+    Arm, ArmResult, BestOfNCurve, Experiment, LatentMap, ORDER_SIGMA2, OrderPoint, OrderPreservation,
+    PairFigures, RankCorrelation, VaeHealth, best_of_n_curve, latent_map, order_curve, order_preservation,
+    pair_figures, rank_correlation, vae_health,
 };
 use crate::matrix::{RowSet, Side};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
@@ -177,6 +178,17 @@ impl Engine {
     ) -> Result<LatentMap> {
         let (_, perturbation) = synthesis.plan(seeds.pairs())?;
         dispatch!(&self.backend, b => latent_map(b, vae, seeds, (&perturbation, synthesis.seed)))
+    }
+
+    /// Order preservation by `model` at several scales of the noise.
+    pub(crate) fn order_curve(
+        &self,
+        vae: &Vae,
+        seeds: &[RowSet<'_>; 2],
+        synthesis: &SynthesisOptions,
+        model: &RewardModel,
+    ) -> Result<Vec<OrderPoint>> {
+        dispatch!(&self.backend, b => order_curve(b, seeds, vae, model, (synthesis, &ORDER_SIGMA2)))
     }
 
     /// Writes a recipe's pairs as shards into a folder, on every device. A run that was killed goes on where it
@@ -420,20 +432,21 @@ impl Engine {
         Ok((curve, rank_correlation(&rewards, gold, per_prompt)))
     }
 
-    /// The standard deviation over the heads of an ensemble of the rewards of embeddings, in order, handed to `sink` a
-    /// block at a time: how far the heads disagree. Zeros for a model of one head.
+    /// Rewards as [`Engine::score`] gives them, and how far the heads of an ensemble disagree: the standard deviation of
+    /// their rewards, 0 for a model of one head. `sink` gets both in order, a block at a time.
     ///
     /// # Errors
     /// As [`Engine::score`].
-    pub fn reward_spread(
+    pub fn score_with_spread(
         &self,
         model: &RewardModel,
         embeddings: &dyn RowSource,
-        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+        sink: &mut dyn FnMut(&[f32], &[f32]) -> Result<()>,
     ) -> Result<()> {
         let heads = model.size().heads;
         dispatch!(&self.backend, b => {
             let models = (0..heads).map(|k| b.load_reward(&model.head(k))).collect::<Result<Vec<_>>>()?;
+            let mean = b.load_reward(model)?;
             for range in blocks(embeddings.rows(), embeddings.dim()) {
                 let first = range.start;
                 let (mut rewards, mut sums) = (vec![0f32; range.len()], vec![[0f64; 2]; range.len()]);
@@ -449,10 +462,12 @@ impl Engine {
                         *squares += off * (f64::from(reward) - *mean);
                     }
                 }
+                b.score(&mean, &rows, &mut rewards)?;
                 embeddings.require_unchanged()?;
+                require_finite(&rewards, first, "reward of row")?;
                 let spread: Vec<f32> =
                     sums.iter().map(|[_, squares]| (squares / heads as f64).sqrt() as f32).collect();
-                sink(&spread)?;
+                sink(&rewards, &spread)?;
             }
             Ok(())
         })

@@ -54,6 +54,40 @@ fn an_ensemble_scores_the_mean_of_its_heads() {
 }
 
 #[test]
+fn the_spread_is_that_of_the_heads() {
+    let rows = data_buf(Dtype::F32, 1, 50, DIM);
+    let engine =
+        lensmith::Engine::builder().device(lensmith::DeviceChoice::Cpu).threads(1).build().expect("a CPU");
+    for (head, hidden, heads) in [(Head::Mlp, 64, 5), (Head::Linear, 0, 3), (Head::Mlp, 32, 1)] {
+        let model = model(head, hidden, heads);
+        let (mut rewards, mut spreads, mut alone) = (Vec::new(), Vec::new(), Vec::new());
+        let set: lensmith::matrix::RowSet<'_> = rows.view().into();
+        let both = &mut |r: &[f32], s: &[f32]| {
+            rewards.extend_from_slice(r);
+            spreads.extend_from_slice(s);
+            Ok(())
+        };
+        engine.score_with_spread(&model, &set, both).expect("scores");
+        engine
+            .score(&model, &set, &mut |r| {
+                alone.extend_from_slice(r);
+                Ok(())
+            })
+            .expect("scores");
+        assert_eq!(rewards, alone);
+        let each: Vec<Vec<f32>> =
+            (0..heads).map(|k| scores(&Reference::new(), &model.head(k), &rows)).collect();
+        for (i, got) in spreads.iter().enumerate() {
+            let mean = each.iter().map(|head| f64::from(head[i])).sum::<f64>() / heads as f64;
+            let square =
+                each.iter().map(|head| (f64::from(head[i]) - mean).powi(2)).sum::<f64>() / heads as f64;
+            assert!((f64::from(*got) - square.sqrt()).abs() < 2e-6, "{head:?} {heads}, row {i}: {got}");
+        }
+        assert!(spreads.len() == 50 && (heads == 1) == spreads.iter().all(|s| *s == 0.0));
+    }
+}
+
+#[test]
 fn heads_are_saved_by_the_names_of_state_dicts() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("m.safetensors");

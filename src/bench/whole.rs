@@ -203,6 +203,7 @@ fn run<B: Roofline + 'static>(b: &B, options: &Options) -> Result<Entry> {
                 prompts: 0,
                 per_prompt: 1,
                 seed: options.seed,
+                ..SimulationOptions::default()
             })?;
             run_on(b, options, data.seeds.view())
         }

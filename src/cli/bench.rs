@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::args::{Common, named};
 use super::console::Console;
+use super::pages::{self, write_page};
 use super::table::table;
 use crate::backend::{AnyBackend, Resource};
 use crate::bench::{Entry, Operation, Options, Report, Ticks, limit_of, measure, rate};
@@ -70,6 +71,9 @@ pub struct Bench {
     /// Draw the roofline into an SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Write an HTML page
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 impl Bench {
@@ -91,6 +95,9 @@ impl Bench {
                 return Err(Error::argument("--plot", "a device with a measured limit of memory", name));
             }
             roofline(&report, path)?;
+        }
+        if let Some(path) = &self.report {
+            write_page(&pages::bench::page(&report), path)?;
         }
         console.result(&report, || text(&report));
         Ok(())

@@ -228,7 +228,7 @@ fn one_line(text: &str) -> String {
 /// Reports an error of one line and what follows it; with `json` also as an object on standard output. Gives the exit code.
 fn report(json: bool, message: &str, more: &str, exit_code: u8) -> u8 {
     if json {
-        print_line(&json!({ "error": message, "exit_code": exit_code }).to_string());
+        print_line(&json!({ "format": FORMAT, "error": message, "exit_code": exit_code }).to_string());
     }
     say(&format!("lensmith: {message}{more}"));
     exit_code

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::run::report::{RUN, Report};
+use super::sweep::results::{SWEEP, SweepReport};
 use super::table::{bytes, count, table};
 use crate::data::{
     MANIFEST, Manifest, RECIPE, ShardRecord, expand_folder, file_name, inspect_shard, manifests,
@@ -123,7 +124,7 @@ const SHOWN: usize = 20;
 
 /// Shows what a folder holds: a run of the whole method, the shards of a run or of its parts, a recipe, or shards alone.
 fn show_folder(folder: &Path, console: &Console) -> Result<()> {
-    for name in [RUN, MANIFEST] {
+    for name in [RUN, SWEEP, MANIFEST] {
         let path = folder.join(name);
         if path.is_file() {
             return show_json(&path, console);
@@ -194,6 +195,11 @@ fn state(manifest: &Manifest) -> &'static str {
 /// Shows a manifest, a recipe or the report of a run.
 fn show_json(path: &Path, console: &Console) -> Result<()> {
     let name = file_name(path);
+    if name == SWEEP {
+        let report = SweepReport::read(path)?;
+        console.result(&report, || report.text(path.parent().unwrap_or(path)));
+        return Ok(());
+    }
     if name == RUN {
         let report = Report::read(path)?;
         console.result(&report, || report.text(path));

@@ -36,7 +36,16 @@ const PRESETS: [(&str, &[(&str, &str)]); 2] = [
         ],
     ),
     // What docs/study.md supports.
-    ("tuned", &[("vae-lr", "1e-3"), ("mode", "residual"), ("fold", "8"), ("ensemble", "8")]),
+    (
+        "tuned",
+        &[
+            ("vae-lr", "1e-3"),
+            ("mode", "residual"),
+            ("fold", "8"),
+            ("ensemble", "8"),
+            ("reward-hidden", "64"),
+        ],
+    ),
 ];
 
 /// A preset, where a command has one.
@@ -108,32 +117,56 @@ impl MethodArgs {
     }
 }
 
-/// Parses a command line whose last `--preset`, if there is one, stands for its flags. `more` are flags behind the user's,
-/// which win over those.
+/// Parses a command line whose `--preset`, if there is one, stands for its flags. `more` are flags that replace the user's.
 ///
 /// # Errors
 /// A line that no command understands.
 pub fn parse(arguments: &[OsString], more: &[(String, String)]) -> std::result::Result<Cli, clap::Error> {
     let mut line = arguments.to_vec();
-    line.extend(more.iter().map(|(flag, value)| OsString::from(format!("--{flag}={value}"))));
-    let root = Cli::command();
-    let is_preset = |argument: &OsString| argument.to_str().is_some_and(|text| text.starts_with("--preset"));
-    if !more.is_empty() || line.iter().any(is_preset) {
-        let matches = root.clone().args_override_self(true).try_get_matches_from(&line)?;
-        if let Some((name, below)) = matches.subcommand() {
-            let preset = below.try_get_one::<String>("preset").ok().flatten();
-            if let Some((_, flags)) = PRESETS.iter().find(|(name, _)| preset.is_some_and(|p| p == name)) {
-                let at = line.iter().position(|argument| argument == name).map_or(line.len(), |at| at + 1);
-                let known = |flag: &str| knows(&root, name, flag);
-                let own = flags.iter().filter(|(flag, _)| known(flag));
-                let own = own.map(|(flag, value)| OsString::from(format!("--{flag}={value}")));
-                line.splice(at..at, own.collect::<Vec<_>>());
-            }
-        }
-        let matches = root.args_override_self(true).try_get_matches_from(line)?;
-        return Cli::from_arg_matches(&matches);
+    for (flag, value) in more {
+        remove(&mut line, flag);
+        line.push(format!("--{flag}={value}").into());
     }
-    Cli::from_arg_matches(&root.try_get_matches_from(line)?)
+    let root = Cli::command();
+    let matches = root.clone().try_get_matches_from(&line)?;
+    if let Some((name, below)) = matches.subcommand() {
+        let preset = below.try_get_one::<String>("preset").ok().flatten();
+        if let Some((_, flags)) = PRESETS.iter().find(|(name, _)| preset.is_some_and(|p| p == name)) {
+            let own = flags.iter().filter(|(flag, _)| knows(&root, name, flag) && !is_given(&line, flag));
+            let own: Vec<_> = own.map(|(flag, value)| OsString::from(format!("--{flag}={value}"))).collect();
+            line.extend(own);
+            return Cli::from_arg_matches(&root.try_get_matches_from(line)?);
+        }
+    }
+    Cli::from_arg_matches(&matches)
+}
+
+/// Whether an argument sets a flag: `--flag` with its value behind it (Some(true)) or within (Some(false)).
+fn sets(argument: &OsString, flag: &str) -> Option<bool> {
+    let rest = argument.to_str()?.strip_prefix("--")?.strip_prefix(flag)?;
+    match rest.chars().next() {
+        None => Some(true),
+        Some('=') => Some(false),
+        Some(_) => None,
+    }
+}
+
+fn is_given(line: &[OsString], flag: &str) -> bool {
+    line.iter().any(|argument| sets(argument, flag).is_some())
+}
+
+/// Takes a flag of one value out of a line.
+fn remove(line: &mut Vec<OsString>, flag: &str) {
+    while let Some(at) = line.iter().position(|argument| sets(argument, flag).is_some()) {
+        let count = if sets(&line[at], flag) == Some(true) { 2 } else { 1 };
+        line.drain(at..(at + count).min(line.len()));
+    }
+}
+
+/// The flags that settings of the method are made of.
+pub fn flags() -> Vec<String> {
+    let command = MethodArgs::augment_args(Command::new("method"));
+    command.get_arguments().filter_map(|argument| argument.get_long().map(str::to_string)).collect()
 }
 
 /// Whether a subcommand has a flag.
@@ -167,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_win_over_a_preset_and_later_ones_over_both() {
+    fn flags_win_over_a_preset_and_those_of_a_point_over_both() {
         let line = "lensmith --seed 3 run p --seeds 9 --fold 5 --preset tuned --out o";
         let tuned = settings(line, &[]);
         assert_eq!(tuned.synthesis.pairs_per_seed, Some(5));
@@ -176,6 +209,9 @@ mod tests {
         assert_eq!((more.synthesis.pairs_per_seed, more.reward.ensemble), (Some(7), 2));
         let paper = settings(line, &[("preset", "paper")]);
         assert_eq!((paper.reward.ensemble, paper.synthesis.pairs_per_seed), (1, Some(5)));
+        let line = "lensmith run p --seeds 9 --arms none,plain --out o";
+        let arms = settings(line, &[("arms", "matched")]).arms;
+        assert_eq!(arms, [Arm::from(Augmentation::Matched)]);
     }
 
     #[test]

@@ -22,6 +22,8 @@ mod inspect;
 mod materialize;
 mod merge_manifests;
 mod method;
+mod pages;
+mod report;
 mod run;
 mod score;
 mod split;
@@ -61,7 +63,7 @@ struct Cli {
 }
 
 const EXAMPLES: &str = "Examples:
-  lensmith demo                                          the whole method on simulated data
+  lensmith demo                                          the whole method on human preferences
   lensmith run pairs.safetensors --seeds 1000 --out r1   the whole method on your embeddings
   lensmith inspect pairs.safetensors                     what is in a file
 
@@ -80,6 +82,7 @@ enum Command {
     BestOfN(best_of_n::BestOfNArgs),
     Run(run::Run),
     Sweep(sweep::Sweep),
+    Report(report::ReportArgs),
     Export(export::Export),
     Inspect(inspect::Inspect),
     Materialize(materialize::Materialize),
@@ -138,6 +141,7 @@ fn execute(cli: &Cli, console: &Console, arguments: &[OsString]) -> Result<()> {
         Command::BestOfN(command) => command.execute(common, console),
         Command::Run(command) => command.execute(common, console),
         Command::Sweep(command) => command.execute(common, console, arguments),
+        Command::Report(command) => command.execute(console),
         Command::Export(command) => command.execute(common, console),
         Command::Inspect(command) => command.execute(common, console),
         Command::Materialize(command) => command.execute(common, console),

@@ -22,7 +22,8 @@ use crate::model::RewardModel;
   lensmith score answers/ --model reward.safetensors --out rewards.safetensors
 
 Without --out one reward a line goes to standard output; with it, a safetensors file with tensor
-`reward` [n].")]
+`reward` [n]. With --spread, beside each reward how far an ensemble's heads disagree: their standard
+deviation, as a second column or as tensor `spread` [n].")]
 pub struct Score {
     /// Embeddings: safetensors files, folders or patterns
     #[arg(required = true, value_name = "EMBEDDINGS")]
@@ -35,6 +36,9 @@ pub struct Score {
     /// Reward model checkpoint
     #[arg(long, value_name = "FILE")]
     model: PathBuf,
+    /// The standard deviation over an ensemble's heads beside each reward
+    #[arg(long)]
+    spread: bool,
     /// Output file
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -70,18 +74,27 @@ impl Score {
         set.scan()?;
         let engine = common.engine()?;
         let bar = console.bar("scores", set.len() as u64, "rows");
-        let mut rewards = Vec::new();
+        // Hands rewards, and with --spread their spread, to `sink` a block at a time.
+        let score = |sink: &mut dyn FnMut(&[f32], Option<&[f32]>) -> Result<()>| match self.spread {
+            true => {
+                engine.score_with_spread(&model, &set, &mut |rewards, spread| sink(rewards, Some(spread)))
+            }
+            false => engine.score(&model, &set, &mut |rewards| sink(rewards, None)),
+        };
         match &self.out {
             Some(out) => {
-                let spec = TensorSpec {
-                    name: "reward".into(),
+                let names = if self.spread { &["reward", "spread"][..] } else { &["reward"] };
+                let spec = |name: &&str| TensorSpec {
+                    name: name.to_string(),
                     dtype: safetensors::Dtype::F32,
                     shape_tail: Vec::new(),
                 };
-                let mut writer = ShardWriter::create(out, &[spec], set.len(), &BTreeMap::new())?;
-                engine.score(&model, &set, &mut |part| {
-                    bar.inc(part.len() as u64);
-                    writer.append(0, bytemuck::cast_slice(part))
+                let specs: Vec<TensorSpec> = names.iter().map(spec).collect();
+                let mut writer = ShardWriter::create(out, &specs, set.len(), &BTreeMap::new())?;
+                score(&mut |rewards, spread| {
+                    bar.inc(rewards.len() as u64);
+                    writer.append(0, bytemuck::cast_slice(rewards))?;
+                    spread.map_or(Ok(()), |spread| writer.append(1, bytemuck::cast_slice(spread)))
                 })?;
                 writer.finish()?;
                 bar.finish_and_clear();
@@ -90,19 +103,28 @@ impl Score {
                 });
             }
             None => {
-                engine.score(&model, &set, &mut |part| {
-                    bar.inc(part.len() as u64);
+                let (mut all, mut spreads) = (Vec::new(), Vec::new());
+                score(&mut |rewards, spread| {
+                    bar.inc(rewards.len() as u64);
                     if console.is_json() {
-                        rewards.extend_from_slice(part);
-                    } else {
-                        let lines: Vec<String> = part.iter().map(|r| r.to_string()).collect();
-                        print_line(&lines.join("\n"));
+                        all.extend_from_slice(rewards);
+                        spreads.extend_from_slice(spread.unwrap_or_default());
+                        return Ok(());
                     }
+                    let line = |(i, reward): (usize, &f32)| match spread {
+                        Some(spread) => format!("{reward}\t{}", spread[i]),
+                        None => reward.to_string(),
+                    };
+                    print_line(&rewards.iter().enumerate().map(line).collect::<Vec<_>>().join("\n"));
                     Ok(())
                 })?;
                 bar.finish_and_clear();
                 if console.is_json() {
-                    console.result(&json!({ "reward": rewards }), String::new);
+                    let mut value = json!({ "reward": all });
+                    if self.spread {
+                        value["spread"] = json!(spreads);
+                    }
+                    console.result(&value, String::new);
                 }
             }
         }

@@ -52,7 +52,7 @@ impl SplitPairs {
         let options = PairOptions { group: self.group.clone(), ..self.tensors.options(common) };
         let pairs = PairSet::open(&self.tensors.partial.sources(&self.pairs), &options)?;
         let sources = pairs.scan()?.sources;
-        let data = Data { pairs, validation: None, test: None, candidates: None, sources };
+        let data = Data { pairs, validation: None, test: None, candidates: None, gold: None, sources };
         let split = data.split(Some(self.seeds), self.validation_pairs, common.seed)?;
         let files = PARTS.iter().chain([&SPLIT]).map(|name| self.out.join(name));
         require_apart(files, &data.paths())?;

@@ -114,7 +114,11 @@ impl TrainReward {
                 trained.history.last().map_or(0, |point| point.epoch),
                 seconds,
                 engine.info().name,
-            ) + &if trained.capped { capped_text("the reward model") } else { String::new() }
+            ) + &if trained.capped {
+                format!("\nwarning: {}", capped_text("the reward model"))
+            } else {
+                String::new()
+            }
         });
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::console::Console;
 use super::inputs::open_held_out;
 use super::method::PresetArgs;
 use super::table::count;
-use super::training::{health_text, save, show_vae_epochs};
+use super::training::{health_text, save, show_vae_epochs, warnings_text};
 use crate::backend::Divergence;
 use crate::data::{PairSet, PairSource, require_apart};
 use crate::error::Result;
@@ -94,7 +94,7 @@ impl TrainVae {
                 options.epochs,
                 seconds,
                 engine.info().name,
-                health_text(&health),
+                health_text(&health) + &warnings_text(&health),
             )
         });
         Ok(())

@@ -35,17 +35,17 @@ pub fn show_reward_curve(bar: &ProgressBar) -> impl FnMut(&RewardPoint) {
 /// The warning that the best model was the last that was allowed.
 pub fn capped_text(what: &str) -> String {
     format!(
-        "\nwarning: the best evaluation of {what} was the last that it was allowed: with more --epochs it may do better, \
+        "the best evaluation of {what} was the last that it was allowed: with more --epochs it may do better, \
          and until then whatever takes more steps looks better than it is"
     )
 }
 
-/// The health of a VAE for people: figures, and a line for each warning.
+/// The figures of a VAE's health for people.
 pub fn health_text(health: &VaeHealth) -> String {
     let held_out = health
         .held_out_explained_variance
         .map_or(String::new(), |held| format!(" ({held:.3} of held-out pairs)"));
-    let mut text = format!(
+    let text = format!(
         "explained variance {:.3}{held_out}, KL {:.1}, W2 {:.2}, {} of {} latent units active\n\
          latent means spread by {:.2}, of which sigma {:.3} is {:.1} %; synthetic variance {:.2} of the seeds'",
         health.explained_variance,
@@ -58,10 +58,12 @@ pub fn health_text(health: &VaeHealth) -> String {
         100.0 * health.sigma_share,
         health.synthetic_variance,
     );
-    for warning in &health.warnings {
-        text.push_str(&format!("\nwarning: {warning}"));
-    }
     text
+}
+
+/// The warnings of a VAE's health, a line each.
+pub fn warnings_text(health: &VaeHealth) -> String {
+    health.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect()
 }
 
 /// Writes a checkpoint whose metadata holds the version and `facts`, as JSON.

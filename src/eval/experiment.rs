@@ -14,7 +14,7 @@ use super::arm::{Arm, Augmentation};
 use super::baselines::{direct_perturbation, gaussian_sampling, mixup};
 use super::best_of_n::{BestOfNCurve, best_of_n_curve};
 use super::figures::{PairFigures, pair_figures};
-use super::order::{OrderPoint, order_curve};
+use super::order::{ORDER_SIGMA2, OrderPoint, order_curve};
 use super::rank::{RankCorrelation, rank_correlation};
 use crate::backend::{Backend, DecodeMode, PairRows, Perturbation, RewardData, RewardSide};
 use crate::error::{Error, Result};
@@ -61,9 +61,6 @@ pub struct Experiment<'a> {
     pub trained: RefCell<BTreeMap<Arm, (TrainedReward, u64)>>,
 }
 
-/// Variances of the noise at which order preservation is looked at.
-const ORDER_SIGMA2: [f64; 7] = [0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0];
-
 /// What is added to the training of an arm that names it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Additions {
@@ -73,11 +70,13 @@ pub struct Additions {
     pub across_prompts: f64,
     /// Heads of an ensemble.
     pub ensemble: usize,
+    /// Width of the hidden layer of each of its heads: eight of 64 take twice the time of one of 256.
+    pub ensemble_hidden: usize,
 }
 
 impl Default for Additions {
     fn default() -> Additions {
-        Additions { noise: vec![0.3, 0.6, 1.0], across_prompts: 0.5, ensemble: 8 }
+        Additions { noise: vec![0.3, 0.6, 1.0], across_prompts: 0.5, ensemble: 8, ensemble_hidden: 64 }
     }
 }
 
@@ -150,6 +149,9 @@ impl<'a> Experiment<'a> {
         arm: Arm,
         on_point: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(ArmResult, RewardModel)> {
+        let size = (self.seeds[0].rows(), self.seeds[0].cols());
+        let settings = (&self.synthesis, &self.reward, &self.additions);
+        check_arm(arm, settings, size, self.validation.is_some())?;
         let start = Instant::now();
         let (trained, pairs, input_noise) = self.trained(backend, arm, on_point)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -229,10 +231,6 @@ impl<'a> Experiment<'a> {
         if !arm.noise {
             return Ok(best);
         }
-        if self.validation.is_none() {
-            let expected = "validation pairs, on which an arm with `noise` chooses its scale";
-            return Err(Error::argument("arms", expected, arm));
-        }
         for &noise in self.additions.noise.iter().filter(|noise| **noise > 0.0) {
             let (trained, pairs) = self.train(backend, silent, noise, on_point)?;
             if lowest(&trained) < lowest(&best.0) {
@@ -255,6 +253,7 @@ impl<'a> Experiment<'a> {
         }
         if arm.ensemble {
             options.ensemble = self.additions.ensemble;
+            options.hidden = self.additions.ensemble_hidden;
         }
         if arm.augmentation == Augmentation::Matched {
             let m = usize::try_from(self.pairs_per_seed()?).unwrap_or(usize::MAX);
@@ -314,13 +313,7 @@ impl<'a> Experiment<'a> {
                 // Two seeds share 2 S synthetic pairs: three quarters for the one, the rest for the other.
                 let many = (3 * extra).div_ceil(2);
                 let few = 2 * extra - many;
-                let wide = SynthesisOptions {
-                    pairs_per_seed: Some(many + 1),
-                    per_side: None,
-                    mode,
-                    ..self.synthesis
-                };
-                let (plan, perturbation) = wide.plan(n)?;
+                let (plan, perturbation) = by_margin(&self.synthesis, extra).plan(n)?;
                 let keep = |seed: usize, rank: u64| rank < if low[seed] { many } else { few };
                 fit.latent(self.vae, &plan, &perturbation, mode, Some(&keep), on_point)
             }
@@ -344,6 +337,39 @@ impl<'a> Experiment<'a> {
         order[..n / 2].iter().for_each(|&i| low[i] = true);
         Ok(low)
     }
+}
+
+/// The options of a plan from which [`Augmentation::Margin`] takes pairs, where seeds have `extra` synthetic pairs each.
+fn by_margin(synthesis: &SynthesisOptions, extra: u64) -> SynthesisOptions {
+    let pairs_per_seed = Some((3 * extra).div_ceil(2) + 1);
+    SynthesisOptions { pairs_per_seed, per_side: None, mode: DecodeMode::Plain, ..*synthesis }
+}
+
+/// Fails on an arm that no model can be trained on, before anything is trained: `seeds` pairs of dimension `dim`.
+///
+/// # Errors
+/// Sizes of a model or of a plan that there cannot be, and arms with noise where `validation` says that there are no
+/// validation pairs.
+pub fn check_arm(
+    arm: Arm,
+    (synthesis, reward, additions): (&SynthesisOptions, &RewardTraining, &Additions),
+    (seeds, dim): (usize, usize),
+    validation: bool,
+) -> Result<()> {
+    let mut reward = *reward;
+    if arm.ensemble {
+        (reward.ensemble, reward.hidden) = (additions.ensemble, additions.ensemble_hidden);
+    }
+    reward.size(dim)?;
+    let (plan, _) = synthesis.plan(seeds)?;
+    if arm.augmentation == Augmentation::Margin {
+        by_margin(synthesis, plan.pairs_per_seed - 1).plan(seeds)?;
+    }
+    if arm.noise && !validation {
+        let expected = "validation pairs, on which an arm with `noise` chooses its scale";
+        return Err(Error::argument("arms", expected, arm));
+    }
+    Ok(())
 }
 
 /// The lowest validation loss of a training.

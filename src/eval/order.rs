@@ -24,6 +24,9 @@ pub struct OrderPreservation {
     pub seed_margin: f64,
 }
 
+/// Variances of the noise at which order preservation is looked at.
+pub const ORDER_SIGMA2: [f64; 7] = [0.001, 0.01, 0.1, 0.3, 1.0, 3.0, 10.0];
+
 /// Order preservation at one scale of the noise.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OrderPoint {

@@ -20,6 +20,11 @@
 //! too: the gold reward itself agrees with about 88 % of them. Best-of-N goes by R itself. Embeddings are
 //! stored as BF16.
 //!
+//! Four dials lead to where Theorem 1 of the paper holds, a gold reward that is linear in the embedding and lies in the
+//! range of a decoder with 16 latent units: `rank` (factors with s_k above 0), `noise` (the 1.5), `network` (a factor of
+//! the tanh sum) and `curvature` (a factor of the x^2 in g). With `network` and `curvature` 0 the gold reward of two
+//! responses to one prompt differs by w (e_1 - e_2), [`Simulated::gold_direction`].
+//!
 //! The constants were chosen by one thing alone, the difficulty for a reward model trained on 1,000 pairs
 //! without augmentation at d = 4096: it should end about half-way between a random choice and the oracle. No
 //! way of augmenting was looked at in choosing them.
@@ -28,7 +33,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::{Dtype, Element};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matrix::{RowSet, RowsBuf, Side, ValuesMut};
 use crate::memory;
 use crate::noise::math::exp;
@@ -40,15 +45,13 @@ const FACTORS: usize = 64;
 const UNITS: usize = 16;
 /// Share of the factors' variance that the responses to a prompt have in common, p^2.
 const SHARED: f32 = 0.6;
-/// Standard deviation of the noise against that of the signal, n.
-const NOISE: f32 = 1.5;
 /// Weight of the gold reward's linear part, l; its network has weight 1.
 const LINEAR: f32 = 0.7;
 /// Log-odds of the better of two responses that differ by one standard deviation of gold, b.
 const SHARPNESS: f32 = 3.0;
 
-/// Sizes of a simulated preference set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Sizes of a simulated preference set, and how far it is from the conditions of Theorem 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SimulationOptions {
     /// Dimension of the embeddings, d.
     pub dim: usize,
@@ -59,6 +62,14 @@ pub struct SimulationOptions {
     pub prompts: usize,
     /// Candidates per prompt, N.
     pub per_prompt: usize,
+    /// Factors that embeddings and gold rewards depend on, 1 to 64.
+    pub rank: usize,
+    /// Standard deviation of the noise of an embedding, as a multiple of the signal's.
+    pub noise: f32,
+    /// Weight of the gold reward's network beside its linear part.
+    pub network: f32,
+    /// How far the signal is from linear in the factors.
+    pub curvature: f32,
     /// Seed of the world and of everything drawn in it.
     pub seed: u64,
 }
@@ -72,7 +83,24 @@ impl Default for SimulationOptions {
             test: 2000,
             prompts: 200,
             per_prompt: 16,
+            rank: FACTORS,
+            noise: 1.5,
+            network: 1.0,
+            curvature: 1.0,
             seed: 0,
+        }
+    }
+}
+
+impl SimulationOptions {
+    /// Where Theorem 1 holds: as many factors as the VAE has latent units, no noise, all linear.
+    pub fn of_theorem_1() -> SimulationOptions {
+        SimulationOptions {
+            rank: 16,
+            noise: 0.0,
+            network: 0.0,
+            curvature: 0.0,
+            ..SimulationOptions::default()
         }
     }
 }
@@ -103,6 +131,9 @@ pub struct Simulated {
     pub candidates: RowsBuf,
     /// Gold rewards of the candidates, `[prompts * per_prompt]`.
     pub gold: Vec<f32>,
+    /// w `[d]`, of least norm, with w (e_1 - e_2) = R_1 - R_2 for the responses to a prompt, where signal and gold reward
+    /// are linear; without noise exactly.
+    pub gold_direction: Option<Vec<f32>>,
 }
 
 /// Draws a world and a preference set in it. A row depends on the seed, on d and on its number alone, not on
@@ -117,7 +148,10 @@ pub fn simulate(options: &SimulationOptions) -> Result<Simulated> {
     let pairs = [options.seeds, options.validation, options.test].map(|n| n as u128).iter().sum::<u128>();
     let rows = 2 * pairs + options.prompts as u128 * options.per_prompt as u128;
     memory::require("seeds", options.seeds, rows * options.dim as u128 * 4)?;
-    let world = World::new(options.dim, options.seed);
+    if !(1..=FACTORS).contains(&options.rank) {
+        return Err(Error::argument("rank", format!("1 to {FACTORS}"), options.rank));
+    }
+    let world = World::new(options);
     let (candidates, gold) = world.candidates(options.prompts, options.per_prompt);
     Ok(Simulated {
         seeds: world.pairs(Set::Seeds, options.seeds),
@@ -125,6 +159,7 @@ pub fn simulate(options: &SimulationOptions) -> Result<Simulated> {
         test: world.pairs(Set::Test, options.test),
         candidates,
         gold,
+        gold_direction: world.gold_direction(),
     })
 }
 
@@ -161,6 +196,7 @@ type Factors = [f32; FACTORS];
 struct World {
     seed: u64,
     dim: usize,
+    options: SimulationOptions,
     /// A with the scales s_k folded in, `[K, d]`.
     signal: Vec<f32>,
     /// tau, `[d]`.
@@ -176,11 +212,13 @@ struct World {
 }
 
 impl World {
-    fn new(dim: usize, seed: u64) -> World {
+    fn new(options: &SimulationOptions) -> World {
+        let SimulationOptions { dim, seed, rank, .. } = *options;
         assert!(dim > 0, "an embedding has at least one dimension");
         let mut world = World {
             seed,
             dim,
+            options: *options,
             signal: vec![0.0; FACTORS * dim],
             scale: vec![0.0; dim],
             mean: vec![0.0; dim],
@@ -188,7 +226,8 @@ impl World {
             units: Vec::new(),
             gold_scale: 1.0,
         };
-        let spectrum: Factors = std::array::from_fn(|k| 1.0 / ((k + 1) as f32).sqrt());
+        let spectrum: Factors =
+            std::array::from_fn(|k| if k < rank { 1.0 / ((k + 1) as f32).sqrt() } else { 0.0 });
         let norm = spectrum.iter().map(|s| s * s).sum::<f32>().sqrt();
         for (k, row) in world.signal.chunks_exact_mut(dim).enumerate() {
             fill_normals(seed, counter(Draw::Signal, Side::Chosen, k as u64), row);
@@ -210,6 +249,8 @@ impl World {
         let k = (FACTORS as f32).sqrt();
         let outer = normals(1);
         self.linear = normals(0).map(|w| LINEAR * w / k);
+        // What no embedding tells, no reward depends on.
+        self.linear[self.options.rank..].fill(0.0);
         self.units = (0..UNITS)
             .map(|h| {
                 let (b, d) = (normals(2 + 2 * h as u64), normals(3 + 2 * h as u64));
@@ -241,7 +282,7 @@ impl World {
     /// R(u, v).
     fn gold(&self, u: &Factors, v: &Factors) -> f32 {
         let network: f32 = self.units.iter().map(|(c, b, d)| c * tanh(dot(b, v) + dot(d, u))).sum();
-        self.gold_scale * (dot(&self.linear, v) + network)
+        self.gold_scale * (dot(&self.linear, v) + self.options.network * network)
     }
 
     /// The embedding of response `at` with factors `v` to a prompt with factors `u`.
@@ -254,9 +295,53 @@ impl World {
         let mut noise = vec![0f32; self.dim];
         fill_normals(self.seed, counter(Draw::Noise, at.0, at.1), &mut noise);
         for (j, x) in out.iter_mut().enumerate() {
-            let signal = *x / (1.0 + 0.25 * *x * *x).sqrt();
-            *x = self.mean[j] + self.scale[j] * (signal + NOISE * noise[j]);
+            let signal = *x / (1.0 + self.options.curvature * 0.25 * *x * *x).sqrt();
+            *x = self.mean[j] + self.scale[j] * (signal + self.options.noise * noise[j]);
         }
+    }
+
+    /// The solution of least norm of B w = z l W, where row k of B, `[rank, d]`, is what factor k of a response adds to an
+    /// embedding: w = B^T (B B^T)^-1 z l W.
+    fn gold_direction(&self) -> Option<Vec<f32>> {
+        let SimulationOptions { rank, network, curvature, .. } = self.options;
+        if network != 0.0 || curvature != 0.0 || rank > self.dim {
+            return None;
+        }
+        let own = f64::from((1.0 - SHARED).sqrt());
+        let rows: Vec<Vec<f64>> = self
+            .signal
+            .chunks_exact(self.dim)
+            .take(rank)
+            .map(|row| {
+                row.iter().zip(&self.scale).map(|(&a, &t)| own * f64::from(a) * f64::from(t)).collect()
+            })
+            .collect();
+        let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        // Gauss-Jordan elimination with pivots, on B B^T and the right-hand side beside it.
+        let mut system: Vec<Vec<f64>> = (0..rank)
+            .map(|i| {
+                let mut line: Vec<f64> = (0..rank).map(|j| product(&rows[i], &rows[j])).collect();
+                line.push(f64::from(self.gold_scale) * f64::from(self.linear[i]));
+                line
+            })
+            .collect();
+        for i in 0..rank {
+            let pivot = (i..rank).max_by(|&a, &b| system[a][i].abs().total_cmp(&system[b][i].abs()))?;
+            system.swap(i, pivot);
+            let divisor = system[i][i];
+            if divisor == 0.0 {
+                return None;
+            }
+            system[i].iter_mut().for_each(|v| *v /= divisor);
+            let line = system[i].clone();
+            for (j, other) in system.iter_mut().enumerate().filter(|(j, _)| *j != i) {
+                let factor = other[i];
+                debug_assert_ne!(j, i);
+                other.iter_mut().zip(&line).for_each(|(v, l)| *v -= factor * l);
+            }
+        }
+        let column = |j: usize| rows.iter().zip(&system).map(|(row, line)| row[j] * line[rank]).sum::<f64>();
+        Some((0..self.dim).map(|j| column(j) as f32).collect())
     }
 
     fn pairs(&self, set: Set, pairs: usize) -> SimulatedPairs {
@@ -353,6 +438,10 @@ mod tests {
         test: 400,
         prompts: 100,
         per_prompt: 16,
+        rank: FACTORS,
+        noise: 1.5,
+        network: 1.0,
+        curvature: 1.0,
         seed: 3,
     };
 
@@ -391,7 +480,7 @@ mod tests {
         assert_eq!((s.candidates.rows(), s.gold.len()), (1600, 1600));
         let values = [widened(&s.test.sides[0]), widened(&s.candidates)].concat();
         assert!(values.iter().chain(&s.gold).all(|v| v.is_finite()));
-        let world = World::new(48, 3);
+        let world = World::new(&SMALL);
         for j in 0..48 {
             let column =
                 values.iter().skip(j).step_by(48).map(|&v| f64::from((v - world.mean[j]) / world.scale[j]));
@@ -412,7 +501,7 @@ mod tests {
     #[test]
     fn responses_to_a_prompt_are_alike() {
         let s = simulate(&SMALL).expect("it fits");
-        let world = World::new(48, 3);
+        let world = World::new(&SMALL);
         let rows = widened(&s.candidates);
         let rows: Vec<f32> =
             rows.iter().enumerate().map(|(i, v)| (v - world.mean[i % 48]) / world.scale[i % 48]).collect();
@@ -434,12 +523,39 @@ mod tests {
         assert_eq!(best.model, best.oracle);
         assert!(found.random.abs() < 0.5 && best.oracle > found.random + 1.4, "{found:?}");
         // The chosen response has the higher gold reward as often as the labels say.
-        let world = World::new(48, 3);
+        let world = World::new(&SMALL);
         let gap = |i: u64| {
             let [a, b] = world.golds(Set::Test, i);
             if world.label(Set::Test, i) { b - a } else { a - b }
         };
         let right = (0..400).filter(|&i| gap(i) > 0.0).count() as f64 / 400.0;
         assert_eq!(right, s.test.gold_accuracy);
+    }
+
+    #[test]
+    fn under_the_conditions_of_theorem_1_the_direction_is_the_gold_reward() {
+        let options = SimulationOptions {
+            dim: 64,
+            seeds: 10,
+            validation: 5,
+            test: 20,
+            prompts: 40,
+            ..SimulationOptions::of_theorem_1()
+        };
+        let s = simulate(&options).expect("it fits");
+        let w = s.gold_direction.expect("all is linear");
+        let rows = widened(&s.candidates);
+        let reward = |i: usize| -> f64 {
+            rows[64 * i..64 * (i + 1)].iter().zip(&w).map(|(e, w)| f64::from(*e) * f64::from(*w)).sum()
+        };
+        let mut worst = 0f64;
+        for i in (0..640).filter(|i| i % 16 != 0) {
+            let gold = f64::from(s.gold[i]) - f64::from(s.gold[i - 1]);
+            worst = worst.max((reward(i) - reward(i - 1) - gold).abs());
+        }
+        // Embeddings are stored as BF16, to 8 bits.
+        assert!(worst < 0.2, "{worst}");
+        assert_eq!(simulate(&SMALL).expect("it fits").gold_direction, None);
+        assert!(simulate(&SimulationOptions { rank: 65, ..SMALL }).is_err());
     }
 }

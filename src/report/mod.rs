@@ -15,6 +15,6 @@ mod rows;
 mod scale;
 
 pub use chart::{Axis, Bar, Chart, Distribution, Group, Interval, Kind, Point, Reference, Scale, Series};
-pub use page::{Block, Page, Section, Table};
+pub use page::{Block, Page, REPORT, Section, Table};
 pub use roofline::roofline;
 pub use scale::{estimate, number};

@@ -5,6 +5,8 @@ use super::chart::Chart;
 use super::figure::figure;
 use super::html::{Ids, escape, rows_table};
 
+/// Name of a page in the folder of what it is about.
+pub const REPORT: &str = "report.html";
 const STYLE: &str = include_str!("style.css");
 
 /// A report.

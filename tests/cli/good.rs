@@ -279,7 +279,18 @@ fn a_run_leaves_a_report_and_files_that_load() {
     let first = &report["repeats"][0];
     assert_eq!(
         keys(first),
-        ["seed", "folder", "pairs", "health", "vae_history", "vae_seconds", "latent_map", "arms"].into()
+        [
+            "seed",
+            "folder",
+            "pairs",
+            "health",
+            "vae_history",
+            "vae_seconds",
+            "latent_map",
+            "gold_order",
+            "arms"
+        ]
+        .into()
     );
     assert_eq!(keys(&report["sources"]), ["pairs", "validation", "test", "candidates"].into());
     assert_eq!(first["pairs"], serde_json::json!({ "seeds": 24, "validation": 8, "test": 8 }));

@@ -5,7 +5,7 @@ use snapbox::{Data, assert_data_eq};
 use crate::common::cli::{Lab, binary};
 use crate::transcript::file;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 18] = [
     "import",
     "split",
     "train-vae",
@@ -15,6 +15,8 @@ const COMMANDS: [&str; 16] = [
     "eval",
     "best-of-n",
     "run",
+    "sweep",
+    "report",
     "export",
     "inspect",
     "materialize",

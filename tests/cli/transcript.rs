@@ -64,7 +64,7 @@ fn answer(lab: &Lab, words: &str, before: &Listing, wrong: &mut String) -> Strin
         if json {
             let value: Value = serde_json::from_str(&run.out).unwrap_or(Value::Null);
             let keys = value.as_object().map(|o| o.keys().map(String::as_str).collect::<BTreeSet<_>>());
-            demand(keys == Some(["error", "exit_code"].into()), "keys of the JSON object");
+            demand(keys == Some(["error", "exit_code", "format"].into()), "keys of the JSON object");
             demand(value["exit_code"].as_i64() == run.code.map(i64::from), "exit code in the JSON object");
             let message = value["error"].as_str().unwrap_or_default();
             demand(!message.is_empty() && run.err.contains(message), "error in the JSON object");

@@ -1,17 +1,19 @@
 //! The data of a run: files, opened and checked, and the rows that one split takes of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::cli::args::{Common, PairArgs};
-use crate::cli::inputs::open_held_out;
+use crate::cli::inputs::{open_held_out, require_model_dim};
 use crate::cli::method::Settings;
-use crate::data::{CandidateSet, PairOptions, PairSet, PairSource, RowBlock, ShardFile, SourceFile};
+use crate::data::{
+    CandidateSet, Checkpoint, PairOptions, PairSet, PairSource, RowBlock, ShardFile, SourceFile,
+};
 use crate::error::{Error, Result};
-use crate::eval::{Candidates, Split, SplitOptions, split};
+use crate::eval::{Candidates, Split, SplitOptions, check_arm, split};
 use crate::matrix::{RowSet, Side};
-use crate::model::VaeSize;
+use crate::model::{RewardModel, VaeSize};
 use crate::train::Shuffle;
 
 /// What the method is run on.
@@ -45,6 +47,9 @@ pub struct DataArgs {
     /// Best-of-N sets (`candidates` [prompts, N, d], `gold` [prompts, N])
     #[arg(long, value_name = "SETS", num_args = 1..)]
     pub candidates: Vec<String>,
+    /// Reward model that stands for the truth: synthetic pairs are held against its order too
+    #[arg(long, value_name = "FILE")]
+    pub gold_model: Option<PathBuf>,
 }
 
 impl DataArgs {
@@ -77,7 +82,15 @@ impl DataArgs {
                 "neither",
             ));
         }
-        Ok(Data { pairs, validation, test, candidates, sources })
+        let gold = match &self.gold_model {
+            Some(path) => {
+                let (model, _) = RewardModel::load(path)?;
+                require_model_dim(path, &model, pairs.dim())?;
+                Some(model)
+            }
+            None => None,
+        };
+        Ok(Data { pairs, validation, test, candidates, gold, sources })
     }
 
     /// The split of a seed.
@@ -88,17 +101,11 @@ impl DataArgs {
     /// Fails on the sizes, plans and splits that training would fail on, before anything is written.
     pub fn check(&self, data: &Data, settings: &Settings) -> Result<()> {
         VaeSize::new(data.pairs.dim(), settings.vae.hidden, settings.vae.latent)?;
-        settings.reward.size(data.pairs.dim())?;
         let split = self.split(data, settings.synthesis.seed)?;
-        settings.synthesis.plan(split.seeds.len())?;
+        let size = (split.seeds.len(), data.pairs.dim());
         let held_out = data.validation.is_some() || !split.validation.is_empty();
-        match settings.arms.iter().find(|arm| arm.noise && !held_out) {
-            Some(arm) => {
-                let expected = "validation pairs, on which an arm with +noise chooses its scale";
-                Err(Error::argument("--arms", expected, arm))
-            }
-            None => Ok(()),
-        }
+        let of = (&settings.synthesis, &settings.reward, &settings.additions);
+        settings.arms.iter().try_for_each(|&arm| check_arm(arm, of, size, held_out))
     }
 }
 
@@ -108,6 +115,8 @@ pub struct Data {
     pub validation: Option<PairSet>,
     pub test: Option<PairSet>,
     pub candidates: Option<CandidateSet>,
+    /// What stands for the true reward.
+    pub gold: Option<RewardModel>,
     /// The files of `pairs` with their checksums.
     pub sources: Vec<SourceFile>,
 }

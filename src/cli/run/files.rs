@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::{Data, DataRows};
 use crate::data::{write_atomic, write_pairs};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::Split;
 use crate::matrix::RowSet;
 
@@ -41,11 +41,17 @@ pub fn write_split(
     let group = data.pairs.group();
     let parts = [&split.seeds, &split.validation, &split.test];
     let mut files = [None, None, None];
+    let record = folder.join(SPLIT);
+    let replaced = std::fs::exists(&record).map_err(Error::io("open", &record))?;
     for ((name, part), file) in PARTS.iter().zip(parts).zip(&mut files) {
+        let path = folder.join(name);
         if part.is_empty() || part.len() == data.pairs.len() {
+            // A file of the split that this one replaces would be taken for one of this.
+            if replaced && std::fs::exists(&path).map_err(Error::io("open", &path))? {
+                std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+            }
             continue;
         }
-        let path = folder.join(name);
         let sides: [RowSet<'_>; 2] = rows.pick(part);
         let group: Option<Vec<i64>> =
             group.as_ref().map(|group| part.iter().map(|&row| group[row]).collect());
@@ -56,6 +62,6 @@ pub fn write_split(
     let Split { seeds, validation, test } = split.clone();
     let file = SplitFile { format: 1, seed, rows: data.pairs.len(), seeds, validation, test };
     let text = serde_json::to_string(&file).expect("a split is plain data") + "\n";
-    write_atomic(&folder.join(SPLIT), text.as_bytes())?;
+    write_atomic(&record, text.as_bytes())?;
     Ok(files)
 }

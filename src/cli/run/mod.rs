@@ -26,8 +26,10 @@ use serde_json::{Value, json};
 use super::args::{Common, Named, positive};
 use super::console::Console;
 use super::method::MethodArgs;
+use super::pages::{self, write_page};
 use crate::data::{FolderLock, PairSet, create_folder, write_atomic};
 use crate::error::{Error, Result};
+use crate::report::REPORT;
 use crate::synth::OutputKind;
 
 /// The whole method: VAE, synthesis, reward models, and their figures, into a run directory
@@ -43,7 +45,7 @@ One data set is cut at random (whole groups, if it has a tensor `group`) into --
 The run directory gets run.json (settings, versions, checksums, figures, learning curves, health),
 vae.safetensors, the model of each arm (reward.safetensors of the first with latents, else
 reward_ARM.safetensors), recipe.json, split.json with the files of its parts, and the curves as
-CSV; with --repeats one folder a split.")]
+CSV; with --repeats one folder a split. report.html shows it all.")]
 pub struct Run {
     #[command(flatten)]
     data: DataArgs,
@@ -120,6 +122,7 @@ impl Run {
         let mut text = serde_json::to_string_pretty(&report).expect("a report is plain data");
         text.push('\n');
         write_atomic(&run_json, text.as_bytes())?;
+        write_page(&pages::run::page(&report, &report.data_name()), &self.out.join(REPORT))?;
         console.result(&report, || report.text(&run_json));
         Ok(())
     }

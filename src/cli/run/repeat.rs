@@ -100,6 +100,12 @@ impl Repeats<'_> {
         write_curves(folder, &trained.history, &arms)?;
         self.write_recipe(files[0].as_deref(), &settings.synthesis, folder)?;
         let map = self.engine.latent_map(&trained.vae, &experiment.seeds, &settings.synthesis)?;
+        let gold_order = match &self.data.gold {
+            Some(gold) => {
+                self.engine.order_curve(&trained.vae, &experiment.seeds, &settings.synthesis, gold)?
+            }
+            None => Vec::new(),
+        };
         Ok(Repeat {
             seed: settings.synthesis.seed,
             folder: folder.to_path_buf(),
@@ -108,6 +114,7 @@ impl Repeats<'_> {
             vae_history: trained.history,
             vae_seconds,
             latent_map: map,
+            gold_order,
             arms,
         })
     }

@@ -8,9 +8,10 @@ use serde_json::Value;
 use crate::backend::{DeviceInfo, VaeLoss};
 use crate::cli::table::{count, mean_spread, table};
 use crate::cli::training::{capped_text, health_text};
-use crate::data::read_small;
+use crate::data::{self, read_small};
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, Augmentation, LatentMap, Paired, VaeHealth, paired};
+use crate::eval::{Arm, ArmResult, Augmentation, LatentMap, OrderPoint, Paired, VaeHealth, paired};
+use crate::report::REPORT;
 
 /// Name of the report in a run directory.
 pub const RUN: &str = "run.json";
@@ -44,6 +45,9 @@ pub struct Repeat {
     pub vae_seconds: f64,
     /// Latents in the plane of their largest variance.
     pub latent_map: LatentMap,
+    /// How many synthetic pairs the gold model orders as their seeds, by the scale of the noise; empty without one.
+    #[serde(default)]
+    pub gold_order: Vec<OrderPoint>,
     pub arms: Vec<ArmResult>,
 }
 
@@ -117,6 +121,60 @@ pub fn compare(repeats: &[Repeat]) -> Vec<Comparison> {
     comparisons
 }
 
+/// A difference beyond two standard errors is told apart from none; those over few splits are uncertain themselves.
+pub const TOLD_APART: f64 = 2.0;
+
+/// What a paired difference of `what` says, in words; `up` says that more is better.
+pub fn verdict(what: &str, difference: &Paired, up: bool) -> String {
+    let of = match difference.splits {
+        1 => "one split".to_string(),
+        n => format!("{n} splits"),
+    };
+    let Some(error) = difference.standard_error else {
+        return format!("{what} {difference} on {of}: one split says nothing about chance");
+    };
+    let better = (difference.mean > 0.0) == up;
+    let sure = difference.mean.abs() > TOLD_APART * error && difference.mean != 0.0;
+    let said = match (sure, better) {
+        (true, true) => "better, by more than two standard errors",
+        (true, false) => "worse, by more than two standard errors",
+        (false, _) => "not told apart: within two standard errors",
+    };
+    format!("{what} {difference} over {of}: {said}")
+}
+
+/// The arm that a run is about: the first with latent synthesis, else the last.
+pub fn main_arm(arms: &[ArmResult]) -> &ArmResult {
+    arms.iter().find(|a| a.arm.augmentation.latent_mode().is_some()).unwrap_or(&arms[arms.len() - 1])
+}
+
+/// The outcome in a sentence or two.
+pub fn run_verdict(report: &Report) -> String {
+    let arms = &report.repeats[0].arms;
+    let main = main_arm(arms);
+    let find = |arm: Arm| report.comparisons.iter().find(|c| c.measure == Measure::Accuracy && c.arm == arm);
+    let said = |c: &Comparison| {
+        let what = format!("{} against {}: pair accuracy", title_of(arms, c.arm), title_of(arms, c.against));
+        verdict(&what, &c.difference, true) + "."
+    };
+    let Some(own) = find(main.arm) else {
+        return format!("{}: nothing to compare with.", main.title());
+    };
+    // The best of the others, if it is another.
+    let others = report.comparisons.iter().filter(|c| {
+        c.measure == Measure::Accuracy && c.arm != main.arm && c.arm != Arm::from(Augmentation::None)
+    });
+    let best = others.max_by(|a, b| a.difference.mean.total_cmp(&b.difference.mean));
+    match best.filter(|best| best.difference.mean > own.difference.mean) {
+        Some(best) => format!("{} Best here: {}", said(own), said(best)),
+        None => said(own),
+    }
+}
+
+pub fn title_of(arms: &[ArmResult], arm: Arm) -> String {
+    arms.iter().find(|result| result.arm == arm).map_or_else(|| arm.to_string(), ArmResult::title)
+}
+
 impl Report {
     /// Most bytes that are read as a report.
     const MOST_BYTES: u64 = 64 << 20;
@@ -134,6 +192,31 @@ impl Report {
             Some(first) if !first.is_empty() && report.repeats.iter().all(|r| arms(r) == first) => Ok(report),
             _ => Err(bad("its repeats are not of the same arms, or there is none".into())),
         }
+    }
+
+    /// The files of pairs, by name.
+    pub fn data_name(&self) -> String {
+        let files = self.sources["pairs"].as_array().into_iter().flatten();
+        let names = files.filter_map(|file| Some(data::file_name(Path::new(file["file"].as_str()?))));
+        names.take(3).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Every kind of warning once, with how many splits it is for. Warnings of a kind differ in their numbers.
+    pub fn warnings(&self, of: &dyn Fn(&Repeat) -> Vec<String>) -> Vec<String> {
+        let mut found: Vec<(String, String, usize)> = Vec::new();
+        for warning in self.repeats.iter().flat_map(of) {
+            let kind: String = warning.chars().filter(|c| !c.is_ascii_digit() && *c != '.').collect();
+            match found.iter_mut().find(|(known, ..)| *known == kind) {
+                Some((_, _, count)) => *count += 1,
+                None => found.push((kind, warning, 1)),
+            }
+        }
+        let all = self.repeats.len();
+        let line = |(_, warning, count): (String, String, usize)| match all {
+            1 => warning,
+            _ => format!("{warning} ({count} of {all} splits)"),
+        };
+        found.into_iter().map(line).collect()
     }
 
     /// Differences of arms, a line for each arm.
@@ -217,17 +300,41 @@ impl Report {
         }
         for repeat in &self.repeats {
             let seed = if self.repeats.len() > 1 { format!("seed {}: ", repeat.seed) } else { String::new() };
-            text.push_str(&format!("\n{seed}VAE: {}\n", health_text(&repeat.health)));
-            for arm in repeat.arms.iter().filter(|arm| arm.capped) {
-                text.push_str(&capped_text(&format!("`{}`", arm.title())));
-            }
+            text.push_str(&format!("\n{seed}VAE: {}", health_text(&repeat.health)));
         }
+        let warnings = self.warnings(&|repeat| {
+            let capped = repeat.arms.iter().filter(|arm| arm.capped);
+            let capped = capped.map(|arm| capped_text(&format!("`{}`", arm.title())));
+            repeat.health.warnings.iter().cloned().chain(capped).collect()
+        });
+        text.extend(warnings.into_iter().map(|warning| format!("\nwarning: {warning}")));
+        text.push_str(&format!("\n\n{}\n", run_verdict(self)));
         let vae: f64 = self.repeats.iter().map(|r| r.vae_seconds).sum();
         text.push_str(&format!(
-            "VAE {vae:.1} s; all {:.1} s. Everything is in {}",
+            "VAE {vae:.1} s; all {:.1} s. Everything is in {}, its picture in {}",
             self.seconds,
-            run_json.display()
+            run_json.display(),
+            run_json.with_file_name(REPORT).display()
         ));
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::paired;
+
+    #[test]
+    fn verdicts_follow_two_standard_errors() {
+        let sure = paired(&[0.61, 0.63, 0.62], &[0.60, 0.62, 0.605]);
+        assert!(verdict("accuracy", &sure, true).contains("better, by more"));
+        assert!(verdict("loss", &sure, false).contains("worse, by more"));
+        let unsure = paired(&[0.61, 0.60, 0.62], &[0.60, 0.62, 0.60]);
+        assert!(verdict("accuracy", &unsure, true).contains("not told apart"));
+        let one = paired(&[0.61], &[0.60]);
+        assert!(verdict("accuracy", &one, true).contains("nothing about chance"));
+        let none = paired(&[0.5, 0.5], &[0.5, 0.5]);
+        assert!(verdict("accuracy", &none, true).contains("not told apart"));
     }
 }

@@ -53,6 +53,15 @@ pub struct CellResult {
     pub result: ArmResult,
     /// The health of its VAE, if it has one.
     pub health: Option<VaeHealth>,
+    /// xxh3-128 of all the above as JSON.
+    pub checksum: String,
+}
+
+impl CellResult {
+    fn sum(&self) -> String {
+        let CellResult { format, depends_on, result, health, .. } = self;
+        hash(&json!({ "format": format, "depends_on": depends_on, "result": result, "health": health }))
+    }
 }
 
 /// A split of the data with the name that its cells know it by.
@@ -61,6 +70,19 @@ pub struct SplitOf {
     pub split: Split,
     /// Its part of [`CellResult::depends_on`].
     pub name: Value,
+}
+
+impl SplitOf {
+    /// Names a split by its rows, and by the prompts of its test pairs.
+    pub fn new(split: Split, test_groups: Option<&[i64]>) -> SplitOf {
+        let Split { seeds, validation, test } = &split;
+        let name = json!({
+            "seeds": seeds.len(), "validation": validation.len(), "test": test.len(),
+            "rows": hash(&json!([seeds, validation, test])),
+            "prompts": test_groups.map(|groups| hash(&json!(groups))),
+        });
+        SplitOf { split, name }
+    }
 }
 
 fn hash(value: &Value) -> String {
@@ -110,7 +132,9 @@ impl Cell {
         }
         let (index, split) = split;
         let vae = latent.map(|_| {
-            let on = json!({ "format": FORMAT, "data": data, "split": split.name, "vae": own.vae });
+            let on = json!({
+                "format": FORMAT, "lensmith": env!("CARGO_PKG_VERSION"), "data": data, "split": split.name, "vae": own.vae,
+            });
             VaeTask { split: index, training: own.vae, key: hash(&on) }
         });
         let depends_on = json!({
@@ -133,10 +157,15 @@ impl Cell {
         }
         let bytes = read_small(&path, "cell of a sweep", MOST_BYTES)?;
         let bad = |detail: String| Error::Format { path: path.clone(), format: "cell of a sweep", detail };
-        let cell: CellResult = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        const MEND: &str = "delete it to compute it again";
+        let cell: CellResult = serde_json::from_slice(&bytes).map_err(|e| bad(format!("{e}; {MEND}")))?;
         let found = hash(&cell.depends_on);
         if found != self.key {
-            return Err(bad(format!("it holds the cell {found}; delete it to compute it again")));
+            return Err(bad(format!("it holds the cell {found}; {MEND}")));
+        }
+        let sum = cell.sum();
+        if sum != cell.checksum {
+            return Err(bad(format!("expected the checksum {}, found {sum}; {MEND}", cell.checksum)));
         }
         Ok(Some(cell))
     }
@@ -172,7 +201,9 @@ impl Cell {
             }
             None => None,
         };
-        let cell = CellResult { format: FORMAT, depends_on: depends_on.clone(), result, health };
+        let (depends_on, checksum) = (depends_on.clone(), String::new());
+        let mut cell = CellResult { format: FORMAT, depends_on, result, health, checksum };
+        cell.checksum = cell.sum();
         let text = serde_json::to_string(&cell).expect("a cell is plain data") + "\n";
         create_folder(&folder.join("cells"))?;
         write_atomic(&self.path(folder), text.as_bytes())
@@ -209,7 +240,12 @@ impl VaeTask {
     /// The VAE and its learning curve.
     fn read(&self, folder: &Path) -> Result<(Vae, Vec<crate::backend::VaeLoss>)> {
         let path = self.path(folder);
-        let (vae, facts) = Vae::load(&path)?;
+        let broken = |error: Error| Error::Format {
+            path: path.clone(),
+            format: "VAE of a sweep",
+            detail: format!("{error}; delete it to train it again"),
+        };
+        let (vae, facts) = Vae::load(&path).map_err(broken)?;
         let history = facts.get("lensmith.history").map(|text| serde_json::from_str(text));
         match history {
             Some(Ok(history)) => Ok((vae, history)),

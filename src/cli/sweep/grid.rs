@@ -48,7 +48,12 @@ impl Axis {
         if !named || flag.starts_with('-') || values.iter().any(String::is_empty) {
             return Err(wrong());
         }
-        if values.iter().enumerate().any(|(i, value)| values[..i].contains(value)) {
+        // Numbers are compared as numbers.
+        let same = |a: &String, b: &String| match (a.parse::<f64>(), b.parse::<f64>()) {
+            (Ok(a), Ok(b)) => a == b,
+            _ => a == b,
+        };
+        if values.iter().enumerate().any(|(i, value)| values[..i].iter().any(|other| same(other, value))) {
             return Err(Error::argument("--grid", "every value once", text));
         }
         Ok(Axis { flag: flag.to_string(), values })
@@ -104,7 +109,9 @@ mod tests {
 
     #[test]
     fn what_is_no_axis_is_refused() {
-        for wrong in ["gamma", "=1", "gamma=", "gamma=1,,2", "--gamma=1", "a b=1", "gamma=1,1"] {
+        for wrong in
+            ["gamma", "=1", "gamma=", "gamma=1,,2", "--gamma=1", "a b=1", "gamma=1,1", "gamma=0.1,0.10"]
+        {
             assert!(Axis::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use super::args::{Common, positive};
 use super::console::Console;
 use super::method::{self, MethodArgs, Settings};
+use super::pages::{self, write_page};
 use super::run::data::{Data, DataArgs, DataRows};
 use super::{Cli, Command};
 use crate::backend::DeviceChoice;
@@ -32,6 +33,7 @@ use crate::data::{FolderLock, PairSet, ShardFile, create_folder, file_fingerprin
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::eval::Split;
+use crate::report::REPORT;
 
 /// The method over a grid of settings, several splits and arms, with paired differences
 #[derive(Debug, Args)]
@@ -68,6 +70,11 @@ pub struct Sweep {
     method: MethodArgs,
 }
 
+/// Test pairs below which a size of the paper's seeds is left out: their accuracy would be chance.
+const FEW_TEST_PAIRS: usize = 10;
+/// Flags of the data that can be an axis.
+const DATA_AXES: [&str; 2] = ["seeds", "validation-pairs"];
+
 /// A point of a grid on one split, with its cells.
 struct Place {
     grid: usize,
@@ -91,7 +98,9 @@ impl Sweep {
         positive("--splits", self.splits)?;
         positive("--workers", self.workers.unwrap_or(1))?;
         let grids = self.grids()?;
-        let data = self.data.open(common)?;
+        // An axis may be what the data lacks without it, as `seeds`.
+        let first = grids[0].points().remove(0);
+        let data = at_point(arguments, &first)?.0.data.open(common)?;
         let engines = self.engines(common)?;
         let name = self.name(&data, &engines[0])?;
         let work = self.work(arguments, &grids, &data, &name)?;
@@ -137,14 +146,31 @@ impl Sweep {
         };
         let text = serde_json::to_string_pretty(&report).expect("a report is plain data") + "\n";
         write_atomic(&self.out.join(SWEEP), text.as_bytes())?;
+        write_page(&pages::sweep::page(&report), &self.out.join(REPORT))?;
         console.result(&report, || report.text(&self.out));
         Ok(())
     }
 
     fn grids(&self) -> Result<Vec<Grid>> {
         let axes = self.grid.iter().map(|text| Axis::parse(text)).collect::<Result<Vec<_>>>()?;
+        let known = method::flags();
+        for (i, axis) in axes.iter().enumerate() {
+            if !(known.contains(&axis.flag) || DATA_AXES.contains(&axis.flag.as_str())) {
+                let expected = format!("a flag of the method, or one of {}", DATA_AXES.join(", "));
+                return Err(Error::argument("--grid", expected, &self.grid[i]));
+            }
+            if axes[..i].iter().any(|other| other.flag == axis.flag) {
+                return Err(Error::argument("--grid", "every flag once", &axis.flag));
+            }
+        }
         let mut grids: Vec<Grid> = (!axes.is_empty()).then_some(Grid { axes }).into_iter().collect();
-        grids.extend(self.paper.iter().filter_map(|name| Grid::paper(name)));
+        for name in &self.paper {
+            let grid = Grid::paper(name).expect("the command line takes no other names");
+            if grids.iter().any(|other| other.name() == grid.name()) {
+                return Err(Error::argument("--paper", "every name once, and no axis of --grid", name));
+            }
+            grids.push(grid);
+        }
         match grids.is_empty() {
             true => Err(Error::argument("--grid", "NAME=VALUES, or --paper with a name", "neither")),
             false => Ok(grids),
@@ -206,12 +232,13 @@ impl Sweep {
                         checked => checked?,
                     }
                     let taken = own.data.split(data, seed)?;
+                    let few = data.test.is_none() && taken.test.len() < FEW_TEST_PAIRS;
+                    if few && paper && grid.name() == "seeds" {
+                        break;
+                    }
                     let index = *splits.entry(key_of(&taken)).or_insert_with(|| {
-                        let name = json!({
-                            "seed": seed, "seeds": taken.seeds.len(), "validation": taken.validation.len(),
-                            "test": taken.test.len(),
-                        });
-                        work.splits.push(SplitOf { split: taken, name });
+                        let groups = data.test_groups(&taken);
+                        work.splits.push(SplitOf::new(taken, groups.as_deref()));
                         work.splits.len() - 1
                     });
                     let mut place =
@@ -231,7 +258,10 @@ impl Sweep {
                 }
             }
         }
-        Ok(work)
+        match work.places.is_empty() {
+            true => Err(Error::argument("--paper", "a size that leaves pairs to test on", data.pairs.len())),
+            false => Ok(work),
+        }
     }
 
     /// Computes what is not there yet: first the VAEs, then the cells.

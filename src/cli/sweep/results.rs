@@ -12,8 +12,8 @@ use crate::backend::DeviceInfo;
 use crate::cli::run::report::Measure;
 use crate::cli::table::table;
 use crate::convert::{TableColumn, write_table};
-use crate::data::write_atomic;
-use crate::error::Result;
+use crate::data::{read_small, write_atomic};
+use crate::error::{Error, Result};
 use crate::eval::{Arm, Augmentation, Paired, paired};
 
 /// Names of the files.
@@ -140,6 +140,20 @@ pub fn summarise(name: String, rows: &[&Row]) -> GridSummary {
 }
 
 impl SweepReport {
+    /// Most bytes that are read as a report.
+    const MOST_BYTES: u64 = 64 << 20;
+
+    /// Reads a sweep.json.
+    pub fn read(path: &Path) -> Result<SweepReport> {
+        let bad = |detail: String| Error::Format { path: path.to_path_buf(), format: "sweep", detail };
+        let bytes = read_small(path, "sweep", SweepReport::MOST_BYTES)?;
+        let report: SweepReport = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        match report.format {
+            1 => Ok(report),
+            other => Err(bad(format!("expected format 1, found {other}"))),
+        }
+    }
+
     /// The report for people.
     pub fn text(&self, folder: &Path) -> String {
         let mut text = String::new();
@@ -212,6 +226,7 @@ fn values(row: &Row, flags: &[String]) -> Vec<(String, Value)> {
     put("split", json!(row.split));
     put("seed", json!(row.seed));
     put("pairs", json!(result.pairs));
+    put("test_pairs", json!(test.map(|t| t.report.pairs)));
     put("steps", json!(result.steps));
     put("best_step", json!(result.best_step));
     put("capped", json!(u8::from(result.capped)));
