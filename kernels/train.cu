@@ -64,9 +64,9 @@ GPU_KERNEL __launch_bounds__(train::THREADS)
 }
 GPU_EXPORT(gather_pairs);
 
-/// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent, pair). Those
-/// without a source are zeros. Where `noise` is positive, each row of a pair gets normals of that standard
-/// deviation: element (row = pair, side = lowest bit of the part, candidate = step).
+/// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent, pair).
+/// Those without a source are zeros. Where `noise` is positive, each row of a pair gets normals of that
+/// standard deviation: element (row = pair, side = lowest bit of the part, candidate = step).
 GPU_KERNEL __launch_bounds__(train::THREADS)
     gather_rows(train::sources from, const uint4* __restrict__ rows, const gpu::step* __restrict__ now,
                 uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,

@@ -1,7 +1,7 @@
 // archs: sm_75+
 // Reward training between the products: folded hidden rows, the head, the Bradley-Terry loss, its gradients
-// rows [2 batch] of (part, source, latent, pair), the part's lowest bit the side; act and dpre [2 batch, width]
-// Heads of an ensemble lie side by side: column j of width belongs to head j / units; a linear head is a column
+// rows [2 batch] of (part, source, latent, pair), the part's lowest bit the side; act, dpre [2 batch, width]
+// Heads of an ensemble lie side by side: column j of width is of head j / units; a linear head is a column
 // A warp owns a row, a thread a column of the backward pass; rows past the batch's end get zeros
 // 2 latent hidden FLOP a synthetic row, 6 a value of act
 // Needs latent and hidden multiples of 16, depth = hidden + 16
@@ -117,8 +117,8 @@ GPU_KERNEL __launch_bounds__(256)
 }
 GPU_EXPORT(reward_loss);
 
-/// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64. Of
-/// linear heads, where w2 and dw2 are null, dpre = slope.
+/// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64.
+/// Of linear heads, where w2 and dw2 are null, dpre = slope.
 GPU_KERNEL __launch_bounds__(256)
     reward_backward(const float* __restrict__ act, const float* __restrict__ slope,
                     const float* __restrict__ w2, uint32_t rows, uint32_t width, uint32_t units,

@@ -20,7 +20,7 @@ struct Case {
 
 const SYNTH: &str = "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --dtype f32 --threads 1 --out @o/x";
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 16] = [
     Case {
         name: "train-vae",
         line: "train-vae @seeds.safetensors --out @o/v.safetensors --hidden 16 --latent 16 --vae-epochs 1",
@@ -73,6 +73,16 @@ const CASES: [Case; 14] = [
     Case {
         name: "score",
         line: "score @seeds.safetensors --tensor chosen --model @reward.safetensors --out @o/scores.safetensors",
+        before: &[],
+    },
+    Case {
+        name: "split",
+        line: "split @seeds.safetensors --seeds 20 --validation-pairs 10 --out @o/split",
+        before: &[],
+    },
+    Case {
+        name: "sweep",
+        line: "sweep @seeds.safetensors --seeds 20 --validation-pairs 10 --out @o/w --hidden 16 --latent 16 --vae-epochs 1 --reward-hidden 16 --epochs 1 --arms none,plain --grid sigma2=0.01 --splits 1 --workers 1 --threads 1",
         before: &[],
     },
     Case {

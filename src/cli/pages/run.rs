@@ -47,7 +47,6 @@ fn facts(report: &Report) -> Vec<(String, String)> {
     let mut facts = vec![
         (text("device"), format!("{}, {}", report.device.name, report.device.detail)),
         (text("threads"), report.device.threads.to_string()),
-        (text("seconds"), format!("{:.1}", report.seconds)),
         (text("version"), format!("lensmith {}", report.lensmith)),
         (text("seed"), report.seed.to_string()),
     ];

@@ -165,7 +165,7 @@ pub fn run_verdict(report: &Report) -> String {
         c.measure == Measure::Accuracy && c.arm != main.arm && c.arm != Arm::from(Augmentation::None)
     });
     let best = others.max_by(|a, b| a.difference.mean.total_cmp(&b.difference.mean));
-    match best.filter(|best| best.difference.mean > own.difference.mean) {
+    match best.filter(|best| best.difference.mean > own.difference.mean.max(0.0)) {
         Some(best) => format!("{} Best here: {}", said(own), said(best)),
         None => said(own),
     }
