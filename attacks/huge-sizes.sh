@@ -1,5 +1,5 @@
 # Sizes that no memory holds: an error before the work, not an abort.
-refused "$LENSMITH" demo --dim 65536 --seeds 99999999999
+refused "$LENSMITH" demo --simulated --dim 65536 --seeds 99999999999
 refused "$LENSMITH" train-vae seeds.safetensors --out new.safetensors --hidden 16777216 --latent 16777216
 refused "$LENSMITH" bench --no-limits --only score --rows 4 --dim 65536 --reward-hidden 16777216
 [[ ! -e new.safetensors ]]

@@ -696,8 +696,8 @@ fn l6_sizes_that_cannot_be_allocated() {
     let lab = lab();
     let out = "--out @new.safetensors";
     for (line, option) in [
-        ("demo --dim 65536 --seeds 99999999999".to_string(), "--seeds"),
-        ("demo --dim 64 --seeds 18446744073709551615".to_string(), "--seeds"),
+        ("demo --simulated --dim 65536 --seeds 99999999999".to_string(), "--seeds"),
+        ("demo --simulated --dim 64 --seeds 18446744073709551615".to_string(), "--seeds"),
         (format!("train-vae @seeds.safetensors {out} --hidden 16777216 --latent 16777216"), "--hidden"),
         ("bench --no-limits --only encode --dim 65536 --hidden 16777216".to_string(), "--hidden"),
         (

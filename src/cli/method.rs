@@ -48,6 +48,9 @@ const PRESETS: [(&str, &[(&str, &str)]); 2] = [
     ),
 ];
 
+/// Those of [`Additions::default`], as they are given.
+const NOISE_SCALES: &str = "0.3,0.6,1";
+
 /// A preset, where a command has one.
 #[derive(Clone, Debug, Args)]
 pub struct PresetArgs {
@@ -61,13 +64,14 @@ pub struct PresetArgs {
 pub struct MethodArgs {
     #[command(flatten)]
     pub preset: PresetArgs,
-    /// What reward models are trained on: none, matched, direct, gaussian, mixup, plain, residual,
-    /// no-divergence or margin, each with +noise, +across or +ensemble behind it
+    /// What reward models are trained on, with commas between: none, matched, direct, gaussian, mixup,
+    /// plain, residual, no-divergence or margin, each with any of +noise (--noise-scales), +across (half
+    /// of the rejected responses from other prompts) and +ensemble (8 heads of 64 units) behind it
     /// [default: none,matched and --mode]
     #[arg(long, value_name = "ARMS", value_delimiter = ',', verbatim_doc_comment)]
     pub arms: Vec<Arm>,
     /// Standard deviations of the input noise that arms with +noise choose from, on the validation pairs
-    #[arg(long, value_name = "X", value_delimiter = ',', default_values_t = Additions::default().noise)]
+    #[arg(long, value_name = "X", value_delimiter = ',', default_value = NOISE_SCALES)]
     pub noise_scales: Vec<f64>,
     #[command(flatten)]
     vae: VaeArgs,
@@ -193,6 +197,7 @@ mod tests {
     #[test]
     fn the_paper_is_the_default() {
         let line = "lensmith run p --seeds 9 --out o";
+        assert_eq!(settings(line, &[]).additions, Additions::default());
         assert_eq!(
             format!("{:?}", settings(line, &[])),
             format!("{:?}", settings(&format!("{line} --preset paper"), &[]))

@@ -43,8 +43,8 @@ use crate::report::REPORT;
       --arms matched,plain,residual --splits 10 --out sweeps/seeds
   lensmith sweep pairs.safetensors --seeds 1000 --grid preset=paper,tuned --out sweeps/presets
 
-Any flag of `run` can be an axis: --grid NAME=VALUE,VALUE; several --grid are swept together, each
---paper name by itself. The folder gets results.jsonl, results.csv and results.parquet (a line for
+Any flag of the method, --seeds and --validation-pairs can be an axis: --grid NAME=VALUE,VALUE;
+several --grid are swept together, each --paper name by itself. The folder gets results.jsonl, results.csv and results.parquet (a line for
 each point, arm and split), sweep.json and report.html. VAEs and arms that several points share are
 trained once; a sweep that was killed goes on with what is missing, and another sweep into the same
 folder takes what it shares.")]
