@@ -480,7 +480,8 @@ fn flags_win_over_a_preset_wherever_they_stand() {
     };
     let json = |text: &str| -> Value { serde_json::from_str(text).expect("JSON") };
     let tuned = settings(&lab, "--preset tuned", "tuned");
-    let want = ["8", "\"residual\"", "8", "0.001", r#"["none","matched","residual"]"#].map(json);
+    let want =
+        ["8", "\"residual\"", "8", "0.001", r#"["none","matched","residual","matched+noise"]"#].map(json);
     assert_eq!(of(&tuned), want);
     // One flag beside the preset changes that one setting.
     for (i, (out, more, index, value)) in [
@@ -501,9 +502,8 @@ fn flags_win_over_a_preset_wherever_they_stand() {
     }
     let plain = settings(&lab, "--mode plain --preset tuned", "mode");
     assert_eq!(plain["synthesis"]["mode"], "plain");
-    assert_eq!(plain["arms"][2], "plain");
     // With every flag of it given, nothing of a preset is left.
-    let flags = "--fold 4 --mode plain --ensemble 1 --vae-lr 1e-4";
+    let flags = "--fold 4 --mode plain --ensemble 1 --vae-lr 1e-4 --lr 1e-4 --arms none,matched,plain";
     assert_eq!(settings(&lab, &format!("--preset tuned {flags}"), "all"), settings(&lab, "", "default"));
     let said = lab.run(&format!("{RUN} --preset other --out @other"));
     assert_eq!(said.code, Some(2), "{said:?}");

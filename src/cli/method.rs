@@ -44,6 +44,8 @@ const PRESETS: [(&str, &[(&str, &str)]); 2] = [
             ("fold", "8"),
             ("ensemble", "8"),
             ("reward-hidden", "64"),
+            ("lr", "2e-4"),
+            ("arms", "none,matched,residual,matched+noise"),
         ],
     ),
 ];
