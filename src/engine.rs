@@ -441,7 +441,7 @@ impl Engine {
         &self,
         model: &RewardModel,
         embeddings: &dyn RowSource,
-        sink: &mut dyn FnMut(&[f32], &[f32]) -> Result<()>,
+        sink: &mut SpreadSink<'_>,
     ) -> Result<()> {
         let heads = model.size().heads;
         dispatch!(&self.backend, b => {
@@ -492,6 +492,9 @@ impl Engine {
         })
     }
 }
+
+/// Takes rewards and their spread, a block of rows at a time.
+pub type SpreadSink<'a> = dyn FnMut(&[f32], &[f32]) -> Result<()> + 'a;
 
 type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + 'a>;
 

@@ -133,7 +133,7 @@ pub use data::{
     Provenance, RowSource, WriteMode, write_pairs,
 };
 pub use dtype::Dtype;
-pub use engine::{Engine, EngineBuilder, PairStream};
+pub use engine::{Engine, EngineBuilder, PairStream, SpreadSink};
 pub use error::{Error, Result};
 pub use eval::{
     BestOfNCurve, BestOfNPoint, Calibration, CalibrationBin, Histogram, Interval, Margins, OrderPreservation,

@@ -194,7 +194,7 @@ fn all_arms_are_evaluated_after_as_many_steps_and_their_curves_end_where_trainin
             let steps = EPOCHS * pairs.div_ceil(BATCH);
             assert_eq!(arm["steps"], steps, "{name}");
             let mut want: Vec<usize> = (1..=steps / every).map(|i| i * every).collect();
-            want.extend((steps % every != 0).then_some(steps));
+            want.extend((!steps.is_multiple_of(every)).then_some(steps));
             let points = arm["history"].as_array().expect("a curve");
             let at: Vec<usize> =
                 points.iter().map(|p| p["step"].as_u64().expect("a step") as usize).collect();

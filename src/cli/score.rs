@@ -47,6 +47,9 @@ pub struct Score {
     overwrite: bool,
 }
 
+/// Takes rewards, and their spread where it is asked for, a block at a time.
+type Sink<'a> = dyn FnMut(&[f32], Option<&[f32]>) -> Result<()> + 'a;
+
 impl Score {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
         if let Some(out) = self.out.as_ref().filter(|_| !self.overwrite) {
@@ -75,7 +78,7 @@ impl Score {
         let engine = common.engine()?;
         let bar = console.bar("scores", set.len() as u64, "rows");
         // Hands rewards, and with --spread their spread, to `sink` a block at a time.
-        let score = |sink: &mut dyn FnMut(&[f32], Option<&[f32]>) -> Result<()>| match self.spread {
+        let score = |sink: &mut Sink<'_>| match self.spread {
             true => {
                 engine.score_with_spread(&model, &set, &mut |rewards, spread| sink(rewards, Some(spread)))
             }

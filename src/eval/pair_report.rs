@@ -64,7 +64,7 @@ pub struct Margins {
     pub mean: f64,
     /// Standard deviation over the pairs, the root of the mean squared distance from the mean.
     pub std: f64,
-    /// Quantiles at 5, 25, 50, 75 and 95 %, by linear interpolation ([`quantile`]).
+    /// Quantiles at 5, 25, 50, 75 and 95 %, by linear interpolation, numpy's default.
     pub quantiles: [f64; 5],
 }
 

@@ -58,6 +58,9 @@ fn best_of(report: &SweepReport) -> String {
     )
 }
 
+/// A figure of an arm, and its error.
+type Figure<'a> = dyn Fn(&ArmSummary) -> Option<(f64, Option<f64>)> + 'a;
+
 fn grid(grid: &GridSummary) -> Section {
     let names: Vec<String> = grid.points.iter().map(|point| point.name()).collect();
     let titles: Vec<String> = {
@@ -65,7 +68,7 @@ fn grid(grid: &GridSummary) -> Section {
         let arms = grid.points.iter().flat_map(|point| &point.arms);
         arms.filter(|arm| seen.insert(arm.arm)).map(|arm| arm.arm.to_string()).collect()
     };
-    let series = |value: &dyn Fn(&ArmSummary) -> Option<(f64, Option<f64>)>| {
+    let series = |value: &Figure<'_>| {
         let of = |name: &String| {
             let points = grid.points.iter().enumerate().filter_map(|(i, point)| {
                 let arm = point.arms.iter().find(|arm| arm.arm.to_string() == *name)?;
