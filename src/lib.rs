@@ -32,7 +32,7 @@
 //! let reward = engine
 //!     .train_reward_on_synthetic(&options, &seeds, &vae, None, &reward_options, &mut |_| ())?
 //!     .model;
-//! println!("{:.1} % of the seeds", 100.0 * engine.evaluate(&reward, &seeds)?.accuracy);
+//! println!("{:.1} % of the seeds", 100.0 * engine.evaluate(&reward, &seeds, None)?.report.accuracy);
 //! # Ok(())
 //! # }
 //! ```

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{lines, rows_of, settings_table, text};
 use crate::cli::run::report::{Measure, verdict};
 use crate::cli::sweep::results::{ArmSummary, GridSummary, SweepReport};
-use crate::eval::Paired;
+use crate::eval::{Paired, holm};
 use crate::report::{Axis, Block, Page, Point, Section, Series};
 
 /// The page.
@@ -36,7 +36,10 @@ pub fn page(report: &SweepReport) -> Page {
     }
 }
 
-/// The largest gain over a baseline, and that it is one of several.
+/// Chances below which a difference counts, after correction for several.
+const SURE: f64 = 0.05;
+
+/// The largest gain over a baseline, and how many differences are left after correction for several (Holm 1979).
 fn best_of(report: &SweepReport) -> String {
     let mut found: Vec<(String, &Paired)> = Vec::new();
     for grid in &report.grids {
@@ -51,8 +54,12 @@ fn best_of(report: &SweepReport) -> String {
     let Some((name, best)) = found.iter().max_by(|a, b| a.1.mean.total_cmp(&b.1.mean)) else {
         return text("No arm has a baseline at its point to be compared with.");
     };
+    let mut chances: Vec<f64> = found.iter().filter_map(|(_, difference)| difference.p()).collect();
+    holm(&mut chances);
+    let sure = chances.iter().filter(|chance| **chance < SURE).count();
     format!(
-        "Of {} comparisons with a baseline the largest is {}. The largest of several is partly luck.",
+        "Of {} comparisons with a baseline {sure} differ at the level of 5 % after Holm's correction for so many. The \
+         largest gain is {}; the largest of several is partly luck.",
         found.len(),
         verdict(&format!("{name}: pair accuracy"), best, true)
     )
