@@ -228,13 +228,14 @@ fn run_on<B: Roofline + 'static>(b: &B, options: &Options, seeds: [RowSet<'_>; 2
         let mut experiment = Experiment::new(seeds.clone(), synthesis, reward_training);
         experiment.vae = Some(&trained.vae);
         let arm = Augmentation::Plain.into();
-        let (result, _) = experiment.run(b, arm, &mut |point| {
+        // Without the figures of `run`, which no peer computes.
+        let (trained, _) = experiment.train(b, arm, 0.0, &mut |point| {
             if point.epoch == 1 {
                 first_reward_loss = point.train_loss;
             }
             reward_loss = point.train_loss;
         })?;
-        steps = result.steps;
+        steps = trained.steps;
         b.finish()
     })?;
     let models = options.models(dim)?;

@@ -10,7 +10,9 @@ use super::args::{Common, positive};
 use super::console::Console;
 use super::training::save;
 use super::{Command, method};
-use crate::data::{NamedTensor, create_folder, require_absent, write_atomic, write_pairs, write_tensors};
+use crate::data::{
+    NamedTensor, create_folder, is_there, require_absent, write_atomic, write_pairs, write_tensors,
+};
 use crate::error::{Error, Result};
 use crate::eval::{Simulated, SimulationOptions, simulate};
 use crate::matrix::RowSet;
@@ -88,7 +90,7 @@ impl Demo {
         // A device that cannot be used is said before anything is written.
         common.engine()?;
         let mark = self.out.join(MARK);
-        if !std::fs::exists(&mark).map_err(Error::io("open", &mark))? {
+        if !is_there(&mark)? {
             require_absent(&self.out, "the demo writes a folder of its own: choose another --out")?;
         }
         let made = self.simulated.then(|| simulate(&self.simulation(seeds, common.seed))).transpose()?;

@@ -9,6 +9,7 @@ use super::console::Console;
 use super::pages::{self, write_page};
 use super::run::report::{RUN, Report};
 use super::sweep::results::{SWEEP, SweepReport};
+use crate::data::is_there;
 use crate::error::{Error, Result};
 use crate::report::REPORT;
 
@@ -32,10 +33,7 @@ pub struct ReportArgs {
 impl ReportArgs {
     pub fn execute(&self, console: &Console) -> Result<()> {
         let out = self.out.clone().unwrap_or_else(|| self.folder.join(REPORT));
-        let there = |name: &str| {
-            let path = self.folder.join(name);
-            std::fs::exists(&path).map_err(Error::io("open", &path))
-        };
+        let there = |name: &str| is_there(&self.folder.join(name));
         let page = if there(RUN)? {
             let report = Report::read(&self.folder.join(RUN))?;
             pages::run::page(&report, &report.data_name())

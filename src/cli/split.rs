@@ -1,6 +1,5 @@
 //! `lensmith split`: one set of pairs becomes seed, validation and test pairs, as `run` would take them.
 
-use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -11,8 +10,8 @@ use super::console::Console;
 use super::run::data::Data;
 use super::run::files::{PARTS, SPLIT, write_split};
 use super::table::count;
-use crate::data::{FolderLock, PairOptions, PairSet, create_folder, require_apart};
-use crate::error::{Error, Result};
+use crate::data::{FolderLock, PairOptions, PairSet, create_folder, require_absent, require_apart};
+use crate::error::Result;
 use crate::eval::SplitOptions;
 
 /// Cut pairs at random into seed, validation and test pairs, prompts whole
@@ -57,8 +56,8 @@ impl SplitPairs {
         let files = PARTS.iter().chain([&SPLIT]).map(|name| self.out.join(name));
         require_apart(files, &data.paths())?;
         let record = self.out.join(SPLIT);
-        if !self.overwrite && fs::exists(&record).map_err(Error::io("open", &record))? {
-            return Err(Error::Exists { path: record, hint: "--overwrite replaces the split".into() });
+        if !self.overwrite {
+            require_absent(&record, "--overwrite replaces the split")?;
         }
         create_folder(&self.out)?;
         let _lock = FolderLock::acquire(&self.out, "split")?;

@@ -25,7 +25,7 @@ use super::format::Header;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
 use super::map::Io;
-use super::place::create_folder;
+use super::place::{create_folder, is_there};
 use super::writer::{ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard};
 use crate::error::{Error, Result};
 
@@ -133,7 +133,7 @@ impl PlannedShard {
 
     /// The record of this shard if an earlier run finished it; `recorded` is what a manifest says of it.
     fn finished(&self, recorded: Option<&ShardRecord>) -> Result<Option<ShardRecord>> {
-        if !fs::exists(&self.path).map_err(Error::io("open", &self.path))? {
+        if !is_there(&self.path)? {
             return Ok(None);
         }
         let (header, record) = inspect_shard(&self.path)?;

@@ -42,7 +42,7 @@ pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet
 pub use lock::FolderLock;
 pub use manifest::Manifest;
 pub use map::{FileBytes, Io, ignore_file_size_signal, install_sigbus_guard};
-pub use place::{create_folder, file_name, open_input, read_small};
+pub use place::{create_folder, file_name, is_there, open_input, read_small};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,

@@ -68,6 +68,11 @@ pub fn read_small(path: &Path, format: &'static str, most: u64) -> Result<Vec<u8
     if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
 }
 
+/// Whether something is at `path`.
+pub fn is_there(path: &Path) -> Result<bool> {
+    fs::exists(path).map_err(Error::io("open", path))
+}
+
 /// Makes a folder and those that it lies in, and forces their names to the disk.
 pub fn create_folder(path: &Path) -> Result<()> {
     let missing: Vec<&Path> =

@@ -92,6 +92,17 @@ impl From<Augmentation> for Arm {
     }
 }
 
+/// The arm that others are compared with: the seeds alone with as many updates, or without that arm the seeds alone.
+pub fn baseline(arms: &[Arm]) -> Option<Arm> {
+    [Augmentation::Matched, Augmentation::None].map(Arm::from).into_iter().find(|arm| arms.contains(arm))
+}
+
+/// The arm that a comparison is about: the first with latent synthesis, else the last.
+pub fn main_arm(arms: &[Arm]) -> Option<Arm> {
+    let latent = |arm: &&Arm| arm.augmentation.latent_mode().is_some();
+    arms.iter().find(latent).or(arms.last()).copied()
+}
+
 impl Arm {
     /// What may follow the augmentation, behind a `+` each.
     pub const ADDITIONS: [&str; 3] = ["noise", "across", "ensemble"];

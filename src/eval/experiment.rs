@@ -80,6 +80,18 @@ impl Default for Additions {
     }
 }
 
+impl Additions {
+    /// Adds to the options what the arm names, but for the noise, whose scale is chosen.
+    fn add_to(&self, arm: Arm, options: &mut RewardTraining) {
+        if arm.across {
+            options.across_prompts = self.across_prompts;
+        }
+        if arm.ensemble {
+            (options.ensemble, options.hidden) = (self.ensemble, self.ensemble_hidden);
+        }
+    }
+}
+
 /// Figures of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmResult {
@@ -248,13 +260,7 @@ impl<'a> Experiment<'a> {
         let seeds = self.seeds[0].rows();
         options.objective.input_noise = noise;
         options.validate_every = options.validate_every.or(Some(seeds.div_ceil(batch.max(1))));
-        if arm.across {
-            options.across_prompts = self.additions.across_prompts;
-        }
-        if arm.ensemble {
-            options.ensemble = self.additions.ensemble;
-            options.hidden = self.additions.ensemble_hidden;
-        }
+        self.additions.add_to(arm, &mut options);
         if arm.augmentation == Augmentation::Matched {
             let m = usize::try_from(self.pairs_per_seed()?).unwrap_or(usize::MAX);
             if let Updates::Epochs(epochs) = options.updates {
@@ -266,7 +272,7 @@ impl<'a> Experiment<'a> {
     }
 
     /// Trains an arm with a given input noise; gives the number of pairs beside the model.
-    fn train<B: Backend>(
+    pub fn train<B: Backend>(
         &self,
         backend: &B,
         arm: Arm,
@@ -357,9 +363,7 @@ pub fn check_arm(
     validation: bool,
 ) -> Result<()> {
     let mut reward = *reward;
-    if arm.ensemble {
-        (reward.ensemble, reward.hidden) = (additions.ensemble, additions.ensemble_hidden);
-    }
+    additions.add_to(arm, &mut reward);
     reward.size(dim)?;
     let (plan, _) = synthesis.plan(seeds)?;
     if arm.augmentation == Augmentation::Margin {

@@ -27,7 +27,7 @@ mod simulate;
 mod split;
 mod student;
 
-pub use arm::{Arm, Augmentation};
+pub use arm::{Arm, Augmentation, baseline, main_arm};
 pub use baselines::{direct_perturbation, gaussian_sampling, mixup};
 pub use best_of_n::{BestOfNCurve, BestOfNPoint, best_of_n_curve};
 pub use bootstrap::{Interval, bootstrap_mean};

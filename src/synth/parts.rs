@@ -2,14 +2,13 @@
 //! alone and against the others, and missing shards are named together with the parts that make them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::data::{
-    MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, file_name, inspect_shard, manifests,
+    MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, file_name, inspect_shard, is_there, manifests,
     shard_name, shard_number,
 };
 use crate::error::{Error, Result};
@@ -207,7 +206,7 @@ pub(super) fn check_header(
     record: &ShardRecord,
 ) -> Result<PlannedShard> {
     let shard = PlannedShard::new(folder, PREFIX, &part.manifest, index);
-    if !fs::exists(&shard.path).map_err(Error::io("open", &shard.path))? {
+    if !is_there(&shard.path)? {
         return Err(missing_file(part, shard.path));
     }
     let check = || {

@@ -22,6 +22,11 @@ fn text(value: impl Into<String>) -> String {
     value.into()
 }
 
+fn capitalised(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
 /// A curve of points without errors.
 fn curve(name: impl Into<String>, points: impl IntoIterator<Item = (f64, f64)>) -> Series {
     let point = |(x, y)| Point { x, y, error: None };

@@ -1,10 +1,10 @@
 //! The page of a run.
 
-use super::{curve, differences, lines, rows_of, settings_table, text};
-use crate::cli::run::report::{Comparison, Measure, Repeat, Report, main_arm, run_verdict, title_of};
+use super::{capitalised, curve, differences, lines, rows_of, settings_table, text};
+use crate::cli::run::report::{Comparison, Measure, Repeat, Report, run_verdict};
 use crate::cli::table::{count, mean_spread};
 use crate::cli::training::capped_text;
-use crate::eval::{Arm, ArmResult, Augmentation, OrderPoint};
+use crate::eval::{ArmResult, OrderPoint, baseline};
 use crate::report::REPORT;
 use crate::report::{Axis, Block, Chart, Distribution, Group, Kind, Page, Reference, Section, estimate};
 
@@ -36,11 +36,6 @@ pub fn page(report: &Report, what: &str) -> Page {
 
 /// Pairs of the smallest bin whose calibration is shown.
 const FEW_PAIRS: u64 = 20;
-
-fn capitalised(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
-}
 
 fn facts(report: &Report) -> Vec<(String, String)> {
     let first = &report.repeats[0];
@@ -82,8 +77,8 @@ fn figures(report: &Report) -> Section {
     let mut blocks = vec![rows_of(caption, &header, rows.collect())];
     for measure in Measure::ALL {
         let own: Vec<&Comparison> = report.comparisons.iter().filter(|c| c.measure == measure).collect();
-        let Some(against) = own.first().map(|c| title_of(&first.arms, c.against)) else { continue };
-        let rows = own.iter().map(|c| (title_of(&first.arms, c.arm), &c.difference)).collect();
+        let Some(against) = own.first().map(|c| first.title_of(c.against)) else { continue };
+        let rows = own.iter().map(|c| (first.title_of(c.arm), &c.difference)).collect();
         let title = format!("Difference in {} from {against}", measure.name());
         let caption = match measure {
             Measure::Loss => "Paired over the splits, ± two standard errors; lower is better.",
@@ -141,10 +136,8 @@ fn curves(first: &Repeat) -> Section {
 }
 
 fn margins(first: &Repeat) -> Section {
-    let main = main_arm(&first.arms);
-    let base = [Augmentation::Matched, Augmentation::None]
-        .into_iter()
-        .find_map(|a| first.arms.iter().find(|result| result.arm == Arm::from(a)));
+    let main = first.main();
+    let base = baseline(&first.arms()).and_then(|arm| first.of(arm));
     let shown: Vec<&ArmResult> = base.into_iter().filter(|b| b.arm != main.arm).chain([main]).collect();
     let mut blocks = Vec::new();
     let tests = shown.iter().filter_map(|arm| Some((arm, arm.test.as_ref()?)));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{lines, rows_of, settings_table, text};
+use super::{capitalised, lines, rows_of, settings_table, text};
 use crate::cli::run::report::{Measure, verdict};
 use crate::cli::sweep::results::{ArmSummary, GridSummary, SweepReport};
 use crate::eval::{Paired, holm};
@@ -109,7 +109,7 @@ fn grid(grid: &GridSummary) -> Section {
         });
         if !own.is_empty() {
             blocks.push(lines(
-                &format!("{} by {}", capital(measure.name()), grid.name),
+                &format!("{} by {}", capitalised(measure.name()), grid.name),
                 "Mean over the splits, ± standard error; splits vary together, so differences are sharper than these bars.",
                 (x(), measure.name()),
                 own,
@@ -136,7 +136,7 @@ fn grid(grid: &GridSummary) -> Section {
         ));
     }
     blocks.push(table(grid));
-    Section { title: capital(&grid.name), blocks, ..Section::default() }
+    Section { title: capitalised(&grid.name), blocks, ..Section::default() }
 }
 
 fn table(grid: &GridSummary) -> Block {
@@ -164,9 +164,4 @@ fn table(grid: &GridSummary) -> Block {
         "difference",
     ];
     rows_of("All points: means, and paired differences ± standard error", &header, rows)
-}
-
-fn capital(text: &str) -> String {
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }

@@ -11,7 +11,7 @@ use crate::data::{
     CandidateSet, Checkpoint, PairOptions, PairSet, PairSource, RowBlock, ShardFile, SourceFile,
 };
 use crate::error::{Error, Result};
-use crate::eval::{Candidates, Split, SplitOptions, check_arm, split};
+use crate::eval::{Candidates, Experiment, Split, SplitOptions, check_arm, split};
 use crate::matrix::{RowSet, Side};
 use crate::model::{RewardModel, VaeSize};
 use crate::train::Shuffle;
@@ -99,9 +99,8 @@ impl DataArgs {
     }
 
     /// Fails on the sizes, plans and splits that training would fail on, before anything is written.
-    pub fn check(&self, data: &Data, settings: &Settings) -> Result<()> {
+    pub fn check(&self, data: &Data, split: &Split, settings: &Settings) -> Result<()> {
         VaeSize::new(data.pairs.dim(), settings.vae.hidden, settings.vae.latent)?;
-        let split = self.split(data, settings.synthesis.seed)?;
         let size = (split.seeds.len(), data.pairs.dim());
         let held_out = data.validation.is_some() || !split.validation.is_empty();
         let of = (&settings.synthesis, &settings.reward, &settings.additions);
@@ -205,6 +204,17 @@ impl DataRows<'_> {
             Some(sides) => sides.each_ref().map(RowBlock::view),
             None => self.pick(&split.test),
         }
+    }
+
+    /// The experiment of a split, but for its VAEs.
+    pub fn experiment(&self, data: &Data, split: &Split, settings: &Settings) -> Experiment<'_> {
+        let mut experiment = Experiment::new(self.seeds(split), settings.synthesis, settings.reward);
+        experiment.validation = self.validation(split);
+        experiment.test = Some(self.test(split));
+        experiment.test_groups = data.test_groups(split);
+        experiment.candidates = self.candidates();
+        experiment.additions = settings.additions.clone();
+        experiment
     }
 
     pub fn candidates(&self) -> Option<Candidates<'_>> {

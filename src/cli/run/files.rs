@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::data::{Data, DataRows};
-use crate::data::{write_atomic, write_pairs};
+use crate::data::{is_there, write_atomic, write_pairs};
 use crate::error::{Error, Result};
 use crate::eval::Split;
 use crate::matrix::RowSet;
@@ -42,12 +42,12 @@ pub fn write_split(
     let parts = [&split.seeds, &split.validation, &split.test];
     let mut files = [None, None, None];
     let record = folder.join(SPLIT);
-    let replaced = std::fs::exists(&record).map_err(Error::io("open", &record))?;
+    let replaced = is_there(&record)?;
     for ((name, part), file) in PARTS.iter().zip(parts).zip(&mut files) {
         let path = folder.join(name);
         if part.is_empty() || part.len() == data.pairs.len() {
             // A file of the split that this one replaces would be taken for one of this.
-            if replaced && std::fs::exists(&path).map_err(Error::io("open", &path))? {
+            if replaced && is_there(&path)? {
                 std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             }
             continue;

@@ -13,7 +13,6 @@ pub mod files;
 pub mod repeat;
 pub mod report;
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -27,7 +26,7 @@ use super::args::{Common, Named, positive};
 use super::console::Console;
 use super::method::MethodArgs;
 use super::pages::{self, write_page};
-use crate::data::{FolderLock, PairSet, create_folder, write_atomic};
+use crate::data::{FolderLock, PairSet, create_folder, is_there, write_atomic};
 use crate::error::{Error, Result};
 use crate::report::REPORT;
 use crate::synth::OutputKind;
@@ -70,9 +69,9 @@ impl Run {
         positive("--repeats", self.repeats)?;
         let settings = self.method.settings(common.seed)?;
         let data = self.data.open(common)?;
-        self.data.check(&data, &settings)?;
+        self.data.check(&data, &self.data.split(&data, common.seed)?, &settings)?;
         let run_json = self.out.join(RUN);
-        if !self.overwrite && fs::exists(&run_json).map_err(Error::io("open", &run_json))? {
+        if !self.overwrite && is_there(&run_json)? {
             return Err(Error::Exists { path: run_json, hint: "--overwrite replaces the run".into() });
         }
         create_folder(&self.out)?;

@@ -20,7 +20,7 @@ use crate::cli::writing::{PROGRESS_EVERY, write_shards};
 use crate::data::{PairOptions, PairSource, RECIPE, require_apart};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::eval::{Arm, ArmResult, Augmentation, Experiment, Split};
+use crate::eval::{Arm, ArmResult, Augmentation, Experiment, Split, main_arm};
 use crate::matrix::RowSet;
 use crate::synth::{OutputKind, Recipe, SynthJob, SynthesisOptions};
 use crate::train::{RewardTraining, TrainedVae, VaeTraining};
@@ -29,12 +29,6 @@ use crate::train::{RewardTraining, TrainedVae, VaeTraining};
 const FILES: [&str; 6] = [VAE, VAE_WITHOUT_DIVERGENCE, RECIPE, SPLIT, CURVES[0], CURVES[1]];
 const VAE: &str = "vae.safetensors";
 const VAE_WITHOUT_DIVERGENCE: &str = "vae_no_divergence.safetensors";
-
-/// The arm whose model is the run's: the first with latent synthesis, else the last.
-fn main_arm(arms: &[Arm]) -> Option<Arm> {
-    let latent = |arm: &&Arm| arm.augmentation.latent_mode().is_some();
-    arms.iter().find(latent).or(arms.last()).copied()
-}
 
 /// The file of an arm's model.
 fn model_file(arms: &[Arm], arm: Arm) -> String {
@@ -75,23 +69,17 @@ impl Repeats<'_> {
         let without = wanted
             .then(|| self.train_vae(&seeds, &no_divergence, &folder.join(VAE_WITHOUT_DIVERGENCE)))
             .transpose()?;
-        let (validation, test) = (self.rows.validation(split), self.rows.test(split));
-        let pairs = json!({
-            "seeds": split.seeds.len(),
-            "validation": validation.as_ref().map_or(0, |v| v[0].rows()),
-            "test": test[0].rows(),
-        });
-        let held_out = validation.as_ref().map(|pairs| pairs as &dyn PairSource);
-        let health =
-            self.engine.vae_health(&trained.vae, &seeds, held_out, &settings.synthesis, &trained.history)?;
-        let mut experiment = Experiment::new(seeds, settings.synthesis, settings.reward);
-        experiment.validation = validation;
-        experiment.test = Some(test);
-        experiment.test_groups = self.data.test_groups(split);
-        experiment.candidates = self.rows.candidates();
+        let mut experiment = self.rows.experiment(self.data, split, settings);
         experiment.vae = Some(&trained.vae);
         experiment.vae_without_divergence = without.as_ref().map(|without| &without.vae);
-        experiment.additions = settings.additions.clone();
+        let pairs = json!({
+            "seeds": split.seeds.len(),
+            "validation": experiment.validation.as_ref().map_or(0, |v| v[0].rows()),
+            "test": experiment.test.as_ref().map_or(0, |t| t[0].rows()),
+        });
+        let held_out = experiment.validation.as_ref().map(|pairs| pairs as &dyn PairSource);
+        let health =
+            self.engine.vae_health(&trained.vae, &seeds, held_out, &settings.synthesis, &trained.history)?;
         let arms = settings
             .arms
             .iter()

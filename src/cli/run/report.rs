@@ -10,7 +10,9 @@ use crate::cli::table::{count, mean_spread, table};
 use crate::cli::training::{capped_text, health_text};
 use crate::data::{self, read_small};
 use crate::error::{Error, Result};
-use crate::eval::{Arm, ArmResult, Augmentation, LatentMap, OrderPoint, Paired, VaeHealth, paired};
+use crate::eval::{
+    Arm, ArmResult, Augmentation, LatentMap, OrderPoint, Paired, VaeHealth, baseline, main_arm, paired,
+};
 use crate::report::REPORT;
 
 /// Name of the report in a run directory.
@@ -101,12 +103,9 @@ pub struct Comparison {
 /// Each arm against the seeds alone with as many updates, or without that arm against the seeds alone.
 pub fn compare(repeats: &[Repeat]) -> Vec<Comparison> {
     let Some(first) = repeats.first() else { return Vec::new() };
-    let position = |augmentation: Augmentation| {
-        first.arms.iter().position(|result| result.arm == Arm::from(augmentation))
-    };
-    let Some(base) = position(Augmentation::Matched).or_else(|| position(Augmentation::None)) else {
-        return Vec::new();
-    };
+    let arms = first.arms();
+    let base = baseline(&arms).and_then(|arm| Some((arm, arms.iter().position(|other| *other == arm)?)));
+    let Some((against, base)) = base else { return Vec::new() };
     let figures = |arm: usize, measure: Measure| -> Option<Vec<f64>> {
         repeats.iter().map(|repeat| measure.of(&repeat.arms[arm])).collect()
     };
@@ -114,8 +113,8 @@ pub fn compare(repeats: &[Repeat]) -> Vec<Comparison> {
     for measure in Measure::ALL {
         for (i, result) in first.arms.iter().enumerate().filter(|(i, _)| *i != base) {
             let (Some(own), Some(other)) = (figures(i, measure), figures(base, measure)) else { continue };
-            let (arm, against) = (result.arm, first.arms[base].arm);
-            comparisons.push(Comparison { measure, arm, against, difference: paired(&own, &other) });
+            let difference = paired(&own, &other);
+            comparisons.push(Comparison { measure, arm: result.arm, against, difference });
         }
     }
     comparisons
@@ -143,18 +142,38 @@ pub fn verdict(what: &str, difference: &Paired, up: bool) -> String {
     format!("{what} {difference} over {of}: {said}")
 }
 
-/// The arm that a run is about: the first with latent synthesis, else the last.
-pub fn main_arm(arms: &[ArmResult]) -> &ArmResult {
-    arms.iter().find(|a| a.arm.augmentation.latent_mode().is_some()).unwrap_or(&arms[arms.len() - 1])
+impl Repeat {
+    /// The arms, in their order.
+    pub fn arms(&self) -> Vec<Arm> {
+        self.arms.iter().map(|result| result.arm).collect()
+    }
+
+    /// The result of an arm.
+    pub fn of(&self, arm: Arm) -> Option<&ArmResult> {
+        self.arms.iter().find(|result| result.arm == arm)
+    }
+
+    /// The arm that the run is about.
+    ///
+    /// # Panics
+    /// Without arms, which no report lacks that was read or made.
+    pub fn main(&self) -> &ArmResult {
+        main_arm(&self.arms()).and_then(|arm| self.of(arm)).expect("a report has arms")
+    }
+
+    /// An arm's title, for tables.
+    pub fn title_of(&self, arm: Arm) -> String {
+        self.of(arm).map_or_else(|| arm.to_string(), ArmResult::title)
+    }
 }
 
 /// The outcome in a sentence or two.
 pub fn run_verdict(report: &Report) -> String {
-    let arms = &report.repeats[0].arms;
-    let main = main_arm(arms);
+    let first = &report.repeats[0];
+    let main = first.main();
     let find = |arm: Arm| report.comparisons.iter().find(|c| c.measure == Measure::Accuracy && c.arm == arm);
     let said = |c: &Comparison| {
-        let what = format!("{} against {}: pair accuracy", title_of(arms, c.arm), title_of(arms, c.against));
+        let what = format!("{} against {}: pair accuracy", first.title_of(c.arm), first.title_of(c.against));
         verdict(&what, &c.difference, true) + "."
     };
     let Some(own) = find(main.arm) else {
@@ -171,10 +190,6 @@ pub fn run_verdict(report: &Report) -> String {
     }
 }
 
-pub fn title_of(arms: &[ArmResult], arm: Arm) -> String {
-    arms.iter().find(|result| result.arm == arm).map_or_else(|| arm.to_string(), ArmResult::title)
-}
-
 impl Report {
     /// Most bytes that are read as a report.
     const MOST_BYTES: u64 = 64 << 20;
@@ -187,9 +202,10 @@ impl Report {
         if report.format != RUN_FORMAT {
             return Err(bad(format!("expected format {RUN_FORMAT}, found {}", report.format)));
         }
-        let arms = |repeat: &Repeat| repeat.arms.iter().map(|arm| arm.arm).collect::<Vec<_>>();
-        match report.repeats.first().map(arms) {
-            Some(first) if !first.is_empty() && report.repeats.iter().all(|r| arms(r) == first) => Ok(report),
+        match report.repeats.first().map(Repeat::arms) {
+            Some(first) if !first.is_empty() && report.repeats.iter().all(|r| r.arms() == first) => {
+                Ok(report)
+            }
             _ => Err(bad("its repeats are not of the same arms, or there is none".into())),
         }
     }
@@ -260,11 +276,11 @@ impl Report {
                 let mut row = vec![
                     first.arms[a].title(),
                     count(first.arms[a].pairs),
-                    cell(column(a, &|r| Some(r.test.as_ref()?.report.accuracy)), 3),
-                    cell(column(a, &|r| Some(r.test.as_ref()?.report.loss)), 3),
+                    cell(column(a, &|r| Measure::Accuracy.of(r)), 3),
+                    cell(column(a, &|r| Measure::Loss.of(r)), 3),
                 ];
                 if with_candidates {
-                    row.push(cell(column(a, &|r| Some(r.best_of_n.as_ref()?.points.last()?.model)), 3));
+                    row.push(cell(column(a, &|r| Measure::BestOfN.of(r)), 3));
                 }
                 row.push(cell(column(a, &|r| Some(r.best_epoch as f64)), 0));
                 row.push(cell(column(a, &|r| Some(r.seconds)), 1));

@@ -10,10 +10,10 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::cli::method::Settings;
 use crate::cli::run::data::{Data, DataRows};
 use crate::cli::training::save;
-use crate::data::{Checkpoint, PairSource, create_folder, read_small, write_atomic};
+use crate::data::{Checkpoint, PairSource, create_folder, is_there, read_small, write_atomic};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::eval::{Additions, Arm, ArmResult, Augmentation, Experiment, Split, VaeHealth};
+use crate::eval::{Additions, Arm, ArmResult, Augmentation, Split, VaeHealth};
 use crate::model::Vae;
 use crate::synth::SynthesisOptions;
 use crate::train::VaeTraining;
@@ -152,7 +152,7 @@ impl Cell {
     /// The result, if the cell is finished.
     pub fn read(&self, folder: &Path) -> Result<Option<CellResult>> {
         let path = self.path(folder);
-        if !std::fs::exists(&path).map_err(Error::io("open", &path))? {
+        if !is_there(&path)? {
             return Ok(None);
         }
         let bytes = read_small(&path, "cell of a sweep", MOST_BYTES)?;
@@ -170,7 +170,7 @@ impl Cell {
         Ok(Some(cell))
     }
 
-    /// Trains and measures the arm, and writes its file.
+    /// Trains and measures the arm, writes its file and gives what it holds.
     pub fn compute(
         &self,
         folder: &Path,
@@ -178,17 +178,11 @@ impl Cell {
         (data, rows): (&Data, &DataRows<'_>),
         split: &SplitOf,
         depends_on: &Value,
-    ) -> Result<()> {
+    ) -> Result<CellResult> {
         let vae = self.vae.as_ref().map(|task| task.read(folder)).transpose()?;
-        let seeds = rows.seeds(&split.split);
-        let mut experiment = Experiment::new(seeds, self.settings.synthesis, self.settings.reward);
-        experiment.validation = rows.validation(&split.split);
-        experiment.test = Some(rows.test(&split.split));
-        experiment.test_groups = data.test_groups(&split.split);
-        experiment.candidates = rows.candidates();
+        let mut experiment = rows.experiment(data, &split.split, &self.settings);
         experiment.vae = vae.as_ref().map(|(vae, _)| vae);
         experiment.vae_without_divergence = experiment.vae;
-        experiment.additions = self.settings.additions.clone();
         let (mut result, _) = engine.experiment(&experiment, self.arm, &mut |_| ())?;
         data.require_unchanged()?;
         // Times depend on what else the machine does; a cell's bytes do not.
@@ -206,7 +200,8 @@ impl Cell {
         cell.checksum = cell.sum();
         let text = serde_json::to_string(&cell).expect("a cell is plain data") + "\n";
         create_folder(&folder.join("cells"))?;
-        write_atomic(&self.path(folder), text.as_bytes())
+        write_atomic(&self.path(folder), text.as_bytes())?;
+        Ok(cell)
     }
 }
 
@@ -217,8 +212,7 @@ impl VaeTask {
 
     /// Whether the VAE is there.
     pub fn is_done(&self, folder: &Path) -> Result<bool> {
-        let path = self.path(folder);
-        std::fs::exists(&path).map_err(Error::io("open", &path))
+        is_there(&self.path(folder))
     }
 
     /// Trains the VAE and writes its file.

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use cell::{Cell, SplitOf, VaeTask};
+use cell::{Cell, CellResult, SplitOf, VaeTask};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use grid::{Axis, Grid, PAPER_NAMES, Setting};
@@ -32,7 +32,6 @@ use crate::backend::DeviceChoice;
 use crate::data::{FolderLock, PairSet, ShardFile, create_folder, file_fingerprint, write_atomic};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::eval::Split;
 use crate::report::REPORT;
 
 /// The method over a grid of settings, several splits and arms, with paired differences
@@ -106,29 +105,21 @@ impl Sweep {
         let work = self.work(arguments, &grids, &data, &name)?;
         create_folder(&self.out)?;
         let _lock = FolderLock::acquire(&self.out, "sweep")?;
-        self.compute(console, &engines, (&data, &data.rows()?), &work)?;
+        let cells = self.compute(console, &engines, (&data, &data.rows()?), &work)?;
 
+        // Point by point, arm by arm, split by split: the splits of a point stand together and have the same arms.
         let mut rows = Vec::new();
-        for place in &work.places {
-            for &cell in &place.cells {
-                let found = work.cells[cell].0.read(&self.out)?;
-                let cell = found.ok_or_else(|| Error::Format {
-                    path: self.out.clone(),
-                    format: "sweep",
-                    detail: "a cell was removed while the sweep ran; run it again".into(),
-                })?;
-                let (grid, point) = (grids[place.grid].name(), place.point.clone());
-                rows.push(Row { grid, point, split: place.split, seed: place.seed, cell });
+        for places in work.places.chunk_by(|a, b| (a.grid, &a.point) == (b.grid, &b.point)) {
+            for arm in 0..places[0].cells.len() {
+                rows.extend(places.iter().map(|place| Row {
+                    grid: grids[place.grid].name(),
+                    point: &place.point,
+                    split: place.split,
+                    seed: place.seed,
+                    cell: &cells[place.cells[arm]],
+                }));
             }
         }
-        // Point by point, arm by arm, split by split.
-        let arms: Vec<_> = rows.iter().map(|row| row.cell.result.arm).collect();
-        let order = |row: &Row| {
-            let point =
-                work.places.iter().position(|p| p.point == row.point && grids[p.grid].name() == row.grid);
-            (point, arms.iter().position(|arm| *arm == row.cell.result.arm), row.split)
-        };
-        rows.sort_by_cached_key(order);
         write_results(&self.out, &rows)?;
         let grids = grids.iter().map(|grid| {
             let own: Vec<&Row> = rows.iter().filter(|row| row.grid == grid.name()).collect();
@@ -226,19 +217,20 @@ impl Sweep {
                 for split in 0..self.splits {
                     let seed = common.seed.wrapping_add(split as u64);
                     let settings: Settings = own.method.settings(seed)?;
-                    match own.data.check(data, &settings) {
-                        // The paper's sizes go beyond most data sets.
-                        Err(Error::TooFew { .. }) if paper && grid.name() == "seeds" => break,
-                        checked => checked?,
-                    }
-                    let taken = own.data.split(data, seed)?;
-                    let few = data.test.is_none() && taken.test.len() < FEW_TEST_PAIRS;
-                    if few && paper && grid.name() == "seeds" {
+                    // The paper's sizes go beyond most data sets.
+                    let may_not_fit = paper && grid.name() == "seeds";
+                    let taken = match own.data.split(data, seed) {
+                        Err(Error::TooFew { .. }) if may_not_fit => break,
+                        taken => taken?,
+                    };
+                    if may_not_fit && data.test.is_none() && taken.test.len() < FEW_TEST_PAIRS {
                         break;
                     }
-                    let index = *splits.entry(key_of(&taken)).or_insert_with(|| {
-                        let groups = data.test_groups(&taken);
-                        work.splits.push(SplitOf::new(taken, groups.as_deref()));
+                    own.data.check(data, &taken, &settings)?;
+                    let groups = data.test_groups(&taken);
+                    let taken = SplitOf::new(taken, groups.as_deref());
+                    let index = *splits.entry(taken.name.to_string()).or_insert_with(|| {
+                        work.splits.push(taken);
                         work.splits.len() - 1
                     });
                     let mut place =
@@ -264,42 +256,40 @@ impl Sweep {
         }
     }
 
-    /// Computes what is not there yet: first the VAEs, then the cells.
+    /// The results of all cells. Computes those that are not there yet: first their VAEs, then the cells.
     fn compute(
         &self,
         console: &Console,
         engines: &[Engine],
         data: (&Data, &DataRows<'_>),
         work: &Work,
-    ) -> Result<()> {
+    ) -> Result<Vec<CellResult>> {
         let out = &self.out;
-        let mut cells = Vec::new();
-        for entry in &work.cells {
-            if entry.0.read(out)?.is_none() {
-                cells.push(entry);
-            }
-        }
+        let mut results = work.cells.iter().map(|(cell, _)| cell.read(out)).collect::<Result<Vec<_>>>()?;
+        let missing: Vec<usize> = (0..results.len()).filter(|&i| results[i].is_none()).collect();
         let mut vaes = Vec::new();
         for vae in &work.vaes {
-            let wanted = cells.iter().any(|(cell, _)| cell.vae.as_ref().is_some_and(|v| v.key == vae.key));
-            if wanted && !vae.is_done(out)? {
+            let is_of = |&i: &usize| work.cells[i].0.vae.as_ref().is_some_and(|own| own.key == vae.key);
+            if missing.iter().any(is_of) && !vae.is_done(out)? {
                 vaes.push(vae);
             }
         }
         let bar = console.bar("sweep", (work.cells.len() + vaes.len()) as u64, "models");
-        bar.inc((work.cells.len() - cells.len()) as u64);
+        bar.inc((work.cells.len() - missing.len()) as u64);
         share(engines, &vaes, |engine, vae| {
             vae.compute(out, engine, data, &work.splits[vae.split])?;
             bar.inc(1);
             Ok(())
         })?;
-        share(engines, &cells, |engine, (cell, depends_on)| {
-            cell.compute(out, engine, data, &work.splits[cell.split], depends_on)?;
+        let made = share(engines, &missing, |engine, &i| {
+            let (cell, depends_on) = &work.cells[i];
+            let result = cell.compute(out, engine, data, &work.splits[cell.split], depends_on)?;
             bar.inc(1);
-            Ok(())
+            Ok(result)
         })?;
         bar.finish_and_clear();
-        Ok(())
+        missing.into_iter().zip(made).for_each(|(i, result)| results[i] = Some(result));
+        Ok(results.into_iter().map(|result| result.expect("computed where it was missing")).collect())
     }
 }
 
@@ -323,31 +313,29 @@ fn at_point(arguments: &[OsString], point: &[Setting]) -> Result<(Sweep, Common)
     }
 }
 
-/// What tells splits apart.
-fn key_of(split: &Split) -> [Vec<usize>; 3] {
-    [split.seeds.clone(), split.validation.clone(), split.test.clone()]
-}
-
-/// Shares tasks among engines, each with a thread of its own. The first error ends all.
-fn share<T: Sync>(
+/// Shares tasks among engines, each with a thread of its own; gives their results in order. The first error ends all.
+fn share<T: Sync, R: Send>(
     engines: &[Engine],
     tasks: &[T],
-    work: impl Fn(&Engine, &T) -> Result<()> + Sync,
-) -> Result<()> {
+    work: impl Fn(&Engine, &T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let failed = Mutex::new(None);
+    let done = Mutex::new(Vec::with_capacity(tasks.len()));
     std::thread::scope(|scope| {
         for engine in engines {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                    if let Err(error) = work(engine, task) {
-                        stop.store(true, Ordering::Relaxed);
-                        failed.lock().expect("no thread panics with it").get_or_insert(error);
-                    }
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(task) = tasks.get(at) else { break };
+                    let result = work(engine, task);
+                    stop.fetch_or(result.is_err(), Ordering::Relaxed);
+                    done.lock().expect("no thread panics with it").push((at, result));
                 }
             });
         }
     });
-    failed.into_inner().expect("no thread panics with it").map_or(Ok(()), Err)
+    // With an error fewer are done, and it is among them.
+    let mut done = done.into_inner().expect("no thread panics with it");
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
 }

@@ -14,7 +14,7 @@ use crate::cli::table::table;
 use crate::convert::{TableColumn, write_table};
 use crate::data::{read_small, write_atomic};
 use crate::error::{Error, Result};
-use crate::eval::{Arm, Augmentation, Paired, paired};
+use crate::eval::{Arm, Paired, baseline, paired};
 
 /// Names of the files.
 pub const RESULTS: [&str; 3] = ["results.jsonl", "results.csv", "results.parquet"];
@@ -22,12 +22,12 @@ pub const RESULTS: [&str; 3] = ["results.jsonl", "results.csv", "results.parquet
 pub const SWEEP: &str = "sweep.json";
 
 /// One point, arm and split.
-pub struct Row {
+pub struct Row<'a> {
     pub grid: String,
-    pub point: Vec<Setting>,
+    pub point: &'a [Setting],
     pub split: usize,
     pub seed: u64,
-    pub cell: CellResult,
+    pub cell: &'a CellResult,
 }
 
 /// sweep.json.
@@ -94,15 +94,15 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 /// Sums up the rows of a grid, which stand point by point, arm by arm, split by split.
-pub fn summarise(name: String, rows: &[&Row]) -> GridSummary {
+pub fn summarise(name: String, rows: &[&Row<'_>]) -> GridSummary {
     let points = rows.chunk_by(|a, b| a.point == b.point).map(|rows| {
-        let arms: Vec<&[&Row]> = rows.chunk_by(|a, b| a.cell.result.arm == b.cell.result.arm).collect();
-        let find = |a: Augmentation| arms.iter().find(|rows| rows[0].cell.result.arm == Arm::from(a));
-        let base = find(Augmentation::Matched).or_else(|| find(Augmentation::None));
-        let values = |rows: &[&Row], measure: Measure| -> Option<Vec<f64>> {
+        let arms: Vec<&[&Row<'_>]> = rows.chunk_by(|a, b| a.cell.result.arm == b.cell.result.arm).collect();
+        let names: Vec<Arm> = arms.iter().map(|rows| rows[0].cell.result.arm).collect();
+        let base = baseline(&names).and_then(|base| arms.iter().find(|rows| rows[0].cell.result.arm == base));
+        let values = |rows: &[&Row<'_>], measure: Measure| -> Option<Vec<f64>> {
             rows.iter().map(|row| measure.of(&row.cell.result)).collect()
         };
-        let arm = |rows: &&[&Row]| {
+        let arm = |rows: &&[&Row<'_>]| {
             let first = &rows[0].cell.result;
             let measure = |measure: Measure| {
                 let own = values(rows, measure)?;
@@ -134,7 +134,7 @@ pub fn summarise(name: String, rows: &[&Row]) -> GridSummary {
                 order: order.collect(),
             }
         };
-        PointSummary { point: rows[0].point.clone(), arms: arms.iter().map(arm).collect() }
+        PointSummary { point: rows[0].point.to_vec(), arms: arms.iter().map(arm).collect() }
     });
     GridSummary { name, points: points.collect() }
 }
@@ -207,7 +207,7 @@ impl PointSummary {
 }
 
 /// A row as named values, the same names for every row of a sweep.
-fn values(row: &Row, flags: &[String]) -> Vec<(String, Value)> {
+fn values(row: &Row<'_>, flags: &[String]) -> Vec<(String, Value)> {
     let result = &row.cell.result;
     let mut out: Vec<(String, Value)> = vec![("grid".into(), json!(row.grid))];
     for flag in flags {
@@ -246,9 +246,9 @@ fn values(row: &Row, flags: &[String]) -> Vec<(String, Value)> {
 }
 
 /// Writes the rows in three forms.
-pub fn write_results(folder: &Path, rows: &[Row]) -> Result<()> {
+pub fn write_results(folder: &Path, rows: &[Row<'_>]) -> Result<()> {
     let mut flags: Vec<String> = Vec::new();
-    for setting in rows.iter().flat_map(|row| &row.point) {
+    for setting in rows.iter().flat_map(|row| row.point) {
         if !flags.contains(&setting.flag) {
             flags.push(setting.flag.clone());
         }
