@@ -88,7 +88,7 @@ impl Demo {
             return Err(Error::argument("--seeds", "2 or more", seeds));
         }
         // A device that cannot be used is said before anything is written.
-        common.engine()?;
+        let engine = common.engine()?;
         let mark = self.out.join(MARK);
         if !is_there(&mark)? {
             require_absent(&self.out, "the demo writes a folder of its own: choose another --out")?;
@@ -125,7 +125,7 @@ impl Demo {
         line.push(pairs.into());
         let cli = method::parse(&line, &[]).map_err(|e| Error::argument("demo", "options of `run`", e))?;
         match cli.command {
-            Command::Run(run) => run.execute(common, console),
+            Command::Run(run) => run.execute_on(|| Ok(engine), common, console),
             _ => unreachable!("the line runs"),
         }
     }

@@ -27,6 +27,7 @@ use super::console::Console;
 use super::method::MethodArgs;
 use super::pages::{self, write_page};
 use crate::data::{FolderLock, PairSet, create_folder, is_there, write_atomic};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::report::REPORT;
 use crate::synth::OutputKind;
@@ -66,6 +67,16 @@ pub struct Run {
 
 impl Run {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
+        self.execute_on(|| common.engine(), common, console)
+    }
+
+    /// The same on an engine that is asked for once everything else has been checked.
+    pub fn execute_on(
+        &self,
+        engine: impl FnOnce() -> Result<Engine>,
+        common: &Common,
+        console: &Console,
+    ) -> Result<()> {
         positive("--repeats", self.repeats)?;
         let settings = self.method.settings(common.seed)?;
         let data = self.data.open(common)?;
@@ -76,7 +87,7 @@ impl Run {
         }
         create_folder(&self.out)?;
         let _lock = FolderLock::acquire(&self.out, "run")?;
-        let engine = common.engine()?;
+        let engine = engine()?;
         let start = Instant::now();
         let all = Repeats {
             engine: &engine,
