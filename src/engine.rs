@@ -15,7 +15,7 @@ use std::path::Path;
 
 use crate::backend::device::{dispatch, dispatch_all};
 use crate::backend::{
-    AnyBackend, Backend, DeviceChoice, DeviceInfo, Precision, RewardData, RewardSide, VaeLoss,
+    AnyBackend, Backend, DeviceChoice, DeviceInfo, PosteriorsHost, Precision, RewardData, RewardSide, VaeLoss,
 };
 use crate::data::{PairSource, RowSource};
 use crate::dtype::Dtype;
@@ -25,11 +25,13 @@ use crate::eval::{
     PairFigures, RankCorrelation, VaeHealth, best_of_n_curve, latent_map, order_curve, order_preservation,
     pair_figures, rank_correlation, vae_health,
 };
-use crate::matrix::{RowSet, Side};
+use crate::interrupt::Interrupt;
+use crate::matrix::{Matrix, RowSet, Side, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
+use crate::stream::{MakePairs, PairIndex, PairStream, TakePairs};
 use crate::synth::{
-    Augmented, PairBatch, Progress, SynthJob, SynthSummary, SynthesisOptions, Synthesizer, Verified,
-    VerifyOptions, VerifyStep, verify_folder, write_synthetic,
+    Augmented, PairBatch, PairLookup, Progress, SynthJob, SynthSummary, SynthesisOptions, Synthesizer,
+    Verified, VerifyOptions, VerifyStep, verify_folder, write_synthetic,
 };
 use crate::train::{
     RewardPoint, RewardTraining, TrainedReward, TrainedVae, VaeTraining, Validation, pair_margins,
@@ -110,6 +112,11 @@ impl Engine {
     /// Chooses device, threads and precision.
     pub fn builder() -> EngineBuilder {
         EngineBuilder::default()
+    }
+
+    /// The flag that stops what this engine does, from another thread.
+    pub fn interrupt(&self) -> Interrupt {
+        self.backend.interrupt().clone()
     }
 
     /// What the device is; of several, the first.
@@ -238,7 +245,7 @@ impl Engine {
             let make = Synthesizer::new(b, vae, seeds, setup, options.mode)?;
             Box::new(move |pairs| make.batch(pairs, dtype))
         });
-        Ok(PairStream { make, next: 0, pairs: setup.0.pairs(), batch: batch as u64 })
+        Ok(PairStream::new(make, setup.0.pairs(), batch as u64))
     }
 
     /// Pair `j` alone: the same bits as in a stream or a shard.
@@ -255,6 +262,55 @@ impl Engine {
     ) -> Result<PairBatch> {
         let setup = options.plan(seeds.pairs())?;
         dispatch!(&self.backend, b => Synthesizer::new(b, vae, seeds, setup, options.mode)?.pair(j, dtype))
+    }
+
+    /// Pairs in any order: what the pairs of a seed share is made for all seeds first and kept, some hundred bytes a seed.
+    /// Each pair has the bits that it has in a stream. Where files are mapped, all their rows stay reachable.
+    ///
+    /// # Errors
+    /// As [`Engine::stream`].
+    pub fn index<'a>(
+        &'a self,
+        options: &SynthesisOptions,
+        seeds: &'a dyn PairSource,
+        vae: &Vae,
+    ) -> Result<PairIndex<'a>> {
+        let pairs = options.plan(seeds.pairs())?.0.pairs();
+        let take: TakePairs<'a> = dispatch!(&self.backend, b => {
+            let lookup = PairLookup::new(b, vae, seeds, options)?;
+            Box::new(move |numbers, dtype| lookup.take(numbers, dtype))
+        });
+        Ok(PairIndex::new(take, pairs))
+    }
+
+    /// Posteriors of embeddings, `[n, latent]` each: equation 1 of the paper.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the VAE does not fit, or a file that changed.
+    pub fn encode(&self, vae: &Vae, embeddings: &dyn RowSource) -> Result<PosteriorsHost> {
+        let posteriors = dispatch!(&self.backend, b => {
+            let block = embeddings.block(0..embeddings.rows())?;
+            b.posteriors(&b.encode(&b.load_vae(vae)?, &b.embeddings(block.view())?)?)
+        })?;
+        embeddings.require_unchanged()?;
+        Ok(posteriors)
+    }
+
+    /// Decodes latents `[n, latent]` to embeddings `[n, d]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the latents do not fit the VAE.
+    pub fn decode(&self, vae: &Vae, latents: &Matrix) -> Result<Matrix> {
+        let size = vae.size();
+        if latents.cols != size.latent {
+            return Err(Error::shape("columns of the latents", size.latent, latents.cols));
+        }
+        let mut out = Matrix::zeros(latents.rows, size.dim);
+        dispatch!(&self.backend, b => {
+            let z = b.load_latents(latents, &vec![0; latents.rows])?;
+            b.decode(&b.load_vae(vae)?, &z, None, ValuesMut::F32(&mut out.values))
+        })?;
+        Ok(out)
     }
 
     /// Checks a folder that [`Engine::synthesize`] wrote: every byte against its checksum, and some pairs (or all)
@@ -342,8 +398,11 @@ impl Engine {
         Ok(trained)
     }
 
-    /// Runs one arm of an experiment.
-    pub(crate) fn experiment(
+    /// Trains the reward model of one arm of an experiment and measures it.
+    ///
+    /// # Errors
+    /// As [`Engine::train_reward`] and [`Engine::stream`]; an arm that the experiment lacks data for.
+    pub fn experiment(
         &self,
         experiment: &Experiment<'_>,
         arm: Arm,
@@ -495,48 +554,6 @@ impl Engine {
 
 /// Takes rewards and their spread, a block of rows at a time.
 pub type SpreadSink<'a> = dyn FnMut(&[f32], &[f32]) -> Result<()> + 'a;
-
-type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + 'a>;
-
-/// Synthetic pairs in order, batch by batch; made by [`Engine::stream`].
-pub struct PairStream<'a> {
-    make: MakePairs<'a>,
-    next: u64,
-    pairs: u64,
-    batch: u64,
-}
-
-impl fmt::Debug for PairStream<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PairStream { next, pairs, batch, .. } = self;
-        write!(f, "PairStream {{ next: {next}, pairs: {pairs}, batch: {batch} }}")
-    }
-}
-
-impl PairStream<'_> {
-    /// Pairs of the whole stream.
-    pub fn pairs(&self) -> u64 {
-        self.pairs
-    }
-
-    /// Goes on with pair `j`; at or beyond [`PairStream::pairs`] the stream is at its end.
-    pub fn seek(&mut self, j: u64) {
-        self.next = j;
-    }
-}
-
-impl Iterator for PairStream<'_> {
-    type Item = Result<PairBatch>;
-
-    fn next(&mut self) -> Option<Result<PairBatch>> {
-        if self.next >= self.pairs {
-            return None;
-        }
-        let range = self.next..(self.next + self.batch).min(self.pairs);
-        self.next = range.end;
-        Some((self.make)(range))
-    }
-}
 
 /// Fails if files of pairs or of validation pairs changed since they were opened.
 fn require_unchanged(pairs: &dyn PairSource, validation: Option<&dyn PairSource>) -> Result<()> {

@@ -145,6 +145,8 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// The work was asked to stop: [`Interrupt::raise`](crate::Interrupt::raise).
+    Interrupted,
     /// The device asked for cannot be used.
     Device {
         /// The device as the user wrote it.
@@ -214,6 +216,7 @@ impl fmt::Display for Error {
             Error::Busy { path } => {
                 write!(line, "{}: another lensmith process is writing here", path.display())
             }
+            Error::Interrupted => write!(line, "interrupted: the work was asked to stop"),
             Error::Device { device, reason } => write!(line, "device {device}: {reason}"),
             Error::Diverged { what, epoch, loss, hint } => {
                 write!(line, "{what} diverged in epoch {epoch}: loss is {loss}; {hint}")

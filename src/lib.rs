@@ -120,28 +120,34 @@ pub mod train;
 #[doc(hidden)]
 pub mod cli;
 mod engine;
+mod interrupt;
 mod memory;
 mod side;
+mod stream;
 mod timing;
 
 pub use backend::{
     Adam, DecodeMode, DeviceChoice, DeviceInfo, Divergence, LatentSource, Likelihood, Perturbation,
-    Precision, Reduction, RewardObjective, SyntheticPath, VaeLoss, VaeObjective,
+    PosteriorsHost, Precision, Reduction, RewardObjective, SyntheticPath, VaeLoss, VaeObjective,
 };
 pub use data::{
     Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,
     Provenance, RowSource, WriteMode, write_pairs,
 };
 pub use dtype::Dtype;
-pub use engine::{Engine, EngineBuilder, PairStream, SpreadSink};
+pub use engine::{Engine, EngineBuilder, SpreadSink};
 pub use error::{Error, Result};
 pub use eval::{
-    BestOfNCurve, BestOfNPoint, Calibration, CalibrationBin, Histogram, Interval, Margins, OrderPreservation,
-    PairFigures, PairReport, RankCorrelation, VaeHealth,
+    Additions, Arm, ArmResult, Augmentation, BestOfNCurve, BestOfNPoint, Calibration, CalibrationBin,
+    Candidates, Experiment, Histogram, Interval, Margins, OrderPoint, OrderPreservation, PairFigures,
+    PairReport, Paired, RankCorrelation, Split, SplitOptions, VaeHealth, holm, paired, split,
 };
+pub use interrupt::Interrupt;
 pub use matrix::{Matrix, RowSet, Rows, RowsBuf, Values, ValuesMut};
 pub use model::{Head, Linear, RewardModel, RewardSize, Vae, VaeSize};
+pub use noise::Permutation;
 pub use side::Side;
+pub use stream::{PairIndex, PairStream};
 pub use synth::{
     OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary, SynthesisOptions,
     Verified, VerifyOptions, VerifyStep,

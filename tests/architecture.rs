@@ -8,6 +8,7 @@ use std::path::Path;
 /// Each room and those that it may name; see the map in CONTRIBUTING.md.
 const MAY_NAME: &[(&str, &str)] = &[
     ("error", ""),
+    ("interrupt", "error"),
     ("dtype", "error"),
     ("matrix", "error dtype side"),
     ("side", ""),
@@ -18,18 +19,22 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("model", "error dtype matrix noise side memory"),
     ("data", "error dtype matrix model side"),
     ("convert", "error dtype side timing matrix noise data"),
-    ("backend", "error dtype side timing matrix simd noise model"),
+    ("backend", "error interrupt dtype side timing matrix simd noise model"),
     ("synth", "error dtype side timing matrix noise model data backend"),
     ("train", "error dtype side timing matrix noise model data backend synth"),
     ("eval", "error memory dtype side timing matrix noise model data backend synth train"),
-    ("engine", "error dtype side timing matrix noise model data backend synth train eval"),
+    ("stream", "error dtype synth"),
+    ("engine", "error interrupt dtype side timing matrix noise model data backend synth train eval stream"),
     ("bench", "error memory dtype side timing matrix noise model data backend synth train eval"),
     ("report", "error dtype side timing matrix noise model data backend synth train eval bench"),
     (
         "cli",
         "error memory dtype side timing matrix noise model data convert backend synth train eval engine bench report",
     ),
-    ("lib", "error dtype side timing matrix noise model data convert backend synth train eval engine"),
+    (
+        "lib",
+        "error interrupt dtype side timing matrix noise model data convert backend synth train eval engine stream",
+    ),
 ];
 
 /// Crates and keywords, and the only places (folders end in a slash) that may hold them.

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use lensmith::{
-    CandidateSet, Checkpoint, DeviceChoice, Dtype, EmbeddingSet, Engine, Error, Io, PairBatch, PairOptions,
-    PairSet, PairStream, Recipe, RewardModel, RewardTraining, RowSet, SynthJob, SynthesisOptions, Updates,
-    Vae, VaeTraining, write_pairs,
+    CandidateSet, Checkpoint, DecodeMode, DeviceChoice, Dtype, EmbeddingSet, Engine, Error, Io, PairBatch,
+    PairOptions, PairSet, PairStream, Recipe, RewardModel, RewardTraining, RowSet, SynthJob,
+    SynthesisOptions, Updates, Vae, VaeTraining, write_pairs,
 };
 
 const DIM: usize = 48;
@@ -163,6 +163,125 @@ fn a_stream_goes_to_another_thread_and_on_from_any_pair() {
     assert_eq!((last.first, last.chosen.rows()), (164, 16));
     let alone = engine.pair(&options, &rows, &vae, 179, Dtype::F32).expect("a pair");
     assert_eq!(&last.chosen.bytes()[15 * 4 * DIM..], alone.chosen.bytes());
+}
+
+#[test]
+fn pairs_in_any_order_have_the_bits_of_a_stream() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (rows, set, _) = data(&[values(9), values(10)], folder.path());
+    let engine = engine();
+    let vae = engine.train_vae(&rows, &vae_options(), &mut |_, _| ()).expect("a VAE").vae;
+    let pairs = 5 * PAIRS as u64;
+    // Originals and synthetic pairs, some twice, in no order.
+    let numbers: Vec<u64> = (0..200).map(|i| (i * 7919 + 13) % pairs).chain([0, 0, pairs - 1]).collect();
+    for mode in [DecodeMode::Plain, DecodeMode::Residual] {
+        for dtype in Dtype::ALL {
+            let options = SynthesisOptions { pairs_per_seed: Some(5), mode, ..synthesis() };
+            let stream = engine.stream(&options, &rows, &vae, 64, dtype).expect("a stream");
+            let (chosen, rejected) = concatenated(stream);
+            for seeds in [&rows as &dyn lensmith::PairSource, &set] {
+                let index = engine.index(&options, seeds, &vae).expect("an index");
+                assert_eq!(index.pairs(), pairs);
+                let taken = index.take(&numbers, dtype).expect("pairs");
+                let row = DIM * dtype.size();
+                for (i, &j) in numbers.iter().enumerate() {
+                    let of = |bytes: &[u8], at: usize| bytes[at * row..(at + 1) * row].to_vec();
+                    assert_eq!(of(taken.chosen.bytes(), i), of(&chosen, j as usize), "{mode:?} {dtype} {j}");
+                    assert_eq!(
+                        of(taken.rejected.bytes(), i),
+                        of(&rejected, j as usize),
+                        "{mode:?} {dtype} {j}"
+                    );
+                }
+            }
+        }
+    }
+    let index = engine.index(&synthesis(), &rows, &vae).expect("an index");
+    let error = index.take(&[index.pairs()], Dtype::F32).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument { field: "pair number", .. }), "{error}");
+    assert!(matches!(index.take(&[], Dtype::F32), Err(Error::TooFew { .. })));
+    // A value that F16 cannot hold is an error that names it.
+    let large = [vec![1e6f32; PAIRS * DIM], values(10)];
+    let large = large.each_ref().map(|side| RowSet::from_f32(side, DIM).expect("whole rows"));
+    let index = engine.index(&synthesis(), &large, &vae).expect("an index");
+    let error = index.take(&[3], Dtype::F16).unwrap_err().to_string();
+    assert!(error.contains("seed 3 (chosen), column 0"), "{error}");
+}
+
+#[test]
+fn latents_come_out_and_go_in() {
+    let sides = [values(11), values(12)];
+    let rows = sides.each_ref().map(|side| RowSet::from_f32(side, DIM).expect("whole rows"));
+    let engine = engine();
+    let vae = engine.train_vae(&rows, &vae_options(), &mut |_, _| ()).expect("a VAE").vae;
+    let codes = engine.encode(&vae, &rows[0]).expect("posteriors");
+    assert_eq!((codes.mu.rows, codes.mu.cols, codes.logvar.rows), (PAIRS, vae.size().latent, PAIRS));
+    let decoded = engine.decode(&vae, &codes.mu).expect("embeddings");
+    // The definition, in F64.
+    let layer = |layer: &lensmith::Linear, x: &[f64], relu: bool| -> Vec<f64> {
+        let rows = layer.weight.chunks_exact(layer.inputs).zip(&layer.bias);
+        let sums = rows.map(|(w, &b)| {
+            let sum = w.iter().zip(x).map(|(&w, x)| f64::from(w) * x).sum::<f64>() + f64::from(b);
+            if relu { sum.max(0.0) } else { sum }
+        });
+        sums.collect()
+    };
+    for row in [0, PAIRS - 1] {
+        let x: Vec<f64> = sides[0][row * DIM..(row + 1) * DIM].iter().map(|&v| f64::from(v)).collect();
+        let code = layer(&vae.encoder[1], &layer(&vae.encoder[0], &x, true), false);
+        let z: Vec<f64> = codes.mu.row(row).iter().map(|&v| f64::from(v)).collect();
+        let near = |a: &[f64], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - f64::from(*b)).abs() < 1e-4);
+        assert!(near(&code[..z.len()], codes.mu.row(row)) && near(&code[z.len()..], codes.logvar.row(row)));
+        assert!(near(&layer(&vae.decoder[1], &layer(&vae.decoder[0], &z, true), false), decoded.row(row)));
+    }
+    let wrong = lensmith::Matrix::zeros(3, vae.size().latent + 1);
+    assert!(matches!(engine.decode(&vae, &wrong), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn an_interrupt_stops_every_operation_and_the_engine_works_on() {
+    let sides = [values(13), values(14)];
+    let rows = sides.each_ref().map(|side| RowSet::from_f32(side, DIM).expect("whole rows"));
+    for device in [DeviceChoice::Cpu, DeviceChoice::Reference] {
+        let engine = Engine::builder().device(device).threads(2).build().expect("a device");
+        let interrupt = engine.interrupt();
+        let vae = engine.train_vae(&rows, &vae_options(), &mut |_, _| ()).expect("a VAE").vae;
+        // From a callback, in the middle of a training that would take for ever.
+        let endless = VaeTraining { epochs: usize::MAX, ..VaeTraining::default() };
+        let mut epochs = 0;
+        let stopped = engine.train_vae(&rows, &endless, &mut |epoch, _| {
+            epochs = epoch;
+            if epoch == 2 {
+                interrupt.raise();
+            }
+        });
+        assert!(matches!(stopped, Err(Error::Interrupted)), "{stopped:?}");
+        assert_eq!(epochs, 2);
+        // Raised, it stops whatever is begun.
+        let endless =
+            RewardTraining { updates: Updates::Epochs(usize::MAX), patience: None, ..reward_options() };
+        let reward = engine.train_reward(&rows, None, None, &endless, &mut |_| ());
+        assert!(matches!(reward, Err(Error::Interrupted)), "{reward:?}");
+        if device == DeviceChoice::Cpu {
+            assert!(matches!(engine.encode(&vae, &rows[0]), Err(Error::Interrupted)));
+            let mut stream = engine.stream(&synthesis(), &rows, &vae, 500, Dtype::F32).expect("a stream");
+            assert!(matches!(stream.next(), Some(Err(Error::Interrupted))));
+        }
+        interrupt.clear();
+        // From another thread.
+        std::thread::scope(|scope| {
+            let interrupt = engine.interrupt();
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(30));
+                interrupt.raise();
+            });
+            let reward = engine.train_reward(&rows, None, None, &endless, &mut |_| ());
+            assert!(matches!(reward, Err(Error::Interrupted)), "{reward:?}");
+        });
+        interrupt.clear();
+        let again = engine.train_vae(&rows, &vae_options(), &mut |_, _| ()).expect("a VAE").vae;
+        assert_eq!(bits(&again), bits(&vae), "what was interrupted leaves nothing behind");
+    }
 }
 
 #[test]

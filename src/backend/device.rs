@@ -8,6 +8,7 @@ use super::cuda::Cuda;
 use super::reference::Reference;
 use super::{Backend, DeviceInfo, Precision};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 
 /// What `--device` may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,6 +132,11 @@ impl AnyBackend {
             DeviceChoice::CudaAll => Cuda::open_all(precision).map(AnyBackend::Cuda),
             DeviceChoice::Reference => Ok(AnyBackend::Reference(Reference::new())),
         }
+    }
+
+    /// The flag that stops the work of all devices.
+    pub fn interrupt(&self) -> &Interrupt {
+        dispatch!(self, b => b.interrupt())
     }
 
     /// What the device is; of several, the first.

@@ -21,7 +21,7 @@ pub enum Augmentation {
     Gaussian,
     /// Seed pairs and mixtures of two of them (Zhang et al. 2018), both sides alike.
     Mixup,
-    /// Latent synthesis, plain decoding: LENS.
+    /// Latent synthesis, plain decoding: LENS, by which name it is read too.
     Plain,
     /// Latent synthesis, residual decoding.
     Residual,
@@ -156,7 +156,8 @@ impl FromStr for Arm {
         };
         let mut parts = text.split('+');
         let first = parts.next().unwrap_or_default();
-        let augmentation = Augmentation::ALL.into_iter().find(|a| a.name() == first).ok_or_else(unknown)?;
+        let named = |a: &Augmentation| a.name() == first || (first == "lens" && *a == Augmentation::Plain);
+        let augmentation = Augmentation::ALL.into_iter().find(named).ok_or_else(unknown)?;
         let mut arm = Arm::from(augmentation);
         for part in parts {
             let there = match part {
@@ -198,7 +199,8 @@ mod tests {
                 assert_eq!(arm.to_string().parse::<Arm>().unwrap(), arm);
             }
         }
-        for wrong in ["", "lens", "plain+", "plain+noise+noise", "+noise", "plain +noise"] {
+        assert_eq!("lens+noise".parse::<Arm>().unwrap().to_string(), "plain+noise");
+        for wrong in ["", "plain+", "plain+noise+noise", "+noise", "plain +noise"] {
             assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
         }
         assert_eq!("ensemble+plain".parse::<Arm>().ok(), None);

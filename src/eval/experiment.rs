@@ -38,6 +38,7 @@ pub struct Candidates<'a> {
 
 /// Data and settings that all arms share.
 pub struct Experiment<'a> {
+    /// Seed pairs, chosen and rejected, `[n, d]` each.
     pub seeds: [RowSet<'a>; 2],
     /// Pairs for early stopping.
     pub validation: Option<[RowSet<'a>; 2]>,
@@ -95,6 +96,7 @@ impl Additions {
 /// Figures of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ArmResult {
+    /// The arm.
     pub arm: Arm,
     /// Pairs per seed, m.
     #[serde(rename = "fold")]

@@ -13,6 +13,7 @@ use crate::train::Shuffle;
 /// How many pairs the parts of a split get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitOptions {
+    /// Seed pairs.
     pub seeds: usize,
     /// Validation pairs; what remains are test pairs.
     pub validation: usize,
@@ -29,7 +30,9 @@ impl Default for SplitOptions {
 /// Row numbers of the three parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
+    /// Seed pairs.
     pub seeds: Vec<usize>,
+    /// Validation pairs.
     pub validation: Vec<usize>,
     /// Test pairs: the rest.
     pub test: Vec<usize>,

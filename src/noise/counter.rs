@@ -42,6 +42,8 @@ pub enum Purpose {
     Bootstrap = 11,
     /// Augmentation baselines: partners and weights of mixup, pairs across prompts.
     Mixing = 12,
+    /// Orders of many items: the round function of [`Permutation`](super::Permutation), which fills the counter itself.
+    Order = 13,
 }
 
 /// The logical element that a vector of noise belongs to.

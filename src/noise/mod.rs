@@ -13,11 +13,13 @@
 mod counter;
 pub mod math;
 mod normal;
+mod permutation;
 mod philox;
 pub mod vector;
 
 pub use crate::side::Side;
 pub use counter::{NoiseCounter, Purpose, key_words};
 pub use normal::normal_lanes;
+pub use permutation::Permutation;
 pub use philox::{Stream, philox4x32_10};
 pub use vector::{fill_normals, fill_normals_at, fill_normals_from, fill_normals_in};

@@ -6,12 +6,14 @@
 //! 2. `recipe`: everything that determines them, on disk;
 //! 3. `seeds`: reading seed pairs block by block;
 //! 4. `generate`: making the pairs of a block on a backend;
-//! 5. `write`: making and writing shards at once;
-//! 6. `parts`: the manifests of runs that were cut into parts;
-//! 7. `job`: a whole run into a folder;
-//! 8. `verify` and `merge`: checking a folder, and joining the manifests of its parts.
+//! 5. `lookup`: making pairs in any order;
+//! 6. `write`: making and writing shards at once;
+//! 7. `parts`: the manifests of runs that were cut into parts;
+//! 8. `job`: a whole run into a folder;
+//! 9. `verify` and `merge`: checking a folder, and joining the manifests of its parts.
 mod generate;
 mod job;
+mod lookup;
 mod merge;
 mod parts;
 mod plan;
@@ -22,6 +24,7 @@ mod write;
 
 pub use generate::{Augmented, BatchSink, LatentBatch, PairBatch, Synthesizer};
 pub use job::{OutputKind, StoredRun, SynthJob, SynthSummary, write_synthetic};
+pub use lookup::PairLookup;
 pub use merge::{Merged, Overlap, merge_manifests};
 pub use parts::Part;
 pub use plan::{MAX_PER_SIDE, PairId, Pairing, Plan};

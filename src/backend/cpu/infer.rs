@@ -13,6 +13,7 @@ use super::gemm::{
 use super::latents::{self, LatentRows};
 use crate::backend::Precision;
 use crate::dtype::Dtype;
+use crate::interrupt::Interrupt;
 use crate::matrix::{RowSet, Values, ValuesMut};
 use crate::model::{FoldedReward, Linear, RewardModel, Vae, VaeSize};
 use crate::simd::{AMX_M, AMX_TILE, Isa, NR, NrRow, RowsRef, Simd, Task};
@@ -270,7 +271,7 @@ impl PackedReward {
 }
 
 /// Posteriors `[rows, latent]` as (mu, logvar).
-pub fn encode(isa: Isa, vae: &PackedVae, set: &RowSet<'_>) -> (Vec<f32>, Vec<f32>) {
+pub fn encode(isa: Isa, vae: &PackedVae, set: &RowSet<'_>, interrupt: &Interrupt) -> (Vec<f32>, Vec<f32>) {
     struct Block<'a> {
         vae: &'a PackedVae,
         set: &'a RowSet<'a>,
@@ -310,7 +311,9 @@ pub fn encode(isa: Isa, vae: &PackedVae, set: &RowSet<'_>) -> (Vec<f32>, Vec<f32
     let outputs = mu.par_chunks_mut(block * latent).zip(logvar.par_chunks_mut(block * latent));
     outputs.enumerate().for_each_init(Scratch::default, |scratch, (i, (mu, logvar))| {
         let rows = i * block..i * block + mu.len() / latent;
-        isa.run(Block { vae, set, rows, scratch, mu, logvar });
+        if !interrupt.is_raised() {
+            isa.run(Block { vae, set, rows, scratch, mu, logvar });
+        }
     });
     (mu, logvar)
 }
@@ -402,7 +405,14 @@ pub struct Base<'a> {
 }
 
 /// Embeddings of latents into `out`, `[rows, d]`.
-pub fn decode(isa: Isa, vae: &PackedVae, z: LatentRows<'_>, base: Option<Base<'_>>, out: ValuesMut<'_>) {
+pub fn decode(
+    isa: Isa,
+    vae: &PackedVae,
+    z: LatentRows<'_>,
+    base: Option<Base<'_>>,
+    out: ValuesMut<'_>,
+    interrupt: &Interrupt,
+) {
     struct Block<'a> {
         vae: &'a PackedVae,
         z: LatentRows<'a>,
@@ -456,12 +466,14 @@ pub fn decode(isa: Isa, vae: &PackedVae, z: LatentRows<'_>, base: Option<Base<'_
     out.par_chunks_mut(block * row).enumerate().for_each_init(Scratch::default, |scratch, (i, out)| {
         let range = i * block..i * block + out.len() / row;
         let base = base.map(|b| Base { rows: &b.rows[range.clone()], ..b });
-        isa.run(Block { vae, z, range, base, dtype, stream, scratch, out });
+        if !interrupt.is_raised() {
+            isa.run(Block { vae, z, range, base, dtype, stream, scratch, out });
+        }
     });
 }
 
 /// Rewards of stored rows.
-pub fn score(isa: Isa, model: &PackedReward, set: &RowSet<'_>, out: &mut [f32]) {
+pub fn score(isa: Isa, model: &PackedReward, set: &RowSet<'_>, out: &mut [f32], interrupt: &Interrupt) {
     struct Block<'a> {
         model: &'a PackedReward,
         set: &'a RowSet<'a>,
@@ -484,7 +496,9 @@ pub fn score(isa: Isa, model: &PackedReward, set: &RowSet<'_>, out: &mut [f32]) 
     let block = model.first.stored_rows(isa, out.len());
     out.par_chunks_mut(block).enumerate().for_each_init(Default::default, |scratch, (i, out)| {
         let rows = i * block..i * block + out.len();
-        isa.run(Block { model, set, rows, scratch, out });
+        if !interrupt.is_raised() {
+            isa.run(Block { model, set, rows, scratch, out });
+        }
     });
 }
 
@@ -543,6 +557,7 @@ pub fn score_latents(
     z: LatentRows<'_>,
     base: Option<Base<'_>>,
     out: &mut [f32],
+    interrupt: &Interrupt,
 ) {
     struct Block<'a> {
         model: &'a PackedFolded,
@@ -577,6 +592,8 @@ pub fn score_latents(
     out.par_chunks_mut(block).enumerate().for_each_init(Default::default, |scratch, (i, out)| {
         let range = i * block..i * block + out.len();
         let base = base.map(|(b, pre)| (pre, Means { mu: b.mu, seeds: &b.rows[range.clone()] }));
-        isa.run(Block { model, z, range, base, scratch, out });
+        if !interrupt.is_raised() {
+            isa.run(Block { model, z, range, base, scratch, out });
+        }
     });
 }

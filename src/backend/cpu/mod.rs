@@ -26,6 +26,7 @@ use super::{
     Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, checked,
 };
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::matrix::{Matrix, RowSet, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::simd::Isa;
@@ -40,6 +41,7 @@ pub struct Cpu {
     isa: Isa,
     threads: usize,
     precision: Precision,
+    interrupt: Interrupt,
 }
 
 impl Cpu {
@@ -57,11 +59,23 @@ impl Cpu {
         let threads = if threads == 0 { cores } else { threads };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Device { device: "cpu".into(), reason: e.to_string() })?;
-        Ok(Cpu { pool, isa, threads, precision })
+        Ok(Cpu { pool, isa, threads, precision, interrupt: Interrupt::default() })
     }
 }
 
 impl Cpu {
+    /// The flag that stops this backend's work.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// Does work in the thread pool; fails if it was interrupted, since it may then be incomplete.
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.interrupt.check()?;
+        let done = self.pool.install(work);
+        self.interrupt.check().map(|()| done)
+    }
+
     /// Makes latents that would otherwise be made where they are wanted.
     pub fn make_latents<'a>(&self, latents: &'a Latents) -> &'a [f32] {
         self.pool.install(|| latents.values(self.isa))
@@ -164,14 +178,14 @@ impl Backend for Cpu {
 
     fn encode(&self, vae: &PackedVae, embeddings: &RowSet<'_>) -> Result<Posteriors> {
         checked::encode::<Self>(vae, embeddings)?;
-        let (mu, logvar) = self.pool.install(|| infer::encode(self.isa, vae, embeddings));
+        let (mu, logvar) = self.run(|| infer::encode(self.isa, vae, embeddings, &self.interrupt))?;
         Ok(Posteriors { mu: mu.into(), logvar: logvar.into(), latent: vae.size().latent })
     }
 
     fn encode_sample(&self, vae: &PackedVae, embeddings: &RowSet<'_>, origin: NoiseKey) -> Result<Latents> {
         let rows = checked::encode_sample::<Self>(vae, embeddings)?;
         let p = self.encode(vae, embeddings)?;
-        let z = self.pool.install(|| latents::posterior_samples(self.isa, &p, origin));
+        let z = self.run(|| latents::posterior_samples(self.isa, &p, origin))?;
         Ok(Latents::new(z, p.latent, rows))
     }
 
@@ -184,7 +198,7 @@ impl Backend for Cpu {
 
     fn select(&self, p: &Posteriors, origin: NoiseKey, how: &Perturbation) -> Result<Selection> {
         checked::select(how)?;
-        let candidates = self.pool.install(|| latents::select(self.isa, p, origin, how));
+        let candidates = self.run(|| latents::select(self.isa, p, origin, how))?;
         Ok(Selection { top_k: how.top_k as usize, candidates })
     }
 
@@ -217,14 +231,12 @@ impl Backend for Cpu {
             mu: &r.posteriors.mu,
             rows: latents.rows(),
         });
-        self.pool.install(|| infer::decode(self.isa, vae, latents.source(), base, out));
-        Ok(())
+        self.run(|| infer::decode(self.isa, vae, latents.source(), base, out, &self.interrupt))
     }
 
     fn score(&self, model: &PackedReward, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
         checked::score::<Self>(model, embeddings, out.len())?;
-        self.pool.install(|| infer::score(self.isa, model, embeddings, out));
-        Ok(())
+        self.run(|| infer::score(self.isa, model, embeddings, out, &self.interrupt))
     }
 
     fn load_folded(&self, folded: &FoldedReward) -> Result<PackedFolded> {
@@ -244,8 +256,7 @@ impl Backend for Cpu {
             mu: &r.posteriors.mu,
             rows: latents.rows(),
         });
-        self.pool.install(|| infer::score_latents(self.isa, folded, latents.source(), base, out));
-        Ok(())
+        self.run(|| infer::score_latents(self.isa, folded, latents.source(), base, out, &self.interrupt))
     }
 
     fn vae_trainer(
@@ -266,7 +277,8 @@ impl Backend for Cpu {
         epoch: u32,
     ) -> Result<VaeLoss> {
         checked::vae_training::<Self>(trainer, data, order)?;
-        Ok(self.pool.install(|| trainer.epoch(self.isa, [data.chosen, data.rejected], order, epoch)))
+        let sides = [data.chosen, data.rejected];
+        self.run(|| trainer.epoch(self.isa, sides, order, epoch, &self.interrupt))
     }
 
     fn vae_gradients(
@@ -303,10 +315,10 @@ impl Backend for Cpu {
         pairs: &[PairRows],
     ) -> Result<f64> {
         checked::reward_training::<Self>(trainer, data, pairs)?;
-        Ok(self.pool.install(|| {
+        self.run(|| {
             let (chosen, rejected) = (self.side(&data.chosen), self.side(&data.rejected));
-            trainer.epoch(self.isa, [&chosen, &rejected], pairs)
-        }))
+            trainer.epoch(self.isa, [&chosen, &rejected], pairs, &self.interrupt)
+        })
     }
 
     fn reward_gradients(

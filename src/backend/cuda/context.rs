@@ -13,6 +13,7 @@ use super::gpu::Gpu;
 use super::memory::Buffer;
 use crate::backend::Precision;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 
 /// Names a library of emulated kernels that stands in for the GPU; for tests.
 const EMULATOR: &str = "LENSMITH_CUDA_EMULATOR";
@@ -24,6 +25,7 @@ const EMULATED_DEVICES: &str = "LENSMITH_CUDA_EMULATOR_DEVICES";
 pub struct Cuda {
     pub(super) driver: Arc<dyn Driver>,
     pub(super) precision: Precision,
+    pub(super) interrupt: Interrupt,
 }
 
 impl Cuda {
@@ -66,7 +68,8 @@ impl Cuda {
     /// As [`Cuda::open`], of the first that cannot be opened.
     pub fn open_all(precision: Precision) -> Result<Vec<Cuda>> {
         if let Some(drivers) = emulated_devices()? {
-            return drivers.into_iter().map(|driver| Cuda::emulated(driver, precision)).collect();
+            let opened = drivers.into_iter().map(|driver| Cuda::emulated(driver, precision));
+            return opened.collect::<Result<Vec<_>>>().map(sharing_one_interrupt);
         }
         let count = Device::count()?;
         let opened = (0..count).map(|index| {
@@ -79,7 +82,7 @@ impl Cuda {
                 other => other,
             })
         });
-        opened.collect()
+        opened.collect::<Result<Vec<_>>>().map(sharing_one_interrupt)
     }
 
     /// The backend over the emulator.
@@ -92,7 +95,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`] for BF16 where the driver has no tensor cores.
     pub fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
-        let cuda = Cuda { driver, precision };
+        let cuda = Cuda { driver, precision, interrupt: Interrupt::default() };
         if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
             return Err(cuda.error(DriverError::Other(format!(
                 "{}: `precision` bf16 needs BF16 tensor cores (compute capability 8.0); use `precision` f32",
@@ -111,8 +114,15 @@ impl Cuda {
         Error::Device { device: self.driver.name().into(), reason: format!("{error}{help}") }
     }
 
+    /// The flag that stops this backend's work. An operation of a GPU takes milliseconds, so it is looked at between
+    /// operations.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
     /// Runs `work` and turns a driver's error into the crate's.
     pub(super) fn run<T>(&self, work: impl FnOnce() -> DriverResult<T>) -> Result<T> {
+        self.interrupt.check()?;
         work().map_err(|error| self.error(error))
     }
 
@@ -120,6 +130,13 @@ impl Cuda {
     pub(super) fn buffer<T: Pod>(&self, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
         Buffer::empty(&self.driver, len, label)
     }
+}
+
+/// Lets one flag stop all devices of an engine.
+fn sharing_one_interrupt(mut all: Vec<Cuda>) -> Vec<Cuda> {
+    let interrupt = Interrupt::default();
+    all.iter_mut().for_each(|cuda| cuda.interrupt = interrupt.clone());
+    all
 }
 
 /// The devices that the environment asks to be emulated.

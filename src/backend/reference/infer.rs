@@ -2,18 +2,26 @@
 
 use super::layers::{Layer, relu, widen};
 use crate::backend::{LatentSource, Likelihood, NoiseKey, Perturbation, Residual};
+use crate::interrupt::Interrupt;
 use crate::matrix::RowSet;
 use crate::model::Vae;
 use crate::noise::{NoiseCounter, Purpose, fill_normals};
 
 /// The oracle; single-threaded.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Reference;
+#[derive(Clone, Debug, Default)]
+pub struct Reference {
+    interrupt: Interrupt,
+}
 
 impl Reference {
     /// Needs nothing.
     pub fn new() -> Reference {
-        Reference
+        Reference::default()
+    }
+
+    /// The flag that stops this backend's work, looked at between the steps of a training.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
     }
 }
 

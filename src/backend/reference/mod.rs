@@ -211,6 +211,7 @@ impl Backend for Reference {
         checked::vae_training::<Self>(trainer, data, order)?;
         let mut mean = VaeLoss::default();
         for batch in order.chunks(trainer.objective.batch) {
+            self.interrupt().check()?;
             let (loss, gradients) = trainer.batch(data, batch, epoch);
             mean.add_scaled(&loss, batch.len() as f64 / order.len() as f64);
             trainer.optimizer.step(&mut trainer.layers, &gradients);
@@ -259,6 +260,7 @@ impl Backend for Reference {
         checked::reward_training::<Self>(trainer, data, pairs)?;
         let mut mean = 0.0;
         for batch in pairs.chunks(trainer.objective.batch) {
+            self.interrupt().check()?;
             let (loss, gradients) = trainer.batch(data, batch);
             mean += loss * batch.len() as f64 / pairs.len() as f64;
             trainer.optimizer.step(&mut trainer.layers, &gradients);

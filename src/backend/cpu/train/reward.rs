@@ -12,6 +12,7 @@ use super::samples::{NONE, Samples, Side, Step};
 use super::share;
 use crate::backend::cpu::gemm::{self, Add, AlignedRows, Keep, ZERO, pack_pairs};
 use crate::backend::{PairRows, Precision, RewardObjective};
+use crate::interrupt::Interrupt;
 use crate::model::{Linear, RewardModel, RewardSize, Standardizer};
 use crate::noise::{NoiseCounter, Purpose, Side as NoiseSide, fill_normals_from};
 use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task};
@@ -149,18 +150,31 @@ impl RewardTrainer {
     }
 
     /// One pass over `pairs`.
-    pub fn epoch(&mut self, isa: Isa, sides: [&Side<'_>; 2], pairs: &[PairRows]) -> f64 {
+    pub fn epoch(
+        &mut self,
+        isa: Isa,
+        sides: [&Side<'_>; 2],
+        pairs: &[PairRows],
+        interrupt: &Interrupt,
+    ) -> f64 {
         let batch = self.objective.batch;
-        self.run(isa, sides, pairs, batch, true)
+        self.run(isa, sides, pairs, (batch, true), interrupt)
     }
 
     /// Loss and gradients of one batch.
     pub fn batch(&mut self, isa: Isa, sides: [&Side<'_>; 2], batch: &[PairRows]) -> f64 {
-        self.run(isa, sides, batch, batch.len(), false)
+        self.run(isa, sides, batch, (batch.len(), false), &Interrupt::default())
     }
 
     /// Steps over `pairs`; gives the mean loss before each.
-    fn run(&mut self, isa: Isa, sides: [&Side<'_>; 2], pairs: &[PairRows], batch: usize, learn: bool) -> f64 {
+    fn run(
+        &mut self,
+        isa: Isa,
+        sides: [&Side<'_>; 2],
+        pairs: &[PairRows],
+        (batch, learn): (usize, bool),
+        interrupt: &Interrupt,
+    ) -> f64 {
         let samples = Samples::new(isa, sides, &self.objective, &self.standardizer);
         self.first.reserve(samples.most_rows(batch.min(pairs.len())), false);
         let mut batches = pairs.chunks(batch);
@@ -182,7 +196,7 @@ impl RewardTrainer {
             let back_now =
                 back.map(|update| Back { dy: self.scratch.wide.get(), rows: now.wide_rows(), update });
             self.first.pass(isa, back_now, fill.as_ref());
-            let Some(batch) = next else { break };
+            let Some(batch) = next.filter(|_| !interrupt.is_raised()) else { break };
             std::mem::swap(&mut now, &mut later);
             self.steps += i32::from(learn);
             let update = match learn {

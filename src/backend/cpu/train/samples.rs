@@ -11,6 +11,7 @@ use crate::backend::cpu::gemm::{self, Keep, ZERO, pad_rows, transpose};
 use crate::backend::cpu::infer::{Base, PackedVae, decode};
 use crate::backend::cpu::latents::{LatentRows, Posteriors};
 use crate::backend::{PairRows, Precision, RewardObjective, SyntheticPath};
+use crate::interrupt::Interrupt;
 use crate::matrix::{RowSet, ValuesMut};
 use crate::model::{Linear, Standardizer};
 use crate::simd::{Isa, NR, NrRow, RowsRef, Simd, Task, VLEN};
@@ -288,7 +289,8 @@ impl<'a> Samples<'a> {
                 .collect();
             let rows: Vec<u32> = latents[side].iter().map(|&j| s.rows[j as usize]).collect();
             let base = s.residual.map(|(embeddings, p)| Base { embeddings, mu: &p.mu, rows: &rows });
-            decode(self.isa, s.vae, LatentRows::Values(&z, latent), base, ValuesMut::F32(out));
+            let z = LatentRows::Values(&z, latent);
+            decode(self.isa, s.vae, z, base, ValuesMut::F32(out), &Interrupt::default());
         }
         // The decoded rows of a side stand in the order of its pairs.
         let mut made = [0, counts[0]];

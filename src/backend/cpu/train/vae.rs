@@ -9,6 +9,7 @@ use super::narrow::NarrowLinear;
 use super::output_layer::{OutputLayer, Target};
 use super::share;
 use crate::backend::{Precision, Reduction, VaeLoss, VaeObjective};
+use crate::interrupt::Interrupt;
 use crate::matrix::RowSet;
 use crate::model::{Linear, Standardizer, Vae};
 use crate::noise::Side;
@@ -135,12 +136,22 @@ impl VaeTrainer {
     }
 
     /// One pass over `order`.
-    pub fn epoch(&mut self, isa: Isa, sides: [&RowSet<'_>; 2], order: &[u32], epoch: u32) -> VaeLoss {
+    pub fn epoch(
+        &mut self,
+        isa: Isa,
+        sides: [&RowSet<'_>; 2],
+        order: &[u32],
+        epoch: u32,
+        interrupt: &Interrupt,
+    ) -> VaeLoss {
         let mut mean = VaeLoss::default();
         let batches: Vec<&[u32]> = order.chunks(self.objective.batch).collect();
         self.first.reserve(2 * batches[0].len(), true);
         self.first_pass(isa, None, sides, Some(batches[0]));
         for (i, batch) in batches.iter().enumerate() {
+            if interrupt.is_raised() {
+                break;
+            }
             self.steps += 1;
             let update = Update::Adam(Rates::new(&self.objective.adam, self.steps));
             let loss = self.step(isa, batch, epoch, update);

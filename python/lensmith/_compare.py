@@ -1,0 +1,197 @@
+"""Reward models of different augmentations, compared on the same data."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from . import _lensmith
+from ._engine import Callback, Engine, LensmithWarning, Progress, core
+from ._pairs import PairSet, split
+from ._synthesis import synthesis_options
+from ._table import Table
+
+
+class Comparison:
+    """What :func:`compare` found."""
+
+    def __init__(self, repeats: list[dict[str, Any]]) -> None:
+        #: One entry a split, as in ``repeats`` of the program's run.json: health of the VAE, figures and curves of each arm.
+        self.repeats = repeats
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms."""
+        return [arm["arm"] for arm in self.repeats[0]["arms"]]
+
+    @property
+    def results(self) -> Table:
+        """A row for each split and arm: accuracy and loss on the test pairs, training pairs, steps."""
+        columns = ["repeat", "seed", "arm", "accuracy", "loss", "pairs", "steps", "best_epoch", "capped", "seconds"]
+        rows = []
+        for i, repeat in enumerate(self.repeats):
+            for arm in repeat["arms"]:
+                rows.append({**arm, "repeat": i, "seed": repeat["seed"], **_held_out(arm)})
+        return Table.of_rows(rows, columns)
+
+    def paired(self, baseline: str | None = None, figure: str = "accuracy") -> Table:
+        """Differences of each arm to the baseline on the same splits, with standard errors and p of the paired t test.
+
+        Args:
+            baseline: By default "matched" where there is such an arm, else the first one.
+            figure: "accuracy" (higher is better) or "loss" (lower is better).
+
+        Raises:
+            ValueError: No such arm or figure.
+        """
+        results = self.results
+        if figure not in ("accuracy", "loss"):
+            raise ValueError(f'figure: expected "accuracy" or "loss", found {figure!r}')
+        baseline = baseline or ("matched" if "matched" in self.arms else self.arms[0])
+        baseline = "plain" if baseline == "lens" else baseline
+        if baseline not in self.arms:
+            raise ValueError(f"baseline: expected one of {', '.join(self.arms)}, found {baseline!r}")
+        by_arm = {arm: results[figure][results["arm"] == arm].tolist() for arm in self.arms}
+        rows = []
+        for arm in self.arms:
+            if arm != baseline:
+                found, p = _lensmith.paired(by_arm[arm], by_arm[baseline])
+                paired = json.loads(found)
+                rows.append({"arm": arm, "difference": paired["mean"], **paired, "p": p})
+        return Table.of_rows(rows, ["arm", "difference", "standard_error", "p", "splits", "wins"])
+
+    def __repr__(self) -> str:
+        return f"Comparison of {', '.join(self.arms)} over {len(self.repeats)} splits\n{self.results}"
+
+
+def _held_out(arm: dict[str, Any]) -> dict[str, float]:
+    return {name: arm["test"][name] for name in ("accuracy", "loss")}
+
+
+def compare(
+    pairs: PairSet,
+    arms: Sequence[str] = ("none", "matched", "lens"),
+    repeats: int = 3,
+    *,
+    seeds: int = 1000,
+    validation: int = 300,
+    seed: int = 0,
+    vae: dict[str, Any] | None = None,
+    synthesis: dict[str, Any] | None = None,
+    reward: dict[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = False,
+    engine: Engine | None = None,
+) -> Comparison:
+    """Trains a reward model for each arm on random splits of the same pairs: what ``lensmith run --repeats`` does.
+
+    Args:
+        pairs: More than ``seeds + validation`` pairs; the rest of each split is the test set.
+        arms: What reward models are trained on: "none", "matched", "direct", "gaussian", "mixup", "lens" (or "plain"),
+            "residual", "no-divergence" or "margin", each with any of "+noise", "+across", "+ensemble" behind it.
+        repeats: Splits.
+        seeds: Seed pairs of each split.
+        validation: Pairs for early stopping of each split.
+        seed: Of the first split; the next ones count up.
+        vae: Settings of :meth:`Vae.fit`.
+        synthesis: Options of :func:`synthesize`, such as {"fold": 8}.
+        reward: Settings of :meth:`RewardModel.fit`.
+        callbacks: Functions that get {"repeat", "step"} before each training.
+        progress: Whether to show a progress bar (tqdm).
+        engine: The device.
+
+    Raises:
+        LensmithError: Too few pairs, an unknown arm, or settings out of range.
+    """
+    if repeats < 1 or not arms or isinstance(arms, str):
+        raise ValueError("repeats, arms: expected 1 or more repeats and a list of arms")
+    told = Progress(callbacks, progress, repeats * (len(arms) + 1), "training")
+    found = []
+    try:
+        for repeat in range(repeats):
+            parts = split(pairs, seeds, validation, seed + repeat)
+
+            def on_step(step: str, repeat: int = repeat) -> None:
+                done = repeat * (len(arms) + 1) + (["vae", *arms].index(step) if step in arms else 0)
+                told.show({"repeat": repeat, "step": step}, done, {})
+
+            settings = _method(vae or {}, synthesis or {}, reward or {}, seed + repeat)
+            sides = [parts.seeds._core, parts.validation._core, parts.test._core]
+            text = _lensmith.compare_split(core(engine), sides, list(arms), settings, on_step if told.wanted else None)
+            found.append(json.loads(text))
+    finally:
+        told.close()
+    comparison = Comparison(found)
+    capped = sorted({arm["arm"] for one in found for arm in one["arms"] if arm["capped"]})
+    if capped:
+        text = f"{', '.join(capped)}: the last evaluation was the best; more epochs may change the comparison"
+        warnings.warn(text, LensmithWarning, stacklevel=2)
+    return comparison
+
+
+def _method(vae: dict[str, Any], synthesis: dict[str, Any], reward: dict[str, Any], seed: int) -> str:
+    """Settings of the whole method, in the words of the fit functions, as the engine reads them."""
+
+    def take(given: dict[str, Any], what: str, **defaults: Any) -> dict[str, Any]:
+        unknown = sorted(set(given) - set(defaults))
+        if unknown:
+            raise TypeError(f"{what}: expected any of {', '.join(defaults)}, found {', '.join(unknown)}")
+        return {**defaults, **given}
+
+    v = take(
+        vae,
+        "vae",
+        hidden=64,
+        latent=16,
+        epochs=100,
+        lr=1e-4,
+        batch_size=128,
+        beta=1e-2,
+        gamma=0.1,
+        reconstruction="mean",
+        divergence="w2",
+    )
+    r = take(
+        reward,
+        "reward",
+        head="mlp",
+        hidden=256,
+        ensemble=1,
+        epochs=20,
+        lr=1e-4,
+        batch_size=128,
+        patience=5,
+        validate_every=None,
+        weight_decay=0.0,
+        input_noise=0.0,
+        across_prompts=0.0,
+    )
+    adam = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    return json.dumps(
+        {
+            "vae": {
+                **{name: v[name] for name in ("hidden", "latent", "epochs")},
+                "objective": {
+                    **{name: v[name] for name in ("reconstruction", "beta", "gamma", "divergence")},
+                    "batch": v["batch_size"],
+                    "adam": {**adam, "lr": v["lr"], "weight_decay": 0.0},
+                    "seed": seed,
+                },
+            },
+            "synthesis": json.loads(synthesis_options(**{**synthesis, "seed": seed})),
+            "reward": {
+                **{name: r[name] for name in ("head", "hidden", "ensemble", "patience", "validate_every")},
+                "across_prompts": r["across_prompts"],
+                "updates": {"epochs": r["epochs"]},
+                "objective": {
+                    "batch": r["batch_size"],
+                    "adam": {**adam, "lr": r["lr"], "weight_decay": r["weight_decay"]},
+                    "input_noise": r["input_noise"],
+                    "seed": seed,
+                },
+            },
+            "additions": {"noise": [0.3, 0.6, 1.0], "across_prompts": 0.5, "ensemble": 8, "ensemble_hidden": 64},
+        }
+    )

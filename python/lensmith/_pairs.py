@@ -1,0 +1,225 @@
+"""Preference pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import _lensmith
+from ._engine import Engine, core
+from ._lensmith import Embeddings
+from ._optional import require
+
+Rows = slice | Sequence[int] | np.ndarray
+
+
+class PairSet:
+    """Preference pairs: embeddings of chosen and rejected responses, [n, d] each.
+
+    Args:
+        chosen: [n, d], float32, float16 or bfloat16, C-contiguous: numpy, torch, or anything with the buffer protocol
+            or DLPack. It is not copied, and must not change while it is in use.
+        rejected: As ``chosen``.
+        group: One whole number a pair, [n]; pairs of one number (one prompt) stay together in :func:`split`.
+
+    Raises:
+        TypeError: Not an array, or of another dtype.
+        ValueError: Shapes that do not fit, rows that are not contiguous, no rows.
+        LensmithError: A value that is not finite, with its row and column.
+    """
+
+    def __init__(self, chosen: Any, rejected: Any, group: Any | None = None, *, engine: Engine | None = None) -> None:
+        numbers = None if group is None else _whole_numbers(group, "group").tolist()
+        self._engine = engine
+        self._made: _lensmith.Pairs | None = _lensmith.Pairs.of_arrays(core(engine), chosen, rejected, numbers)
+        self._parent: PairSet | None = None
+        self._rows: np.ndarray | None = None
+
+    @classmethod
+    def _of(cls, made: _lensmith.Pairs | None, engine: Engine | None) -> PairSet:
+        pairs = cls.__new__(cls)
+        pairs._engine, pairs._made, pairs._parent, pairs._rows = engine, made, None, None
+        return pairs
+
+    @classmethod
+    def open(
+        cls,
+        *paths: str | os.PathLike[str],
+        chosen: str = "chosen",
+        rejected: str = "rejected",
+        group: str | None = None,
+        engine: Engine | None = None,
+    ) -> PairSet:
+        """Opens safetensors files, folders of them, or patterns, joined in order; the files are memory-mapped.
+
+        Args:
+            chosen: Name of the tensor [n, d] of preferred responses.
+            rejected: Name of the tensor [n, d] of the others.
+            group: Name of the int64 tensor [n] of prompts; by default ``group``, where there is one.
+
+        Raises:
+            LensmithError: A file that cannot be read, lacks a tensor, or holds a value that is not finite.
+        """
+        names = [os.fspath(path) for path in paths]
+        if not names:
+            raise ValueError("paths: expected one or more files, found none")
+        return cls._of(_lensmith.Pairs.open(core(engine), names, chosen, rejected, group), engine)
+
+    @property
+    def _core(self) -> _lensmith.Pairs:
+        if self._made is None:
+            assert self._parent is not None and self._rows is not None
+            self._made = self._parent._core.take(core(self._engine), self._rows.tolist())
+            self._parent = None
+        return self._made
+
+    @property
+    def chosen(self) -> Embeddings:
+        """Embeddings of the preferred responses, [n, d]; without a copy but for rows of several files."""
+        return self._core.side(core(self._engine), True)
+
+    @property
+    def rejected(self) -> Embeddings:
+        """Embeddings of the other responses, [n, d]."""
+        return self._core.side(core(self._engine), False)
+
+    @property
+    def group(self) -> np.ndarray | None:
+        """The prompt of each pair, int64 [n], where it is known."""
+        numbers = self._core.group
+        return None if numbers is None else np.frombuffer(numbers, np.int64)
+
+    @property
+    def dim(self) -> int:
+        """Values of an embedding, d."""
+        return self._parent.dim if self._parent is not None else self._core.dim
+
+    @property
+    def dtype(self) -> str:
+        """ "float32", "float16" or "bfloat16"."""
+        return self._parent.dtype if self._parent is not None else self._core.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._made is None and self._rows is not None else len(self._core)
+
+    def __getitem__(self, rows: Rows) -> PairSet:
+        """The pairs with these numbers: a slice without a step shares memory, other rows are copied when first used."""
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            start, stop, _ = rows.indices(len(self))
+            if start >= stop:
+                raise ValueError(f"rows: expected one or more, found {rows} of {len(self)}")
+            return self._of(self._core.slice(core(self._engine), start, stop), self._engine)
+        if isinstance(rows, slice):
+            numbers = np.arange(len(self))[rows]
+        elif isinstance(rows, int | np.integer):
+            raise TypeError("rows: expected a slice or several numbers; pairs[i:i + 1] is one pair")
+        else:
+            numbers = _whole_numbers(rows, "rows")
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        wrong = numbers[(numbers < 0) | (numbers >= len(self))]
+        if wrong.size:
+            raise IndexError(f"rows: expected numbers below {len(self)}, found {wrong[0]}")
+        if not numbers.size:
+            raise ValueError("rows: expected one or more, found none")
+        return self._picked(numbers)
+
+    def _picked(self, numbers: np.ndarray) -> PairSet:
+        picked = self._of(None, self._engine)
+        picked._parent, picked._rows = self, numbers
+        return picked
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as one safetensors file with tensors ``chosen``, ``rejected`` and, where known, ``group``.
+
+        The file is written under another name and renamed once it is whole.
+        """
+        self._core.save(core(self._engine), os.fspath(path))
+
+    def to_hf_dataset(self) -> Any:
+        """A ``datasets.Dataset`` with columns ``chosen``, ``rejected`` and, where known, ``group``."""
+        datasets = require("datasets", "PairSet.to_hf_dataset()")
+        return datasets.Dataset(_arrow(self.chosen, self.rejected, self.group))
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Columns ``chosen`` and ``rejected`` of fixed-size lists, and ``group``, for libraries that read Arrow."""
+        return _arrow(self.chosen, self.rejected, self.group).__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        return f"PairSet({len(self)} pairs, dim={self.dim}, {self.dtype})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self.chosen, self.rejected, self.group, self._engine)
+
+
+@dataclass
+class Split:
+    """Seed, validation and test pairs of one set."""
+
+    #: Pairs to learn from.
+    seeds: PairSet
+    #: Pairs for early stopping.
+    validation: PairSet
+    #: Held-out pairs.
+    test: PairSet
+    #: Rows of the source, int64, under "seeds", "validation" and "test".
+    indices: dict[str, np.ndarray] = field(repr=False)
+
+
+def split(pairs: PairSet, seeds: int = 1000, validation: int = 300, seed: int = 0) -> Split:
+    """Cuts pairs at random into seed, validation and test pairs, groups whole: the split that ``lensmith run`` takes.
+
+    Args:
+        pairs: The source.
+        seeds: Seed pairs; with groups a few more, so that the last group stays whole.
+        validation: Validation pairs; what remains are test pairs.
+        seed: Another seed gives another split.
+
+    Raises:
+        LensmithError: Too few pairs.
+    """
+    group = pairs.group
+    numbers = None if group is None else group.tolist()
+    parts = _lensmith.split_rows(len(pairs), numbers, seeds, validation, seed)
+    rows = [np.frombuffer(part, np.int64) for part in parts]
+    a, b, c = (pairs._picked(part) if part.size else pairs for part in rows)
+    if not rows[1].size:
+        raise ValueError("validation: expected 1 or more pairs, found 0")
+    return Split(a, b, c, dict(zip(("seeds", "validation", "test"), rows, strict=True)))
+
+
+def _whole_numbers(values: Any, what: str) -> np.ndarray:
+    """A one-dimensional int64 array."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype == bool:
+        array = np.flatnonzero(array)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TypeError(f"{what}: expected whole numbers [n], found {array.dtype} of shape {list(array.shape)}")
+    return array.astype(np.int64)
+
+
+def _arrow(chosen: Embeddings, rejected: Embeddings, group: np.ndarray | None) -> Any:
+    """A pyarrow table over the same memory."""
+    pa = require("pyarrow", "Arrow export")
+
+    def column(rows: Embeddings) -> Any:
+        if rows.dtype == "bfloat16":
+            raise TypeError("Arrow has no bfloat16: make the pairs as float32 or float16")
+        values = rows.numpy()
+        kind = pa.float32() if rows.dtype == "float32" else pa.float16()
+        flat = pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(values)])
+        return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+
+    columns = {"chosen": column(chosen), "rejected": column(rejected)}
+    if group is not None:
+        columns["group"] = pa.array(group)
+    return pa.table(columns)
+
+
+def _unpickle(chosen: Embeddings, rejected: Embeddings, group: np.ndarray | None, engine: Engine | None) -> PairSet:
+    return PairSet(chosen, rejected, group, engine=engine)

@@ -1,0 +1,89 @@
+//! Pairs as an [`Engine`](crate::Engine) hands them out: in order, or by number.
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::synth::PairBatch;
+
+/// Makes a range of pairs.
+pub(crate) type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + 'a>;
+
+/// Synthetic pairs in order, batch by batch; made by [`Engine::stream`].
+pub struct PairStream<'a> {
+    make: MakePairs<'a>,
+    next: u64,
+    pairs: u64,
+    batch: u64,
+}
+
+impl fmt::Debug for PairStream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PairStream { next, pairs, batch, .. } = self;
+        write!(f, "PairStream {{ next: {next}, pairs: {pairs}, batch: {batch} }}")
+    }
+}
+
+impl<'a> PairStream<'a> {
+    pub(crate) fn new(make: MakePairs<'a>, pairs: u64, batch: u64) -> PairStream<'a> {
+        PairStream { make, next: 0, pairs, batch }
+    }
+
+    /// Pairs of the whole stream.
+    pub fn pairs(&self) -> u64 {
+        self.pairs
+    }
+
+    /// Goes on with pair `j`; at or beyond [`PairStream::pairs`] the stream is at its end.
+    pub fn seek(&mut self, j: u64) {
+        self.next = j;
+    }
+}
+
+impl Iterator for PairStream<'_> {
+    type Item = Result<PairBatch>;
+
+    fn next(&mut self) -> Option<Result<PairBatch>> {
+        if self.next >= self.pairs {
+            return None;
+        }
+        let range = self.next..(self.next + self.batch).min(self.pairs);
+        self.next = range.end;
+        Some((self.make)(range))
+    }
+}
+
+/// Makes the pairs of a list of numbers.
+pub(crate) type TakePairs<'a> = Box<dyn Fn(&[u64], Dtype) -> Result<PairBatch> + Send + Sync + 'a>;
+
+/// Synthetic pairs by their numbers, in any order; made by [`Engine::index`](crate::Engine::index).
+pub struct PairIndex<'a> {
+    take: TakePairs<'a>,
+    pairs: u64,
+}
+
+impl fmt::Debug for PairIndex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PairIndex {{ pairs: {} }}", self.pairs)
+    }
+}
+
+impl<'a> PairIndex<'a> {
+    pub(crate) fn new(take: TakePairs<'a>, pairs: u64) -> PairIndex<'a> {
+        PairIndex { take, pairs }
+    }
+
+    /// Pairs that there are.
+    pub fn pairs(&self) -> u64 {
+        self.pairs
+    }
+
+    /// The pairs with these numbers, in this order; a number may be there more than once.
+    ///
+    /// # Errors
+    /// No number, a number beyond the last, a value that `dtype` cannot hold, or a file that changed.
+    pub fn take(&self, numbers: &[u64], dtype: Dtype) -> Result<PairBatch> {
+        (self.take)(numbers, dtype)
+    }
+}

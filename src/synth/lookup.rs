@@ -1,0 +1,133 @@
+//! Pairs of a plan in any order.
+//!
+//! What all pairs of a seed share is made once for all seeds and kept: their posteriors and the numbers of their selected
+//! candidates, `8 latent + 4 k` bytes a seed and side. A pair then costs no more than its two samples, wherever it is.
+
+use super::generate::PairBatch;
+use super::plan::{PairId, Plan};
+use super::recipe::SynthesisOptions;
+use crate::backend::{Backend, DecodeMode, NoiseKey, Perturbation, Residual, Sample, Selection};
+use crate::data::PairSource;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::matrix::{RowsBuf, Side};
+use crate::model::Vae;
+
+/// One side of all seeds.
+struct SeedSide<B: Backend> {
+    posteriors: B::Posteriors,
+    selection: Selection,
+}
+
+/// The seeds of a plan with all that their pairs share, for making any of them.
+pub struct PairLookup<'a, B: Backend> {
+    backend: &'a B,
+    vae: B::Vae,
+    seeds: &'a dyn PairSource,
+    plan: Plan,
+    perturbation: Perturbation,
+    mode: DecodeMode,
+    sides: [SeedSide<B>; 2],
+}
+
+impl<'a, B: Backend> PairLookup<'a, B> {
+    /// Encodes all seeds and selects their candidates.
+    ///
+    /// # Errors
+    /// Options out of range, sizes that do not fit, more than 2^32 - 1 seeds, or a file that changed.
+    pub fn new(
+        backend: &'a B,
+        vae: &Vae,
+        seeds: &'a dyn PairSource,
+        options: &SynthesisOptions,
+    ) -> Result<PairLookup<'a, B>> {
+        let n = seeds.pairs();
+        if n as u64 > u64::from(u32::MAX) {
+            return Err(Error::shape("seeds whose pairs are made in any order", "at most 2^32 - 1", n));
+        }
+        let (plan, perturbation) = options.plan(n)?;
+        let vae = backend.load_vae(vae)?;
+        let side = |side| {
+            let rows = seeds.block(side, 0..n)?;
+            let posteriors = backend.encode(&vae, &backend.embeddings(rows.view())?)?;
+            let selection = backend.select(&posteriors, key(&plan, side), &perturbation)?;
+            Ok::<_, Error>(SeedSide { posteriors, selection })
+        };
+        let sides = [side(Side::Chosen)?, side(Side::Rejected)?];
+        seeds.require_unchanged()?;
+        Ok(PairLookup { backend, vae, seeds, plan, perturbation, mode: options.mode, sides })
+    }
+
+    /// The pairs with these numbers, in this order, as embeddings of `dtype`: each has the bits that it has in a stream.
+    /// `first` of the batch is the first of them.
+    ///
+    /// # Errors
+    /// No number, a number beyond the plan's pairs, a value that `dtype` cannot hold, or a file that changed.
+    pub fn take(&self, pairs: &[u64], dtype: Dtype) -> Result<PairBatch> {
+        let all = self.plan.pairs();
+        let wrong = pairs.iter().find(|&&j| j >= all);
+        if let Some(wrong) = wrong {
+            return Err(Error::argument("pair number", format!("0 to {}", all.saturating_sub(1)), wrong));
+        }
+        let Some(&first) = pairs.first() else {
+            return Err(Error::TooFew { what: "pair numbers".into(), needed: 1, found: 0 });
+        };
+        let ids: Vec<PairId> = pairs.iter().map(|&j| self.plan.pair(j)).collect();
+        let chosen = self.side(Side::Chosen, &ids, dtype)?;
+        let rejected = self.side(Side::Rejected, &ids, dtype)?;
+        self.seeds.require_unchanged()?;
+        Ok(PairBatch { first, chosen, rejected })
+    }
+
+    /// One side of pairs.
+    fn side(&self, side: Side, ids: &[PairId], dtype: Dtype) -> Result<RowsBuf> {
+        let (b, kept) = (self.backend, &self.sides[side as usize]);
+        let mut out = RowsBuf::zeros(dtype, ids.len(), self.seeds.dim());
+        let seeds = self.seeds.block(side, 0..self.seeds.pairs())?;
+        let seeds = seeds.view();
+        // Every row is decoded into its place, those of originals too, which are then written over.
+        let sample = |id: &PairId| {
+            let (row, rank) = (id.seed as usize, id.sample(side).max(1) as usize);
+            Sample {
+                row: row as u32,
+                candidate: kept.selection.candidates[row * kept.selection.top_k + rank - 1],
+            }
+        };
+        let samples: Vec<Sample> = ids.iter().map(sample).collect();
+        if ids.iter().any(|id| id.sample(side) > 0) {
+            let latents = b.perturb(&kept.posteriors, key(&self.plan, side), &self.perturbation, &samples)?;
+            let embeddings = b.embeddings(seeds.clone())?;
+            let residual = (self.mode == DecodeMode::Residual)
+                .then_some(Residual { embeddings: &embeddings, posteriors: &kept.posteriors });
+            b.decode(&self.vae, &latents, residual, out.values_mut())?;
+        }
+        let row_bytes = out.cols() * dtype.size();
+        let mut wide = vec![0f32; out.cols()];
+        for (id, to) in ids.iter().zip(out.bytes_mut().chunks_exact_mut(row_bytes)) {
+            if id.sample(side) == 0 {
+                let from = seeds.row(id.seed as usize);
+                if from.dtype() == dtype {
+                    to.copy_from_slice(from.bytes());
+                } else {
+                    from.widen(&mut wide);
+                    dtype.narrow_bytes(&wide, to);
+                }
+            }
+        }
+        match out.view().values().first_non_finite() {
+            None => Ok(out),
+            Some((at, _)) => {
+                let (id, column) = (&ids[at / out.cols()], at % out.cols());
+                Err(Error::shape(
+                    format!("pair of seed {} ({}), column {column}", id.seed, side.name()),
+                    format!("a finite value that {dtype} can hold"),
+                    "infinity or NaN; another dtype may hold it",
+                ))
+            }
+        }
+    }
+}
+
+fn key(plan: &Plan, side: Side) -> NoiseKey {
+    NoiseKey { seed: plan.seed, side, first_row: 0 }
+}
