@@ -119,6 +119,12 @@ impl Engine {
         self.backend.interrupt().clone()
     }
 
+    /// Does work on a thread of this engine, where there are some: operations of the engine in it then need not change
+    /// threads, which for many short ones takes longer than the work. It should not wait for other threads.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.backend.install(work)
+    }
+
     /// What the device is; of several, the first.
     pub fn info(&self) -> DeviceInfo {
         self.backend.info()

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::synth::PairBatch;
 
 /// Makes a range of pairs.
-pub(crate) type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + 'a>;
+pub(crate) type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + Sync + 'a>;
 
 /// Synthetic pairs in order, batch by batch; made by [`Engine::stream`].
 pub struct PairStream<'a> {
@@ -33,6 +33,14 @@ impl<'a> PairStream<'a> {
     /// Pairs of the whole stream.
     pub fn pairs(&self) -> u64 {
         self.pairs
+    }
+
+    /// Pairs `range` at once, without moving the stream.
+    ///
+    /// # Errors
+    /// A range that is empty or goes beyond the last pair; as for the stream's batches.
+    pub fn range(&self, range: Range<u64>) -> Result<PairBatch> {
+        (self.make)(range)
     }
 
     /// Goes on with pair `j`; at or beyond [`PairStream::pairs`] the stream is at its end.

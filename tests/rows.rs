@@ -20,7 +20,7 @@ use lensmith::backend::{
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowSet, Rows, RowsBuf};
 use lensmith::model::{Vae, VaeSize};
-use lensmith::synth::{Pairing, Plan, Synthesizer};
+use lensmith::synth::{PairLookup, Pairing, Plan, SynthesisOptions, Synthesizer};
 
 /// Originals of a block, its latents and their owners, and an order of rows that repeats some and leaves some
 /// out.
@@ -99,8 +99,8 @@ fn rows_are_put_in_order() {
         }
     }
     let case = Case::new(Dtype::F16, 3, 5, 24);
-    let want = case.expected(&Reference, true, Dtype::Bf16);
-    assert!(case.picked(&Reference, true, Dtype::Bf16) == (want, None), "reference");
+    let want = case.expected(&Reference::new(), true, Dtype::Bf16);
+    assert!(case.picked(&Reference::new(), true, Dtype::Bf16) == (want, None), "reference");
 }
 
 /// Where the device has no room for the rows, or none for many at a time, the bytes are the same.
@@ -163,6 +163,43 @@ fn orders_that_do_not_fit_are_refused() {
         let mut out = RowsBuf::zeros(dtype, rows, cols);
         let said = [refused(&cpu, &case, &index, &mut out), refused(&gpu, &case, &index, &mut out)];
         assert!(said[0].contains(words) && said[0] == said[1], "{said:?}");
+    }
+}
+
+/// Pairs by their numbers are the CPU's on every device, and those of a range.
+#[test]
+fn pairs_in_any_order_are_those_of_a_range() {
+    fn taken<B: Backend>(
+        b: &B,
+        vae: &Vae,
+        seeds: &[RowSet<'_>; 2],
+        options: &SynthesisOptions,
+    ) -> [RowsBuf; 4] {
+        let lookup = PairLookup::new(b, vae, seeds, options).expect("starts");
+        let numbers: Vec<u64> = (0..36).map(|i| i * 25 % 36).collect();
+        let some = lookup.take(&numbers, Dtype::Bf16).expect("pairs");
+        let setup = options.plan(9).expect("a plan");
+        let make = Synthesizer::new(b, vae, seeds, setup, options.mode).expect("starts");
+        let all = make.batch(0..36, Dtype::Bf16).expect("pairs");
+        let back = |side: &RowsBuf| {
+            let mut out = RowsBuf::zeros(Dtype::Bf16, 36, 24);
+            let place = |j: usize| numbers.iter().position(|&n| n == j as u64).expect("every pair");
+            RowSet::from(side.view()).copy_rows(&place, &mut out);
+            out
+        };
+        [back(&some.chosen), back(&some.rejected), all.chosen, all.rejected]
+    }
+    let vae = Vae::init(VaeSize::new(24, 32, 16).expect("sizes"), 1);
+    let (chosen, rejected) = (data(7, 9, 24), data(8, 9, 24));
+    let set = |values| RowSet::from(Rows::from_f32(values, 24).expect("rows"));
+    let seeds = [set(&chosen), set(&rejected)];
+    let (cpu, gpu) = (Cpu::new(2, Precision::F32).expect("the CPU backend"), cuda(Precision::F32));
+    for mode in [DecodeMode::Plain, DecodeMode::Residual] {
+        let options = SynthesisOptions { mode, ..SynthesisOptions::default() };
+        let [a, b, want_a, want_b] = taken(&cpu, &vae, &seeds, &options);
+        assert!(a == want_a && b == want_b, "{mode:?} on the CPU");
+        let of_gpu = taken(&gpu, &vae, &seeds, &options);
+        assert!(of_gpu == [a, b, want_a, want_b], "{mode:?} on the GPU");
     }
 }
 

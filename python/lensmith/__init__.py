@@ -16,8 +16,6 @@ originals and synthetic pairs. No text is generated::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ._compare import Comparison, compare
 from ._engine import Engine, LensmithWarning, default_engine
 from ._lensmith import Embeddings, LensmithError, __version__
@@ -25,9 +23,7 @@ from ._models import Health, RewardModel, Vae
 from ._pairs import PairSet, Split, split
 from ._synthesis import Pair, PairBatch, SyntheticPairs, synthesize
 from ._table import Table
-
-if TYPE_CHECKING:
-    from .embed import embed
+from .embed import embed, embed_candidates, embed_texts, gold_scores
 
 __all__ = [
     "Comparison",
@@ -48,15 +44,10 @@ __all__ = [
     "compare",
     "default_engine",
     "embed",
+    "embed_candidates",
+    "embed_texts",
+    "gold_scores",
     "split",
     "synthesize",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # Language models are needed for nothing else.
-    if name == "embed":
-        from .embed import embed
-
-        return embed
-    raise AttributeError(f"module 'lensmith' has no attribute {name!r}")

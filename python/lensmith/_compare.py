@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _lensmith
-from ._engine import Callback, Engine, LensmithWarning, Progress, core
+from ._engine import Callback, Engine, LensmithWarning, Progress, core, settings, whole
 from ._pairs import PairSet, split
 from ._synthesis import synthesis_options
 from ._table import Table
@@ -105,8 +105,9 @@ def compare(
     Raises:
         LensmithError: Too few pairs, an unknown arm, or settings out of range.
     """
-    if repeats < 1 or not arms or isinstance(arms, str):
-        raise ValueError("repeats, arms: expected 1 or more repeats and a list of arms")
+    repeats, seed = whole(repeats, "repeats", 1), whole(seed, "seed")
+    if isinstance(arms, str) or not arms or not all(isinstance(arm, str) for arm in arms):
+        raise TypeError(f"arms: expected a list of names, found {arms!r}")
     told = Progress(callbacks, progress, repeats * (len(arms) + 1), "training")
     found = []
     try:
@@ -169,8 +170,8 @@ def _method(vae: dict[str, Any], synthesis: dict[str, Any], reward: dict[str, An
         across_prompts=0.0,
     )
     adam = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-    return json.dumps(
-        {
+    method = settings(
+        **{
             "vae": {
                 **{name: v[name] for name in ("hidden", "latent", "epochs")},
                 "objective": {
@@ -192,6 +193,7 @@ def _method(vae: dict[str, Any], synthesis: dict[str, Any], reward: dict[str, An
                     "seed": seed,
                 },
             },
-            "additions": {"noise": [0.3, 0.6, 1.0], "across_prompts": 0.5, "ensemble": 8, "ensemble_hidden": 64},
         }
     )
+    additions = {"noise": [0.3, 0.6, 1.0], "across_prompts": 0.5, "ensemble": 8, "ensemble_hidden": 64}
+    return json.dumps({**json.loads(method), "additions": additions})

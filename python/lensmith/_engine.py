@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -35,7 +36,7 @@ class Engine:
     """
 
     def __init__(self, device: str = "auto", threads: int = 0, precision: str = "f32") -> None:
-        self._core = _lensmith.Engine(device, threads, precision)
+        self._core = _lensmith.Engine(text(device, "device"), whole(threads, "threads"), text(precision, "precision"))
 
     @property
     def device(self) -> str:
@@ -103,13 +104,100 @@ def core(engine: Engine | None) -> _lensmith.Engine:
     return (engine or default_engine())._core
 
 
+#: Settings that are whole numbers, and the least of each; the engine says what else it wants of them.
+_WHOLE = {
+    "batch": 1,
+    "ensemble": 1,
+    "epochs": 1,
+    "fold": 2,
+    "hidden": 0,
+    "latent": 0,
+    "oversample": 1,
+    "patience": 1,
+    "per_side": 1,
+    "seed": 0,
+    "steps": 1,
+    "validate_every": 1,
+}
+#: Settings that may be None.
+_OPTIONAL = {"fold", "patience", "per_side", "validate_every"}
+#: Settings that are one of a few words.
+_WORDS = {
+    "divergence": ("w2", "w2-squared"),
+    "head": ("mlp", "linear"),
+    "likelihood": ("posterior", "prior", "none"),
+    "mode": ("plain", "residual"),
+    "pairing": ("combine", "match"),
+    "reconstruction": ("mean", "sum"),
+    "source": ("sample", "mean"),
+}
+
+
 def settings(**values: Any) -> str:
-    """Settings as the engine reads them."""
-    for name, value in values.items():
-        for key, number in value.items() if isinstance(value, dict) else [(name, value)]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ValueError(f"{key}: expected a finite number, found {number}")
-    return json.dumps(values)
+    """Settings as the engine reads them.
+
+    Raises:
+        TypeError: A value of another type than the setting's.
+        ValueError: A number that is not finite, or a word that the setting does not have.
+    """
+    return json.dumps({name: _setting(name, value) for name, value in values.items()})
+
+
+def _setting(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _setting(key, part) for key, part in value.items()}
+    if value is None and name in _OPTIONAL:
+        return None
+    if name in _WORDS:
+        return text(value, name, _WORDS[name])
+    name, least = ("batch_size" if name == "batch" else name), _WHOLE.get(name)
+    return _number(value, name) if least is None else whole(value, name, least)
+
+
+def whole(value: Any, name: str, least: int = 0, most: int = 2**64 - 1) -> int:
+    """A whole number in a range, of Python, numpy or torch."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, found {value!r}")
+    if number < least:
+        raise ValueError(f"{name}: expected {least} or more, found {number}")
+    if number > most:
+        raise ValueError(f"{name}: expected at most {most}, found {number}")
+    return number
+
+
+def _number(value: Any, name: str) -> float:
+    """A finite number."""
+    try:
+        number = None if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError):
+        number = None
+    except OverflowError:
+        number = math.inf
+    if number is None:
+        raise TypeError(f"{name}: expected a number, found {value!r}")
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, found {number}")
+    return number
+
+
+def text(value: Any, name: str, words: Sequence[str] = ()) -> str:
+    """A string, one of `words` where there are some."""
+    expected = ", ".join(f'"{word}"' for word in words[:-1]) + f' or "{words[-1]}"' if words else "a string"
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected {expected}, found {value!r}")
+    if words and value not in words:
+        raise ValueError(f'{name}: expected {expected}, found "{value}"')
+    return value
+
+
+def require_kind(value: Any, kind: type, name: str) -> None:
+    """Raises TypeError unless `value` is of the package's class `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}, found {type(value).__name__}")
 
 
 def warn(text: str) -> None:
@@ -124,6 +212,8 @@ class Progress:
     """Callbacks and a progress bar for one piece of work."""
 
     def __init__(self, callbacks: Sequence[Callback], progress: bool, total: int | None, unit: str) -> None:
+        if callable(callbacks) or not isinstance(callbacks, Iterable):
+            raise TypeError(f"callbacks: expected a list of functions, found {callbacks!r}")
         for callback in callbacks:
             if not callable(callback):
                 raise TypeError(f"callbacks: expected functions of one dictionary, found {callback!r}")

@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
 from . import _lensmith
-from ._engine import Callback, Engine, Progress, core, settings, warn
+from ._engine import Callback, Engine, Progress, core, require_kind, settings, warn
 from ._lensmith import Embeddings
 from ._pairs import PairSet
 from ._synthesis import SyntheticPairs, synthesis_options
@@ -90,7 +90,7 @@ class _Model(HubMixin):
         """The model as a ``torch.nn.Module`` for raw embeddings, with the state dict of the checkpoint."""
         from .torch import to_module
 
-        return to_module(self)
+        return to_module(cast("Vae | RewardModel", self))
 
     @classmethod
     def from_torch(cls, module: Any) -> Self:
@@ -201,7 +201,7 @@ class Vae(_Model):
         Raises:
             LensmithError: Settings out of range, or a loss that is no longer finite.
         """
-        _require(pairs, PairSet, "pairs")
+        require_kind(pairs, PairSet, "pairs")
         options = settings(
             hidden=hidden,
             latent=latent,
@@ -259,9 +259,12 @@ class Vae(_Model):
         Raises:
             ValueError: A model that was loaded, without ``seeds``.
         """
-        seeds = seeds or self._seeds
+        seeds = self._seeds if seeds is None else seeds
         if seeds is None:
             raise ValueError("seeds: expected the pairs that the model was trained on, since it was loaded; found none")
+        require_kind(seeds, PairSet, "seeds")
+        if validation is not None:
+            require_kind(validation, PairSet, "validation")
         losses = [{k: v for k, v in row.items() if k != "epoch"} for row in self.history.rows()]
         held_out = None if validation is None else validation._core
         options = synthesis_options(**synthesis)
@@ -355,12 +358,11 @@ class RewardModel(_Model):
         if isinstance(pairs, SyntheticPairs):
             engine = engine or pairs._engine
         else:
-            _require(pairs, PairSet, "pairs")
+            require_kind(pairs, PairSet, "pairs")
         if validation is not None:
-            _require(validation, PairSet, "validation")
-        updates = {"epochs": epochs or 20} if steps is None else {"steps": steps}
-        if epochs == 0 or steps == 0:
-            raise ValueError("epochs, steps: expected 1 or more, found 0")
+            require_kind(validation, PairSet, "validation")
+        epochs = 20 if epochs is None and steps is None else epochs
+        updates = {"epochs": epochs} if steps is None else {"steps": steps}
         options = settings(
             head=head,
             hidden=hidden,
@@ -376,7 +378,7 @@ class RewardModel(_Model):
                 "seed": seed,
             },
         )
-        told = Progress(callbacks, progress, epochs or steps or 20, "epoch" if steps is None else "step")
+        told = Progress(callbacks, progress, epochs if steps is None else steps, "epoch" if steps is None else "step")
 
         def on_point(text: str) -> None:
             point = _point(json.loads(text))
@@ -425,6 +427,7 @@ class RewardModel(_Model):
 
     def evaluate(self, pairs: PairSet, *, engine: Engine | None = None) -> dict[str, Any]:
         """Accuracy, loss, calibration and margins on pairs with intervals, as ``lensmith eval --json`` gives them."""
+        require_kind(pairs, PairSet, "pairs")
         figures: dict[str, Any] = json.loads(self._core.evaluate(core(engine), pairs._core))
         return figures
 
@@ -438,7 +441,7 @@ class RewardModel(_Model):
         Returns:
             "best_of_n" (gold score of the choice and of the true best, and KL, for every N) and "rank" (Spearman).
         """
-        shape = getattr(candidates, "shape", ())
+        shape: Any = getattr(candidates, "shape", ())
         if len(shape) != 3:
             raise ValueError(f"candidates: expected 3 dimensions [prompts, N, d], found shape {list(shape)}")
         scores = np.asarray(gold, np.float32)
@@ -462,11 +465,6 @@ class RewardModel(_Model):
 
 def _adam(lr: float) -> dict[str, float]:
     return {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-
-
-def _require(value: Any, kind: type, what: str) -> None:
-    if not isinstance(value, kind):
-        raise TypeError(f"{what}: expected a {kind.__name__}, found {type(value).__name__}")
 
 
 def _matrix(x: Any) -> Any:

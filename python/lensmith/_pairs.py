@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _lensmith
-from ._engine import Engine, core
+from ._engine import Engine, core, require_kind, whole
 from ._lensmith import Embeddings
 from ._optional import require
 
@@ -118,14 +118,13 @@ class PairSet:
         elif isinstance(rows, int | np.integer):
             raise TypeError("rows: expected a slice or several numbers; pairs[i:i + 1] is one pair")
         else:
-            numbers = _whole_numbers(rows, "rows")
-        numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        wrong = numbers[(numbers < 0) | (numbers >= len(self))]
+            numbers = _whole_numbers(rows, "rows", mask=len(self))
+        wrong = numbers[(numbers < -len(self)) | (numbers >= len(self))]
         if wrong.size:
             raise IndexError(f"rows: expected numbers below {len(self)}, found {wrong[0]}")
         if not numbers.size:
             raise ValueError("rows: expected one or more, found none")
-        return self._picked(numbers)
+        return self._picked(np.where(numbers < 0, numbers + len(self), numbers))
 
     def _picked(self, numbers: np.ndarray) -> PairSet:
         picked = self._of(None, self._engine)
@@ -179,27 +178,37 @@ def split(pairs: PairSet, seeds: int = 1000, validation: int = 300, seed: int = 
         seed: Another seed gives another split.
 
     Raises:
+        ValueError: No seed pairs or no validation pairs are asked for.
         LensmithError: Too few pairs.
     """
+    require_kind(pairs, PairSet, "pairs")
+    seeds, validation, seed = whole(seeds, "seeds", 1), whole(validation, "validation", 1), whole(seed, "seed")
     group = pairs.group
     numbers = None if group is None else group.tolist()
     parts = _lensmith.split_rows(len(pairs), numbers, seeds, validation, seed)
     rows = [np.frombuffer(part, np.int64) for part in parts]
-    a, b, c = (pairs._picked(part) if part.size else pairs for part in rows)
-    if not rows[1].size:
-        raise ValueError("validation: expected 1 or more pairs, found 0")
+    a, b, c = (pairs._picked(part) for part in rows)
     return Split(a, b, c, dict(zip(("seeds", "validation", "test"), rows, strict=True)))
 
 
-def _whole_numbers(values: Any, what: str) -> np.ndarray:
-    """A one-dimensional int64 array."""
+def _whole_numbers(values: Any, what: str, mask: int | None = None) -> np.ndarray:
+    """A one-dimensional int64 array; with `mask` also the places of what is true in so many values."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
-    array = np.asarray(values)
-    if array.dtype == bool:
-        array = np.flatnonzero(array)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TypeError(f"{what}: expected whole numbers [n], found {type(values).__name__}: {error}") from None
+    if array.dtype == bool and mask is not None:
+        if array.shape != (mask,):
+            raise IndexError(f"{what}: expected a mask of {mask} values, found shape {list(array.shape)}")
+        return np.flatnonzero(array)
+    if isinstance(values, list | tuple) and not values:
+        return np.empty(0, np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise TypeError(f"{what}: expected whole numbers [n], found {array.dtype} of shape {list(array.shape)}")
+    if array.dtype.kind == "u" and array.size and int(array.max()) >= 2**63:
+        raise ValueError(f"{what}: expected numbers below 2^63, found {array.max()}")
     return array.astype(np.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 
 from . import _lensmith
-from ._engine import Engine, Progress, core, settings
-from ._lensmith import Embeddings
+from ._engine import Engine, Progress, core, require_kind, settings, text, whole
+from ._lensmith import Embeddings, LensmithError
 from ._optional import require
 from ._pairs import PairSet, _arrow
 
@@ -88,7 +89,7 @@ class PairBatch:
         return f"PairBatch({len(self)} pairs, dim={self.chosen.shape[1]}, {self.chosen.dtype})"
 
 
-class SyntheticPairs(Sequence[Pair]):
+class SyntheticPairs:
     """Original and synthetic pairs of a plan, each made when it is asked for; see :func:`synthesize`.
 
     Pair j is a function of j, the seeds, the VAE and the options: it has the same bits alone, in a slice, in any order, in
@@ -97,11 +98,15 @@ class SyntheticPairs(Sequence[Pair]):
     """
 
     def __init__(self, vae: Vae, seeds: PairSet, options: str, dtype: str, engine: Engine | None) -> None:
+        from ._models import Vae
+
+        require_kind(vae, Vae, "vae")
+        require_kind(seeds, PairSet, "seeds")
         self.vae = vae
         self.seeds = seeds
         self._engine = engine
         self._asked = options
-        self._core = _lensmith.Synthesis(core(engine), vae._core, seeds._core, options, dtype)
+        self._core = _lensmith.Synthesis(core(engine), vae._core, seeds._core, options, text(dtype, "dtype"))
 
     @property
     def dim(self) -> int:
@@ -135,9 +140,11 @@ class SyntheticPairs(Sequence[Pair]):
             if numbers.step == 1:
                 return self._range(numbers.start, numbers.stop)
             return self.take(np.arange(numbers.start, numbers.stop, numbers.step))
-        if not isinstance(number, int | np.integer):
-            raise TypeError(f"pairs: expected a whole number or a slice, found {type(number).__name__}")
-        j = int(number) + (len(self) if number < 0 else 0)
+        try:
+            j = operator.index(number)
+        except TypeError:
+            raise TypeError(f"pairs: expected a whole number or a slice, found {type(number).__name__}") from None
+        j += len(self) if j < 0 else 0
         if not 0 <= j < len(self):
             raise IndexError(f"pairs: expected a number below {len(self)}, found {number}")
         return next(_single(self._range(j, j + 1)))
@@ -153,21 +160,25 @@ class SyntheticPairs(Sequence[Pair]):
 
     def batches(self, size: int, start: int = 0) -> Iterator[PairBatch]:
         """Pairs from number ``start`` on in order, ``size`` at a time; the last batch may be smaller."""
-        if size < 1:
-            raise ValueError(f"size: expected 1 or more, found {size}")
-        for first in range(start, len(self), size):
-            yield self._range(first, min(first + size, len(self)))
+        size, start = whole(size, "size", 1), whole(start, "start")
+        return (self._range(first, min(first + size, len(self))) for first in range(start, len(self), size))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PairBatch:
         """The pairs with these numbers, in this order; a number may be there more than once.
 
         The first call encodes all seeds; what it keeps takes some hundred bytes a seed.
+
+        Raises:
+            IndexError: A number that is not there.
         """
         numbers = np.asarray(indices)
+        if not numbers.size:
+            raise ValueError("indices: expected one or more numbers, found none")
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise TypeError(f"indices: expected whole numbers [b], found {numbers.dtype} of shape {list(numbers.shape)}")
-        if numbers.size and int(numbers.min()) < 0:
-            raise ValueError(f"indices: expected numbers from 0 to {len(self) - 1}, found {numbers.min()}")
+        for end in (numbers.min(), numbers.max()):
+            if not 0 <= int(end) < len(self):
+                raise IndexError(f"indices: expected numbers from 0 to {len(self) - 1}, found {end}")
         numbers = numbers.astype(np.uint64)
         chosen, rejected = self._core.take(numbers.tolist())
         return PairBatch(chosen, rejected, numbers)
@@ -239,8 +250,17 @@ class SyntheticPairs(Sequence[Pair]):
         Raises:
             LensmithError: A folder that holds something else, a full disk, a value that the dtype cannot hold.
         """
-        folder = Path(out)
-        files, vae, relative = self._files(folder)
+        folder, overwrite = Path(out), bool(overwrite)
+        text(output, "output", ("embeddings", "latents", "recipe"))
+        text(dtype, "dtype")
+        shard_rows = None if shard_rows is None else whole(shard_rows, "shard_rows", 1)
+        if not isinstance(part, tuple | list) or len(part) != 2:
+            raise TypeError(f"part: expected (index, count), found {part!r}")
+        index, count = (whole(value, "part") for value in part)
+        if index >= count:
+            raise ValueError(f"part: expected (index, count) with index below count, found ({index}, {count})")
+        part = (index, count)
+        files, vae, relative = self._files(folder, overwrite)
         told = Progress(callbacks, progress, len(self), "pair")
 
         def on_progress(done: int, total: int) -> None:
@@ -257,15 +277,17 @@ class SyntheticPairs(Sequence[Pair]):
         summary: dict[str, Any] = json.loads(done)
         return summary
 
-    def _files(self, folder: Path) -> tuple[tuple[list[str], str, str], Path, tuple[str, str] | None]:
+    def _files(self, folder: Path, overwrite: bool) -> tuple[tuple[list[str], str, str], Path, tuple[str, str] | None]:
         """The files of the seeds and of the VAE, and how a recipe in `folder` names them if they are in it."""
         inputs = folder / "inputs"
         inputs.mkdir(parents=True, exist_ok=True)
         seeds, vae = inputs / "seeds.safetensors", inputs / "vae.safetensors"
         files = self.seeds._core.files
+        # What a recipe that is there names stays, also where the call is refused later on.
+        made = not overwrite and any((folder / name).exists() for name in ("recipe.json", "manifest.json"))
         if files is None:
-            _keep(self.seeds.save, seeds)
-        _keep(self.vae.save, vae)
+            _keep(self.seeds.save, seeds, made)
+        _keep(self.vae.save, vae, made)
         if files is None:
             return ([str(seeds)], "chosen", "rejected"), vae, ("inputs/seeds.safetensors", "inputs/vae.safetensors")
         return files, vae, None
@@ -329,13 +351,26 @@ def _single(batch: PairBatch) -> Iterator[Pair]:
         yield Pair(chosen, rejected)
 
 
-def _keep(save: Callable[[Path], None], path: Path) -> None:
-    """Saves to `path` unless the same bytes are there: a file that a recipe names is not to change its time."""
+def _keep(save: Callable[[Path], None], path: Path, made: bool) -> None:
+    """Saves to `path` unless the same bytes are there: a file that a recipe names is not to change its time.
+
+    Raises:
+        LensmithError: Other bytes are there, and an output that was `made` with them.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        save(made)
-        if not path.exists() or not _same(made, path):
-            made.replace(path)
+        new = Path(folder) / path.name
+        save(new)
+        if path.exists() and _same(new, path):
+            return
+        if made:
+            found = "holds others" if path.exists() else "is missing"
+            error = LensmithError(
+                f"{path}: expected the values that the output in this folder was made with, but the file {found}; "
+                "overwrite=True replaces the output"
+            )
+            error.kind = "Exists"
+            raise error
+        new.replace(path)
 
 
 def _same(a: Path, b: Path) -> bool:

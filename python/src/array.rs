@@ -331,11 +331,9 @@ impl Embeddings {
         Ok(Embeddings(Memory::new(rows)))
     }
 
-    fn __reduce__<'py>(
-        slf: Bound<'py, Self>,
-    ) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyBytes>, usize, &'static str))> {
+    fn __reduce__(slf: Bound<'_, Self>) -> PyResult<Bound<'_, PyTuple>> {
         let (py, rows) = (slf.py(), slf.get());
-        Ok((slf.getattr("from_bytes")?, (rows.tobytes(py), rows.0.cols, name(rows.0.dtype))))
+        (slf.getattr("from_bytes")?, (rows.tobytes(py), rows.0.cols, name(rows.0.dtype))).into_pyobject(py)
     }
 
     /// Rows as numpy selects them.

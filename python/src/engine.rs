@@ -96,6 +96,10 @@ impl Engine {
             State::Open { process, engine } if *process == std::process::id() => Ok(engine.clone()),
             State::Open { engine, .. } => {
                 let found = engine.engine.info().name;
+                let device = match self.device {
+                    DeviceChoice::Auto => DeviceChoice::Cpu,
+                    asked => asked,
+                };
                 if found.starts_with("cuda") {
                     let message = format!(
                         "device {found}: a GPU that was opened before a fork cannot be used in the new process; start \
@@ -103,7 +107,7 @@ impl Engine {
                     );
                     return Err(with_kind("Fork", message));
                 }
-                let opened = open(DeviceChoice::Cpu, self.threads, self.precision)?;
+                let opened = open(device, self.threads, self.precision)?;
                 let new = State::Open { process: std::process::id(), engine: opened.clone() };
                 // The threads of the old engine are in the parent: nothing here can end them.
                 std::mem::forget(std::mem::replace(&mut *state, new));
@@ -162,15 +166,19 @@ impl Opened {
         self.work(py, &Mutex::new(None), work)
     }
 
-    /// Does work that takes milliseconds, on this thread.
+    /// Does work that takes milliseconds, while nothing looks for signals.
     pub fn soon<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&lensmith::Engine) -> lensmith::Result<T> + Send,
     ) -> PyResult<T> {
-        let result =
-            py.detach(|| catch_unwind(AssertUnwindSafe(|| self.pool.install(|| work(&self.engine)))));
-        result.map_err(panicked)?.map_err(raise)
+        let engine = &self.engine;
+        // Operations of the engine run on its own threads: on these nothing changes threads again.
+        let done = || match engine.info().name.as_str() {
+            "cpu" => engine.install(|| work(engine)),
+            _ => self.pool.install(|| work(engine)),
+        };
+        py.detach(|| catch_unwind(AssertUnwindSafe(done))).map_err(panicked)?.map_err(raise)
     }
 
     /// Calls a Python function from a thread at work. An exception asks the work to stop and is kept in `failed`.

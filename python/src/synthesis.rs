@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use lensmith::{
-    Dtype, OutputKind, PairBatch, PairIndex, PairOptions, PairSource, Part, Recipe, SynthJob,
+    Dtype, OutputKind, PairBatch, PairIndex, PairOptions, PairSource, PairStream, Part, Recipe, SynthJob,
     SynthesisOptions,
 };
 use pyo3::prelude::*;
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use crate::array::{Embeddings, Memory, dtype_of, name};
 use crate::engine::{Engine, Opened};
-use crate::error::{json, raise, settings, value, with_kind};
+use crate::error::{json, raise, settings, value};
 use crate::models;
 use crate::pairs::Pairs;
 
@@ -34,6 +35,17 @@ self_cell!(
     }
 );
 
+self_cell!(
+    struct Stream {
+        owner: Sources,
+        #[not_covariant]
+        dependent: PairStream,
+    }
+);
+
+/// What was made once for a process and is used again, and that process.
+type Kept<T> = Mutex<Option<(u32, Arc<T>)>>;
+
 /// Synthetic pairs of a plan.
 #[pyclass(frozen, module = "lensmith._lensmith")]
 pub struct Synthesis {
@@ -44,7 +56,9 @@ pub struct Synthesis {
     dtype: Dtype,
     pairs: u64,
     /// Posteriors and candidates of all seeds, made at the first batch out of order, and the process that made them.
-    index: Mutex<Option<(u32, Arc<Index>)>>,
+    index: Kept<Index>,
+    /// The stream whose ranges are made.
+    stream: Kept<Stream>,
 }
 
 #[pymethods]
@@ -68,7 +82,8 @@ impl Synthesis {
         }
         let pairs = options.plan(n).map_err(raise)?.0.pairs();
         let dtype = dtype_of(dtype)?;
-        Ok(Synthesis { engine, seeds, vae, options, dtype, pairs, index: Mutex::new(None) })
+        let (index, stream) = (Mutex::new(None), Mutex::new(None));
+        Ok(Synthesis { engine, seeds, vae, options, dtype, pairs, index, stream })
     }
 
     /// Pairs that there are.
@@ -95,13 +110,13 @@ impl Synthesis {
                 "pairs: expected 0 <= start < stop <= {all}, found {start} and {stop}"
             )));
         }
-        let (opened, seeds) = (self.engine.get().get()?, self.seeds.get());
-        let batch = usize::try_from(stop - start).map_err(|_| value("pairs: more than memory holds"))?;
-        let make = |engine: &lensmith::Engine| {
-            let mut stream = engine.stream(&self.options, seeds, &self.vae, batch, self.dtype)?;
-            stream.seek(start);
-            stream.next().expect("the range is within the pairs")
-        };
+        let opened = self.engine.get().get()?;
+        let stream = self.kept(py, &self.stream, &opened, |sources| {
+            Stream::try_new(sources, |Sources { opened, seeds }| {
+                opened.engine.stream(&self.options, seeds.get(), &self.vae, 1, self.dtype)
+            })
+        })?;
+        let make = |_: &lensmith::Engine| stream.with_dependent(|_, stream| stream.range(start..stop));
         let made = match self.is_large(stop - start) {
             true => opened.run(py, make)?,
             false => opened.soon(py, make)?,
@@ -120,7 +135,12 @@ impl Synthesis {
                 self.pairs - 1
             )));
         }
-        let (opened, index) = self.index(py)?;
+        let opened = self.engine.get().get()?;
+        let index = self.kept(py, &self.index, &opened, |sources| {
+            Index::try_new(sources, |Sources { opened, seeds }| {
+                opened.engine.index(&self.options, seeds.get(), &self.vae)
+            })
+        })?;
         let make = |_: &lensmith::Engine| index.with_dependent(|_, index| index.take(&numbers, self.dtype));
         let made = match self.is_large(numbers.len() as u64) {
             true => opened.run(py, make)?,
@@ -178,6 +198,18 @@ impl Synthesis {
         Ok(json(&summary))
     }
 
+    /// Seconds in which the engine's own stream makes all pairs in batches: what iteration from Python is held against.
+    fn time_stream(&self, py: Python<'_>, batch: usize) -> PyResult<f64> {
+        let (opened, seeds) = (self.engine.get().get()?, self.seeds.get());
+        opened.run(py, |engine| {
+            let start = Instant::now();
+            for batch in engine.stream(&self.options, seeds, &self.vae, batch, self.dtype)? {
+                std::hint::black_box(batch?);
+            }
+            Ok(start.elapsed().as_secs_f64())
+        })
+    }
+
     /// How often a reward model orders synthetic pairs as their seeds, as JSON.
     fn order_preservation(&self, py: Python<'_>, model: &Bound<'_, models::RewardModel>) -> PyResult<String> {
         let (seeds, model) = (self.seeds.get(), &model.get().model);
@@ -200,33 +232,28 @@ impl Synthesis {
         pairs.saturating_mul(2 * row) > LARGE
     }
 
-    /// The index of this process, made when it is first asked for.
-    fn index(&self, py: Python<'_>) -> PyResult<(Arc<Opened>, Arc<Index>)> {
-        let (opened, process) = (self.engine.get().get()?, std::process::id());
-        let held = || {
-            let mut state = self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    /// What `held` keeps for this process, made when it is first asked for.
+    fn kept<T: Send>(
+        &self,
+        py: Python<'_>,
+        held: &Kept<T>,
+        opened: &Arc<Opened>,
+        make: impl FnOnce(Sources) -> lensmith::Result<T> + Send,
+    ) -> PyResult<Arc<T>> {
+        let process = std::process::id();
+        let lock = || held.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        {
+            let mut state = lock();
             match &*state {
-                Some((made_by, index)) if *made_by == process => Some(index.clone()),
-                Some(_) => {
-                    // Its engine's threads are in the parent: nothing here can end them.
-                    std::mem::forget(state.take());
-                    None
-                }
-                None => None,
+                Some((made_by, made)) if *made_by == process => return Ok(made.clone()),
+                // Its engine's threads are in the parent: nothing here can end them.
+                Some(_) => std::mem::forget(state.take()),
+                None => {}
             }
-        };
-        if let Some(index) = held() {
-            return Ok((opened, index));
         }
         let sources = Sources { opened: opened.clone(), seeds: self.seeds.clone_ref(py) };
-        let made = opened.run(py, move |_| {
-            Index::try_new(sources, |Sources { opened, seeds }| {
-                opened.engine.index(&self.options, seeds.get(), &self.vae)
-            })
-        })?;
-        let index = Arc::new(made);
-        let mut state = self.index.lock().map_err(|_| with_kind("Panic", "an index was not made".into()))?;
-        *state = Some((process, index.clone()));
-        Ok((opened, index))
+        let made = Arc::new(opened.run(py, |_| make(sources))?);
+        *lock() = Some((process, made.clone()));
+        Ok(made)
     }
 }

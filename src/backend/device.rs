@@ -139,6 +139,14 @@ impl AnyBackend {
         dispatch!(self, b => b.interrupt())
     }
 
+    /// Does work on a thread of the CPU backend, for other devices on this one.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match self {
+            AnyBackend::Cpu(cpu) => cpu.install(work),
+            AnyBackend::Cuda(_) | AnyBackend::Reference(_) => work(),
+        }
+    }
+
     /// What the device is; of several, the first.
     pub fn info(&self) -> DeviceInfo {
         dispatch!(self, b => b.info())

@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::matrix::Side;
 use crate::noise::{Purpose, Stream};
 
+/// Combinations of a seed that are listed to draw some of them.
+const SHORT: u32 = 256;
+
 /// Most candidates kept per seed and side (2^16 combinations per seed).
 pub const MAX_PER_SIDE: u32 = 256;
 
@@ -146,8 +149,16 @@ impl Plan {
         if extra == all {
             return (1..=all).map(pair).collect();
         }
-        // The first `extra` steps of a Fisher-Yates shuffle of 1..=all. Only the entries that were moved are held.
+        // The first `extra` steps of a Fisher-Yates shuffle of 1..=all. Of a long list only the entries that were moved are
+        // held.
         let mut stream = Stream::new(self.seed, Purpose::Pairing, seed);
+        if all <= SHORT {
+            let mut list: Vec<u32> = (1..=all).collect();
+            for i in 0..extra {
+                list.swap(i as usize, (i + stream.below(all - i)) as usize);
+            }
+            return list[..extra as usize].iter().map(|&c| pair(c)).collect();
+        }
         let mut moved: HashMap<u32, u32> = HashMap::new();
         (0..extra)
             .map(|i| {
@@ -304,6 +315,25 @@ mod tests {
         assert_eq!(plan.pair(7), PairId { seed: 7, chosen: 0, rejected: 0 });
         let (chosen, rejected) = plan.combinations(3)[5];
         assert_eq!(plan.pair(50 + 3 * 7 + 5), PairId { seed: 3, chosen, rejected });
+    }
+
+    #[test]
+    fn short_and_long_lists_are_shuffled_alike() {
+        // The definition: a shuffle of the whole list, of which the first are taken.
+        for (pairs_per_seed, k) in [(8, 3), (200, 15), (250, 15), (300, 18), (8, 40)] {
+            let plan = plan(pairs_per_seed, Some(k), Pairing::Combine);
+            let all = (k + 1) * (k + 1) - 1;
+            for seed in 0..20 {
+                let mut stream = Stream::new(plan.seed, Purpose::Pairing, seed);
+                let mut list: Vec<u32> = (1..=all).collect();
+                for i in 0..pairs_per_seed as u32 - 1 {
+                    list.swap(i as usize, (i + stream.below(all - i)) as usize);
+                }
+                let want: Vec<_> =
+                    list[..pairs_per_seed as usize - 1].iter().map(|c| (c / (k + 1), c % (k + 1))).collect();
+                assert_eq!(plan.combinations(seed), want, "{pairs_per_seed} of {all}");
+            }
+        }
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl Cpu {
         &self.interrupt
     }
 
+    /// Does work on one of the pool's threads.
+    pub fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.pool.install(work)
+    }
+
     /// Does work in the thread pool; fails if it was interrupted, since it may then be incomplete.
     fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.interrupt.check()?;
