@@ -149,8 +149,8 @@ pub use noise::Permutation;
 pub use side::Side;
 pub use stream::{PairIndex, PairStream};
 pub use synth::{
-    OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary, SynthesisOptions,
-    Verified, VerifyOptions, VerifyStep,
+    Moved, OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary,
+    SynthesisOptions, Verified, VerifyOptions, VerifyStep,
 };
 pub use train::{PairMetrics, RewardPoint, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
 

@@ -17,7 +17,7 @@ originals and synthetic pairs. No text is generated::
 from __future__ import annotations
 
 from ._compare import Comparison, compare
-from ._engine import Engine, LensmithWarning, default_engine
+from ._engine import Engine, LensmithWarning, default_engine, set_default_engine
 from ._lensmith import Embeddings, LensmithError, __version__
 from ._models import Health, RewardModel, Vae
 from ._pairs import PairSet, Split, split
@@ -47,6 +47,7 @@ __all__ = [
     "embed_candidates",
     "embed_texts",
     "gold_scores",
+    "set_default_engine",
     "split",
     "synthesize",
 ]

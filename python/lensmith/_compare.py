@@ -50,7 +50,6 @@ class Comparison:
         if figure not in ("accuracy", "loss"):
             raise ValueError(f'figure: expected "accuracy" or "loss", found {figure!r}')
         baseline = baseline or ("matched" if "matched" in self.arms else self.arms[0])
-        baseline = "plain" if baseline == "lens" else baseline
         if baseline not in self.arms:
             raise ValueError(f"baseline: expected one of {', '.join(self.arms)}, found {baseline!r}")
         by_arm = {arm: results[figure][results["arm"] == arm].tolist() for arm in self.arms}
@@ -61,6 +60,12 @@ class Comparison:
                 paired = json.loads(found)
                 rows.append({"arm": arm, "difference": paired["mean"], **paired, "p": p})
         return Table.of_rows(rows, ["arm", "difference", "standard_error", "p", "splits", "wins"])
+
+    def _repr_html_(self) -> str:
+        parts = [self.results._repr_html_()]
+        if len(self.arms) > 1 and len(self.repeats) > 1:
+            parts.append(f"<p>Paired differences of accuracy:</p>{self.paired()._repr_html_()}")
+        return "".join(parts)
 
     def __repr__(self) -> str:
         return f"Comparison of {', '.join(self.arms)} over {len(self.repeats)} splits\n{self.results}"
@@ -77,7 +82,9 @@ def compare(
     *,
     seeds: int = 1000,
     validation: int = 300,
+    fold: int = 4,
     seed: int = 0,
+    noise_scales: Sequence[float] = (0.3, 0.6, 1.0),
     vae: dict[str, Any] | None = None,
     synthesis: dict[str, Any] | None = None,
     reward: dict[str, Any] | None = None,
@@ -94,9 +101,11 @@ def compare(
         repeats: Splits.
         seeds: Seed pairs of each split.
         validation: Pairs for early stopping of each split.
+        fold: Pairs per seed, the original among them.
         seed: Of the first split; the next ones count up.
+        noise_scales: Standard deviations of the input noise that arms with "+noise" choose from.
         vae: Settings of :meth:`Vae.fit`.
-        synthesis: Options of :func:`synthesize`, such as {"fold": 8}.
+        synthesis: Further options of :func:`synthesize`, such as {"sigma2": 0.1}.
         reward: Settings of :meth:`RewardModel.fit`.
         callbacks: Functions that get {"repeat", "step"} before each training.
         progress: Whether to show a progress bar (tqdm).
@@ -118,10 +127,15 @@ def compare(
                 done = repeat * (len(arms) + 1) + (["vae", *arms].index(step) if step in arms else 0)
                 told.show({"repeat": repeat, "step": step}, done, {})
 
-            settings = _method(vae or {}, synthesis or {}, reward or {}, seed + repeat)
+            made = {"fold": fold, **(synthesis or {})}
+            settings = _method(vae or {}, made, reward or {}, seed + repeat, list(noise_scales))
             sides = [parts.seeds._core, parts.validation._core, parts.test._core]
             text = _lensmith.compare_split(core(engine), sides, list(arms), settings, on_step if told.wanted else None)
-            found.append(json.loads(text))
+            figures = json.loads(text)
+            for name, arm in zip(arms, figures["arms"], strict=True):
+                # As the caller calls it: "lens" is the engine's "plain".
+                arm["arm"] = name
+            found.append(figures)
     finally:
         told.close()
     comparison = Comparison(found)
@@ -132,7 +146,9 @@ def compare(
     return comparison
 
 
-def _method(vae: dict[str, Any], synthesis: dict[str, Any], reward: dict[str, Any], seed: int) -> str:
+def _method(
+    vae: dict[str, Any], synthesis: dict[str, Any], reward: dict[str, Any], seed: int, noise_scales: list[float]
+) -> str:
     """Settings of the whole method, in the words of the fit functions, as the engine reads them."""
 
     def take(given: dict[str, Any], what: str, **defaults: Any) -> dict[str, Any]:
@@ -195,5 +211,5 @@ def _method(vae: dict[str, Any], synthesis: dict[str, Any], reward: dict[str, An
             },
         }
     )
-    additions = {"noise": [0.3, 0.6, 1.0], "across_prompts": 0.5, "ensemble": 8, "ensemble_hidden": 64}
+    additions = {"noise": noise_scales, "across_prompts": 0.5, "ensemble": 8, "ensemble_hidden": 64}
     return json.dumps({**json.loads(method), "additions": additions})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import operator
 import threading
 import warnings
@@ -27,7 +28,8 @@ class Engine:
     process with threads of its own; a GPU does not.
 
     Args:
-        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "cuda:all" or "reference".
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", "cuda:all" or "reference"; by default what
+            the environment variable LENSMITH_DEVICE says, else "auto".
         threads: Threads of the host; 0 is one per core.
         precision: "f32", or "bf16" for products of BF16 values with F32 sums.
 
@@ -35,7 +37,8 @@ class Engine:
         LensmithError: The device cannot be used; the message says why.
     """
 
-    def __init__(self, device: str = "auto", threads: int = 0, precision: str = "f32") -> None:
+    def __init__(self, device: str | None = None, threads: int = 0, precision: str = "f32") -> None:
+        device = os.environ.get("LENSMITH_DEVICE") or "auto" if device is None else device
         self._core = _lensmith.Engine(text(device, "device"), whole(threads, "threads"), text(precision, "precision"))
 
     @property
@@ -95,6 +98,15 @@ def default_engine() -> Engine:
         if _default is None:
             _default = Engine()
         return _default
+
+
+def set_default_engine(engine: Engine | None) -> None:
+    """Makes an engine the one that functions use without ``engine=``; None opens another at the next use."""
+    global _default
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"engine: expected a lensmith.Engine, found {type(engine).__name__}")
+    with _lock:
+        _default = engine
 
 
 def core(engine: Engine | None) -> _lensmith.Engine:
@@ -218,6 +230,7 @@ class Progress:
             if not callable(callback):
                 raise TypeError(f"callbacks: expected functions of one dictionary, found {callback!r}")
         self.callbacks = list(callbacks)
+        self.failed = False
         self.bar = require("tqdm.auto", "progress=True").tqdm(total=total, unit=unit) if progress else None
 
     @property
@@ -226,9 +239,15 @@ class Progress:
         return bool(self.callbacks) or self.bar is not None
 
     def show(self, figures: dict[str, Any], step: int, shown: dict[str, float]) -> None:
-        """Tells everybody of a step."""
-        for callback in self.callbacks:
-            callback(figures)
+        """Tells everybody of a step, and nobody of anything once a callback has raised."""
+        if self.failed:
+            return
+        try:
+            for callback in self.callbacks:
+                callback(figures)
+        except BaseException:
+            self.failed = True
+            raise
         if self.bar is not None:
             self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
             self.bar.update(step - self.bar.n)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -27,7 +27,9 @@ class _Model(HubMixin):
     _core: Any
     _layouts: ClassVar[tuple[tuple[str, ...], ...]]
     _compiled: ClassVar[Any]
-    #: What the file says of the model, such as its training settings as JSON under "training".
+    #: The device that the model was trained on, which it computes on by default.
+    _engine: Engine | None = None
+    #: What the file says of the model, such as its training settings as JSON under "lensmith.training".
     metadata: dict[str, str]
 
     @classmethod
@@ -62,6 +64,8 @@ class _Model(HubMixin):
         Raises:
             ValueError: Parameters that are missing, not finite, or of sizes that do not fit.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected arrays under their names, found {type(state).__name__}")
         layouts = [layout for layout in cls._layouts if f"{layout[0]}.weight" in state]
         names = layouts[0] if layouts else cls._layouts[0]
         layers = []
@@ -113,21 +117,28 @@ def _unpickle(kind: type[_Model], state: State, metadata: Mapping[str, str]) -> 
 def _parameter(state: State, name: str, dimensions: int) -> np.ndarray:
     if name not in state:
         raise ValueError(f"state: no {name}; found {', '.join(sorted(state)) or 'nothing'}")
-    value = state[name]
-    if hasattr(value, "detach"):
-        value = value.detach().float().cpu().numpy()
-    array = np.ascontiguousarray(value, np.float32)
+    array = _numbers(state[name], name)
     if array.ndim != dimensions:
         raise ValueError(f"{name}: expected {dimensions} dimensions, found shape {list(array.shape)}")
     return array
 
 
-@dataclass(frozen=True)
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """A contiguous float32 array."""
+    if hasattr(value, "detach"):
+        value = value.detach().float().cpu().numpy()
+    try:
+        return np.asarray(value, np.float32, order="C")
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected an array of numbers, found {value!r}") from None
+
+
+@dataclass(frozen=True, repr=False)
 class Health:
     """Whether a VAE has learnt, and whether its latent space is one to perturb in; ``str()`` is a readable page."""
 
     #: All figures, as ``lensmith train-vae --json`` has them under "health".
-    figures: dict[str, Any] = field(repr=False)
+    figures: dict[str, Any]
 
     @property
     def warnings(self) -> list[str]:
@@ -144,6 +155,8 @@ class Health:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 lines.append(f"{name.replace('_', ' ')}: {value:.4g}")
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    __repr__ = __str__
 
 
 class Vae(_Model):
@@ -199,9 +212,12 @@ class Vae(_Model):
             engine: The device.
 
         Raises:
-            LensmithError: Settings out of range, or a loss that is no longer finite.
+            TypeError: A setting of another type.
+            ValueError: A setting that is negative, not finite, or a word that it does not have.
+            LensmithError: Settings out of the engine's range, or a loss that is no longer finite.
         """
         require_kind(pairs, PairSet, "pairs")
+        engine = engine or pairs._engine
         options = settings(
             hidden=hidden,
             latent=latent,
@@ -227,7 +243,9 @@ class Vae(_Model):
         finally:
             told.close()
         vae = cls._of(made)
-        vae._seeds, vae.history = pairs, _losses(json.loads(history))
+        vae._engine, vae._seeds, vae.history = engine, pairs, _losses(json.loads(history))
+        for warning in vae.health().warnings:
+            warn(warning)
         return vae
 
     @property
@@ -268,17 +286,17 @@ class Vae(_Model):
         losses = [{k: v for k, v in row.items() if k != "epoch"} for row in self.history.rows()]
         held_out = None if validation is None else validation._core
         options = synthesis_options(**synthesis)
-        found = self._core.health(core(engine), seeds._core, held_out, options, json.dumps(losses))
+        found = self._core.health(core(engine or self._engine), seeds._core, held_out, options, json.dumps(losses))
         return Health(json.loads(found))
 
     def encode(self, x: Any, *, engine: Engine | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Means and logarithms of the variances of the posteriors of embeddings ``x`` [n, d]; float32 [n, latent] each."""
-        mu, logvar = self._core.encode(core(engine), _matrix(x))
+        mu, logvar = self._core.encode(core(engine or self._engine), _matrix(x))
         return mu.numpy(), logvar.numpy()
 
     def decode(self, z: Any, *, engine: Engine | None = None) -> np.ndarray:
         """Embeddings float32 [n, d] of latents ``z`` [n, latent]."""
-        made: Embeddings = self._core.decode(core(engine), _matrix(z))
+        made: Embeddings = self._core.decode(core(engine or self._engine), _matrix(z))
         return made.numpy()
 
     def __repr__(self) -> str:
@@ -348,17 +366,18 @@ class RewardModel(_Model):
             callbacks: Functions that get {"epoch", "step", "train_loss", "accuracy", "loss"} at every evaluation; an exception
                 in one ends the training and is raised.
             progress: Whether to show a progress bar (tqdm).
-            engine: The device; by default that of the synthetic pairs, or the default one.
+            engine: The device; by default that of the pairs, or the default one.
 
         Raises:
-            LensmithError: Settings out of range, or a loss that is no longer finite.
+            TypeError: A setting of another type.
+            ValueError: A setting that is negative, not finite, or a word that it does not have.
+            LensmithError: Settings out of the engine's range, or a loss that is no longer finite.
         """
         if epochs is not None and steps is not None:
             raise ValueError(f"epochs, steps: expected one of them, found {epochs} and {steps}")
-        if isinstance(pairs, SyntheticPairs):
-            engine = engine or pairs._engine
-        else:
+        if not isinstance(pairs, SyntheticPairs):
             require_kind(pairs, PairSet, "pairs")
+        engine = engine or pairs._engine
         if validation is not None:
             require_kind(validation, PairSet, "validation")
         epochs = 20 if epochs is None and steps is None else epochs
@@ -392,6 +411,7 @@ class RewardModel(_Model):
         finally:
             told.close()
         model, found = cls._of(made), json.loads(end)
+        model._engine = engine
         model.history = _curve(found["history"])
         model.best_epoch, model.best_step = found["best_epoch"], found["best_step"]
         model.steps, model.capped = found["steps"], found["capped"]
@@ -416,19 +436,19 @@ class RewardModel(_Model):
 
     def score(self, x: Any, *, engine: Engine | None = None) -> np.ndarray:
         """Rewards float32 [n] of embeddings ``x`` [n, d]."""
-        return np.frombuffer(self._core.score(core(engine), _matrix(x)), np.float32)
+        return np.frombuffer(self._core.score(core(engine or self._engine), _matrix(x)), np.float32)
 
     __call__ = score
 
     def spread(self, x: Any, *, engine: Engine | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rewards of embeddings ``x`` [n, d] and their standard deviations over the heads; float32 [n] each."""
-        mean, deviation = self._core.spread(core(engine), _matrix(x))
+        mean, deviation = self._core.spread(core(engine or self._engine), _matrix(x))
         return np.frombuffer(mean, np.float32), np.frombuffer(deviation, np.float32)
 
     def evaluate(self, pairs: PairSet, *, engine: Engine | None = None) -> dict[str, Any]:
         """Accuracy, loss, calibration and margins on pairs with intervals, as ``lensmith eval --json`` gives them."""
         require_kind(pairs, PairSet, "pairs")
-        figures: dict[str, Any] = json.loads(self._core.evaluate(core(engine), pairs._core))
+        figures: dict[str, Any] = json.loads(self._core.evaluate(core(engine or self._engine), pairs._core))
         return figures
 
     def best_of_n(self, candidates: Any, gold: Any, *, engine: Engine | None = None) -> dict[str, Any]:
@@ -442,13 +462,17 @@ class RewardModel(_Model):
             "best_of_n" (gold score of the choice and of the true best, and KL, for every N) and "rank" (Spearman).
         """
         shape: Any = getattr(candidates, "shape", ())
-        if len(shape) != 3:
+        if len(shape) != 3 or 0 in shape:
             raise ValueError(f"candidates: expected 3 dimensions [prompts, N, d], found shape {list(shape)}")
-        scores = np.asarray(gold, np.float32)
+        scores = _numbers(gold, "gold")
         if scores.shape != tuple(shape[:2]):
             raise ValueError(f"gold: expected shape {list(shape[:2])}, found {list(scores.shape)}")
+        if not np.isfinite(scores).all():
+            prompt, candidate = np.argwhere(~np.isfinite(scores))[0]
+            found = scores[prompt, candidate]
+            raise ValueError(f"gold, prompt {prompt}, candidate {candidate}: expected a finite value, found {found}")
         rows = candidates.reshape(shape[0] * shape[1], shape[2])
-        found = self._core.best_of_n(core(engine), rows, scores.ravel().tolist(), int(shape[1]))
+        found = self._core.best_of_n(core(engine or self._engine), rows, scores.ravel().tolist(), int(shape[1]))
         result: dict[str, Any] = json.loads(found)
         return result
 

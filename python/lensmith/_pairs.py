@@ -52,6 +52,7 @@ class PairSet:
         chosen: str = "chosen",
         rejected: str = "rejected",
         group: str | None = None,
+        check: bool = True,
         engine: Engine | None = None,
     ) -> PairSet:
         """Opens safetensors files, folders of them, or patterns, joined in order; the files are memory-mapped.
@@ -60,6 +61,7 @@ class PairSet:
             chosen: Name of the tensor [n, d] of preferred responses.
             rejected: Name of the tensor [n, d] of the others.
             group: Name of the int64 tensor [n] of prompts; by default ``group``, where there is one.
+            check: Whether to look at every value now; of very large files that takes as long as reading them.
 
         Raises:
             LensmithError: A file that cannot be read, lacks a tensor, or holds a value that is not finite.
@@ -67,7 +69,42 @@ class PairSet:
         names = [os.fspath(path) for path in paths]
         if not names:
             raise ValueError("paths: expected one or more files, found none")
-        return cls._of(_lensmith.Pairs.open(core(engine), names, chosen, rejected, group), engine)
+        return cls._of(_lensmith.Pairs.open(core(engine), names, chosen, rejected, group, check), engine)
+
+    @classmethod
+    def from_arrow(
+        cls,
+        table: Any,
+        chosen: str = "chosen",
+        rejected: str = "rejected",
+        group: str | None = None,
+        engine: Engine | None = None,
+    ) -> PairSet:
+        """Pairs in columns of lists of numbers: a ``datasets.Dataset``, or whatever pyarrow makes a table of.
+
+        Columns of one chunk whose lists are of fixed size, float32 or float16, are not copied.
+
+        Args:
+            table: The table.
+            chosen: Name of the column of preferred responses.
+            rejected: Name of the column of the others.
+            group: Name of the column of prompts; by default ``group``, where there is one.
+
+        Raises:
+            ValueError: A column that is not there, nulls, or lists of different lengths.
+        """
+        pa = require("pyarrow", "PairSet.from_arrow()")
+        if hasattr(table, "with_format") and hasattr(table, "data"):
+            table = table.with_format("arrow")[:]
+        columns = pa.table(table)
+        names = columns.column_names
+        for name in (chosen, rejected, *((group,) if group else ())):
+            if name not in names:
+                raise ValueError(f"table: expected a column {name!r}, found {', '.join(names)}")
+        sides = [_matrix(pa, columns[name], name) for name in (chosen, rejected)]
+        group = group or ("group" if "group" in names else None)
+        numbers = None if group is None else columns[group].to_numpy()
+        return cls(sides[0], sides[1], numbers, engine=engine)
 
     @property
     def _core(self) -> _lensmith.Pairs:
@@ -137,6 +174,12 @@ class PairSet:
         The file is written under another name and renamed once it is whole.
         """
         self._core.save(core(self._engine), os.fspath(path))
+
+    def torch(self, batch_size: int = 1024, **options: Any) -> Any:
+        """A dataset for ``torch.utils.data.DataLoader``; see :func:`lensmith.torch.dataset` for the options."""
+        from .torch import dataset
+
+        return dataset(self, batch_size=batch_size, **options)
 
     def to_hf_dataset(self) -> Any:
         """A ``datasets.Dataset`` with columns ``chosen``, ``rejected`` and, where known, ``group``."""
@@ -228,6 +271,29 @@ def _arrow(chosen: Embeddings, rejected: Embeddings, group: np.ndarray | None) -
     if group is not None:
         columns["group"] = pa.array(group)
     return pa.table(columns)
+
+
+def _matrix(pa: Any, column: Any, name: str) -> np.ndarray:
+    """A column of lists as rows, over the same memory where it is in one piece."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    if array.null_count:
+        raise ValueError(f"{name}: expected no nulls, found {array.null_count}")
+    if not len(array):
+        raise ValueError(f"{name}: expected one or more rows, found none")
+    if not pa.types.is_fixed_size_list(array.type) and not pa.types.is_list(array.type):
+        raise ValueError(f"{name}: expected lists of numbers, found {array.type}")
+    values = array.flatten()
+    if values.null_count:
+        raise ValueError(f"{name}: expected no nulls in its lists, found {values.null_count}")
+    lengths = np.unique(array.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise ValueError(f"{name}: expected lists of one length, found lengths {lengths[0]} to {lengths[-1]}")
+    numbers: np.ndarray = values.to_numpy(zero_copy_only=False)
+    if numbers.dtype == np.float64:
+        numbers = numbers.astype(np.float32)
+    return numbers.reshape(len(array), -1)
 
 
 def _unpickle(chosen: Embeddings, rejected: Embeddings, group: np.ndarray | None, engine: Engine | None) -> PairSet:

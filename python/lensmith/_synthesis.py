@@ -58,6 +58,9 @@ class Pair(NamedTuple):
     #: Embedding of the other response, [d].
     rejected: Any
 
+    def __repr__(self) -> str:
+        return f"Pair(chosen: {self.chosen.dtype} {list(self.chosen.shape)}, rejected: the same)"
+
 
 class PairBatch:
     """Some synthetic pairs."""
@@ -108,6 +111,31 @@ class SyntheticPairs:
         self._asked = options
         self._core = _lensmith.Synthesis(core(engine), vae._core, seeds._core, options, text(dtype, "dtype"))
 
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: str = "float32",
+        allow_outside: bool = False,
+        engine: Engine | None = None,
+    ) -> SyntheticPairs:
+        """The pairs of a recipe: a ``recipe.json``, or the folder of :meth:`write` or ``lensmith synth`` that holds one.
+
+        Args:
+            path: The recipe or its folder.
+            dtype: Of the pairs: "float32", "float16" or "bfloat16".
+            allow_outside: Whether the recipe may name files that lie neither around it nor in the working folder.
+            engine: The device.
+
+        Raises:
+            LensmithError: Seeds or a VAE that are missing, or not those that the recipe was made for.
+        """
+        from ._models import Vae
+
+        seeds, vae, options = _lensmith.open_recipe(core(engine), os.fspath(path), allow_outside)
+        return cls(Vae._of(vae), PairSet._of(seeds, engine), options, dtype, engine)
+
     @property
     def dim(self) -> int:
         """Values of an embedding, d."""
@@ -130,9 +158,11 @@ class SyntheticPairs:
     @overload
     def __getitem__(self, number: int) -> Pair: ...
     @overload
-    def __getitem__(self, number: slice) -> PairBatch: ...
-    def __getitem__(self, number: int | slice) -> Pair | PairBatch:
-        """Pair ``number``, or a slice of pairs as a :class:`PairBatch`."""
+    def __getitem__(self, number: slice | list[int] | np.ndarray) -> PairBatch: ...
+    def __getitem__(self, number: int | slice | list[int] | np.ndarray) -> Pair | PairBatch:
+        """Pair ``number``, or a slice or list of pairs as a :class:`PairBatch`."""
+        if isinstance(number, list) or isinstance(number, np.ndarray) and number.ndim:
+            return self.take(number)
         if isinstance(number, slice):
             numbers = range(len(self))[number]
             if not numbers:
@@ -337,11 +367,13 @@ def synthesize(
         engine: The device.
 
     Raises:
-        LensmithError: Options out of range.
-        ValueError: Seeds of another dimension than the VAE's.
+        TypeError: An option of another type.
+        ValueError: An option that is negative, not finite, or a word that it does not have; seeds of another dimension
+            than the VAE's.
+        LensmithError: Options out of the engine's range.
     """
     options = synthesis_options(fold, per_side, pairing, sigma2, oversample, likelihood, source, mode, seed)
-    return SyntheticPairs(vae, seeds, options, dtype, engine)
+    return SyntheticPairs(vae, seeds, options, dtype, engine or seeds._engine)
 
 
 def _single(batch: PairBatch) -> Iterator[Pair]:
@@ -360,17 +392,15 @@ def _keep(save: Callable[[Path], None], path: Path, made: bool) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder) / path.name
         save(new)
-        if path.exists() and _same(new, path):
-            return
-        if made:
-            found = "holds others" if path.exists() else "is missing"
-            error = LensmithError(
-                f"{path}: expected the values that the output in this folder was made with, but the file {found}; "
-                "overwrite=True replaces the output"
-            )
-            error.kind = "Exists"
-            raise error
-        new.replace(path)
+        if not path.exists() or not _same(new, path):
+            if made and path.exists():
+                error = LensmithError(
+                    f"{path} exists already and the output in this folder was made with it: expected the same bytes, "
+                    "found others; overwrite=True replaces the output"
+                )
+                error.kind = "Exists"
+                raise error
+            new.replace(path)
 
 
 def _same(a: Path, b: Path) -> bool:

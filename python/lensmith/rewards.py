@@ -332,7 +332,9 @@ class OpenRlhfReward:
 
     def written(self, query: str) -> Text:
         """A query with the ending that embeddings were made with; whether special tokens are to be added."""
-        special = [token for token in self.pipeline.tokenizer.all_special_tokens if token]
+        tokenizer = self.pipeline.tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)} - {""}
         while True:
             ending = next((token for token in special if query.endswith(token)), None)
             if ending is None:

@@ -39,7 +39,28 @@ pub fn raise(error: Error) -> PyErr {
         Error::Device { .. } => "Device",
         Error::Diverged { .. } => "Diverged",
     };
-    with_kind(kind, error.to_string())
+    let message = match &error {
+        Error::InvalidArgument { field, expected, found } => {
+            format!("{}: expected {expected}, found {found}", argument(field))
+        }
+        other => other.to_string(),
+    };
+    // Hints name fields between backticks.
+    let pieces = message.split('`').enumerate().map(|(i, piece)| match i % 2 {
+        1 => format!("`{}`", argument(piece)),
+        _ => piece.to_string(),
+    });
+    with_kind(kind, pieces.collect())
+}
+
+/// The argument of a Python function that sets a field of the engine's options.
+fn argument(field: &str) -> &str {
+    match field {
+        "pairs_per_seed" => "fold",
+        "vae.batch" | "reward.batch" => "batch_size",
+        "reward.updates" => "epochs or steps",
+        other => ["vae.", "reward."].iter().find_map(|of| other.strip_prefix(of)).unwrap_or(other),
+    }
 }
 
 /// A [`LensmithError`] of a kind.

@@ -97,6 +97,7 @@ fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(split_rows, module)?)?;
     module.add_function(wrap_pyfunction!(paired, module)?)?;
     module.add_function(wrap_pyfunction!(program, module)?)?;
+    module.add_function(wrap_pyfunction!(synthesis::open_recipe, module)?)?;
     module.add_function(wrap_pyfunction!(compare::compare_split, module)?)?;
     Ok(())
 }

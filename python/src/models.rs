@@ -18,7 +18,7 @@ use crate::error::{json, raise, settings, value};
 use crate::pairs::Pairs;
 use crate::synthesis::Synthesis;
 
-type Metadata = BTreeMap<String, String>;
+pub type Metadata = BTreeMap<String, String>;
 
 /// A layer as Python has it: weight `[outputs, inputs]` and bias `[outputs]` as float32 bytes, and both sizes.
 type Layer<'py> = (Bound<'py, PyByteArray>, Bound<'py, PyByteArray>, usize, usize);
@@ -44,6 +44,12 @@ fn linear((weight, bias): (Bound<'_, PyAny>, Bound<'_, PyAny>), name: &str) -> P
     Linear::new(weight, bias, inputs, outputs).map_err(|error| value(format!("{name}.{error}")))
 }
 
+/// What a file says of a model that was trained with these settings, under the names that the program gives.
+fn facts(training: String) -> Metadata {
+    let version = env!("CARGO_PKG_VERSION").to_string();
+    Metadata::from([("lensmith.version".into(), version), ("lensmith.training".into(), training)])
+}
+
 /// A number for each row, as float32 bytes.
 fn numbers<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyByteArray> {
     PyByteArray::new(py, bytemuck::cast_slice(values))
@@ -58,7 +64,7 @@ fn matrix(matrix: &Matrix) -> PyResult<Embeddings> {
 #[pyclass(frozen, module = "lensmith._lensmith")]
 pub struct Vae {
     pub model: Arc<lensmith::Vae>,
-    metadata: Metadata,
+    pub metadata: Metadata,
 }
 
 #[pymethods]
@@ -81,7 +87,7 @@ impl Vae {
                 }
             })
         })?;
-        let metadata = Metadata::from([("training".to_string(), json(&options))]);
+        let metadata = facts(json(&options));
         let history = json(&trained.history);
         Ok((Vae { model: Arc::new(trained.vae), metadata }, history))
     }
@@ -213,18 +219,21 @@ impl RewardModel {
                 opened.call(&failed, |py| on_point.call1(py, (json(point),)).map(drop));
             }
         };
-        let mut metadata = Metadata::from([("training".to_string(), json(&options))]);
+        let mut metadata = facts(json(&options));
         let trained = match &pairs {
             Training::Pairs(pairs) => {
                 let pairs = pairs.get();
+                metadata.insert("lensmith.data".into(), json!({ "pairs": pairs.pairs() }).to_string());
                 opened.work(py, &failed, |engine| {
                     engine.train_reward(pairs, None, held_out, &options, &mut show)
                 })?
             }
             Training::Synthetic(synthesis) => {
                 let synthesis = synthesis.get();
-                metadata.insert("synthesis".into(), json(&synthesis.options));
+                metadata.insert("lensmith.synthesis".into(), json(&synthesis.options));
                 let seeds = synthesis.seeds.get();
+                let data = json!({ "pairs": synthesis.pairs, "seeds": seeds.pairs() });
+                metadata.insert("lensmith.data".into(), data.to_string());
                 opened.work(py, &failed, |engine| {
                     let (made, vae) = (&synthesis.options, &synthesis.vae);
                     engine.train_reward_on_synthetic(made, seeds, vae, held_out, &options, &mut show)

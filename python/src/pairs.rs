@@ -73,7 +73,7 @@ impl Pairs {
 
     /// Files, folders and patterns of safetensors files, memory-mapped.
     #[staticmethod]
-    #[pyo3(signature = (engine, paths, chosen, rejected, group = None))]
+    #[pyo3(signature = (engine, paths, chosen, rejected, group = None, check = true))]
     fn open(
         py: Python<'_>,
         engine: &Bound<'_, Engine>,
@@ -81,16 +81,18 @@ impl Pairs {
         chosen: String,
         rejected: String,
         group: Option<String>,
+        check: bool,
     ) -> PyResult<Pairs> {
         let options = PairOptions { chosen, rejected, group, ..PairOptions::default() };
         let set = engine.get().get()?.run(py, |_| {
             let set = PairSet::open(&paths, &options)?;
-            // Looks at every value.
-            set.scan()?;
+            if check {
+                // Looks at every value.
+                set.scan()?;
+            }
             Ok(set)
         })?;
-        let group = set.group();
-        Ok(Pairs { place: Place::Files(Arc::new(set), Arc::new((paths, options))), group })
+        Ok(Pairs::of_files(set, paths, options))
     }
 
     fn __len__(&self) -> usize {
@@ -209,6 +211,11 @@ fn copy(
 }
 
 impl Pairs {
+    pub fn of_files(set: PairSet, paths: Vec<String>, options: PairOptions) -> Pairs {
+        let group = set.group();
+        Pairs { place: Place::Files(Arc::new(set), Arc::new((paths, options))), group }
+    }
+
     pub fn prompts(&self) -> Option<&[i64]> {
         self.group.as_deref()
     }

@@ -1,12 +1,12 @@
 //! Synthetic pairs: by number, in batches, or as a folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lensmith::{
-    Dtype, OutputKind, PairBatch, PairIndex, PairOptions, PairSource, PairStream, Part, Recipe, SynthJob,
-    SynthesisOptions,
+    Dtype, Io, Moved, OutputKind, PairBatch, PairIndex, PairOptions, PairSource, PairStream, Part, Recipe,
+    SynthJob, SynthesisOptions,
 };
 use pyo3::prelude::*;
 use self_cell::self_cell;
@@ -54,7 +54,7 @@ pub struct Synthesis {
     pub vae: Arc<lensmith::Vae>,
     pub options: SynthesisOptions,
     dtype: Dtype,
-    pairs: u64,
+    pub pairs: u64,
     /// Posteriors and candidates of all seeds, made at the first batch out of order, and the process that made them.
     index: Kept<Index>,
     /// The stream whose ranges are made.
@@ -220,6 +220,31 @@ impl Synthesis {
             .run(py, |engine| engine.order_preservation(&self.options, seeds, &self.vae, model))?;
         Ok(json(&found))
     }
+}
+
+/// The seeds, the VAE and the options (as JSON) of a recipe, or of the folder that it lies in, held against its checksums.
+#[pyfunction]
+pub fn open_recipe(
+    py: Python<'_>,
+    engine: &Bound<'_, Engine>,
+    path: PathBuf,
+    allow_outside: bool,
+) -> PyResult<(Pairs, models::Vae, String)> {
+    let file = if path.is_dir() { path.join("recipe.json") } else { path };
+    let (recipe, seeds, vae) = engine.get().get()?.run(py, |_| {
+        let recipe = Recipe::read(&file)?;
+        let moved = Moved { allow_outside, ..Moved::default() };
+        let (seeds, vae) = recipe.open(&file, Io::default(), &moved)?;
+        Ok((recipe, seeds, vae))
+    })?;
+    // Names in a recipe are relative to its folder.
+    let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
+    let at = |source: &String| folder.join(source).to_string_lossy().into_owned();
+    let paths = recipe.seeds.sources.iter().map(at).collect();
+    let (chosen, rejected) = (recipe.seeds.chosen.clone(), recipe.seeds.rejected.clone());
+    let pairs = Pairs::of_files(seeds, paths, PairOptions { chosen, rejected, ..PairOptions::default() });
+    let vae = models::Vae { model: Arc::new(vae), metadata: models::Metadata::new() };
+    Ok((pairs, vae, json(&recipe.options())))
 }
 
 fn sides(batch: PairBatch) -> (Embeddings, Embeddings) {
