@@ -39,6 +39,7 @@ class Engine:
 
     def __init__(self, device: str | None = None, threads: int = 0, precision: str = "f32") -> None:
         device = os.environ.get("LENSMITH_DEVICE") or "auto" if device is None else device
+        self._closed = False
         self._core = _lensmith.Engine(text(device, "device"), whole(threads, "threads"), text(precision, "precision"))
 
     @property
@@ -69,6 +70,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine; using it afterwards raises LensmithError."""
+        self._closed = True
         self._core.close()
 
     def __enter__(self) -> Engine:
@@ -107,6 +109,11 @@ def set_default_engine(engine: Engine | None) -> None:
         raise TypeError(f"engine: expected a lensmith.Engine, found {type(engine).__name__}")
     with _lock:
         _default = engine
+
+
+def still_open(engine: Engine | None) -> Engine | None:
+    """An engine that something was made with, unless it has been closed since."""
+    return None if engine is None or engine._closed else engine
 
 
 def core(engine: Engine | None) -> _lensmith.Engine:

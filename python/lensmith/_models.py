@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 
 from . import _lensmith
-from ._engine import Callback, Engine, Progress, core, require_kind, settings, warn
+from ._engine import Callback, Engine, Progress, core, require_kind, settings, still_open, warn
 from ._lensmith import Embeddings
 from ._pairs import PairSet
 from ._synthesis import SyntheticPairs, synthesis_options
@@ -27,7 +27,7 @@ class _Model(HubMixin):
     _core: Any
     _layouts: ClassVar[tuple[tuple[str, ...], ...]]
     _compiled: ClassVar[Any]
-    #: The device that the model was trained on, which it computes on by default.
+    #: The device that the model was trained on, which it computes on by default while it is open.
     _engine: Engine | None = None
     #: What the file says of the model, such as its training settings as JSON under "lensmith.training".
     metadata: dict[str, str]
@@ -217,7 +217,7 @@ class Vae(_Model):
             LensmithError: Settings out of the engine's range, or a loss that is no longer finite.
         """
         require_kind(pairs, PairSet, "pairs")
-        engine = engine or pairs._engine
+        engine = engine or still_open(pairs._engine)
         options = settings(
             hidden=hidden,
             latent=latent,
@@ -286,17 +286,17 @@ class Vae(_Model):
         losses = [{k: v for k, v in row.items() if k != "epoch"} for row in self.history.rows()]
         held_out = None if validation is None else validation._core
         options = synthesis_options(**synthesis)
-        found = self._core.health(core(engine or self._engine), seeds._core, held_out, options, json.dumps(losses))
+        found = self._core.health(core(engine or still_open(self._engine)), seeds._core, held_out, options, json.dumps(losses))
         return Health(json.loads(found))
 
     def encode(self, x: Any, *, engine: Engine | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Means and logarithms of the variances of the posteriors of embeddings ``x`` [n, d]; float32 [n, latent] each."""
-        mu, logvar = self._core.encode(core(engine or self._engine), _matrix(x))
+        mu, logvar = self._core.encode(core(engine or still_open(self._engine)), _matrix(x))
         return mu.numpy(), logvar.numpy()
 
     def decode(self, z: Any, *, engine: Engine | None = None) -> np.ndarray:
         """Embeddings float32 [n, d] of latents ``z`` [n, latent]."""
-        made: Embeddings = self._core.decode(core(engine or self._engine), _matrix(z))
+        made: Embeddings = self._core.decode(core(engine or still_open(self._engine)), _matrix(z))
         return made.numpy()
 
     def __repr__(self) -> str:
@@ -377,7 +377,7 @@ class RewardModel(_Model):
             raise ValueError(f"epochs, steps: expected one of them, found {epochs} and {steps}")
         if not isinstance(pairs, SyntheticPairs):
             require_kind(pairs, PairSet, "pairs")
-        engine = engine or pairs._engine
+        engine = engine or still_open(pairs._engine)
         if validation is not None:
             require_kind(validation, PairSet, "validation")
         epochs = 20 if epochs is None and steps is None else epochs
@@ -436,19 +436,19 @@ class RewardModel(_Model):
 
     def score(self, x: Any, *, engine: Engine | None = None) -> np.ndarray:
         """Rewards float32 [n] of embeddings ``x`` [n, d]."""
-        return np.frombuffer(self._core.score(core(engine or self._engine), _matrix(x)), np.float32)
+        return np.frombuffer(self._core.score(core(engine or still_open(self._engine)), _matrix(x)), np.float32)
 
     __call__ = score
 
     def spread(self, x: Any, *, engine: Engine | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rewards of embeddings ``x`` [n, d] and their standard deviations over the heads; float32 [n] each."""
-        mean, deviation = self._core.spread(core(engine or self._engine), _matrix(x))
+        mean, deviation = self._core.spread(core(engine or still_open(self._engine)), _matrix(x))
         return np.frombuffer(mean, np.float32), np.frombuffer(deviation, np.float32)
 
     def evaluate(self, pairs: PairSet, *, engine: Engine | None = None) -> dict[str, Any]:
         """Accuracy, loss, calibration and margins on pairs with intervals, as ``lensmith eval --json`` gives them."""
         require_kind(pairs, PairSet, "pairs")
-        figures: dict[str, Any] = json.loads(self._core.evaluate(core(engine or self._engine), pairs._core))
+        figures: dict[str, Any] = json.loads(self._core.evaluate(core(engine or still_open(self._engine)), pairs._core))
         return figures
 
     def best_of_n(self, candidates: Any, gold: Any, *, engine: Engine | None = None) -> dict[str, Any]:
@@ -472,7 +472,7 @@ class RewardModel(_Model):
             found = scores[prompt, candidate]
             raise ValueError(f"gold, prompt {prompt}, candidate {candidate}: expected a finite value, found {found}")
         rows = candidates.reshape(shape[0] * shape[1], shape[2])
-        found = self._core.best_of_n(core(engine or self._engine), rows, scores.ravel().tolist(), int(shape[1]))
+        found = self._core.best_of_n(core(engine or still_open(self._engine)), rows, scores.ravel().tolist(), int(shape[1]))
         result: dict[str, Any] = json.loads(found)
         return result
 

@@ -275,9 +275,7 @@ def _arrow(chosen: Embeddings, rejected: Embeddings, group: np.ndarray | None) -
 
 def _matrix(pa: Any, column: Any, name: str) -> np.ndarray:
     """A column of lists as rows, over the same memory where it is in one piece."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
+    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([])])
     if array.null_count:
         raise ValueError(f"{name}: expected no nulls, found {array.null_count}")
     if not len(array):

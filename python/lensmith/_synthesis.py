@@ -373,6 +373,7 @@ def synthesize(
         LensmithError: Options out of the engine's range.
     """
     options = synthesis_options(fold, per_side, pairing, sigma2, oversample, likelihood, source, mode, seed)
+    require_kind(seeds, PairSet, "seeds")
     return SyntheticPairs(vae, seeds, options, dtype, engine or seeds._engine)
 
 

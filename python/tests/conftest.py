@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import lensmith as lm
+from lensmith import _lensmith
 
 ROOT = Path(__file__).resolve().parents[2]
 #: 2,312 human preferences, d = 384, F16, with groups.
@@ -102,7 +103,15 @@ def run_python(tmp_path_factory) -> Run:
 @pytest.fixture(scope="session")
 def program(run_python) -> Run:
     """Runs the program ``lensmith`` with a command line."""
-    code = "import sys; from lensmith import _lensmith; sys.exit(_lensmith.program(['lensmith', *sys.argv[1:]]))"
+    # The compiled module alone, without numpy and what else the package imports: that takes longer than most commands.
+    code = f"""
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("_lensmith", {_lensmith.__file__!r})
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.exit(module.program(["lensmith", *sys.argv[1:]]))
+"""
 
     def run(*arguments: object, code_expected: int | None = 0) -> subprocess.CompletedProcess[str]:
         return run_python(code, *arguments, "--device", "cpu", "--quiet", code_expected=code_expected)

@@ -17,6 +17,8 @@ import lensmith as lm
 
 torch = pytest.importorskip("torch")
 
+pytestmark = pytest.mark.filterwarnings("ignore::lensmith.LensmithWarning")  # trained for a moment only
+
 KINDS = ["float32", "float16", "bfloat16"]
 ROWS = 6
 

@@ -18,6 +18,8 @@ from conftest import DIM, arrays_of
 
 import lensmith as lm
 
+pytestmark = pytest.mark.filterwarnings("ignore::lensmith.LensmithWarning")  # trained for a moment only
+
 SMALL = {"hidden": 16, "latent": 16, "batch_size": 16}
 
 
@@ -345,7 +347,6 @@ def at_epoch(epoch: int, seen: list):
     return callback
 
 
-@pytest.mark.filterwarnings("ignore::lensmith.LensmithWarning")
 def test_callbacks_are_told_of_every_epoch(small, engine):
     seen: list[dict] = []
     vae = lm.Vae.fit(small, **SMALL, epochs=4, callbacks=[seen.append], engine=engine)
@@ -446,7 +447,7 @@ def test_a_model_that_was_still_improving_warns_its_caller(engine):
     with pytest.warns(lm.LensmithWarning, match="the last evaluation was the best: with more epochs or steps") as found:
         model = lm.RewardModel.fit(pairs[:100], pairs[100:], **fit)
     assert model.capped is True and [warning.filename for warning in found] == [__file__]
-    with pytest.warns(lm.LensmithWarning, match="none, plain: the last evaluation was the best") as found:
+    with pytest.warns(lm.LensmithWarning, match="lens, none: the last evaluation was the best") as found:
         lm.compare(pairs, ["none", "lens"], repeats=1, seeds=80, validation=60, vae={"epochs": 1}, reward={"epochs": 1, "lr": 1e-2}, engine=engine)
     assert [warning.filename for warning in found] == [__file__]
     with warnings.catch_warnings():

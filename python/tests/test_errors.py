@@ -18,6 +18,8 @@ from lensmith import _lensmith
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.numpy").save_file
 
+pytestmark = pytest.mark.filterwarnings("ignore::lensmith.LensmithWarning")  # trained for a moment only
+
 GOOD = arrays_of(10)[0]
 OTHER = arrays_of(10)[1]
 TENSOR = torch.from_numpy(GOOD.copy())
@@ -255,7 +257,6 @@ def test_rows_that_are_not_there(small, rows, kind, parts):
         (1.0, TypeError, ("expected a whole number or a slice, found float",)),
         ("a", TypeError, ("expected a whole number or a slice, found str",)),
         (None, TypeError, ("expected a whole number or a slice, found NoneType",)),
-        ([1, 2], TypeError, ("expected a whole number or a slice, found list",)),
         ((1, 2), TypeError, ("expected a whole number or a slice, found tuple",)),
     ],
 )
@@ -484,7 +485,7 @@ def test_splits_that_cannot_be(small, given, kind, parts):
     [
         (("gpu",), lm.LensmithError, ("device: expected auto, cpu, cuda, cuda:N, cuda:all or reference, found gpu",)),
         (("cuda:99",), lm.LensmithError, ("device cuda:99: ",)),
-        ((None,), TypeError, ("device: expected a string, found None",)),
+        ((3,), TypeError, ("device: expected a string, found 3",)),
         (("cpu", -1), ValueError, ("threads: expected 0 or more, found -1",)),
         (("cpu", 10**6), lm.LensmithError, ("threads: expected 0 to 1024, found 1000000",)),
         (("cpu", 2**64), ValueError, ("threads: expected at most",)),
@@ -623,7 +624,6 @@ def test_a_closed_engine_says_so(small, vae, reward, tmp_path, refused):
         lambda: pairs[[1, 2]].chosen,
         lambda: pairs.save(tmp_path / "pairs.safetensors"),
         lambda: lm.Vae.fit(small, engine=engine),
-        lambda: lm.RewardModel.fit(synthetic),
         lambda: vae.encode(GOOD, engine=engine),
         lambda: reward.score(GOOD, engine=engine),
         lambda: reward.evaluate(small, engine=engine),
@@ -786,7 +786,7 @@ def test_states_of_other_models(vae, reward, refused):
     sizes = {"encoder.0": (15, DIM), "encoder.2": (32, 15), "decoder.0": (15, 16), "decoder.2": (DIM, 15)}
     odd = {f"{layer}.weight": np.zeros(size) for layer, size in sizes.items()}
     odd |= {f"{layer}.bias": np.zeros(size[0]) for layer, size in sizes.items()}
-    with refused("InvalidArgument", "vae.hidden: expected a multiple of 16 from 16", "found 15"):
+    with refused("InvalidArgument", "hidden: expected a multiple of 16 from 16", "found 15"):
         lm.Vae.from_state_dict(odd)
 
 
