@@ -138,6 +138,8 @@ _WHOLE = {
     "steps": 1,
     "validate_every": 1,
 }
+#: Settings of settings.
+_GROUPS = {"adam", "objective", "reward", "synthesis", "updates", "vae"}
 #: Settings that may be None.
 _OPTIONAL = {"fold", "patience", "per_side", "validate_every"}
 #: Settings that are one of a few words.
@@ -163,7 +165,7 @@ def settings(**values: Any) -> str:
 
 
 def _setting(name: str, value: Any) -> Any:
-    if isinstance(value, dict):
+    if name in _GROUPS:
         return {key: _setting(key, part) for key, part in value.items()}
     if value is None and name in _OPTIONAL:
         return None

@@ -129,7 +129,7 @@ def _numbers(value: Any, name: str) -> np.ndarray:
         value = value.detach().float().cpu().numpy()
     try:
         return np.asarray(value, np.float32, order="C")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: expected an array of numbers, found {value!r}") from None
 
 

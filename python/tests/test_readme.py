@@ -1,4 +1,4 @@
-"""Every Python block of the READMEs runs, in order, in a folder with the pairs that they speak of."""
+"""Every Python block of the READMEs, the guide and docs/python.md runs, in order, in a folder with the pairs they name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from conftest import HH, ROOT
 pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::lensmith.LensmithWarning")
 
-PAGES = [ROOT / "README.md", ROOT / "python" / "README.md"]
+PAGES = [ROOT / page for page in ("README.md", "python/README.md", "docs/guide.md", "docs/python.md")]
 
 
 def blocks(page: Path) -> list[tuple[int, str]]:
