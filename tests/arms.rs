@@ -319,7 +319,8 @@ fn arms_with_noise_take_an_allowed_scale_and_are_never_worse_in_validation() {
         ("--arms plain,none,plain", "--arms"),
         ("--arms plain+noise,plain+noise", "--arms"),
         ("--arms plain+noise+noise", "--arms"),
-        ("--arms lens", "--arms"),
+        ("--arms lenses", "--arms"),
+        ("--arms plain,lens", "--arms"),
         ("--arms plain+", "--arms"),
     ] {
         let run = match more.contains("--validation-pairs") {

@@ -1,10 +1,27 @@
 """The compiled part of lensmith. Settings and figures cross as JSON, numbers as bytes of little-endian values."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
 
+__all__ = [
+    "Embeddings",
+    "Engine",
+    "LensmithError",
+    "Pairs",
+    "RewardModel",
+    "Synthesis",
+    "Vae",
+    "__version__",
+    "compare_split",
+    "open_recipe",
+    "paired",
+    "permutation",
+    "program",
+    "split_rows",
+]
 __version__: str
 
 class LensmithError(Exception):
@@ -26,7 +43,7 @@ class Embeddings:
     @property
     def nbytes(self) -> int: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, key: Any) -> Any: ...
+    def __getitem__(self, key: Any, /) -> Any: ...
     def numpy(self) -> np.ndarray: ...
     def torch(self) -> Any: ...
     def float32(self) -> np.ndarray: ...
@@ -43,7 +60,8 @@ class Embeddings:
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Engine:

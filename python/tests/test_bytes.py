@@ -206,6 +206,34 @@ def test_seeds_in_memory_give_the_same_shards_and_a_folder_that_may_be_moved(see
     assert [path.read_bytes() for path in sorted((tmp_path / "again").glob("*.safetensors"))] == shards
 
 
+@pytest.mark.parametrize("mode", ["plain", "residual"])
+@pytest.mark.parametrize("by", ["package", "program"])
+def test_a_recipe_opens_as_the_pairs_that_it_was_written_of(seeds, seeds_file, vae, vae_file, tmp_path, engine, program, by, mode):
+    made = lm.synthesize(vae, seeds, fold=5, mode=mode, seed=3, engine=engine)
+    if by == "package":
+        made.write(tmp_path / "out", output="recipe")
+    else:
+        flags = ["--fold", 5, "--mode", mode, "--seed", 3, "--output", "recipe"]
+        program("synth", seeds_file, "--vae", vae_file, *flags, "--out", tmp_path / "out")
+    with pytest.raises(lm.LensmithError, match="allow-outside|allow_outside"):
+        lm.SyntheticPairs.open(tmp_path / "out", engine=engine)
+    for path in (tmp_path / "out", tmp_path / "out" / "recipe.json", str(tmp_path / "out")):
+        opened = lm.SyntheticPairs.open(path, dtype="float16", allow_outside=True, engine=engine)
+        assert len(opened) == len(made) == 300 and opened.dtype == "float16"
+        assert {**opened.options, "per_side": None} == {**made.options, "per_side": None}
+        whole = opened.with_engine(engine)[:], lm.synthesize(vae, seeds, fold=5, mode=mode, seed=3, dtype="float16", engine=engine)[:]
+        assert whole[0].chosen.tobytes() == whole[1].chosen.tobytes() and whole[0].rejected.tobytes() == whole[1].rejected.tobytes()
+        assert opened.vae._core.equals(vae._core) and opened.seeds.chosen.tobytes() == seeds.chosen.tobytes()
+    lm.PairSet(*arrays_of(60, seed=1)).save(tmp_path / "seeds.safetensors")
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    recipe["seeds"]["sources"] = [str(tmp_path / "seeds.safetensors")]
+    (tmp_path / "out" / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(lm.LensmithError, match="seed"):
+        lm.SyntheticPairs.open(tmp_path / "out", allow_outside=True, engine=engine)
+    with pytest.raises(lm.LensmithError, match="No such file"):
+        lm.SyntheticPairs.open(tmp_path / "missing", engine=engine)
+
+
 def test_parts_make_the_files_of_the_whole(synthetic, tmp_path, program):
     synthetic.write(tmp_path / "whole", dtype="f16", shard_rows=40)
     for index in (2, 0, 1):

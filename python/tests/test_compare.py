@@ -153,6 +153,29 @@ def test_libraries_read_tables(table):
     assert table.to_pandas()["loss"].isna().tolist() == [False, True]
 
 
+def test_columns_that_hold_no_pairs(engine):
+    pyarrow = pytest.importorskip("pyarrow")
+    good = [[1.0, 2.0]] * 3
+    for chosen, kind, part in (
+        (None, ValueError, "table: expected a column 'chosen', found rejected"),
+        ([[1.0, 2.0], None, [1.0, 2.0]], ValueError, "chosen: expected no nulls, found 1"),
+        ([[1.0, None]] * 3, ValueError, "chosen: expected no nulls in its lists, found 3"),
+        ([[1.0, 2.0], [1.0], [1.0, 2.0]], ValueError, "chosen: expected lists of one length, found lengths 1 to 2"),
+        ([1.0, 2.0, 3.0], ValueError, "chosen: expected lists of numbers, found double"),
+        (["a", "b", "c"], ValueError, "chosen: expected lists of numbers, found string"),
+        ([[1, 2]] * 3, TypeError, "chosen: expected float32, float16 or bfloat16, found integers"),
+        ([["a", "b"]] * 3, TypeError, "chosen: expected float32, float16 or bfloat16, found"),
+        ([[1.0, 2.0, 3.0]] * 3, ValueError, "rejected: expected shape"),
+    ):
+        columns = {"rejected": good} if chosen is None else {"chosen": chosen, "rejected": good}
+        with pytest.raises(kind, match=part):
+            lm.PairSet.from_arrow(pyarrow.table(columns), engine=engine)
+    with pytest.raises(ValueError, match="expected one or more rows, found none"):
+        lm.PairSet.from_arrow(pyarrow.table({"chosen": good, "rejected": good}).slice(0, 0), engine=engine)
+    lists = lm.PairSet.from_arrow(pyarrow.table({"a": good, "b": good}), chosen="a", rejected="b", engine=engine)
+    assert lists.dtype == "float32" and lists.chosen.numpy().tolist() == good
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16"])
 def test_arrow_reads_pairs(vae, arrays, engine, kind):
     pyarrow = pytest.importorskip("pyarrow")
@@ -175,5 +198,14 @@ def test_arrow_reads_pairs(vae, arrays, engine, kind):
     assert isinstance(dataset, datasets.Dataset) and dataset.column_names == ["chosen", "rejected", "group"] and len(dataset) == 60
     assert np.array_equal(np.array(dataset[3]["chosen"], np.float32), sides[0][3].astype(np.float32))
     assert len(synthetic.to_hf_dataset()) == 240
+    for again in (lm.PairSet.from_arrow(pyarrow.table(pairs), engine=engine), lm.PairSet.from_arrow(dataset, engine=engine)):
+        assert again.dtype == kind and again.chosen.tobytes() == pairs.chosen.tobytes() and again.rejected.tobytes() == pairs.rejected.tobytes()
+        assert again.group.tolist() == list(range(60))
+    shared = lm.PairSet.from_arrow(pyarrow.table(pairs), chosen="rejected", rejected="chosen", engine=engine)
+    assert shared.chosen.numpy().ctypes.data == sides[1].ctypes.data, "and back"
+    sliced = lm.PairSet.from_arrow(pyarrow.table(pairs).slice(5, 20), engine=engine)
+    assert sliced.chosen.tobytes() == pairs[5:25].chosen.tobytes() and sliced.group.tolist() == list(range(5, 25))
+    chunks = pyarrow.concat_tables([pyarrow.table(pairs)] * 2)
+    assert lm.PairSet.from_arrow(chunks, engine=engine).chosen.tobytes() == pairs.chosen.tobytes() * 2
     with pytest.raises(TypeError, match="Arrow has no bfloat16: make the pairs as float32 or float16"):
         pyarrow.table(lm.synthesize(vae, pairs, dtype="bfloat16", engine=engine))

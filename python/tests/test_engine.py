@@ -57,6 +57,37 @@ def test_threads_and_devices_do_not_matter(small, engine, threads):
     assert trained(small, engine, seed=1) != trained(small, engine)
 
 
+def test_the_default_engine_may_be_another(small, run_python):
+    before = lm.default_engine()
+    with lm.Engine("cpu", threads=1) as engine:
+        try:
+            lm.set_default_engine(engine)
+            assert lm.default_engine() is engine
+            pairs = lm.PairSet(small.chosen, small.rejected)
+            assert trained(pairs, engine) == trained(pairs, before)
+            lm.set_default_engine(None)
+            assert lm.default_engine() is not engine
+        finally:
+            lm.set_default_engine(before)
+    with pytest.raises(TypeError, match="engine: expected a lensmith.Engine, found str"):
+        lm.set_default_engine("cpu")
+    assert lm.default_engine() is before
+    code = "import lensmith as lm; print(lm.default_engine().device, lm.Engine().device, lm.Engine('cpu').device)"
+    assert run_python(code, LENSMITH_DEVICE="reference").stdout.split() == ["reference", "reference", "cpu"]
+    assert "device: expected auto, cpu" in run_python(code, LENSMITH_DEVICE="tpu", code_expected=1).stderr
+
+
+def test_what_was_made_with_a_closed_engine_goes_on_with_the_default_one(small):
+    with lm.Engine("cpu", threads=1) as engine:
+        pairs = lm.PairSet(small.chosen, small.rejected, engine=engine)
+        vae = lm.Vae.fit(pairs, **SMALL, epochs=2)
+        reward = lm.RewardModel.fit(pairs, hidden=16, epochs=2)
+        codes, scores = vae.encode(small.chosen)[0], reward.score(small.chosen)
+    assert np.array_equal(vae.encode(small.chosen)[0], codes) and np.array_equal(reward.score(small.chosen), scores)
+    assert vae.health().to_dict() and reward.evaluate(small)["pairs"] == 60
+    assert lm.Vae.fit(pairs, **SMALL, epochs=2)._core.equals(vae._core)
+
+
 # Forks.
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")

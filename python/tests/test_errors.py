@@ -697,6 +697,13 @@ def test_files_that_hold_no_pairs(files, name, kind, parts, refused):
         lm.PairSet.open(files / name)
 
 
+def test_values_are_looked_at_when_they_are_wanted(files, refused, engine):
+    pairs = lm.PairSet.open(files / "nan.safetensors", check=False, engine=engine)
+    assert len(pairs) == 10 and np.isnan(pairs.rejected.numpy()[2, 3])
+    with pytest.raises(lm.LensmithError, match="NaN"):
+        lm.Vae.fit(pairs, hidden=16, latent=16, epochs=1, engine=engine)
+
+
 def test_names_that_a_file_does_not_have(files, refused):
     with refused("MissingTensor", "no tensor named `zz`; found: `a`, `b`"):
         lm.PairSet.open(files / "names.safetensors", chosen="a", rejected="zz")
