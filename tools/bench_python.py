@@ -19,6 +19,7 @@ of the rounds.
 
 Run it with the interpreter that has the package and PyTorch: target/python/bin/python.
 """
+
 import argparse
 import json
 import os
@@ -39,18 +40,23 @@ import numpy as np  # noqa: E402
 try:
     import torch
 except ImportError:
-    sys.exit("bench_python: PyTorch is missing: run it with target/python/bin/python (tools/setup_python makes it)")
+    sys.exit(
+        "bench_python: PyTorch is missing: run it with target/python/bin/python (tools/setup_python makes it)"
+    )
 import lensmith as lm  # noqa: E402
-from lensmith import _lensmith  # noqa: E402
 from results import write  # noqa: E402, beside this file
 
 #: Each row and the one that it is held against.
 PEERS = {"batches": "engine", "torch": "engine", "shuffled": "engine", "fit": "program"}
-PROGRAM = "import sys; from lensmith import _lensmith; sys.exit(_lensmith.program(['lensmith', *sys.argv[1:]]))"
+PROGRAM = (
+    "import sys; from lensmith import _lensmith; sys.exit(_lensmith.program(['lensmith', *sys.argv[1:]]))"
+)
 
 
 def parsed():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--fold", type=int, default=64)
     parser.add_argument("--dim", type=int, default=384)
@@ -82,7 +88,9 @@ class Bench:
             # It need not learn anything.
             warnings.simplefilter("ignore", lm.LensmithWarning)
             self.vae = lm.Vae.fit(self.seeds, epochs=2, engine=self.engine)
-        self.pairs = lm.synthesize(self.vae, self.seeds, options.fold, dtype=options.dtype, engine=self.engine)
+        self.pairs = lm.synthesize(
+            self.vae, self.seeds, options.fold, dtype=options.dtype, engine=self.engine
+        )
         self.pairs.write(folder / "recipe", output="recipe")
         # Makes what is kept between batches.
         self.pairs.take([0]), self.pairs[0]
@@ -113,7 +121,16 @@ class Bench:
     def program_rate(self):
         recipe, out = self.folder / "recipe" / "recipe.json", self.folder / "reward.safetensors"
         command = [self.options.program] if self.options.program else [sys.executable, "-c", PROGRAM]
-        flags = ["--epochs", self.options.epochs, "--patience", 0, "--device", self.options.device, "--threads", self.options.threads]
+        flags = [
+            "--epochs",
+            self.options.epochs,
+            "--patience",
+            0,
+            "--device",
+            self.options.device,
+            "--threads",
+            self.options.threads,
+        ]
         flags += ["--allow-outside", "--overwrite", "--out", out, "--json", "--quiet"]
         command = [*command, "train-reward", "--recipe", recipe, *flags]
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
@@ -133,9 +150,11 @@ class Bench:
         tensor = torch.zeros(4, self.options.dim, dtype=torch.bfloat16)
         batch = next(self.pairs.batches(4))
         found = {
-            "numpy_in_and_out": lm.PairSet(rows, rows, engine=self.engine).chosen.numpy().ctypes.data == rows.ctypes.data,
+            "numpy_in_and_out": lm.PairSet(rows, rows, engine=self.engine).chosen.numpy().ctypes.data
+            == rows.ctypes.data,
             "numpy_to_torch": lm.Embeddings(rows).torch().data_ptr() == rows.ctypes.data,
-            "torch_in_and_out": lm.PairSet(tensor, tensor, engine=self.engine).chosen.torch().data_ptr() == tensor.data_ptr(),
+            "torch_in_and_out": lm.PairSet(tensor, tensor, engine=self.engine).chosen.torch().data_ptr()
+            == tensor.data_ptr(),
             "batch_to_torch_twice": batch.chosen.torch().data_ptr() == batch.torch()[0].data_ptr(),
         }
         return {"same_address": all(found.values()), **found}
@@ -153,7 +172,10 @@ def main():
     options = parsed()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, Path(folder))
-        rows = {name: getattr(bench, f"{name}_rate") for name in ("engine", "batches", "torch", "shuffled", "program", "fit")}
+        rows = {
+            name: getattr(bench, f"{name}_rate")
+            for name in ("engine", "batches", "torch", "shuffled", "program", "fit")
+        }
         for measure in rows.values():
             measure()
         rates = {name: [] for name in rows}
@@ -172,7 +194,8 @@ def main():
         **{name: getattr(options, name) for name in ("seeds", "fold", "dim", "batch", "epochs", "dtype")},
         "rates": {name: figure(of) for name, of in rates.items()},
         "ratios": {
-            name: figure([a / b for a, b in zip(rates[name], rates[peer], strict=True)]) for name, peer in PEERS.items()
+            name: figure([a / b for a, b in zip(rates[name], rates[peer], strict=True)])
+            for name, peer in PEERS.items()
         },
         "shared_memory": memory,
     }

@@ -84,7 +84,9 @@ def run_python(tmp_path_factory) -> Run:
     """Runs Python code in a process of its own, and wants it to end well."""
     folder = tmp_path_factory.mktemp("processes")
 
-    def run(code: str, *arguments: object, code_expected: int | None = 0, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        code: str, *arguments: object, code_expected: int | None = 0, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             env=environment(**more),
@@ -94,7 +96,9 @@ def run_python(tmp_path_factory) -> Run:
             timeout=120,
         )
         if code_expected is not None:
-            assert done.returncode == code_expected, f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            assert done.returncode == code_expected, (
+                f"exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done
 
     return run

@@ -159,7 +159,9 @@ def test_batches_go_to_torch_and_numpy_without_a_copy(synthetic, size):
 @pytest.mark.parametrize("look", [lm.Embeddings.numpy, np.asarray, np.array, lambda rows: rows[0], list])
 def test_bfloat16_names_what_to_use_instead(look):
     rows = lm.Embeddings(torch_rows("bfloat16"))
-    with pytest.raises(TypeError, match=r"no bfloat16: \.float32\(\) makes a copy as float32, \.torch\(\) a tensor"):
+    with pytest.raises(
+        TypeError, match=r"no bfloat16: \.float32\(\) makes a copy as float32, \.torch\(\) a tensor"
+    ):
         look(rows)
 
 
@@ -181,7 +183,9 @@ def test_float32_is_a_writable_copy(kind):
 # DLPack.
 
 
-@pytest.mark.parametrize("fixed", [{"max_version": (1, 0)}, {"max_version": None}], ids=["versioned", "legacy"])
+@pytest.mark.parametrize(
+    "fixed", [{"max_version": (1, 0)}, {"max_version": None}], ids=["versioned", "legacy"]
+)
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_both_kinds_of_capsules_come_in(fixed, library):
     rows = numpy_rows() if library == "numpy" else torch_rows()
@@ -241,7 +245,13 @@ def test_inputs_and_maps_cannot_be_written_through_numpy(source, tmp_path):
         "mapped": lambda: mapped(tmp_path / "pairs.safetensors"),
         "slice": lambda: lm.PairSet(rows, rows + 1)[1:3].chosen,
     }[source]()
-    for view in (shown.numpy(), np.asarray(shown), np.from_dlpack(shown), shown[1:], np.frombuffer(shown, np.float32)):
+    for view in (
+        shown.numpy(),
+        np.asarray(shown),
+        np.from_dlpack(shown),
+        shown[1:],
+        np.frombuffer(shown, np.float32),
+    ):
         assert not view.flags.writeable
         with pytest.raises(ValueError, match="read-only"):
             view[0] = 1
@@ -405,11 +415,15 @@ def test_slices_of_pairs_share_memory(kind):
     pairs = lm.PairSet(chosen, rejected, group=np.arange(20))
     part = pairs[5:12]
     assert len(part) == 7 and part.group.tolist() == list(range(5, 12))
-    assert address(part.chosen.torch()) == address(chosen[5:]) and address(part.rejected.torch()) == address(rejected[5:])
+    assert address(part.chosen.torch()) == address(chosen[5:]) and address(part.rejected.torch()) == address(
+        rejected[5:]
+    )
     deep = part[2:][1:3]
     assert deep.group.tolist() == [8, 9] and address(deep.chosen.torch()) == address(chosen[8:])
     for key, rows in ((slice(None), range(20)), (slice(-3, None), range(17, 20)), (slice(0, 99), range(20))):
-        assert pairs[key].group.tolist() == list(rows) and address(pairs[key].chosen.torch()) == address(chosen[rows[0] :])
+        assert pairs[key].group.tolist() == list(rows) and address(pairs[key].chosen.torch()) == address(
+            chosen[rows[0] :]
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -417,7 +431,15 @@ def test_other_rows_of_pairs_are_copies(kind):
     chosen, rejected = torch_rows(kind, 20), torch_rows(kind, 20) + 1
     pairs = lm.PairSet(chosen, rejected, group=np.arange(20) + 100)
     mask = np.arange(20) % 3 == 1
-    for key in ([3, 0, 3, -1], np.array([7], np.uint8), torch.tensor([2, 4]), slice(15, 2, -4), mask, mask.tolist(), range(3)):
+    for key in (
+        [3, 0, 3, -1],
+        np.array([7], np.uint8),
+        torch.tensor([2, 4]),
+        slice(15, 2, -4),
+        mask,
+        mask.tolist(),
+        range(3),
+    ):
         rows = np.arange(20)[key if isinstance(key, slice) else np.asarray(key)]
         picked = pairs[key]
         assert len(picked) == len(rows) and (picked.dim, picked.dtype) == (DIM, kind)
@@ -434,10 +456,19 @@ def test_pairs_pickle_and_save_to_the_same_bits(kind, group, tmp_path, engine):
     pairs = lm.PairSet(torch_rows(kind), torch_rows(kind) + 1, group=group, engine=engine)
     path = tmp_path / "pairs.safetensors"
     pairs.save(path)
-    for back in (pickle.loads(pickle.dumps(pairs)), copy.deepcopy(pairs), lm.PairSet.open(path, engine=engine)):
+    for back in (
+        pickle.loads(pickle.dumps(pairs)),
+        copy.deepcopy(pairs),
+        lm.PairSet.open(path, engine=engine),
+    ):
         assert len(back) == ROWS and back.dtype == kind
-        assert back.chosen.tobytes() == pairs.chosen.tobytes() and back.rejected.tobytes() == pairs.rejected.tobytes()
-        assert (back.group is None) == (group is None) and (group is None or back.group.tolist() == group.tolist())
+        assert (
+            back.chosen.tobytes() == pairs.chosen.tobytes()
+            and back.rejected.tobytes() == pairs.rejected.tobytes()
+        )
+        assert (back.group is None) == (group is None) and (
+            group is None or back.group.tolist() == group.tolist()
+        )
 
 
 def test_a_group_of_any_whole_numbers_is_kept():
@@ -454,11 +485,20 @@ def test_files_join_in_order(tmp_path, engine):
     for part, name in zip(parts, names, strict=True):
         part.save(name)
     whole = np.concatenate([part.chosen.numpy() for part in parts])
-    for opened in (lm.PairSet.open(*names), lm.PairSet.open(tmp_path), lm.PairSet.open(tmp_path / "*.safetensors")):
-        assert np.array_equal(opened.chosen.numpy(), whole) and opened.group.tolist() == [3] * 3 + [5] * 5 + [2] * 2
+    for opened in (
+        lm.PairSet.open(*names),
+        lm.PairSet.open(tmp_path),
+        lm.PairSet.open(tmp_path / "*.safetensors"),
+    ):
+        assert (
+            np.array_equal(opened.chosen.numpy(), whole)
+            and opened.group.tolist() == [3] * 3 + [5] * 5 + [2] * 2
+        )
         assert np.array_equal(opened[2:4].chosen.numpy(), whole[2:4])
         assert np.array_equal(opened[[9, 0]].chosen.numpy(), whole[[9, 0]])
     first = lm.PairSet.open(names[0])
-    assert address(first.chosen.numpy()) == address(first.chosen.torch()), "one file is shown where it is mapped"
+    assert address(first.chosen.numpy()) == address(first.chosen.torch()), (
+        "one file is shown where it is mapped"
+    )
     renamed = lm.PairSet.open(names[1], chosen="rejected", rejected="chosen")
     assert np.array_equal(renamed.chosen.numpy(), parts[1].rejected.numpy())

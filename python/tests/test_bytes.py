@@ -82,7 +82,10 @@ def same_parameters(model, path: Path) -> None:
         (["--seed", 2**63 + 5], {"seed": 2**63 + 5}),
         (["--hidden", 32, "--latent", 32, "--vae-batch", 7], {"hidden": 32, "latent": 32, "batch_size": 7}),
         (["--vae-lr", 1e-3, "--beta", 0.1, "--gamma", 0], {"lr": 1e-3, "beta": 0.1, "gamma": 0.0}),
-        (["--reduction", "sum", "--divergence", "w2-squared"], {"reconstruction": "sum", "beta": 1.0, "divergence": "w2-squared"}),
+        (
+            ["--reduction", "sum", "--divergence", "w2-squared"],
+            {"reconstruction": "sum", "beta": 1.0, "divergence": "w2-squared"},
+        ),
     ],
 )
 def test_a_vae_is_that_of_the_program(seeds, seeds_file, tmp_path, engine, program, flags, options):
@@ -106,7 +109,10 @@ def test_a_vae_is_that_of_the_program(seeds, seeds_file, tmp_path, engine, progr
         (["--ensemble", 3, "--reward-hidden", 32], {"ensemble": 3, "hidden": 32}),
         (["--validate-every", 2, "--patience", 1], {"validate_every": 2, "patience": 1}),
         (["--patience", 0, "--lr", 1e-2], {"patience": None, "lr": 1e-2}),
-        (["--weight-decay", 0.5, "--input-noise", 0.3, "--across-prompts", 0.5], {"weight_decay": 0.5, "input_noise": 0.3, "across_prompts": 0.5}),
+        (
+            ["--weight-decay", 0.5, "--input-noise", 0.3, "--across-prompts", 0.5],
+            {"weight_decay": 0.5, "input_noise": 0.3, "across_prompts": 0.5},
+        ),
     ],
 )
 @pytest.mark.parametrize("validated", [True, False])
@@ -117,11 +123,17 @@ def test_a_reward_model_is_that_of_the_program(
     validation = ["--validation", held_out_file] if validated else []
     sizes = ["--reward-hidden", 16, "--batch", 16, "--epochs", 4]
     flags = [*sizes[2 if "--reward-hidden" in flags else 0 :], *flags]
-    found = json.loads(program("train-reward", seeds_file, *validation, *flags, "--out", path, "--json").stdout)
+    found = json.loads(
+        program("train-reward", seeds_file, *validation, *flags, "--out", path, "--json").stdout
+    )
     options = {"hidden": 16, "batch_size": 16, "epochs": 4, "engine": engine, **options}
     model = lm.RewardModel.fit(seeds, held_out if validated else None, **options)
     same_parameters(model, path)
-    assert model.best_epoch == found["best_epoch"] and model.steps == found["steps"] and model.capped == found["capped"]
+    assert (
+        model.best_epoch == found["best_epoch"]
+        and model.steps == found["steps"]
+        and model.capped == found["capped"]
+    )
 
 
 @pytest.mark.parametrize("mode", ["plain", "residual"])
@@ -129,13 +141,35 @@ def test_a_reward_model_is_that_of_the_program(
 def test_a_reward_model_of_synthetic_pairs_is_that_of_the_program(
     seeds, seeds_file, held_out, held_out_file, vae, vae_file, tmp_path, engine, program, mode, options
 ):
-    program("synth", seeds_file, "--vae", vae_file, "--fold", 5, "--mode", mode, "--output", "recipe", "--out", tmp_path / "recipe")
+    program(
+        "synth",
+        seeds_file,
+        "--vae",
+        vae_file,
+        "--fold",
+        5,
+        "--mode",
+        mode,
+        "--output",
+        "recipe",
+        "--out",
+        tmp_path / "recipe",
+    )
     path = tmp_path / "reward.safetensors"
     flags = ["--epochs", 3, "--batch", 32, "--seed", 4, "--allow-outside", "--validation", held_out_file]
-    flags += ["--reward-hidden", options.get("hidden", 16), "--head", options.get("head", "mlp"), "--ensemble", options.get("ensemble", 1)]
+    flags += [
+        "--reward-hidden",
+        options.get("hidden", 16),
+        "--head",
+        options.get("head", "mlp"),
+        "--ensemble",
+        options.get("ensemble", 1),
+    ]
     program("train-reward", "--recipe", tmp_path / "recipe" / "recipe.json", *flags, "--out", path)
     synthetic = lm.synthesize(vae, seeds, fold=5, mode=mode, engine=engine)
-    model = lm.RewardModel.fit(synthetic, held_out, **{"hidden": 16, "epochs": 3, "batch_size": 32, "seed": 4, **options})
+    model = lm.RewardModel.fit(
+        synthetic, held_out, **{"hidden": 16, "epochs": 3, "batch_size": 32, "seed": 4, **options}
+    )
     same_parameters(model, path)
 
 
@@ -148,8 +182,19 @@ PLANS = [
     {"fold": 7, "per_side": 4, "likelihood": "prior", "source": "mean", "oversample": 2},
     {"fold": 2, "sigma2": 0.5, "likelihood": "none"},
 ]
-FLAGS = {"fold": "--fold", "per_side": "--per-side", "seed": "--seed", "mode": "--mode", "pairing": "--pairing"}
-FLAGS |= {"likelihood": "--likelihood", "source": "--source", "oversample": "--oversample", "sigma2": "--sigma2"}
+FLAGS = {
+    "fold": "--fold",
+    "per_side": "--per-side",
+    "seed": "--seed",
+    "mode": "--mode",
+    "pairing": "--pairing",
+}
+FLAGS |= {
+    "likelihood": "--likelihood",
+    "source": "--source",
+    "oversample": "--oversample",
+    "sigma2": "--sigma2",
+}
 
 
 def flags_of(plan: dict) -> list:
@@ -167,11 +212,24 @@ def flags_of(plan: dict) -> list:
     ],
     ids=str,
 )
-def test_a_folder_is_that_of_the_program(seeds, seeds_file, vae, vae_file, tmp_path, engine, program, plan, output, dtype):
+def test_a_folder_is_that_of_the_program(
+    seeds, seeds_file, vae, vae_file, tmp_path, engine, program, plan, output, dtype
+):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     stored = ["--dtype", dtype] if output == "embeddings" else []
     rows = ["--shard-rows", 32] if output != "recipe" else []
-    flags = ["--vae", vae_file, *flags_of(plan), "--output", output, *stored, *rows, "--out", theirs, "--json"]
+    flags = [
+        "--vae",
+        vae_file,
+        *flags_of(plan),
+        "--output",
+        output,
+        *stored,
+        *rows,
+        "--out",
+        theirs,
+        "--json",
+    ]
     said = json.loads(program("synth", seeds_file, *flags).stdout)
     made = lm.synthesize(vae, seeds, **plan, engine=engine)
     done = made.write(ours, output=output, dtype=dtype, **({"shard_rows": 32} if rows else {}))
@@ -193,7 +251,9 @@ def test_a_folder_is_that_of_the_program(seeds, seeds_file, vae, vae_file, tmp_p
     assert made.options["seed"] == plan.get("seed", 0)
 
 
-def test_seeds_in_memory_give_the_same_shards_and_a_folder_that_may_be_moved(seeds, vae, tmp_path, engine, program):
+def test_seeds_in_memory_give_the_same_shards_and_a_folder_that_may_be_moved(
+    seeds, vae, tmp_path, engine, program
+):
     in_memory = lm.PairSet(seeds.chosen, seeds.rejected, engine=engine)
     lm.synthesize(vae, seeds, fold=3, engine=engine).write(tmp_path / "a", dtype="f32")
     lm.synthesize(vae, in_memory, fold=3, engine=engine).write(tmp_path / "b", dtype="f32")
@@ -208,7 +268,9 @@ def test_seeds_in_memory_give_the_same_shards_and_a_folder_that_may_be_moved(see
 
 @pytest.mark.parametrize("mode", ["plain", "residual"])
 @pytest.mark.parametrize("by", ["package", "program"])
-def test_a_recipe_opens_as_the_pairs_that_it_was_written_of(seeds, seeds_file, vae, vae_file, tmp_path, engine, program, by, mode):
+def test_a_recipe_opens_as_the_pairs_that_it_was_written_of(
+    seeds, seeds_file, vae, vae_file, tmp_path, engine, program, by, mode
+):
     made = lm.synthesize(vae, seeds, fold=5, mode=mode, seed=3, engine=engine)
     if by == "package":
         made.write(tmp_path / "out", output="recipe")
@@ -221,8 +283,14 @@ def test_a_recipe_opens_as_the_pairs_that_it_was_written_of(seeds, seeds_file, v
         opened = lm.SyntheticPairs.open(path, dtype="float16", allow_outside=True, engine=engine)
         assert len(opened) == len(made) == 300 and opened.dtype == "float16"
         assert {**opened.options, "per_side": None} == {**made.options, "per_side": None}
-        whole = opened.with_engine(engine)[:], lm.synthesize(vae, seeds, fold=5, mode=mode, seed=3, dtype="float16", engine=engine)[:]
-        assert whole[0].chosen.tobytes() == whole[1].chosen.tobytes() and whole[0].rejected.tobytes() == whole[1].rejected.tobytes()
+        whole = (
+            opened.with_engine(engine)[:],
+            lm.synthesize(vae, seeds, fold=5, mode=mode, seed=3, dtype="float16", engine=engine)[:],
+        )
+        assert (
+            whole[0].chosen.tobytes() == whole[1].chosen.tobytes()
+            and whole[0].rejected.tobytes() == whole[1].rejected.tobytes()
+        )
         assert opened.vae._core.equals(vae._core) and opened.seeds.chosen.tobytes() == seeds.chosen.tobytes()
     lm.PairSet(*arrays_of(60, seed=1)).save(tmp_path / "seeds.safetensors")
     recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
@@ -256,7 +324,9 @@ lm.synthesize(vae, pairs, fold=2000, engine=engine).write(sys.argv[3], dtype="f3
 """
 
 
-def test_a_write_that_was_killed_goes_on_to_the_same_bytes(seeds, seeds_file, vae, vae_file, tmp_path, engine):
+def test_a_write_that_was_killed_goes_on_to_the_same_bytes(
+    seeds, seeds_file, vae, vae_file, tmp_path, engine
+):
     made = lambda name: sorted((tmp_path / name).glob("pairs-*.safetensors"))  # noqa: E731
     command = [sys.executable, "-c", KILLED, seeds_file, vae_file, tmp_path / "killed"]
     with subprocess.Popen(command, env=environment()) as process:
@@ -274,7 +344,9 @@ def test_a_write_that_was_killed_goes_on_to_the_same_bytes(seeds, seeds_file, va
     assert [path.name for path in made("killed")] == [path.name for path in made("whole")]
     for a, b in zip(made("killed"), made("whole"), strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
-    assert (tmp_path / "killed" / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    assert (tmp_path / "killed" / "manifest.json").read_bytes() == (
+        tmp_path / "whole" / "manifest.json"
+    ).read_bytes()
     assert synthetic.write(tmp_path / "killed", dtype="f32", shard_rows=1000)["resumed"] == 120_000
 
 
@@ -303,7 +375,9 @@ def test_pairs_have_the_same_bits_in_every_way(vae, engine, tmp_path, dtype, mod
 
     whole = bits(pairs[:])
     assert len(set(whole)) == len(whole) == n
-    assert whole[:60] == bits(lm.PairSet(*(row.to(getattr(torch, dtype)) for row in rows))), "originals, rounded as torch does"
+    assert whole[:60] == bits(lm.PairSet(*(row.to(getattr(torch, dtype)) for row in rows))), (
+        "originals, rounded as torch does"
+    )
     for size in (1, 7, 128, 1000):
         batches = list(pairs.batches(size))
         assert [row for batch in batches for row in bits(batch)] == whole
@@ -311,7 +385,14 @@ def test_pairs_have_the_same_bits_in_every_way(vae, engine, tmp_path, dtype, mod
         assert {len(batch) for batch in batches[:-1]} <= {size}
     assert [row for batch in pairs.batches(64, start=77) for row in bits(batch)] == whole[77:]
     order = np.random.default_rng(0).permutation(n)
-    for numbers in (order, order[:1], [5, 5, 299, 0, 60, 59], np.arange(n)[::-1], order.astype(np.uint64), list(range(100))):
+    for numbers in (
+        order,
+        order[:1],
+        [5, 5, 299, 0, 60, 59],
+        np.arange(n)[::-1],
+        order.astype(np.uint64),
+        list(range(100)),
+    ):
         batch = pairs.take(numbers)
         assert bits(batch) == [whole[j] for j in numbers] and batch.indices.dtype == np.uint64
         assert batch.indices.tolist() == [int(j) for j in numbers]
@@ -332,12 +413,26 @@ def test_real_pairs_go_the_same_way_in_the_program(hh, tmp_path, engine, program
     split = lm.split(hh, seeds=100, validation=50)
     vae = lm.Vae.fit(split.seeds, epochs=2, engine=engine)
     split.seeds.save(tmp_path / "seeds.safetensors")
-    program("train-vae", tmp_path / "seeds.safetensors", "--vae-epochs", 2, "--out", tmp_path / "vae.safetensors")
+    program(
+        "train-vae", tmp_path / "seeds.safetensors", "--vae-epochs", 2, "--out", tmp_path / "vae.safetensors"
+    )
     same_parameters(vae, tmp_path / "vae.safetensors")
-    program("synth", tmp_path / "seeds.safetensors", "--vae", tmp_path / "vae.safetensors", "--dtype", "f16", "--out", tmp_path / "out")
+    program(
+        "synth",
+        tmp_path / "seeds.safetensors",
+        "--vae",
+        tmp_path / "vae.safetensors",
+        "--dtype",
+        "f16",
+        "--out",
+        tmp_path / "out",
+    )
     made = lm.synthesize(vae, split.seeds, dtype="float16", engine=engine)[:]
     stored = lm.PairSet.open(tmp_path / "out", engine=engine)
-    assert stored.chosen.tobytes() == made.chosen.tobytes() and stored.rejected.tobytes() == made.rejected.tobytes()
+    assert (
+        stored.chosen.tobytes() == made.chosen.tobytes()
+        and stored.rejected.tobytes() == made.rejected.tobytes()
+    )
     assert made.chosen.numpy()[:100].tobytes() == split.seeds.chosen.tobytes()
 
 
@@ -346,14 +441,31 @@ def test_real_pairs_go_the_same_way_in_the_program(hh, tmp_path, engine, program
 
 @pytest.mark.parametrize(("seeds", "validation", "seed"), [(100, 50, 0), (1000, 300, 2**64 - 1), (1, 1, 3)])
 def test_a_split_is_that_of_the_program(hh, tmp_path, engine, program, seeds, validation, seed):
-    program("split", HH, "--seeds", seeds, "--validation-pairs", validation, "--seed", seed, "--out", tmp_path / "split")
+    program(
+        "split",
+        HH,
+        "--seeds",
+        seeds,
+        "--validation-pairs",
+        validation,
+        "--seed",
+        seed,
+        "--out",
+        tmp_path / "split",
+    )
     rows = json.loads((tmp_path / "split" / "split.json").read_text())
     parts = lm.split(hh, seeds=seeds, validation=validation, seed=seed)
     assert sorted(np.concatenate(list(parts.indices.values())).tolist()) == list(range(2312))
     for name in ("seeds", "validation", "test"):
-        part, stored = getattr(parts, name), lm.PairSet.open(tmp_path / "split" / f"{name}.safetensors", engine=engine)
+        part, stored = (
+            getattr(parts, name),
+            lm.PairSet.open(tmp_path / "split" / f"{name}.safetensors", engine=engine),
+        )
         assert parts.indices[name].dtype == np.int64 and parts.indices[name].tolist() == rows[name]
-        assert part.chosen.tobytes() == stored.chosen.tobytes() and part.rejected.tobytes() == stored.rejected.tobytes()
+        assert (
+            part.chosen.tobytes() == stored.chosen.tobytes()
+            and part.rejected.tobytes() == stored.rejected.tobytes()
+        )
         assert part.group.tolist() == stored.group.tolist() == hh.group[parts.indices[name]].tolist()
     groups = [set(getattr(parts, name).group.tolist()) for name in ("seeds", "validation", "test")]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
@@ -362,10 +474,21 @@ def test_a_split_is_that_of_the_program(hh, tmp_path, engine, program, seeds, va
 def test_pairs_without_groups_split_too(small, tmp_path, program):
     pairs = lm.PairSet(small.chosen, small.rejected)
     pairs.save(tmp_path / "pairs.safetensors")
-    program("split", tmp_path / "pairs.safetensors", "--seeds", 20, "--validation-pairs", 10, "--out", tmp_path / "split")
+    program(
+        "split",
+        tmp_path / "pairs.safetensors",
+        "--seeds",
+        20,
+        "--validation-pairs",
+        10,
+        "--out",
+        tmp_path / "split",
+    )
     parts = lm.split(pairs, 20, 10)
     assert [len(part) for part in (parts.seeds, parts.validation, parts.test)] == [20, 10, 30]
-    assert {name: rows.tolist() for name, rows in parts.indices.items()}.items() <= json.loads((tmp_path / "split" / "split.json").read_text()).items()
+    assert {name: rows.tolist() for name, rows in parts.indices.items()}.items() <= json.loads(
+        (tmp_path / "split" / "split.json").read_text()
+    ).items()
 
 
 @pytest.mark.parametrize("options", [{}, {"head": "linear"}, {"ensemble": 4, "hidden": 32}])
@@ -377,7 +500,15 @@ def test_scores_and_figures_are_those_of_the_program(seeds, tmp_path, engine, pr
     model.save(tmp_path / "reward.safetensors")
     pairs.save(tmp_path / "pairs.safetensors")
     common = ["--model", tmp_path / "reward.safetensors"]
-    program("score", tmp_path / "pairs.safetensors", "--tensor", "chosen", *common, "--out", tmp_path / "scores.safetensors")
+    program(
+        "score",
+        tmp_path / "pairs.safetensors",
+        "--tensor",
+        "chosen",
+        *common,
+        "--out",
+        tmp_path / "scores.safetensors",
+    )
     stored = safetensors_torch.load_file(tmp_path / "scores.safetensors")["reward"].numpy()
     scores = model.score(pairs.chosen, engine=engine)
     assert scores.dtype == np.float32 and scores.tobytes() == stored.tobytes()
@@ -387,32 +518,57 @@ def test_scores_and_figures_are_those_of_the_program(seeds, tmp_path, engine, pr
     mean, deviation = model.spread(pairs.chosen, engine=engine)
     assert np.allclose(mean, scores, atol=1e-6) and (deviation > 0).all() == ("ensemble" in options)
     figures = model.evaluate(pairs, engine=engine)
-    assert figures == json.loads(program("eval", tmp_path / "pairs.safetensors", *common, "--json").stdout)["pairs"]
+    assert (
+        figures
+        == json.loads(program("eval", tmp_path / "pairs.safetensors", *common, "--json").stdout)["pairs"]
+    )
     margins = scores - model.score(pairs.rejected, engine=engine)
     assert figures["pairs"] == 90 and figures["accuracy"] == pytest.approx((margins > 0).mean())
     assert figures["loss"] == pytest.approx(np.log1p(np.exp(-margins.astype(float))).mean(), rel=1e-5)
 
 
-def test_order_preservation_is_that_of_the_program(seeds, seeds_file, vae, vae_file, held_out_file, reward, tmp_path, engine, program):
+def test_order_preservation_is_that_of_the_program(
+    seeds, seeds_file, vae, vae_file, held_out_file, reward, tmp_path, engine, program
+):
     synthetic = lm.synthesize(vae, seeds, fold=6, engine=engine)
     synthetic.write(tmp_path / "out", output="recipe")
     reward.save(tmp_path / "reward.safetensors")
-    flags = ["--model", tmp_path / "reward.safetensors", "--recipe", tmp_path / "out" / "recipe.json", "--allow-outside", "--json"]
-    assert synthetic.order_preservation(reward) == json.loads(program("eval", held_out_file, *flags).stdout)["order"]
+    flags = [
+        "--model",
+        tmp_path / "reward.safetensors",
+        "--recipe",
+        tmp_path / "out" / "recipe.json",
+        "--allow-outside",
+        "--json",
+    ]
+    assert (
+        synthetic.order_preservation(reward)
+        == json.loads(program("eval", held_out_file, *flags).stdout)["order"]
+    )
 
 
 def test_best_of_n_is_that_of_the_program(reward, tmp_path, engine, program):
     rng = np.random.default_rng(0)
-    candidates, gold = rng.standard_normal((12, 5, DIM), dtype=np.float32), rng.standard_normal((12, 5), dtype=np.float32)
-    safetensors_torch.save_file({"candidates": torch.from_numpy(candidates), "gold": torch.from_numpy(gold)}, tmp_path / "sets.safetensors")
+    candidates, gold = (
+        rng.standard_normal((12, 5, DIM), dtype=np.float32),
+        rng.standard_normal((12, 5), dtype=np.float32),
+    )
+    safetensors_torch.save_file(
+        {"candidates": torch.from_numpy(candidates), "gold": torch.from_numpy(gold)},
+        tmp_path / "sets.safetensors",
+    )
     reward.save(tmp_path / "reward.safetensors")
-    found = program("best-of-n", tmp_path / "sets.safetensors", "--model", tmp_path / "reward.safetensors", "--json")
+    found = program(
+        "best-of-n", tmp_path / "sets.safetensors", "--model", tmp_path / "reward.safetensors", "--json"
+    )
     said = json.loads(found.stdout)
     ours = reward.best_of_n(candidates, gold, engine=engine)
     assert ours["best_of_n"]["per_prompt"] == 5 and len(ours["best_of_n"]["points"]) == 5
     points = ours["best_of_n"]["points"]
     assert points == next(value["points"] for value in _dictionaries(said) if "points" in value)
-    best = candidates.reshape(-1, DIM)[np.arange(12) * 5 + reward.score(candidates.reshape(-1, DIM), engine=engine).reshape(12, 5).argmax(1)]
+    best = candidates.reshape(-1, DIM)[
+        np.arange(12) * 5 + reward.score(candidates.reshape(-1, DIM), engine=engine).reshape(12, 5).argmax(1)
+    ]
     assert best.shape == (12, DIM)
     chosen = reward.score(candidates.reshape(-1, DIM), engine=engine).reshape(12, 5).argmax(1)
     assert points[-1]["model"] == pytest.approx(gold[np.arange(12), chosen].mean(), abs=1e-6)
@@ -448,13 +604,21 @@ def test_a_saved_model_has_the_same_bytes_in_any_process(vae, reward, tmp_path, 
     for model in (vae, reward):
         kind = type(model).__name__
         model.save(tmp_path / "a")
-        run_python(f"import sys, lensmith as lm; lm.{kind}.load(sys.argv[1]).save(sys.argv[2])", tmp_path / "a", tmp_path / "b")
+        run_python(
+            f"import sys, lensmith as lm; lm.{kind}.load(sys.argv[1]).save(sys.argv[2])",
+            tmp_path / "a",
+            tmp_path / "b",
+        )
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_the_program_is_installed_with_the_package(program, run_python, tmp_path):
     assert program("--version").stdout.split()[1] == lm.__version__
-    assert program("train-vae", tmp_path / "missing.safetensors", "--out", tmp_path / "vae", code_expected=1).stderr.startswith("lensmith: ")
+    assert program(
+        "train-vae", tmp_path / "missing.safetensors", "--out", tmp_path / "vae", code_expected=1
+    ).stderr.startswith("lensmith: ")
     assert "no-such-command" in program("no-such-command", code_expected=2).stderr
-    code = "import sys; sys.argv = ['lensmith', '--help']; from lensmith._program import main; sys.exit(main())"
+    code = (
+        "import sys; sys.argv = ['lensmith', '--help']; from lensmith._program import main; sys.exit(main())"
+    )
     assert "Commands:" in run_python(code).stdout

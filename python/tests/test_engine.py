@@ -14,7 +14,7 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import DIM, arrays_of
+from conftest import arrays_of
 
 import lensmith as lm
 
@@ -83,7 +83,9 @@ def test_what_was_made_with_a_closed_engine_goes_on_with_the_default_one(small):
         vae = lm.Vae.fit(pairs, **SMALL, epochs=2)
         reward = lm.RewardModel.fit(pairs, hidden=16, epochs=2)
         codes, scores = vae.encode(small.chosen)[0], reward.score(small.chosen)
-    assert np.array_equal(vae.encode(small.chosen)[0], codes) and np.array_equal(reward.score(small.chosen), scores)
+    assert np.array_equal(vae.encode(small.chosen)[0], codes) and np.array_equal(
+        reward.score(small.chosen), scores
+    )
     assert vae.health().to_dict() and reward.evaluate(small)["pairs"] == 60
     assert lm.Vae.fit(pairs, **SMALL, epochs=2)._core.equals(vae._core)
 
@@ -280,7 +282,13 @@ def test_other_threads_run_while_a_model_trains(engine):
 def test_an_engine_that_is_closed_in_a_callback_ends_its_work_first(small):
     engine = lm.Engine("cpu", threads=1)
     seen = []
-    vae = lm.Vae.fit(small, **SMALL, epochs=3, callbacks=[lambda at: (engine.close(), seen.append(at["epoch"]))], engine=engine)
+    vae = lm.Vae.fit(
+        small,
+        **SMALL,
+        epochs=3,
+        callbacks=[lambda at: (engine.close(), seen.append(at["epoch"]))],
+        engine=engine,
+    )
     assert seen == [1, 2, 3] and len(vae.history) == 3
     with pytest.raises(lm.LensmithError, match="the engine is closed"):
         lm.Vae.fit(small, **SMALL, engine=engine)
@@ -329,12 +337,17 @@ print(*delays)
 """
 
 
-@pytest.mark.parametrize(("work", "times"), [("vae", 7), ("reward", 3), ("synthetic", 3), ("compare", 3), ("batches", 3)])
+@pytest.mark.parametrize(
+    ("work", "times"), [("vae", 7), ("reward", 3), ("synthetic", 3), ("compare", 3), ("batches", 3)]
+)
 def test_ctrl_c_ends_work_and_leaves_the_engine_usable(run_python, capsys, work, times):
     delays = [float(delay) for delay in run_python(INTERRUPTED, work, times).stdout.split()]
     assert len(delays) == times
     with capsys.disabled():
-        print(f"\nCtrl-C while {work}: median {statistics.median(delays):.0f} ms, at most {max(delays):.0f} ms", end=" ")
+        print(
+            f"\nCtrl-C while {work}: median {statistics.median(delays):.0f} ms, at most {max(delays):.0f} ms",
+            end=" ",
+        )
     # 100 ms on a machine of one's own; others may use this one.
     assert statistics.median(delays) < 1000
 
@@ -383,12 +396,22 @@ def test_callbacks_are_told_of_every_epoch(small, engine):
     vae = lm.Vae.fit(small, **SMALL, epochs=4, callbacks=[seen.append], engine=engine)
     assert seen == list(vae.history.rows()) and [at["epoch"] for at in seen] == [1, 2, 3, 4]
     assert vae.history.columns == ["epoch", "total", "reconstruction", "kl", "divergence"]
-    assert vae._core.equals(lm.Vae.fit(small, **SMALL, epochs=4, engine=engine)._core), "looking changes nothing"
+    assert vae._core.equals(lm.Vae.fit(small, **SMALL, epochs=4, engine=engine)._core), (
+        "looking changes nothing"
+    )
 
     seen.clear()
     both: list[dict] = []
     reward = lm.RewardModel.fit(
-        small[:40], small[40:], hidden=16, epochs=3, batch_size=20, patience=None, lr=1e-2, callbacks=[seen.append, both.append], engine=engine
+        small[:40],
+        small[40:],
+        hidden=16,
+        epochs=3,
+        batch_size=20,
+        patience=None,
+        lr=1e-2,
+        callbacks=[seen.append, both.append],
+        engine=engine,
     )
     assert seen == both == list(reward.history.rows())
     assert [at["epoch"] for at in seen] == [1, 2, 3] and [at["step"] for at in seen] == [2, 4, 6]
@@ -401,9 +424,22 @@ def test_a_callback_that_raises_ends_the_training(small, synthetic, engine, tmp_
     stops = [at_epoch(epoch, seen)]
     for work in (
         lambda: lm.Vae.fit(small, **SMALL, epochs=100000, callbacks=stops, engine=engine),
-        lambda: lm.RewardModel.fit(small, hidden=16, epochs=100000, patience=None, callbacks=stops, engine=engine),
-        lambda: lm.RewardModel.fit(synthetic, small, hidden=16, epochs=100000, patience=None, callbacks=stops),
-        lambda: lm.compare(small, seeds=30, validation=10, repeats=1, vae={"epochs": 1}, reward={"epochs": 1}, callbacks=stops, engine=engine),
+        lambda: lm.RewardModel.fit(
+            small, hidden=16, epochs=100000, patience=None, callbacks=stops, engine=engine
+        ),
+        lambda: lm.RewardModel.fit(
+            synthetic, small, hidden=16, epochs=100000, patience=None, callbacks=stops
+        ),
+        lambda: lm.compare(
+            small,
+            seeds=30,
+            validation=10,
+            repeats=1,
+            vae={"epochs": 1},
+            reward={"epochs": 1},
+            callbacks=stops,
+            engine=engine,
+        ),
         lambda: synthetic.write(tmp_path / "out", shard_rows=20, callbacks=stops),
     ):
         seen.clear()
@@ -415,7 +451,9 @@ def test_a_callback_that_raises_ends_the_training(small, synthetic, engine, tmp_
 
 def test_a_callback_may_use_the_engine(small, engine):
     inner: list[tuple[bytes, ...]] = []
-    lm.Vae.fit(small, **SMALL, epochs=2, callbacks=[lambda at: inner.append(trained(small, engine))], engine=engine)
+    lm.Vae.fit(
+        small, **SMALL, epochs=2, callbacks=[lambda at: inner.append(trained(small, engine))], engine=engine
+    )
     assert set(inner) == {trained(small, engine)} and len(inner) == 2
 
 
@@ -475,11 +513,22 @@ def test_a_missing_library_is_named(small, engine, monkeypatch):
 def test_a_model_that_was_still_improving_warns_its_caller(engine):
     pairs = lm.PairSet(*arrays_of(200, noise=2.0), engine=engine)
     fit = {"hidden": 16, "epochs": 1, "lr": 1e-2, "engine": engine}
-    with pytest.warns(lm.LensmithWarning, match="the last evaluation was the best: with more epochs or steps") as found:
+    with pytest.warns(
+        lm.LensmithWarning, match="the last evaluation was the best: with more epochs or steps"
+    ) as found:
         model = lm.RewardModel.fit(pairs[:100], pairs[100:], **fit)
     assert model.capped is True and [warning.filename for warning in found] == [__file__]
     with pytest.warns(lm.LensmithWarning, match="lens, none: the last evaluation was the best") as found:
-        lm.compare(pairs, ["none", "lens"], repeats=1, seeds=80, validation=60, vae={"epochs": 1}, reward={"epochs": 1, "lr": 1e-2}, engine=engine)
+        lm.compare(
+            pairs,
+            ["none", "lens"],
+            repeats=1,
+            seeds=80,
+            validation=60,
+            vae={"epochs": 1},
+            reward={"epochs": 1, "lr": 1e-2},
+            engine=engine,
+        )
     assert [warning.filename for warning in found] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

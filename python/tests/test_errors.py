@@ -58,7 +58,10 @@ def refused():
 
 CONVERTS = "expected float32, float16 or bfloat16, found"
 TO_FLOAT = ".astype(numpy.float32) or .float() converts"
-STRIDES = ("expected rows one after the other (C-contiguous), found strides", "numpy.ascontiguousarray or .contiguous()")
+STRIDES = (
+    "expected rows one after the other (C-contiguous), found strides",
+    "numpy.ascontiguousarray or .contiguous()",
+)
 AN_ARRAY = ("expected an array [n, d] of float32, float16 or bfloat16", "found")
 
 
@@ -98,9 +101,21 @@ BAD_ARRAYS = {
     "torch transposed": (TENSOR.T, ValueError, STRIDES),
     "torch every second row": (TENSOR[::2], ValueError, STRIDES),
     "torch expanded": (TENSOR[:1].expand(10, DIM), ValueError, STRIDES),
-    "misaligned": (misaligned(), ValueError, ("expected an address that is a multiple of 4; a copy has one",)),
-    "no columns": (np.zeros((10, 0), np.float32), ValueError, ("expected one or more columns, found shape [10, 0]",)),
-    "torch no columns": (torch.zeros(10, 0), ValueError, ("expected one or more columns, found shape [10, 0]",)),
+    "misaligned": (
+        misaligned(),
+        ValueError,
+        ("expected an address that is a multiple of 4; a copy has one",),
+    ),
+    "no columns": (
+        np.zeros((10, 0), np.float32),
+        ValueError,
+        ("expected one or more columns, found shape [10, 0]",),
+    ),
+    "torch no columns": (
+        torch.zeros(10, 0),
+        ValueError,
+        ("expected one or more columns, found shape [10, 0]",),
+    ),
     "lists": (GOOD.tolist(), TypeError, (*AN_ARRAY, "list")),
     "None": (None, TypeError, (*AN_ARRAY, "NoneType")),
     "number": (3.5, TypeError, (*AN_ARRAY, "float")),
@@ -149,9 +164,13 @@ class Elsewhere:
         raise AssertionError("what lies elsewhere is not asked for")
 
 
-@pytest.mark.parametrize(("kind", "name"), [(2, "cuda:0"), (8, "mps:0"), (10, "rocm:0"), (13, "managed"), (14, "xpu:0")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(2, "cuda:0"), (8, "mps:0"), (10, "rocm:0"), (13, "managed"), (14, "xpu:0")]
+)
 def test_arrays_on_other_devices_name_the_device(kind, name):
-    with pytest.raises(ValueError, match=says("chosen: expected an array in host memory, found one on", name, ".cpu()")):
+    with pytest.raises(
+        ValueError, match=says("chosen: expected an array in host memory, found one on", name, ".cpu()")
+    ):
         lm.PairSet(Elsewhere(kind, name), OTHER)
 
 
@@ -170,18 +189,25 @@ def test_a_producer_that_fails_is_heard():
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_values_that_are_not_finite_are_found(value, word, kind, side, refused, engine):
-    sides = {name: torch.from_numpy(rows.copy()).to(getattr(torch, kind)) for name, rows in (("chosen", GOOD), ("rejected", OTHER))}
+    sides = {
+        name: torch.from_numpy(rows.copy()).to(getattr(torch, kind))
+        for name, rows in (("chosen", GOOD), ("rejected", OTHER))
+    }
     for row, column in ((0, 0), (3, 7), (9, 31)):
         bad = sides[side].clone()
         bad[row, column] = value
-        with refused("NonFinite", f"{side}, row {row}, column {column}: expected a finite value, found {word}"):
+        with refused(
+            "NonFinite", f"{side}, row {row}, column {column}: expected a finite value, found {word}"
+        ):
             lm.PairSet(**{**sides, side: bad}, engine=engine)
 
 
 def test_sides_that_do_not_fit(engine):
     for bad in (OTHER[:5], np.ascontiguousarray(OTHER[:, :16]), np.concatenate([OTHER, OTHER])):
         shape = list(bad.shape)
-        with pytest.raises(ValueError, match=says("rejected: expected shape [10, 32], that of chosen, found", str(shape))):
+        with pytest.raises(
+            ValueError, match=says("rejected: expected shape [10, 32], that of chosen, found", str(shape))
+        ):
             lm.PairSet(GOOD, bad, engine=engine)
     with pytest.raises(ValueError, match="rejected: expected float32, the dtype of chosen, found float16"):
         lm.PairSet(GOOD, OTHER.astype(np.float16), engine=engine)
@@ -311,7 +337,9 @@ def test_batches_that_cannot_be(synthetic, name, value, kind, found):
 
 
 def test_permutations_that_cannot_be():
-    with pytest.raises(ValueError, match=says("start and stop: expected 0 <= start <= stop <= 10, found 5 and 11")):
+    with pytest.raises(
+        ValueError, match=says("start and stop: expected 0 <= start <= stop <= 10, found 5 and 11")
+    ):
         _lensmith.permutation(10, 0, 0, 5, 11)
     with pytest.raises(ValueError, match="found 5 and 4"):
         _lensmith.permutation(10, 0, 0, 5, 4)
@@ -329,7 +357,11 @@ NEVER = [(math.nan, "nan"), (math.inf, "inf"), ("x", "x"), ([1], "[1]"), (1j, "1
 
 def whole_number(*refused_by_engine: tuple[int, str], none: bool = False) -> list:
     cases = [(value, (TypeError, ValueError), found) for value, found in NEVER]
-    cases += [(1.5, TypeError, f"{WHOLE} 1.5"), (True, TypeError, f"{WHOLE} True"), (-1, ValueError, "or more, found -1")]
+    cases += [
+        (1.5, TypeError, f"{WHOLE} 1.5"),
+        (True, TypeError, f"{WHOLE} True"),
+        (-1, ValueError, "or more, found -1"),
+    ]
     cases += [(2**64, ValueError, "expected at most"), (np.float32(2), TypeError, WHOLE)]
     cases += [] if none else [(None, TypeError, f"{WHOLE} None")]
     return cases + [(value, (ValueError, lm.LensmithError), found) for value, found in refused_by_engine]
@@ -337,23 +369,40 @@ def whole_number(*refused_by_engine: tuple[int, str], none: bool = False) -> lis
 
 def number(*refused_by_engine: tuple[float, str]) -> list:
     cases = [(value, (TypeError, ValueError), found) for value, found in NEVER]
-    cases += [(None, TypeError, f"{NUMBER} None"), (True, TypeError, f"{NUMBER} True"), (-math.inf, ValueError, FINITE)]
+    cases += [
+        (None, TypeError, f"{NUMBER} None"),
+        (True, TypeError, f"{NUMBER} True"),
+        (-math.inf, ValueError, FINITE),
+    ]
     cases += [(10**400, ValueError, FINITE), (b"1", TypeError, NUMBER)]
     return cases + [(value, lm.LensmithError, found) for value, found in refused_by_engine]
 
 
 def word(*words: str) -> list:
     expected = ", ".join(f'"{word}"' for word in words[:-1]) + f' or "{words[-1]}"'
-    cases = [(value, TypeError, f"expected {expected}, found") for value in (None, 3, math.nan, True, [words[0]], b"mlp")]
-    return [*cases, ("other", ValueError, f'expected {expected}, found "other"'), ("", ValueError, 'found ""')]
+    cases = [
+        (value, TypeError, f"expected {expected}, found")
+        for value in (None, 3, math.nan, True, [words[0]], b"mlp")
+    ]
+    return [
+        *cases,
+        ("other", ValueError, f'expected {expected}, found "other"'),
+        ("", ValueError, 'found ""'),
+    ]
 
 
-MULTIPLE = [(0, "expected a multiple of 16"), (15, "expected a multiple of 16"), (2**40, "expected a multiple of 16")]
+MULTIPLE = [
+    (0, "expected a multiple of 16"),
+    (15, "expected a multiple of 16"),
+    (2**40, "expected a multiple of 16"),
+]
 VAE_SETTINGS = {
     "hidden": whole_number(*MULTIPLE),
     "latent": whole_number(*MULTIPLE),
     "epochs": whole_number((0, "expected 1 or more, found 0")),
-    "lr": number((0.0, "expected a finite number above 0"), (-1e-3, "expected a finite number above 0, found -0.001")),
+    "lr": number(
+        (0.0, "expected a finite number above 0"), (-1e-3, "expected a finite number above 0, found -0.001")
+    ),
     "batch_size": whole_number((0, "expected 1 or more, found 0")),
     "beta": number((-1.0, "expected a finite number, 0 or more, found -1")),
     "gamma": number((-1.0, "expected a finite number, 0 or more, found -1")),
@@ -367,18 +416,31 @@ REWARD_SETTINGS = {
     "ensemble": whole_number((0, "expected 1 or more, found 0"), (2**40, "heads, found 1099511627776")),
     "epochs": whole_number((0, "expected 1 or more, found 0"), none=True),
     "steps": whole_number((0, "expected 1 or more, found 0"), none=True),
-    "lr": number((0.0, "expected a finite number above 0"), (-1e-3, "expected a finite number above 0, found -0.001")),
+    "lr": number(
+        (0.0, "expected a finite number above 0"), (-1e-3, "expected a finite number above 0, found -0.001")
+    ),
     "batch_size": whole_number((0, "expected 1 or more, found 0")),
     "patience": whole_number((0, "expected 1 or more, found 0"), none=True),
     "validate_every": whole_number((0, "expected 1 or more, found 0"), none=True),
-    "weight_decay": number((-1.0, "expected 0 or more, and below 1 / the learning rate"), (1e6, "below 1 / the learning rate")),
+    "weight_decay": number(
+        (-1.0, "expected 0 or more, and below 1 / the learning rate"), (1e6, "below 1 / the learning rate")
+    ),
     "input_noise": number((-1.0, "expected a finite number, 0 or more, found -1")),
-    "across_prompts": number((-0.1, "expected a share from 0 to 1"), (1.1, "expected a share from 0 to 1, found 1.1")),
+    "across_prompts": number(
+        (-0.1, "expected a share from 0 to 1"), (1.1, "expected a share from 0 to 1, found 1.1")
+    ),
     "seed": whole_number(),
 }
 SYNTHESIS_SETTINGS = {
-    "fold": whole_number((0, "expected 2 or more, found 0"), (1, "expected 2 or more, found 1"), (2**20, "expected 2 to"), none=True),
-    "per_side": whole_number((0, "expected 1 or more, found 0"), (257, "expected 1 to 256, found 257"), none=True),
+    "fold": whole_number(
+        (0, "expected 2 or more, found 0"),
+        (1, "expected 2 or more, found 1"),
+        (2**20, "expected 2 to"),
+        none=True,
+    ),
+    "per_side": whole_number(
+        (0, "expected 1 or more, found 0"), (257, "expected 1 to 256, found 257"), none=True
+    ),
     "pairing": word("combine", "match"),
     "sigma2": number((-1.0, "expected a finite number, 0 or more, found -1")),
     "oversample": whole_number((0, "expected 1 or more, found 0"), (65, "expected 1 to 64, found 65")),
@@ -412,12 +474,16 @@ def test_settings_of_a_synthesis_out_of_range(name, vae, small, engine):
     per_side = {"per_side": 8} if name == "fold" else {}
     run = lambda value: lm.synthesize(vae, small, **{"engine": engine, **per_side, name: value})  # noqa: E731
     refuses(run, "" if name == "fold" else name, SYNTHESIS_SETTINGS[name])
-    refuses(lambda value: vae.health(engine=engine, **{**per_side, name: value}), "", SYNTHESIS_SETTINGS[name][:3])
+    refuses(
+        lambda value: vae.health(engine=engine, **{**per_side, name: value}), "", SYNTHESIS_SETTINGS[name][:3]
+    )
 
 
 @pytest.mark.parametrize("name", ["vae", "reward", "synthesis"])
 def test_settings_of_a_comparison_are_looked_at_in_the_same_way(name, small, engine):
-    run = lambda **given: lm.compare(small, arms=["lens"], repeats=1, seeds=20, validation=10, engine=engine, **{name: given})  # noqa: E731
+    run = lambda **given: lm.compare(
+        small, arms=["lens"], repeats=1, seeds=20, validation=10, engine=engine, **{name: given}
+    )  # noqa: E731
     table = {"vae": VAE_SETTINGS, "reward": REWARD_SETTINGS, "synthesis": SYNTHESIS_SETTINGS}[name]
     for setting, cases in table.items():
         if setting not in ("seed", "steps"):
@@ -451,7 +517,10 @@ def test_comparisons_that_cannot_be(small, engine, given, kind, parts):
 
 
 def test_figures_that_a_comparison_does_not_have():
-    one = {"seed": 0, "arms": [{"arm": arm, "test": {"accuracy": 0.5, "loss": 0.7}} for arm in ("none", "plain")]}
+    one = {
+        "seed": 0,
+        "arms": [{"arm": arm, "test": {"accuracy": 0.5, "loss": 0.7}} for arm in ("none", "plain")],
+    }
     comparison = lm.Comparison([one, one])
     with pytest.raises(ValueError, match='figure: expected "accuracy" or "loss", found \'speed\''):
         comparison.paired(figure="speed")
@@ -465,7 +534,11 @@ def test_figures_that_a_comparison_does_not_have():
         ({"seeds": 0}, ValueError, ("seeds: expected 1 or more, found 0",)),
         ({"seeds": -1}, ValueError, ("seeds: expected 1 or more, found -1",)),
         ({"seeds": 2.0}, TypeError, ("seeds: expected a whole number, found 2.0",)),
-        ({"seeds": 50}, lm.LensmithError, ("pairs to cut into 50 seeds, 10 validation pairs and a test set: 60, at least 61",)),
+        (
+            {"seeds": 50},
+            lm.LensmithError,
+            ("pairs to cut into 50 seeds, 10 validation pairs and a test set: 60, at least 61",),
+        ),
         ({"seeds": 2**63, "validation": 2**63}, lm.LensmithError, ("60, at least",)),
         ({"validation": 0}, ValueError, ("validation: expected 1 or more, found 0",)),
         ({"validation": math.nan}, TypeError, ("validation: expected a whole number, found nan",)),
@@ -483,7 +556,11 @@ def test_splits_that_cannot_be(small, given, kind, parts):
 @pytest.mark.parametrize(
     ("arguments", "kind", "parts"),
     [
-        (("gpu",), lm.LensmithError, ("device: expected auto, cpu, cuda, cuda:N, cuda:all or reference, found gpu",)),
+        (
+            ("gpu",),
+            lm.LensmithError,
+            ("device: expected auto, cpu, cuda, cuda:N, cuda:all or reference, found gpu",),
+        ),
         (("cuda:99",), lm.LensmithError, ("device cuda:99: ",)),
         ((3,), TypeError, ("device: expected a string, found 3",)),
         (("cpu", -1), ValueError, ("threads: expected 0 or more, found -1",)),
@@ -503,7 +580,13 @@ def test_engines_that_cannot_be(arguments, kind, parts):
 def test_numbers_of_numpy_and_torch_are_numbers(small, engine):
     plain = lm.Vae.fit(small, hidden=16, latent=16, epochs=2, lr=0.5, seed=7, engine=engine)
     same = lm.Vae.fit(
-        small, hidden=np.int64(16), latent=np.uint8(16), epochs=torch.tensor(2), lr=np.float32(0.5), seed=np.array(7), engine=engine
+        small,
+        hidden=np.int64(16),
+        latent=np.uint8(16),
+        epochs=torch.tensor(2),
+        lr=np.float32(0.5),
+        seed=np.array(7),
+        engine=engine,
     )
     assert plain._core.equals(same._core)
 
@@ -551,7 +634,9 @@ def test_things_of_the_wrong_kind_are_named(small, vae, reward, synthetic, engin
 
 def test_sizes_that_do_not_fit(small, vae, reward, engine, refused):
     wide = lm.PairSet(*arrays_of(5, dim=64), engine=engine)
-    with pytest.raises(ValueError, match="seeds: expected embeddings of 32 values, those of the VAE, found 64"):
+    with pytest.raises(
+        ValueError, match="seeds: expected embeddings of 32 values, those of the VAE, found 64"
+    ):
         lm.synthesize(vae, wide, engine=engine)
     for run in (
         lambda: vae.encode(wide.chosen, engine=engine),
@@ -585,14 +670,44 @@ def test_training_that_diverges_says_so(small, engine, refused):
 @pytest.mark.parametrize(
     ("candidates", "gold", "kind", "parts"),
     [
-        (np.zeros((2, 3, DIM), np.float32), np.zeros((2, 4)), ValueError, ("gold: expected shape [2, 3], found [2, 4]",)),
-        (np.zeros((6, DIM), np.float32), np.zeros((2, 3)), ValueError, ("candidates: expected 3 dimensions [prompts, N, d]",)),
+        (
+            np.zeros((2, 3, DIM), np.float32),
+            np.zeros((2, 4)),
+            ValueError,
+            ("gold: expected shape [2, 3], found [2, 4]",),
+        ),
+        (
+            np.zeros((6, DIM), np.float32),
+            np.zeros((2, 3)),
+            ValueError,
+            ("candidates: expected 3 dimensions [prompts, N, d]",),
+        ),
         (np.zeros((2, 3, DIM)), np.zeros((2, 3)), TypeError, ("candidates: ", CONVERTS, "float64")),
         ([[[1.0]]], [[1.0]], ValueError, ("candidates: expected 3 dimensions",)),
-        (np.zeros((2, 3, DIM), np.float32), "x", TypeError, ("gold: expected an array of numbers, found 'x'",)),
-        (np.zeros((2, 3, DIM), np.float32), [[1, 2, 3], [4, math.nan, 6]], ValueError, ("gold, prompt 1, candidate 1: expected a finite value, found nan",)),
-        (np.zeros((2, 0, DIM), np.float32), np.zeros((2, 0)), ValueError, ("candidates: expected 3 dimensions", "found shape [2, 0, 32]")),
-        (np.zeros((0, 3, DIM), np.float32), np.zeros((0, 3)), ValueError, ("candidates: expected 3 dimensions",)),
+        (
+            np.zeros((2, 3, DIM), np.float32),
+            "x",
+            TypeError,
+            ("gold: expected an array of numbers, found 'x'",),
+        ),
+        (
+            np.zeros((2, 3, DIM), np.float32),
+            [[1, 2, 3], [4, math.nan, 6]],
+            ValueError,
+            ("gold, prompt 1, candidate 1: expected a finite value, found nan",),
+        ),
+        (
+            np.zeros((2, 0, DIM), np.float32),
+            np.zeros((2, 0)),
+            ValueError,
+            ("candidates: expected 3 dimensions", "found shape [2, 0, 32]"),
+        ),
+        (
+            np.zeros((0, 3, DIM), np.float32),
+            np.zeros((0, 3)),
+            ValueError,
+            ("candidates: expected 3 dimensions",),
+        ),
     ],
 )
 def test_candidates_that_cannot_be_used(reward, engine, candidates, gold, kind, parts):
@@ -602,7 +717,9 @@ def test_candidates_that_cannot_be_used(reward, engine, candidates, gold, kind, 
 
 def test_values_that_a_dtype_cannot_hold(vae, engine, refused):
     large = lm.PairSet(GOOD * 1e10, OTHER * 1e10, engine=engine)
-    with pytest.raises(lm.LensmithError, match="expected a finite value that F16 can hold.*another dtype may hold it"):
+    with pytest.raises(
+        lm.LensmithError, match="expected a finite value that F16 can hold.*another dtype may hold it"
+    ):
         lm.synthesize(vae, large, dtype="float16", engine=engine)[0:3]
 
 
@@ -662,7 +779,10 @@ def files(tmp_path_factory, small, vae, reward):
     (folder / "folder").mkdir()
     save_file({"a": GOOD, "b": OTHER}, folder / "names.safetensors")
     save_file({"chosen": GOOD, "rejected": OTHER[:3]}, folder / "shapes.safetensors")
-    save_file({"chosen": GOOD.astype(np.float64), "rejected": OTHER.astype(np.float64)}, folder / "float64.safetensors")
+    save_file(
+        {"chosen": GOOD.astype(np.float64), "rejected": OTHER.astype(np.float64)},
+        folder / "float64.safetensors",
+    )
     save_file({"chosen": GOOD, "rejected": bad}, folder / "nan.safetensors")
     save_file({"chosen": GOOD[0], "rejected": OTHER[0]}, folder / "axes.safetensors")
     save_file({"chosen": GOOD, "rejected": OTHER, "group": GOOD[:, 0].copy()}, folder / "group.safetensors")
@@ -682,10 +802,22 @@ def files(tmp_path_factory, small, vae, reward):
         ("none", "Format", ("none: not a usable safetensors file: the file is empty",)),
         ("folder", "TooFew", ("folder: *.safetensors files in this folder: 0, at least 1 needed",)),
         ("*.nothing", "TooFew", ("*.nothing: files that match this pattern: 0, at least 1 needed",)),
-        ("names.safetensors", "MissingTensor", ("names.safetensors: no tensor named `chosen`; found: `a`, `b`",)),
-        ("shapes.safetensors", "Shape", ("tensor `rejected`: expected [10, 32] as in `chosen`, found [3, 32]",)),
+        (
+            "names.safetensors",
+            "MissingTensor",
+            ("names.safetensors: no tensor named `chosen`; found: `a`, `b`",),
+        ),
+        (
+            "shapes.safetensors",
+            "Shape",
+            ("tensor `rejected`: expected [10, 32] as in `chosen`, found [3, 32]",),
+        ),
         ("float64.safetensors", "WrongDtype", ("tensor `chosen` has dtype F64, expected F32, F16 or BF16",)),
-        ("nan.safetensors", "NonFinite", ("nan.safetensors: tensor `rejected`, row 2, column 3: NaN is not finite",)),
+        (
+            "nan.safetensors",
+            "NonFinite",
+            ("nan.safetensors: tensor `rejected`, row 2, column 3: NaN is not finite",),
+        ),
         ("axes.safetensors", "Shape", ("axes of tensor `chosen`: expected 2, found 1 ([32])",)),
         ("group.safetensors", "WrongDtype", ("tensor `group` has dtype F32, expected I64",)),
         ("few.safetensors", "Shape", ("length of tensor `group`: expected 10, found 3",)),
@@ -729,7 +861,11 @@ def test_files_that_hold_no_model(files, model, refused):
         ("cut.safetensors", "Format", "truncated"),
         ("names.safetensors", "MissingTensor", f"no tensor named `{tensor}`; found: `a`, `b`"),
         ("pairs.safetensors", "WrongCheckpoint", f"expected a {own} checkpoint, found preference shard"),
-        (f"{'reward' if model is lm.Vae else 'vae'}.safetensors", "WrongCheckpoint", f"expected a {own} checkpoint, found {other}"),
+        (
+            f"{'reward' if model is lm.Vae else 'vae'}.safetensors",
+            "WrongCheckpoint",
+            f"expected a {own} checkpoint, found {other}",
+        ),
     ):
         with refused(kind, *parts):
             model.load(files / name)
@@ -756,14 +892,44 @@ def test_places_that_cannot_be_written(files, small, vae, reward, synthetic, ref
     [
         ("encoder.0.bias", None, ValueError, ("state: no encoder.0.bias; found decoder.0.bias, ",)),
         ("encoder.0.weight", None, ValueError, ("state: no encoder.0.weight; found ",)),
-        ("encoder.0.weight", np.zeros(16), ValueError, ("encoder.0.weight: expected 2 dimensions, found shape [16]",)),
-        ("encoder.0.bias", np.zeros((1, 16)), ValueError, ("encoder.0.bias: expected 1 dimensions, found shape [1, 16]",)),
+        (
+            "encoder.0.weight",
+            np.zeros(16),
+            ValueError,
+            ("encoder.0.weight: expected 2 dimensions, found shape [16]",),
+        ),
+        (
+            "encoder.0.bias",
+            np.zeros((1, 16)),
+            ValueError,
+            ("encoder.0.bias: expected 1 dimensions, found shape [1, 16]",),
+        ),
         ("encoder.0.bias", np.zeros(15), ValueError, ("encoder.0.bias: expected 16 values, found 15",)),
-        ("encoder.0.bias", np.full(16, np.nan), ValueError, ("encoder.0.bias: expected finite values, found NaN",)),
-        ("decoder.2.weight", np.full((DIM, 16), 1e300), ValueError, ("decoder.2.weight: expected finite values, found inf",)),
-        ("encoder.0.bias", np.array(["a"] * 16), TypeError, ("encoder.0.bias: expected an array of numbers, found",)),
+        (
+            "encoder.0.bias",
+            np.full(16, np.nan),
+            ValueError,
+            ("encoder.0.bias: expected finite values, found NaN",),
+        ),
+        (
+            "decoder.2.weight",
+            np.full((DIM, 16), 1e300),
+            ValueError,
+            ("decoder.2.weight: expected finite values, found inf",),
+        ),
+        (
+            "encoder.0.bias",
+            np.array(["a"] * 16),
+            TypeError,
+            ("encoder.0.bias: expected an array of numbers, found",),
+        ),
         ("encoder.0.bias", {}, TypeError, ("encoder.0.bias: expected an array of numbers, found {}",)),
-        ("encoder.2.weight", np.zeros((32, 32)), lm.LensmithError, ("encoder.2 inputs: expected 16, found 32",)),
+        (
+            "encoder.2.weight",
+            np.zeros((32, 32)),
+            lm.LensmithError,
+            ("encoder.2 inputs: expected 16, found 32",),
+        ),
         ("encoder.0.weight", np.zeros((16, 31)), lm.LensmithError, ("expected 31, found 32",)),
     ],
 )
@@ -788,7 +954,11 @@ def test_states_of_other_models(vae, reward, refused):
             lm.Vae.from_state_dict(state)
     with refused("Shape", "reward model, inputs of layer 2", "of the units of each head"):
         lm.RewardModel.from_state_dict(
-            {**reward.state_dict(), "2.weight": np.zeros((2, 16), np.float32), "2.bias": np.zeros(2, np.float32)}
+            {
+                **reward.state_dict(),
+                "2.weight": np.zeros((2, 16), np.float32),
+                "2.bias": np.zeros(2, np.float32),
+            }
         )
     sizes = {"encoder.0": (15, DIM), "encoder.2": (32, 15), "decoder.0": (15, 16), "decoder.2": (DIM, 15)}
     odd = {f"{layer}.weight": np.zeros(size) for layer, size in sizes.items()}
@@ -803,15 +973,27 @@ def test_states_of_other_models(vae, reward, refused):
 @pytest.mark.parametrize(
     ("given", "kind", "parts"),
     [
-        ({"output": "other"}, ValueError, ('output: expected "embeddings", "latents" or "recipe", found "other"',)),
+        (
+            {"output": "other"},
+            ValueError,
+            ('output: expected "embeddings", "latents" or "recipe", found "other"',),
+        ),
         ({"output": 3}, TypeError, ('output: expected "embeddings", "latents" or "recipe", found 3',)),
         ({"dtype": "f64"}, ValueError, ("dtype: expected float32, float16 or bfloat16, found f64",)),
         ({"dtype": None}, TypeError, ("dtype: expected a string, found None",)),
         ({"shard_rows": 0}, ValueError, ("shard_rows: expected 1 or more, found 0",)),
         ({"shard_rows": 1.5}, TypeError, ("shard_rows: expected a whole number, found 1.5",)),
-        ({"part": (1, 1)}, ValueError, ("part: expected (index, count) with index below count, found (1, 1)",)),
+        (
+            {"part": (1, 1)},
+            ValueError,
+            ("part: expected (index, count) with index below count, found (1, 1)",),
+        ),
         ({"part": (-1, 2)}, ValueError, ("part: expected 0 or more, found -1",)),
-        ({"part": (0, 0)}, ValueError, ("part: expected (index, count) with index below count, found (0, 0)",)),
+        (
+            {"part": (0, 0)},
+            ValueError,
+            ("part: expected (index, count) with index below count, found (0, 0)",),
+        ),
         ({"part": 3}, TypeError, ("part: expected (index, count), found 3",)),
         ({"part": (0, 1, 2)}, TypeError, ("part: expected (index, count), found (0, 1, 2)",)),
         ({"callbacks": [3]}, TypeError, ("callbacks: expected functions of one dictionary, found 3",)),
@@ -861,4 +1043,6 @@ def test_lensmith_error_is_one_class():
     with pytest.raises(lm.LensmithError) as found:
         lm.Engine("gpu")
     again = pickle.loads(pickle.dumps(found.value))
-    assert type(again) is lm.LensmithError and str(again) == str(found.value) and again.kind == "InvalidArgument"
+    assert (
+        type(again) is lm.LensmithError and str(again) == str(found.value) and again.kind == "InvalidArgument"
+    )

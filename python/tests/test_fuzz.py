@@ -35,7 +35,12 @@ CLEAN = (TypeError, ValueError, IndexError, lm.LensmithError)
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
-    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+    checks = [
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+        HealthCheck.data_too_large,
+    ]
     return settings(max_examples=examples * LONG, deadline=None, suppress_health_check=checks)
 
 
@@ -52,9 +57,13 @@ def clean(run: Callable[[], Any], *more: type[BaseException]) -> Any:
 
 # Arrays.
 
-NUMBERS = some.sampled_from(["f4", "f2", "f8", "i4", "i8", "u1", "?", "c8", ">f4", ">f2", "O", "U3", "S2", "M8[s]", "V4", "g"])
+NUMBERS = some.sampled_from(
+    ["f4", "f2", "f8", "i4", "i8", "u1", "?", "c8", ">f4", ">f2", "O", "U3", "S2", "M8[s]", "V4", "g"]
+)
 FINE = some.sampled_from(["f4", "f2"])
-TORCH = some.sampled_from(["float32", "float16", "bfloat16", "float64", "int32", "bool", "complex64", "float8_e5m2"])
+TORCH = some.sampled_from(
+    ["float32", "float16", "bfloat16", "float64", "int32", "bool", "complex64", "float8_e5m2"]
+)
 VALUES = some.sampled_from([0.0, 1.0, -2.5, 1e-40, 6e4, 1e30, math.nan, math.inf, -math.inf])
 
 
@@ -67,7 +76,9 @@ def shapes(draw) -> tuple[int, ...]:
 @some.composite
 def layouts(draw, rows):
     """The same or other rows behind other strides."""
-    for change in draw(some.lists(some.sampled_from(["T", "step", "back", "part", "broadcast", "expand"]), max_size=2)):
+    for change in draw(
+        some.lists(some.sampled_from(["T", "step", "back", "part", "broadcast", "expand"]), max_size=2)
+    ):
         if not rows.ndim:
             return rows
         if change == "T":
@@ -79,7 +90,11 @@ def layouts(draw, rows):
         elif change == "part":
             rows = rows[..., draw(some.integers(0, 3)) :]
         elif change == "broadcast" and len(rows):
-            rows = np.broadcast_to(rows[0], rows.shape) if isinstance(rows, np.ndarray) else rows[:1].expand(rows.shape)
+            rows = (
+                np.broadcast_to(rows[0], rows.shape)
+                if isinstance(rows, np.ndarray)
+                else rows[:1].expand(rows.shape)
+            )
         elif change == "expand":
             rows = rows[None]
     return rows
@@ -111,7 +126,11 @@ def anything(draw, fine: bool = False):
         rows = draw(layouts(rows.to(getattr(torch, draw(TORCH)))))
         if kind == "torch":
             return rows.requires_grad_() if rows.is_floating_point() and draw(some.booleans()) else rows
-        return Producer(rows, draw(some.sampled_from([None, None, None, (2, 0), (99, 0), "cpu", (1,)])), draw(some.booleans()))
+        return Producer(
+            rows,
+            draw(some.sampled_from([None, None, None, (2, 0), (99, 0), "cpu", (1,)])),
+            draw(some.booleans()),
+        )
     code = draw(some.one_of(FINE, NUMBERS))
     rows = np.zeros(shape, code)
     if rows.size and rows.dtype.kind == "f":
@@ -123,7 +142,11 @@ def anything(draw, fine: bool = False):
         return rows
     if kind == "buffer":
         return clean(lambda: memoryview(rows))
-    return rows.tolist() if kind == "list" else draw(some.sampled_from([None, 3, 1.5, "rows", b"1234", object(), np.float32(1), {}, [[]]]))
+    return (
+        rows.tolist()
+        if kind == "list"
+        else draw(some.sampled_from([None, 3, 1.5, "rows", b"1234", object(), np.float32(1), {}, [[]]]))
+    )
 
 
 def expected(rows: Any) -> np.ndarray | None:
@@ -131,13 +154,21 @@ def expected(rows: Any) -> np.ndarray | None:
     if isinstance(rows, memoryview | np.ndarray):
         array = np.asarray(rows)
         fine = array.dtype in (np.float32, np.float16) and array.dtype.isnative
-        return array.astype(np.float32) if fine and array.flags.c_contiguous and array.ndim == 2 and array.shape[1] else None
+        return (
+            array.astype(np.float32)
+            if fine and array.flags.c_contiguous and array.ndim == 2 and array.shape[1]
+            else None
+        )
     if isinstance(rows, Producer):
         usual = rows.device is None and not rows.rows.requires_grad
         return expected(rows.rows) if usual else None
     if isinstance(rows, torch.Tensor):
         fine = rows.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        return rows.detach().float().numpy() if fine and rows.is_contiguous() and rows.ndim == 2 and rows.shape[1] else None
+        return (
+            rows.detach().float().numpy()
+            if fine and rows.is_contiguous() and rows.ndim == 2 and rows.shape[1]
+            else None
+        )
     return None
 
 
@@ -164,16 +195,26 @@ def test_any_array_is_taken_or_refused(rows):
 def test_any_two_arrays_are_pairs_or_refused(data, engine, vae, reward):
     chosen = data.draw(anything())
     rejected = chosen if data.draw(some.booleans()) else data.draw(anything())
-    group = data.draw(some.one_of(some.none(), some.none(), some.lists(some.one_of(some.integers(-3, 3), some.floats(), some.text(max_size=2)), max_size=9)))
+    group = data.draw(
+        some.one_of(
+            some.none(),
+            some.none(),
+            some.lists(some.one_of(some.integers(-3, 3), some.floats(), some.text(max_size=2)), max_size=9),
+        )
+    )
     more = [BufferError] if 0 in (np.ndim(chosen), np.ndim(rejected)) else []
     pairs = clean(lambda: lm.PairSet(chosen, rejected, group=group, engine=engine), *more)
     if pairs is not None:
         sides = expected(chosen), expected(rejected)
         assert all(np.isfinite(side).all() for side in sides) and len(pairs) == len(sides[0]) > 0
-        assert np.array_equal(pairs.rejected.float32(), sides[1]) and (group is None or pairs.group.tolist() == group)
+        assert np.array_equal(pairs.rejected.float32(), sides[1]) and (
+            group is None or pairs.group.tolist() == group
+        )
     for use in (vae.encode, vae.decode, reward.score, reward.spread):
         made = clean(lambda use=use: use(chosen, engine=engine), *more)
-        assert made is None or len(made if use == reward.score or use == vae.decode else made[0]) == len(expected(chosen))
+        assert made is None or len(made if use == reward.score or use == vae.decode else made[0]) == len(
+            expected(chosen)
+        )
 
 
 @fuzz(100)
@@ -191,7 +232,9 @@ def test_bytes_are_rows_or_refused(data, columns, kind):
 @fuzz(100)
 @given(
     stream=some.one_of(some.none(), some.integers(-2, 3), some.just("x")),
-    version=some.one_of(some.none(), some.tuples(some.integers(0, 3), some.integers(0, 9)), some.just((-1, 0)), some.just(1)),
+    version=some.one_of(
+        some.none(), some.tuples(some.integers(0, 3), some.integers(0, 9)), some.just((-1, 0)), some.just(1)
+    ),
     device=some.one_of(some.none(), some.tuples(some.integers(0, 15), some.integers(-1, 2))),
     copied=some.one_of(some.none(), some.booleans()),
     writable=some.booleans(),
@@ -238,7 +281,9 @@ def test_keys_of_pairs_select_rows_or_are_refused(key, engine):
     picked = clean(lambda: pairs[key])
     if picked is not None:
         rows = np.arange(10)[list(key) if isinstance(key, tuple) else key]
-        assert picked.group.tolist() == rows.tolist() and np.array_equal(picked.rejected.numpy(), rejected[rows])
+        assert picked.group.tolist() == rows.tolist() and np.array_equal(
+            picked.rejected.numpy(), rejected[rows]
+        )
 
 
 # Settings.
@@ -248,7 +293,22 @@ ODD = some.one_of(
     some.booleans(),
     some.text(max_size=4),
     some.floats(),
-    some.sampled_from([-1, 2**64, -(2**70), 10**400, np.float32(0.5), np.int64(3), np.nan, np.array([1]), torch.tensor(2), [], {}, 1j]),
+    some.sampled_from(
+        [
+            -1,
+            2**64,
+            -(2**70),
+            10**400,
+            np.float32(0.5),
+            np.int64(3),
+            np.nan,
+            np.array([1]),
+            torch.tensor(2),
+            [],
+            {},
+            1j,
+        ]
+    ),
 )
 
 
@@ -309,7 +369,11 @@ def settings_of(draw, table):
 @fuzz(150)
 @given(given_settings=settings_of(VAE))
 def test_any_settings_train_a_vae_or_are_refused(given_settings, small, engine):
-    model = clean(lambda: lm.Vae.fit(small[:9], **{"hidden": 16, "latent": 16, "epochs": 1, **given_settings}, engine=engine))
+    model = clean(
+        lambda: lm.Vae.fit(
+            small[:9], **{"hidden": 16, "latent": 16, "epochs": 1, **given_settings}, engine=engine
+        )
+    )
     if model is not None:
         assert len(model.history) == int(given_settings.get("epochs", 1))
         assert all(np.isfinite(rows).all() for rows in model.state_dict().values())
@@ -317,12 +381,21 @@ def test_any_settings_train_a_vae_or_are_refused(given_settings, small, engine):
 
 @fuzz(150)
 @given(given_settings=settings_of(REWARD), validated=some.booleans(), made=some.booleans())
-def test_any_settings_train_a_reward_model_or_are_refused(given_settings, validated, made, small, synthetic, engine):
-    base = {"hidden": 16, **({} if "epochs" in given_settings or given_settings.get("steps") is not None else {"epochs": 1})}
+def test_any_settings_train_a_reward_model_or_are_refused(
+    given_settings, validated, made, small, synthetic, engine
+):
+    base = {
+        "hidden": 16,
+        **({} if "epochs" in given_settings or given_settings.get("steps") is not None else {"epochs": 1}),
+    }
     pairs = synthetic if made else small[:20]
     # Twenty epochs, where none are asked for, are enough for a few pairs only.
     assume(not (made and given_settings.get("epochs", 1) is None and given_settings.get("steps") is None))
-    model = clean(lambda: lm.RewardModel.fit(pairs, small[20:40] if validated else None, **{**base, **given_settings}, engine=engine))
+    model = clean(
+        lambda: lm.RewardModel.fit(
+            pairs, small[20:40] if validated else None, **{**base, **given_settings}, engine=engine
+        )
+    )
     if model is not None:
         assert model.steps > 0 and len(model.history) > 0 and 1 <= model.best_step <= model.steps
         assert all(np.isfinite(rows).all() for rows in model.state_dict().values())
@@ -345,7 +418,11 @@ def test_any_engine_opens_or_is_refused(device, threads, precision):
 
 
 @fuzz(60)
-@given(data=some.data(), options=settings_of(SYNTHESIS), kind=some.sampled_from(["float32", "float16", "bfloat16", "float64"]))
+@given(
+    data=some.data(),
+    options=settings_of(SYNTHESIS),
+    kind=some.sampled_from(["float32", "float16", "bfloat16", "float64"]),
+)
 def test_pairs_of_any_plan_are_the_same_in_every_way(data, options, kind, vae, small, engine):
     pairs = clean(lambda: lm.synthesize(vae, small[:9], **options, dtype=kind, engine=engine))
     assume(pairs is not None and len(pairs) <= 3000)
@@ -372,7 +449,12 @@ def test_pairs_of_any_plan_are_the_same_in_every_way(data, options, kind, vae, s
             return (made is None) == (not rows) and (made is None or bits(made) == rows)
         return [row for made in pairs.batches(step, numbers[0]) for row in bits(made)] == whole[numbers[0] :]
 
-    ways = some.tuples(some.integers(0, 2), some.lists(some.integers(0, n - 1), min_size=1, max_size=30), some.slices(n), some.integers(1, n + 9))
+    ways = some.tuples(
+        some.integers(0, 2),
+        some.lists(some.integers(0, n - 1), min_size=1, max_size=30),
+        some.slices(n),
+        some.integers(1, n + 9),
+    )
     calls = data.draw(some.lists(ways, min_size=1, max_size=8))
     if data.draw(some.booleans()):
         with ThreadPoolExecutor(len(calls)) as pool:
@@ -415,7 +497,11 @@ def test_any_split_is_a_partition_or_refused(n, seeds, validation, seed, prompts
 def test_any_part_of_an_order_is_a_part_of_it(n, seed, start, count):
     part = clean(lambda: _lensmith.permutation(n, seed, 1, start, start + count), OverflowError)
     if part is not None:
-        assert len(part) == count and len(set(part.tolist())) == count and all(number < n for number in part.tolist())
+        assert (
+            len(part) == count
+            and len(set(part.tolist())) == count
+            and all(number < n for number in part.tolist())
+        )
         if n <= 50:
             assert np.array_equal(_lensmith.permutation(n, seed, 1, 0, n)[start : start + count], part)
 
@@ -428,7 +514,10 @@ def files(tmp_path_factory, small, vae, reward) -> dict[Any, bytes]:
     folder = tmp_path_factory.mktemp("files")
     for thing, name in ((small[:6], "pairs"), (vae, "vae"), (reward, "reward")):
         thing.save(folder / name)
-    return {kind: (folder / name).read_bytes() for kind, name in ((lm.PairSet, "pairs"), (lm.Vae, "vae"), (lm.RewardModel, "reward"))}
+    return {
+        kind: (folder / name).read_bytes()
+        for kind, name in ((lm.PairSet, "pairs"), (lm.Vae, "vae"), (lm.RewardModel, "reward"))
+    }
 
 
 @fuzz(150)
@@ -462,7 +551,9 @@ def test_any_state_is_a_model_or_refused(data, kind, vae, reward):
         elif change == "odd":
             state[name] = data.draw(ODD)
         elif change == "shape" and isinstance(rows, np.ndarray):
-            state[name] = data.draw(some.sampled_from([rows[:-1], rows.T, rows[None], rows.reshape(-1), rows[:0]]))
+            state[name] = data.draw(
+                some.sampled_from([rows[:-1], rows.T, rows[None], rows.reshape(-1), rows[:0]])
+            )
         elif change == "value" and isinstance(rows, np.ndarray) and rows.size:
             state[name] = rows.copy()
             state[name].reshape(-1)[0] = data.draw(VALUES)
@@ -472,7 +563,9 @@ def test_any_state_is_a_model_or_refused(data, kind, vae, reward):
             state[name] = rows.astype(np.float64)
     again = clean(lambda: type(model).from_state_dict(state))
     if again is not None:
-        assert {name: rows.shape for name, rows in again.state_dict().items()}.keys() == model.state_dict().keys()
+        assert {
+            name: rows.shape for name, rows in again.state_dict().items()
+        }.keys() == model.state_dict().keys()
         assert np.isfinite(np.concatenate([rows.ravel() for rows in again.state_dict().values()])).all()
 
 

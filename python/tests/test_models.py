@@ -46,7 +46,9 @@ def layer(state: dict[str, np.ndarray], name: str, x: np.ndarray) -> np.ndarray:
 def test_a_vae_computes_what_pytorch_computed(name, engine):
     file = golden(name)
     prefix = "vae.folded."
-    vae = lm.Vae.from_state_dict({key.removeprefix(prefix): rows for key, rows in file.items() if key.startswith(prefix)})
+    vae = lm.Vae.from_state_dict(
+        {key.removeprefix(prefix): rows for key, rows in file.items() if key.startswith(prefix)}
+    )
     for i, side in enumerate(("chosen", "rejected")):
         mu, logvar = vae.encode(file[side], engine=engine)
         close(mu, file[f"encode.mu.{i}"])
@@ -58,14 +60,19 @@ def test_a_vae_computes_what_pytorch_computed(name, engine):
 def test_a_reward_model_computes_what_pytorch_computed(name, engine):
     file = golden(name)
     prefix = "reward.folded."
-    model = lm.RewardModel.from_state_dict({key.removeprefix(prefix): rows for key, rows in file.items() if key.startswith(prefix)})
+    model = lm.RewardModel.from_state_dict(
+        {key.removeprefix(prefix): rows for key, rows in file.items() if key.startswith(prefix)}
+    )
     close(model.score(np.concatenate([file["chosen"], file["rejected"]]), engine=engine), file["score"])
 
 
 @pytest.mark.parametrize("name", ["d40", "d33"])
 def test_checkpoints_of_pytorch_load(name, engine):
     folder = ROOT / "tests" / "golden"
-    vae, reward = lm.Vae.load(folder / f"{name}_torch_vae.safetensors"), lm.RewardModel.load(folder / f"{name}_torch_reward.safetensors")
+    vae, reward = (
+        lm.Vae.load(folder / f"{name}_torch_vae.safetensors"),
+        lm.RewardModel.load(folder / f"{name}_torch_reward.safetensors"),
+    )
     assert vae.dim == reward.dim == golden(name)["chosen"].shape[1]
     assert len(vae.history) == 0 and reward.best_epoch is reward.steps is reward.capped is None
 
@@ -87,7 +94,10 @@ def test_a_vae_is_the_layers_that_its_state_names(vae, small, engine):
     both = layer(state, "encoder.2", relu(layer(state, "encoder.0", x)))
     close(mu, both[:, :16])
     close(logvar, both[:, 16:])
-    close(vae.decode(mu, engine=engine), layer(state, "decoder.2", relu(layer(state, "decoder.0", mu.astype(np.float64)))))
+    close(
+        vae.decode(mu, engine=engine),
+        layer(state, "decoder.2", relu(layer(state, "decoder.0", mu.astype(np.float64)))),
+    )
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -112,9 +122,17 @@ def test_an_mlp_is_the_mean_of_its_heads(small, engine, heads):
 def test_a_linear_model_is_one_layer(small, engine):
     model = lm.RewardModel.fit(small, head="linear", epochs=3, lr=1e-2, engine=engine)
     state = model.state_dict()
-    assert {name: rows.shape for name, rows in state.items()} == {"score.weight": (1, DIM), "score.bias": (1,)}
-    assert (model.head, model.heads) == ("linear", 1) and repr(model) == "RewardModel(dim=32, head='linear', heads=1)"
-    close(model.score(small.chosen, engine=engine), layer(state, "score", small.chosen.numpy().astype(np.float64))[:, 0])
+    assert {name: rows.shape for name, rows in state.items()} == {
+        "score.weight": (1, DIM),
+        "score.bias": (1,),
+    }
+    assert (model.head, model.heads) == ("linear", 1) and repr(
+        model
+    ) == "RewardModel(dim=32, head='linear', heads=1)"
+    close(
+        model.score(small.chosen, engine=engine),
+        layer(state, "score", small.chosen.numpy().astype(np.float64))[:, 0],
+    )
     plain = lm.RewardModel.from_state_dict({"score.weight": state["score.weight"]})
     found = plain.score(small.chosen, engine=engine) + state["score.bias"]
     assert np.allclose(found, model.score(small.chosen, engine=engine), atol=1e-5)
@@ -142,7 +160,9 @@ def test_parameters_come_back_with_the_same_bits(model, tmp_path):
     for again in (
         kind.from_state_dict(state),
         kind.from_state_dict({name: torch.from_numpy(rows.copy()) for name, rows in state.items()}),
-        kind.from_state_dict({name: torch.from_numpy(rows.copy()).double().requires_grad_() for name, rows in state.items()}),
+        kind.from_state_dict(
+            {name: torch.from_numpy(rows.copy()).double().requires_grad_() for name, rows in state.items()}
+        ),
         kind.from_state_dict({name: rows.astype(np.float64) for name, rows in state.items()}),
         kind.from_state_dict({name: np.asfortranarray(rows) for name, rows in state.items()}),
         kind.from_state_dict(dict(reversed(saved.items()))),
@@ -207,7 +227,11 @@ def test_inputs_of_any_dtype_are_widened(vae, reward, engine, kind):
 
 
 def test_outputs_may_be_written(vae, reward, small, engine):
-    for made in (*vae.encode(small.chosen, engine=engine), reward.score(small.chosen, engine=engine), *vae.state_dict().values()):
+    for made in (
+        *vae.encode(small.chosen, engine=engine),
+        reward.score(small.chosen, engine=engine),
+        *vae.state_dict().values(),
+    ):
         made[0] = 0
         assert made.flags.owndata or made.base is not None
 
@@ -220,21 +244,32 @@ def test_a_vae_learns(hh, engine):
     vae = lm.Vae.fit(split.seeds, epochs=30, lr=1e-3, engine=engine)
     history = vae.history
     assert history["epoch"].tolist() == list(range(1, 31))
-    assert history["reconstruction"][-1] < 0.9 * history["reconstruction"][0] and history["total"][-1] < history["total"][0]
+    assert (
+        history["reconstruction"][-1] < 0.9 * history["reconstruction"][0]
+        and history["total"][-1] < history["total"][0]
+    )
     # The column is the term of the loss: minus the distance.
     objective = history["reconstruction"] + 0.01 * history["kl"] + 0.1 * history["divergence"]
     assert np.allclose(history["total"], objective, atol=1e-4)
     health = vae.health(split.validation, sigma2=0.04, engine=engine)
     figures = health.to_dict()
     assert figures["pairs"] == 300 and figures["latent"] == 16 and figures["sigma"] == pytest.approx(0.2)
-    assert 0 < figures["explained_variance"] < 1 and figures["held_out_explained_variance"] < figures["explained_variance"]
+    assert (
+        0 < figures["explained_variance"] < 1
+        and figures["held_out_explained_variance"] < figures["explained_variance"]
+    )
     text = str(health)
     assert f"explained variance: {figures['explained_variance']:.4g}" in text
     assert all(f"warning: {warning}" in text for warning in health.warnings)
     lazy = lm.Vae.fit(split.seeds, epochs=1, engine=engine).health(engine=engine)
-    assert any("has not learnt" in warning for warning in lazy.warnings) and "warning: the VAE has not learnt" in str(lazy)
+    assert any(
+        "has not learnt" in warning for warning in lazy.warnings
+    ) and "warning: the VAE has not learnt" in str(lazy)
     reloaded = lm.Vae.from_state_dict(vae.state_dict())
-    assert reloaded.health(split.validation, seeds=split.seeds, sigma2=0.04, engine=engine).to_dict()["w2"] == figures["w2"]
+    assert (
+        reloaded.health(split.validation, seeds=split.seeds, sigma2=0.04, engine=engine).to_dict()["w2"]
+        == figures["w2"]
+    )
 
 
 def test_a_reward_model_learns(engine):
@@ -243,10 +278,17 @@ def test_a_reward_model_learns(engine):
     figures = model.evaluate(test, engine=engine)
     assert figures["accuracy"] > 0.8 and figures["pairs"] == 400
     history = model.history
-    assert history.columns == ["epoch", "step", "train_loss", "accuracy", "loss"] and len(history) == 40 and model.steps == 160
+    assert (
+        history.columns == ["epoch", "step", "train_loss", "accuracy", "loss"]
+        and len(history) == 40
+        and model.steps == 160
+    )
     best = int(history["loss"].argmin())
     assert (model.best_epoch, model.best_step) == (history["epoch"][best], history["step"][best])
-    assert figures["loss"] == pytest.approx(history["loss"][best], abs=1e-6) and figures["accuracy"] == history["accuracy"][best]
+    assert (
+        figures["loss"] == pytest.approx(history["loss"][best], abs=1e-6)
+        and figures["accuracy"] == history["accuracy"][best]
+    )
     assert history["train_loss"][-1] < history["train_loss"][0]
 
 
@@ -264,7 +306,9 @@ def test_steps_and_epochs_are_the_same_updates(small, synthetic, engine):
         epochs = lm.RewardModel.fit(pairs, hidden=16, batch_size=16, epochs=2, engine=engine)
         steps = lm.RewardModel.fit(pairs, hidden=16, batch_size=16, steps=2 * per_epoch, engine=engine)
         assert epochs.steps == steps.steps == 2 * per_epoch and bits(epochs) == bits(steps)
-    every = lm.RewardModel.fit(small, small, hidden=16, batch_size=16, epochs=3, validate_every=3, patience=None, engine=engine)
+    every = lm.RewardModel.fit(
+        small, small, hidden=16, batch_size=16, epochs=3, validate_every=3, patience=None, engine=engine
+    )
     assert every.history["step"].tolist() == [3, 6, 9, 12]
     assert len(lm.RewardModel.fit(small, hidden=16, engine=engine).history) == 20, "as many epochs by default"
 
@@ -272,7 +316,15 @@ def test_steps_and_epochs_are_the_same_updates(small, synthetic, engine):
 def test_every_setting_reaches_the_engine(small, engine):
     base = {"hidden": 16, "epochs": 2, "batch_size": 16, "engine": engine}
     plain = bits(lm.RewardModel.fit(small, **base))
-    for setting in ({"lr": 1e-3}, {"batch_size": 8}, {"weight_decay": 1.0}, {"input_noise": 0.5}, {"across_prompts": 1.0}, {"seed": 1}, {"epochs": 3}):
+    for setting in (
+        {"lr": 1e-3},
+        {"batch_size": 8},
+        {"weight_decay": 1.0},
+        {"input_noise": 0.5},
+        {"across_prompts": 1.0},
+        {"seed": 1},
+        {"epochs": 3},
+    ):
         assert bits(lm.RewardModel.fit(small, **{**base, **setting})) != plain, setting
     base = {"hidden": 16, "latent": 16, "epochs": 2, "batch_size": 16, "engine": engine}
     plain = bits(lm.Vae.fit(small, **base))
@@ -289,9 +341,24 @@ def test_every_option_reaches_the_synthesis(vae, small, engine):
     for option in (
         {"sigma2": 0.1}, {"oversample": 8}, {"likelihood": "prior"}, {"source": "mean"}, {"mode": "residual"}, {"seed": 1}, {"pairing": "match"},
     ):  # fmt: skip
-        assert lm.synthesize(vae, small, **{**base, **option})[60:].chosen.tobytes() != plain[60:].chosen.tobytes(), option
-    for fold, per_side, pairing, expected in ((4, None, "combine", 4), (None, 3, "combine", 16), (None, 3, "match", 4), (9, 2, "combine", 9)):
-        assert len(lm.synthesize(vae, small, fold, per_side=per_side, pairing=pairing, engine=engine)) == 60 * expected
-    still = lm.synthesize(vae, small, fold=2, pairing="match", sigma2=0.0, source="mean", likelihood="none", engine=engine)
+        assert (
+            lm.synthesize(vae, small, **{**base, **option})[60:].chosen.tobytes()
+            != plain[60:].chosen.tobytes()
+        ), option
+    for fold, per_side, pairing, expected in (
+        (4, None, "combine", 4),
+        (None, 3, "combine", 16),
+        (None, 3, "match", 4),
+        (9, 2, "combine", 9),
+    ):
+        assert (
+            len(lm.synthesize(vae, small, fold, per_side=per_side, pairing=pairing, engine=engine))
+            == 60 * expected
+        )
+    still = lm.synthesize(
+        vae, small, fold=2, pairing="match", sigma2=0.0, source="mean", likelihood="none", engine=engine
+    )
     mu, _ = vae.encode(small.chosen, engine=engine)
-    assert np.allclose(still[60:].chosen.numpy(), vae.decode(mu, engine=engine), atol=1e-5), "no noise gives the reconstruction"
+    assert np.allclose(still[60:].chosen.numpy(), vae.decode(mu, engine=engine), atol=1e-5), (
+        "no noise gives the reconstruction"
+    )

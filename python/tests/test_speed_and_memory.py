@@ -107,5 +107,7 @@ def test_the_benchmark_measures(tmp_path):
     figures = json.loads(out.read_text())
     assert figures["shared_memory"]["same_address"] is True
     for name in ("batches", "torch", "engine", "fit", "program"):
-        assert figures["rates"][name]["median"] > 0 and len(figures["rates"][name]["all"]) == figures["rounds"]
+        assert (
+            figures["rates"][name]["median"] > 0 and len(figures["rates"][name]["all"]) == figures["rounds"]
+        )
     assert "pairs/s" in done.stdout

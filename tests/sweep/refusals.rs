@@ -26,7 +26,7 @@ fn wrong_axes_are_refused_in_one_line_before_anything_is_written() {
         ("--grid fold=2,three", &["--grid", "fold=three"]),
         ("--grid mode=plain,odd", &["--grid", "mode=odd"]),
         ("--grid preset=paper,other", &["--grid", "preset=other"]),
-        ("--grid arms=matched,lens", &["--grid", "arms=lens"]),
+        ("--grid arms=matched,lenses", &["--grid", "arms=lenses"]),
         ("--grid gamma=0.1,-1", &["gamma", "-1"]),
         ("--grid sigma2=0.1,NaN", &["sigma2", "NaN"]),
         ("--grid lr=1e-3,0", &["lr", "0"]),
