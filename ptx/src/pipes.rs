@@ -1,0 +1,108 @@
+//! Which part of a device executes an instruction.
+
+use crate::ops::{IntOp, Op, UnOp};
+use crate::parse::ast::Ty;
+
+/// What executes an instruction on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pipe {
+    /// Integer, logic, comparisons and moves.
+    Alu,
+    /// Single-precision and half arithmetic, and integer multiplication.
+    Fma,
+    /// Double precision.
+    Fp64,
+    /// Approximations and conversions.
+    Special,
+    /// Loads, stores, atomics, copies and shuffles.
+    Memory,
+    /// Matrix products.
+    Tensor,
+    /// Branches, barriers and fences.
+    Control,
+}
+
+impl Pipe {
+    /// All of them, in the order of counters.
+    pub const ALL: [Pipe; 7] =
+        [Pipe::Alu, Pipe::Fma, Pipe::Fp64, Pipe::Special, Pipe::Memory, Pipe::Tensor, Pipe::Control];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pipe::Alu => "alu",
+            Pipe::Fma => "fma",
+            Pipe::Fp64 => "fp64",
+            Pipe::Special => "special",
+            Pipe::Memory => "memory",
+            Pipe::Tensor => "tensor",
+            Pipe::Control => "control",
+        }
+    }
+}
+
+impl Op {
+    /// The pipe that executes it.
+    pub fn pipe(&self) -> Pipe {
+        use Op::*;
+        match self {
+            Bra
+            | Brx(_)
+            | Exit
+            | Trap
+            | Nop
+            | Bar { .. }
+            | BarWarp
+            | Fence { .. }
+            | FenceProxy
+            | ClusterArrive { .. }
+            | ClusterWait
+            | Nanosleep
+            | SetMaxNReg { .. }
+            | GridDep { .. }
+            | WgFence
+            | WgCommit
+            | WgWait(_)
+            | CpCommit
+            | CpWait(_)
+            | CpWaitAll
+            | BulkCommit
+            | BulkWait { .. } => Pipe::Control,
+            Int(IntOp::MulLo | IntOp::MulHiS | IntOp::MulHiU, _)
+            | MulWide { .. }
+            | MadLo(_)
+            | MadHi { .. }
+            | MadWide { .. }
+            | Mad24 { .. }
+            | MadCarry { .. }
+            | Dp4a { .. }
+            | Dp2a { .. }
+            | F32 { .. }
+            | Fma32 { .. }
+            | Half { .. } => Pipe::Fma,
+            F64 { .. } | Fma64 { .. } | MinMax64 { .. } | Rcp64 { .. } | Sqrt64 { .. } => Pipe::Fp64,
+            Setp { ty: Ty::F64, .. } | Neg64 | Abs64 => Pipe::Fp64,
+            Approx { .. }
+            | DivApprox { .. }
+            | Approx64 { .. }
+            | Rcp32 { .. }
+            | Sqrt32 { .. }
+            | Cvt(_)
+            | CvtPair { .. }
+            | Unary(UnOp::Popc | UnOp::Brev | UnOp::Bfind { .. } | UnOp::Clz, _) => Pipe::Special,
+            Ld(_)
+            | St(_)
+            | Atom { .. }
+            | Shfl { .. }
+            | CpAsync { .. }
+            | Ldmatrix { .. }
+            | Stmatrix { .. }
+            | Prefetch
+            | Mbar(_)
+            | Bulk(_)
+            | Movmatrix => Pipe::Memory,
+            Mma(_) | WgMma(_) => Pipe::Tensor,
+            _ => Pipe::Alu,
+        }
+    }
+}

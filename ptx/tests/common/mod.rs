@@ -1,0 +1,171 @@
+//! Snippets of PTX as kernels: one thread an element.
+#![allow(dead_code, reason = "not every test uses everything")]
+
+use ptx::{Launch, Memory, Module, Options, launch};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+/// Start of every snippet.
+pub const HEAD: &str = ".version 8.5\n.target sm_90a\n.address_size 64\n";
+
+/// Registers that snippets may use: %r0.. and the like of each type.
+pub const REGS: &str = ".reg .pred %p<16>; .reg .b16 %rs<16>; .reg .b32 %r<64>; .reg .b64 %rd<64>; .reg .f32 %f<64>; .reg .f64 %fd<16>;\n";
+
+/// A kernel `k` with parameters `p0`, `p1`, ... of 8 bytes around a body.
+pub fn kernel(params: usize, body: &str) -> String {
+    let params: Vec<String> = (0..params).map(|n| format!(".param .u64 p{n}")).collect();
+    format!("{HEAD}.visible .entry k({}) {{\n{REGS}{body}\nret;\n}}\n", params.join(", "))
+}
+
+/// The module of a text, which must be well formed.
+pub fn parse(text: &str) -> Module {
+    Module::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// Bits of a type: `b16`, `b32` or `b64`, with its register.
+fn register(bits: u32, n: usize) -> String {
+    match bits {
+        16 => format!("%rs{n}"),
+        32 => format!("%r{n}"),
+        _ => format!("%rd{}", n + 16),
+    }
+}
+
+/// Runs `text` for every element: its inputs are `{a}`, `{b}`, `{c}`, its output `{d}`.
+pub fn elements(text: &str, widths: &[u32], to: u32, inputs: &[Vec<u64>]) -> Vec<u64> {
+    let n = inputs[0].len();
+    let mut body = String::from(
+        "mov.u32 %r40, %ctaid.x; mov.u32 %r41, %ntid.x; mov.u32 %r42, %tid.x; mad.lo.s32 %r43, %r40, %r41, %r42;\n",
+    );
+    let mut snippet = text.to_string();
+    for (k, width) in widths.iter().enumerate() {
+        let name = register(*width, k);
+        body += &format!(
+            "ld.param.u64 %rd0, [p{k}]; mad.wide.u32 %rd1, %r43, {}, %rd0; ld.global.b{width} {name}, [%rd1];\n",
+            width / 8
+        );
+        snippet = snippet.replace(["{a}", "{b}", "{c}"][k], &name);
+    }
+    let out = register(to, 8);
+    body += &snippet.replace("{d}", &out);
+    body += &format!(
+        "\nld.param.u64 %rd0, [p{}]; mad.wide.u32 %rd1, %r43, {}, %rd0; st.global.b{to} [%rd1], {out};",
+        widths.len(),
+        to / 8
+    );
+    let module = parse(&kernel(widths.len() + 1, &body));
+    let mut memory = Memory::new();
+    let mut request = Launch::new("k", [n.div_ceil(256) as u32, 1, 1], [256, 1, 1]);
+    for (values, width) in inputs.iter().zip(widths) {
+        let mut padded = values.clone();
+        padded.resize(n.next_multiple_of(256), 0);
+        let bytes: Vec<u8> =
+            padded.iter().flat_map(|v| v.to_le_bytes()[..*width as usize / 8].to_vec()).collect();
+        request = request.arg(&memory.alloc_with(&bytes).to_le_bytes());
+    }
+    let size = to as usize / 8;
+    let out = memory.alloc((n.next_multiple_of(256) * size) as u64);
+    request = request.arg(&out.to_le_bytes());
+    let options = Options { races: false, ..Options::default() };
+    launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{text}"));
+    memory
+        .read(out, n * size)
+        .chunks(size)
+        .map(|b| {
+            let mut wide = [0; 8];
+            wide[..size].copy_from_slice(b);
+            u64::from_le_bytes(wide)
+        })
+        .collect()
+}
+
+/// Operands: edge cases of integers and floating-point formats, their neighbours, and random bits.
+pub fn operands(bits: u32, n: usize, seed: u64) -> Vec<u64> {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let edges: Vec<u64> = match bits {
+        16 => vec![
+            0, 1, 0x7fff, 0x8000, 0xffff, 0x3c00, 0xbc00, 0x7c00, 0xfc00, 0x7e00, 0x03ff, 0x0400, 0x7bff,
+            0x3f80, 0x7f80, 0x0080, 0x007f,
+        ],
+        32 => vec![
+            0,
+            1,
+            2,
+            31,
+            32,
+            33,
+            0x7fff_ffff,
+            0x8000_0000,
+            0xffff_ffff,
+            0x3f80_0000,
+            0xbf80_0000,
+            0x7f80_0000,
+            0xff80_0000,
+            0x7fc0_0000,
+            0x007f_ffff,
+            0x0080_0000,
+            0x7f7f_ffff,
+            0x3380_0000,
+            0x4f00_0000,
+            0xcf00_0000,
+            0x3f00_0000,
+            0x3f7f_ffff,
+            0x4b00_0001,
+            0x3fff_8000,
+            0x3f80_8000,
+            0x477f_f000,
+            0x3300_0000,
+            0x3f81_8000,
+        ],
+        _ => vec![
+            0,
+            1,
+            63,
+            64,
+            65,
+            i64::MAX as u64,
+            1 << 63,
+            u64::MAX,
+            1f64.to_bits(),
+            (-1f64).to_bits(),
+            f64::INFINITY.to_bits(),
+            f64::NEG_INFINITY.to_bits(),
+            f64::NAN.to_bits(),
+            0.5f64.to_bits(),
+            f64::MIN_POSITIVE.to_bits(),
+            f64::MAX.to_bits(),
+            (f64::MIN_POSITIVE.to_bits() - 1),
+            9.3e18f64.to_bits(),
+            (-9.3e18f64).to_bits(),
+            2_147_483_648.5f64.to_bits(),
+        ],
+    };
+    let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
+    (0..n)
+        .map(|_| match rng.random_range(0..8) {
+            0 | 1 => edges[rng.random_range(0..edges.len())],
+            2 => {
+                edges[rng.random_range(0..edges.len())].wrapping_add(rng.random_range(0..3)).wrapping_sub(1)
+                    & mask
+            }
+            3 if bits == 32 => u64::from((rng.random_range(-1e3f32..1e3)).to_bits()),
+            3 if bits == 64 => rng.random_range(-1e3f64..1e3).to_bits(),
+            4 => rng.random_range(0..64),
+            _ => rng.random::<u64>() & mask,
+        })
+        .collect()
+}
+
+/// Number of operands of each instruction.
+pub const MANY: usize = 10_240;
+
+/// Compares an instruction of up to three operands with a plain definition.
+pub fn check(text: &str, widths: &[u32], to: u32, plain: impl Fn(&[u64]) -> u64) {
+    let inputs: Vec<Vec<u64>> =
+        widths.iter().enumerate().map(|(k, w)| operands(*w, MANY, 17 + 31 * k as u64)).collect();
+    let got = elements(text, widths, to, &inputs);
+    for (i, got) in got.iter().enumerate() {
+        let operands: Vec<u64> = inputs.iter().map(|v| v[i]).collect();
+        let want = plain(&operands);
+        assert_eq!(*got, want, "{text}: operands {operands:#x?}, got {got:#x}, want {want:#x}");
+    }
+}
