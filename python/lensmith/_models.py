@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -348,7 +349,8 @@ class RewardModel(_Model):
         """Trains on pairs by the Bradley-Terry loss; on synthetic pairs without making them.
 
         Args:
-            pairs: Real pairs, or :func:`synthesize`'s: those are trained on as latents, which costs a fraction.
+            pairs: Real pairs, or :func:`synthesize`'s: those are trained on as latents, which costs a fraction. Of a folder of
+                synthetic pairs the embeddings are standardised by its originals, as the program does it.
             validation: Pairs for early stopping; of the models that are evaluated, the one of the lowest loss is kept.
             head: "mlp" or "linear".
             hidden: Width of an MLP's hidden layer, a multiple of 16; in an ensemble of 32.
@@ -407,7 +409,8 @@ class RewardModel(_Model):
         held_out = None if validation is None else validation._core
         listener = on_point if told.wanted else None
         try:
-            made, end = _lensmith.RewardModel.fit(core(engine), pairs._core, held_out, options, listener)
+            originals = None if isinstance(pairs, SyntheticPairs) else _originals(pairs)
+            made, end = _lensmith.RewardModel.fit(core(engine), pairs._core, held_out, options, listener, originals)
         finally:
             told.close()
         model, found = cls._of(made), json.loads(end)
@@ -485,6 +488,19 @@ class RewardModel(_Model):
     def __repr__(self) -> str:
         width = f", hidden={self.hidden}" if self.head == "mlp" else ""
         return f"RewardModel(dim={self.dim}, head={self.head!r}{width}, heads={self.heads})"
+
+
+def _originals(pairs: PairSet) -> int | None:
+    """How many leading pairs are original ones, if the pairs are one folder of synthetic pairs as a whole."""
+    files = pairs._core.files
+    if files is None or len(files[0]) != 1 or not Path(files[0][0]).is_dir():
+        return None
+    # Any manifest will do: all parts of a run have the same settings.
+    for path in sorted(Path(files[0][0]).glob("manifest*.json")):
+        manifest = json.loads(path.read_text())
+        seeds = manifest.get("settings", {}).get("plan", {}).get("seeds")
+        return seeds if manifest.get("pairs") == len(pairs) and isinstance(seeds, int) else None
+    return None
 
 
 def _adam(lr: float) -> dict[str, float]:

@@ -144,7 +144,7 @@ class PairSet:
         return len(self._rows) if self._made is None and self._rows is not None else len(self._core)
 
     def __getitem__(self, rows: Rows) -> PairSet:
-        """The pairs with these numbers: a slice without a step shares memory, other rows are copied when first used."""
+        """The pairs with these numbers: a slice without a step of pairs in memory shares it, other rows are copied when first used."""
         if isinstance(rows, slice) and rows.step in (None, 1):
             start, stop, _ = rows.indices(len(self))
             if start >= stop:

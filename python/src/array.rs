@@ -97,6 +97,15 @@ impl Memory {
         Rows::new(values, self.rows, self.cols).expect("sizes were checked")
     }
 
+    /// Whether it lies in a file's map, where a write ends the process.
+    fn is_of_files(&self) -> bool {
+        match &self._owner {
+            Owner::Files(_) => true,
+            Owner::Part(whole) => whole.is_of_files(),
+            _ => false,
+        }
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -113,6 +122,11 @@ impl Memory {
     pub fn import(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Arc<Memory>> {
         if let Ok(rows) = array.cast::<Embeddings>() {
             return Ok(rows.get().0.clone());
+        }
+        if array.get_type().name()? == "MaskedArray" {
+            return Err(wrong_type(format!(
+                "{what}: expected an array without a mask, found a masked one; .filled(...) makes one"
+            )));
         }
         // SAFETY: the object is alive; the call only looks at its type.
         if unsafe { ffi::PyObject_CheckBuffer(array.as_ptr()) } != 0 {
@@ -190,7 +204,33 @@ fn from_buffer(buffer: PyUntypedBuffer, what: &str) -> PyResult<Arc<Memory>> {
     Ok(Arc::new(Memory { data, rows, cols, dtype, writable: false, _owner: Owner::Buffer(buffer) }))
 }
 
+/// Fails on tensors of torch whose values are not what lies in host memory.
+fn check_torch(array: &Bound<'_, PyAny>, what: &str) -> PyResult<()> {
+    let module = array.get_type().module()?;
+    if !module.to_string().starts_with("torch") {
+        return Ok(());
+    }
+    let device = array.getattr("device")?.getattr("type")?.to_string();
+    if device != "cpu" {
+        let found = array.getattr("device")?;
+        return Err(value(format!(
+            "{what}: expected an array in host memory, found one on {found}; .cpu() brings it there"
+        )));
+    }
+    let layout = array.getattr("layout")?.to_string();
+    if layout != "torch.strided" {
+        return Err(value(format!("{what}: expected a dense tensor, found {layout}; .to_dense() makes one")));
+    }
+    if array.call_method0("is_neg")?.is_truthy()? {
+        return Err(value(format!(
+            "{what}: expected values as they lie in memory, found a negative view; .resolve_neg()"
+        )));
+    }
+    Ok(())
+}
+
 fn from_dlpack(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Arc<Memory>> {
+    check_torch(array, what)?;
     let request = ImportRequest::new(array.as_borrowed())?;
     let device = request.device()?;
     if ![DLDeviceType::CPU, DLDeviceType::CUDAHOST].contains(&device.device_type) {
@@ -219,7 +259,9 @@ fn from_dlpack(array: &Bound<'_, PyAny>, what: &str) -> PyResult<Arc<Memory>> {
     };
     let shape: Vec<usize> = view.shape().iter().map(|&n| n as usize).collect();
     let (rows, cols) = matrix(&shape, what)?;
-    if !view.is_compact().map_err(|error| value(format!("{what}: {error}")))? {
+    let strides = view.strides_or_compact().map_err(|error| value(format!("{what}: {error}")))?;
+    // The stride of an axis of one entry is never used.
+    if (cols > 1 && strides[1] != 1) || (rows > 1 && strides[0] != cols as i64) {
         return Err(not_contiguous(what));
     }
     let data = aligned(view.data_ptr().cast_mut().cast(), dtype, what)?;
@@ -297,8 +339,12 @@ impl Embeddings {
         slf.py().import("numpy")?.call_method1("asarray", (slf,))
     }
 
-    /// A torch tensor over the same memory.
+    /// A torch tensor over the same memory; of rows of a file a copy, since torch would write to what is read-only.
     fn torch<'py>(slf: Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let slf = match slf.get().0.is_of_files() {
+            true => Bound::new(slf.py(), slf.get().copied(slf.py()))?,
+            false => slf,
+        };
         let torch = slf
             .py()
             .import("lensmith._optional")?
@@ -322,7 +368,7 @@ impl Embeddings {
     #[staticmethod]
     fn from_bytes(data: &[u8], columns: usize, dtype: &str) -> PyResult<Embeddings> {
         let dtype = dtype_of(dtype)?;
-        let row = columns * dtype.size();
+        let row = columns.saturating_mul(dtype.size());
         if row == 0 || !data.len().is_multiple_of(row) {
             return Err(value(format!("data: expected rows of {row} bytes, found {} bytes", data.len())));
         }
@@ -427,6 +473,12 @@ impl Embeddings {
 }
 
 impl Embeddings {
+    fn copied(&self, py: Python<'_>) -> Embeddings {
+        let mut out = RowsBuf::zeros(self.0.dtype, self.0.rows, self.0.cols);
+        py.detach(|| out.bytes_mut().copy_from_slice(self.0.view().values().bytes()));
+        Embeddings(Memory::new(out))
+    }
+
     fn tensor<M: ManagedTensorBase>(&self) -> PyResult<Managed<M>> {
         let memory = &self.0;
         let (rows, cols) = (memory.rows as i64, memory.cols as i64);

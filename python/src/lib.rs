@@ -84,7 +84,10 @@ fn program(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 
 #[pymodule(gil_used = false)]
 fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    pyo3_log::init();
+    // Levels are asked of `logging` each time: they may change at any moment.
+    let logger = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?;
+    // Another module of this process may have set one.
+    let _ = logger.install();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("LensmithError", module.py().get_type::<error::LensmithError>())?;
     module.add_class::<array::Embeddings>()?;

@@ -111,8 +111,10 @@ def test_embeddings_of_embeddings_share_memory(kind, source, tmp_path):
     }[source]()
     first = lm.Embeddings(rows)
     second = lm.Embeddings(first)
-    assert address(first.torch()) == address(second.torch())
-    assert address(lm.PairSet(second, first).rejected.torch()) == address(first.torch())
+    # Not by .torch(), which copies rows of files.
+    there = address(torch.from_dlpack(first))
+    assert address(torch.from_dlpack(second)) == there
+    assert address(torch.from_dlpack(lm.PairSet(second, first).rejected)) == there
 
 
 def test_other_sources_are_read_without_a_copy():
@@ -497,8 +499,50 @@ def test_files_join_in_order(tmp_path, engine):
         assert np.array_equal(opened[2:4].chosen.numpy(), whole[2:4])
         assert np.array_equal(opened[[9, 0]].chosen.numpy(), whole[[9, 0]])
     first = lm.PairSet.open(names[0])
-    assert address(first.chosen.numpy()) == address(first.chosen.torch()), (
+    assert address(first.chosen.numpy()) == address(torch.from_dlpack(first.chosen)), (
         "one file is shown where it is mapped"
     )
     renamed = lm.PairSet.open(names[1], chosen="rejected", rejected="chosen")
     assert np.array_equal(renamed.chosen.numpy(), parts[1].rejected.numpy())
+
+
+@pytest.mark.parametrize("rows", [torch.ones(DIM, 1).T, torch.ones(1, 5).T, torch.ones(3, 3)[:1, :1]], ids=str)
+def test_strides_of_axes_of_one_entry_do_not_count(rows):
+    assert rows.is_contiguous() and lm.Embeddings(rows).shape == tuple(rows.shape)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch._neg_view(torch.ones(2, DIM)), "found a negative view; .resolve_neg"),
+        (torch.empty(3, DIM, device="meta"), "expected an array in host memory, found one on meta"),
+        (torch.ones(3, DIM).to_sparse(), "expected a dense tensor, found torch.sparse_coo"),
+    ],
+    ids=["negative", "meta", "sparse"],
+)
+def test_tensors_whose_memory_is_not_their_values(rows, message):
+    with pytest.raises(ValueError, match=f"chosen: expected .*{message}|chosen: {message}"):
+        lm.PairSet(rows, rows)
+
+
+def test_masks_are_not_ignored():
+    rows = np.zeros((2, DIM), np.float32)
+    with pytest.raises(TypeError, match="array: expected an array without a mask"):
+        lm.Embeddings(np.ma.masked_array(rows, mask=rows > 0))
+
+
+@pytest.mark.parametrize(("columns", "dtype"), [(2**62 + 1, "float32"), (2**63 + 1, "float16"), (0, "float32")])
+def test_sizes_that_overflow(columns, dtype):
+    with pytest.raises(ValueError, match="data: expected rows of"):
+        lm.Embeddings.from_bytes(b"a" * 8, columns, dtype)
+
+
+def test_tensors_of_files_may_be_written_to(tmp_path):
+    rows = mapped(tmp_path / "pairs.safetensors")
+    before = rows.numpy().copy()
+    tensor = rows.torch()
+    tensor[0, 0] = 1
+    tensor = lm.PairSet.open(tmp_path / "pairs.safetensors")[1:3].chosen.torch()
+    tensor[:] = 2
+    assert (rows.numpy() == before).all()
+    assert (lm.PairSet.open(tmp_path / "pairs.safetensors").chosen.numpy() == before).all()

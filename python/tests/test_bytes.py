@@ -622,3 +622,16 @@ def test_the_program_is_installed_with_the_package(program, run_python, tmp_path
         "import sys; sys.argv = ['lensmith', '--help']; from lensmith._program import main; sys.exit(main())"
     )
     assert "Commands:" in run_python(code).stdout
+
+
+def test_a_reward_model_of_a_folder_is_that_of_the_program(vae, small, tmp_path, engine, program):
+    folder, path = tmp_path / "out", tmp_path / "reward.safetensors"
+    lm.synthesize(vae, small, fold=4, engine=engine).write(folder, dtype="f32", shard_rows=50)
+    program("train-reward", folder, "--reward-hidden", 16, "--epochs", 2, "--out", path)
+    theirs = lm.RewardModel.load(path).state_dict()
+    pairs = lm.PairSet.open(folder, engine=engine)
+    ours = lm.RewardModel.fit(pairs, hidden=16, epochs=2, engine=engine).state_dict()
+    assert all(rows.tobytes() == theirs[name].tobytes() for name, rows in ours.items())
+    # As plain pairs all of them standardise, which gives another model.
+    plain = lm.RewardModel.fit(pairs[: len(pairs)], hidden=16, epochs=2, engine=engine).state_dict()
+    assert plain["0.weight"].tobytes() != ours["0.weight"].tobytes()

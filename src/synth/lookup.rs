@@ -1,7 +1,7 @@
 //! Pairs of a plan in any order.
 //!
 //! What all pairs of a seed share is made once for all seeds and kept: their posteriors and the numbers of their selected
-//! candidates, `8 latent + 4 k` bytes a seed and side. A pair then costs no more than its two samples, wherever it is.
+//! candidates, `8 latent + 4 k` bytes a seed and side, and which samples meet, 4 bytes a pair. A pair then costs no more than its two samples, wherever it is.
 
 use super::generate::PairBatch;
 use super::plan::{PairId, Plan};
@@ -28,7 +28,12 @@ pub struct PairLookup<'a, B: Backend> {
     perturbation: Perturbation,
     mode: DecodeMode,
     sides: [SeedSide<B>; 2],
+    /// The samples of every synthetic pair, chosen and rejected, where they are not too many to keep.
+    samples: Option<Vec<[u16; 2]>>,
 }
+
+/// Most bytes of samples that are kept; beyond, the list of a seed's pairs is made again for each pair.
+const MOST_SAMPLE_BYTES: u64 = 256 << 20;
 
 impl<'a, B: Backend> PairLookup<'a, B> {
     /// Encodes all seeds and selects their candidates.
@@ -55,7 +60,25 @@ impl<'a, B: Backend> PairLookup<'a, B> {
         };
         let sides = [side(Side::Chosen)?, side(Side::Rejected)?];
         seeds.require_unchanged()?;
-        Ok(PairLookup { backend, vae, seeds, plan, perturbation, mode: options.mode, sides })
+        let synthetic = plan.pairs() - plan.seeds;
+        let samples = (4 * synthetic <= MOST_SAMPLE_BYTES).then(|| {
+            // At most 256 samples a side: numbers of 16 bits.
+            let of = |seed| plan.combinations(seed).into_iter().map(|(a, b)| [a as u16, b as u16]);
+            (0..plan.seeds).flat_map(of).collect()
+        });
+        Ok(PairLookup { backend, vae, seeds, plan, perturbation, mode: options.mode, sides, samples })
+    }
+
+    /// Pair `j` of the plan.
+    fn pair(&self, j: u64) -> PairId {
+        let n = self.plan.seeds;
+        match &self.samples {
+            Some(samples) if j >= n => {
+                let [chosen, rejected] = samples[(j - n) as usize].map(u32::from);
+                PairId { seed: (j - n) / (self.plan.pairs_per_seed - 1), chosen, rejected }
+            }
+            _ => self.plan.pair(j),
+        }
     }
 
     /// The pairs with these numbers, in this order, as embeddings of `dtype`: each has the bits that it has in a stream.
@@ -72,7 +95,7 @@ impl<'a, B: Backend> PairLookup<'a, B> {
         let Some(&first) = pairs.first() else {
             return Err(Error::TooFew { what: "pair numbers".into(), needed: 1, found: 0 });
         };
-        let ids: Vec<PairId> = pairs.iter().map(|&j| self.plan.pair(j)).collect();
+        let ids: Vec<PairId> = pairs.iter().map(|&j| self.pair(j)).collect();
         let chosen = self.side(Side::Chosen, &ids, dtype)?;
         let rejected = self.side(Side::Rejected, &ids, dtype)?;
         self.seeds.require_unchanged()?;
