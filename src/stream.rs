@@ -10,7 +10,7 @@ use crate::synth::PairBatch;
 /// Makes a range of pairs.
 pub(crate) type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + Sync + 'a>;
 
-/// Synthetic pairs in order, batch by batch; made by [`Engine::stream`].
+/// Synthetic pairs in order, batch by batch; made by [`Engine::stream`](crate::Engine::stream).
 pub struct PairStream<'a> {
     make: MakePairs<'a>,
     next: u64,
