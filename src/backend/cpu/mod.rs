@@ -27,7 +27,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
-use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 use crate::simd::Isa;
 
@@ -242,6 +242,11 @@ impl Backend for Cpu {
     fn score(&self, model: &PackedReward, embeddings: &RowSet<'_>, out: &mut [f32]) -> Result<()> {
         checked::score::<Self>(model, embeddings, out.len())?;
         self.run(|| infer::score(self.isa, model, embeddings, out, &self.interrupt))
+    }
+
+    fn pick_rows(&self, rows: &HostRows, index: &[u32], out: &mut RowsBuf) -> Result<()> {
+        self.interrupt.check()?;
+        rows.pick_rows(index, out)
     }
 
     fn load_folded(&self, folded: &FoldedReward) -> Result<PackedFolded> {
