@@ -150,7 +150,7 @@ pub use side::Side;
 pub use stream::{PairIndex, PairStream};
 pub use synth::{
     Moved, OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary,
-    SynthesisOptions, Verified, VerifyOptions, VerifyStep,
+    SynthesisOptions, Verified, VerifyOptions, VerifyStep, leading_originals,
 };
 pub use train::{PairMetrics, RewardPoint, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _lensmith
 from ._engine import Callback, Engine, LensmithWarning, Progress, core, settings, whole
+from ._models import RewardModel, Vae, reward_settings, vae_settings
 from ._pairs import PairSet, split
 from ._synthesis import synthesis_options
 from ._table import Table
@@ -151,65 +153,26 @@ def _method(
 ) -> str:
     """Settings of the whole method, in the words of the fit functions, as the engine reads them."""
 
-    def take(given: dict[str, Any], what: str, **defaults: Any) -> dict[str, Any]:
+    def take(given: dict[str, Any], what: str, defaults: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(given) - set(defaults))
         if unknown:
             raise TypeError(f"{what}: expected any of {', '.join(defaults)}, found {', '.join(unknown)}")
         return {**defaults, **given}
 
-    v = take(
-        vae,
-        "vae",
-        hidden=64,
-        latent=16,
-        epochs=100,
-        lr=1e-4,
-        batch_size=128,
-        beta=1e-2,
-        gamma=0.1,
-        reconstruction="mean",
-        divergence="w2",
-    )
-    r = take(
-        reward,
-        "reward",
-        head="mlp",
-        hidden=256,
-        ensemble=1,
-        epochs=20,
-        lr=1e-4,
-        batch_size=128,
-        patience=5,
-        validate_every=None,
-        weight_decay=0.0,
-        input_noise=0.0,
-        across_prompts=0.0,
-    )
-    adam = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    of_vae = take(vae, "vae", _defaults(Vae.fit))
+    of_reward = take(reward, "reward", {**_defaults(RewardModel.fit), "epochs": 20})
+    updates = {"epochs": of_reward.pop("epochs")}
     method = settings(
-        **{
-            "vae": {
-                **{name: v[name] for name in ("hidden", "latent", "epochs")},
-                "objective": {
-                    **{name: v[name] for name in ("reconstruction", "beta", "gamma", "divergence")},
-                    "batch": v["batch_size"],
-                    "adam": {**adam, "lr": v["lr"], "weight_decay": 0.0},
-                    "seed": seed,
-                },
-            },
-            "synthesis": json.loads(synthesis_options(**{**synthesis, "seed": seed})),
-            "reward": {
-                **{name: r[name] for name in ("head", "hidden", "ensemble", "patience", "validate_every")},
-                "across_prompts": r["across_prompts"],
-                "updates": {"epochs": r["epochs"]},
-                "objective": {
-                    "batch": r["batch_size"],
-                    "adam": {**adam, "lr": r["lr"], "weight_decay": r["weight_decay"]},
-                    "input_noise": r["input_noise"],
-                    "seed": seed,
-                },
-            },
-        }
+        vae=vae_settings(**of_vae, seed=seed),
+        synthesis=json.loads(synthesis_options(**{**synthesis, "seed": seed})),
+        reward=reward_settings(**of_reward, updates=updates, seed=seed),
     )
     additions = {"noise": noise_scales, "across_prompts": 0.5, "ensemble": 8, "ensemble_hidden": 64}
     return json.dumps({**json.loads(method), "additions": additions})
+
+
+def _defaults(fit: Callable[..., Any]) -> dict[str, Any]:
+    """The settings that a model is fitted with, and their defaults; a comparison has a seed and a length for all."""
+    others = ("seed", "steps", "callbacks", "progress", "engine")
+    parameters = inspect.signature(fit).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in others}

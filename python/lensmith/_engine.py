@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import operator
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence

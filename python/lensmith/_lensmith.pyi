@@ -132,7 +132,6 @@ class RewardModel:
         validation: Pairs | None,
         options: str,
         on_point: Callable[[str], None] | None,
-        originals: int | None = None,
     ) -> tuple[RewardModel, str]: ...
     @staticmethod
     def of_layers(layers: list[tuple[np.ndarray, np.ndarray]], metadata: dict[str, str]) -> RewardModel: ...

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -220,18 +219,18 @@ class Vae(_Model):
         require_kind(pairs, PairSet, "pairs")
         engine = engine or still_open(pairs._engine)
         options = settings(
-            hidden=hidden,
-            latent=latent,
-            epochs=epochs,
-            objective={
-                "reconstruction": reconstruction,
-                "beta": beta,
-                "gamma": gamma,
-                "divergence": divergence,
-                "batch": batch_size,
-                "adam": _adam(lr),
-                "seed": seed,
-            },
+            **vae_settings(
+                hidden=hidden,
+                latent=latent,
+                epochs=epochs,
+                lr=lr,
+                batch_size=batch_size,
+                beta=beta,
+                gamma=gamma,
+                reconstruction=reconstruction,
+                divergence=divergence,
+                seed=seed,
+            )
         )
         told = Progress(callbacks, progress, epochs, "epoch")
 
@@ -385,19 +384,20 @@ class RewardModel(_Model):
         epochs = 20 if epochs is None and steps is None else epochs
         updates = {"epochs": epochs} if steps is None else {"steps": steps}
         options = settings(
-            head=head,
-            hidden=hidden,
-            ensemble=ensemble,
-            updates=updates,
-            patience=patience,
-            validate_every=validate_every,
-            across_prompts=across_prompts,
-            objective={
-                "batch": batch_size,
-                "adam": {**_adam(lr), "weight_decay": weight_decay},
-                "input_noise": input_noise,
-                "seed": seed,
-            },
+            **reward_settings(
+                updates=updates,
+                head=head,
+                hidden=hidden,
+                ensemble=ensemble,
+                lr=lr,
+                batch_size=batch_size,
+                patience=patience,
+                validate_every=validate_every,
+                weight_decay=weight_decay,
+                input_noise=input_noise,
+                across_prompts=across_prompts,
+                seed=seed,
+            )
         )
         told = Progress(callbacks, progress, epochs if steps is None else steps, "epoch" if steps is None else "step")
 
@@ -409,8 +409,7 @@ class RewardModel(_Model):
         held_out = None if validation is None else validation._core
         listener = on_point if told.wanted else None
         try:
-            originals = None if isinstance(pairs, SyntheticPairs) else _originals(pairs)
-            made, end = _lensmith.RewardModel.fit(core(engine), pairs._core, held_out, options, listener, originals)
+            made, end = _lensmith.RewardModel.fit(core(engine), pairs._core, held_out, options, listener)
         finally:
             told.close()
         model, found = cls._of(made), json.loads(end)
@@ -490,21 +489,71 @@ class RewardModel(_Model):
         return f"RewardModel(dim={self.dim}, head={self.head!r}{width}, heads={self.heads})"
 
 
-def _originals(pairs: PairSet) -> int | None:
-    """How many leading pairs are original ones, if the pairs are one folder of synthetic pairs as a whole."""
-    files = pairs._core.files
-    if files is None or len(files[0]) != 1 or not Path(files[0][0]).is_dir():
-        return None
-    # Any manifest will do: all parts of a run have the same settings.
-    for path in sorted(Path(files[0][0]).glob("manifest*.json")):
-        manifest = json.loads(path.read_text())
-        seeds = manifest.get("settings", {}).get("plan", {}).get("seeds")
-        return seeds if manifest.get("pairs") == len(pairs) and isinstance(seeds, int) else None
-    return None
+def vae_settings(
+    *,
+    hidden: int,
+    latent: int,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    beta: float,
+    gamma: float,
+    reconstruction: str,
+    divergence: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The arguments of :meth:`Vae.fit` as the engine arranges them."""
+    return {
+        "hidden": hidden,
+        "latent": latent,
+        "epochs": epochs,
+        "objective": {
+            "reconstruction": reconstruction,
+            "beta": beta,
+            "gamma": gamma,
+            "divergence": divergence,
+            "batch": batch_size,
+            "adam": _adam(lr, 0.0),
+            "seed": seed,
+        },
+    }
 
 
-def _adam(lr: float) -> dict[str, float]:
-    return {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+def reward_settings(
+    *,
+    updates: Mapping[str, int | None],
+    head: str,
+    hidden: int,
+    ensemble: int,
+    lr: float,
+    batch_size: int,
+    patience: int | None,
+    validate_every: int | None,
+    weight_decay: float,
+    input_noise: float,
+    across_prompts: float,
+    seed: int,
+) -> dict[str, Any]:
+    """The arguments of :meth:`RewardModel.fit` as the engine arranges them; `updates` are epochs or steps."""
+    return {
+        "head": head,
+        "hidden": hidden,
+        "ensemble": ensemble,
+        "updates": updates,
+        "patience": patience,
+        "validate_every": validate_every,
+        "across_prompts": across_prompts,
+        "objective": {
+            "batch": batch_size,
+            "adam": _adam(lr, weight_decay),
+            "input_noise": input_noise,
+            "seed": seed,
+        },
+    }
+
+
+def _adam(lr: float, weight_decay: float) -> dict[str, float]:
+    return {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": weight_decay}
 
 
 def _matrix(x: Any) -> Any:

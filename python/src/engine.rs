@@ -35,6 +35,8 @@ enum State {
 /// An engine of this process with the threads that copy and check rows around its work.
 pub struct Opened {
     pub engine: lensmith::Engine,
+    /// Whether its own threads do all its work.
+    on_cpu: bool,
     pool: ThreadPool,
 }
 
@@ -78,7 +80,8 @@ fn open(device: DeviceChoice, threads: usize, precision: Precision) -> PyResult<
     let engine = builder.sigbus_guard(true).build().map_err(raise)?;
     let pool = ThreadPoolBuilder::new().num_threads(threads).build();
     let pool = pool.map_err(|error| with_kind("Device", error.to_string()))?;
-    Ok(Arc::new(Opened { engine, pool }))
+    let on_cpu = engine.info().name == "cpu";
+    Ok(Arc::new(Opened { engine, on_cpu, pool }))
 }
 
 impl Engine {
@@ -174,9 +177,9 @@ impl Opened {
     ) -> PyResult<T> {
         let engine = &self.engine;
         // Operations of the engine run on its own threads: on these nothing changes threads again.
-        let done = || match engine.info().name.as_str() {
-            "cpu" => engine.install(|| work(engine)),
-            _ => self.pool.install(|| work(engine)),
+        let done = || match self.on_cpu {
+            true => engine.install(|| work(engine)),
+            false => self.pool.install(|| work(engine)),
         };
         py.detach(|| catch_unwind(AssertUnwindSafe(done))).map_err(panicked)?.map_err(raise)
     }

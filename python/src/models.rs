@@ -201,10 +201,8 @@ pub struct RewardModel {
 #[pymethods]
 impl RewardModel {
     /// Trains on pairs, or on seed pairs and their synthetic pairs without making these. `on_point` gets each point of the
-    /// learning curve as JSON. Embeddings are standardised by the first `originals` pairs, by default all. Gives the model
-    /// and, as JSON, its history and how training ended.
+    /// learning curve as JSON. Gives the model and, as JSON, its history and how training ended.
     #[staticmethod]
-    #[pyo3(signature = (engine, pairs, validation, options, on_point, originals = None))]
     fn fit(
         py: Python<'_>,
         engine: &Bound<'_, Engine>,
@@ -212,7 +210,6 @@ impl RewardModel {
         validation: Option<&Bound<'_, Pairs>>,
         options: &str,
         on_point: Option<Py<PyAny>>,
-        originals: Option<usize>,
     ) -> PyResult<(RewardModel, String)> {
         let options: RewardTraining = settings(options)?;
         let (opened, failed) = (engine.get().get()?, Mutex::new(None));
@@ -226,6 +223,7 @@ impl RewardModel {
         let trained = match &pairs {
             Training::Pairs(pairs) => {
                 let pairs = pairs.get();
+                let originals = pairs.originals()?;
                 metadata.insert("lensmith.data".into(), json!({ "pairs": pairs.pairs() }).to_string());
                 opened.work(py, &failed, |engine| {
                     engine.train_reward(pairs, originals, held_out, &options, &mut show)

@@ -216,6 +216,14 @@ impl Pairs {
         Pairs { place: Place::Files(Arc::new(set), Arc::new((paths, options))), group }
     }
 
+    /// How many leading pairs are original ones, if they are one folder of synthetic pairs as a whole.
+    pub fn originals(&self) -> PyResult<Option<usize>> {
+        match &self.place {
+            Place::Memory(_) => Ok(None),
+            Place::Files(set, opened) => lensmith::leading_originals(&opened.0, set).map_err(raise),
+        }
+    }
+
     pub fn prompts(&self) -> Option<&[i64]> {
         self.group.as_deref()
     }

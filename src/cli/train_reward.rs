@@ -12,9 +12,9 @@ use super::inputs::open_held_out;
 use super::method::PresetArgs;
 use super::table::count;
 use super::training::{capped_text, save, show_reward_curve};
-use crate::data::{Manifest, PairSet, PairSource, manifests, require_apart};
+use crate::data::{PairSet, PairSource, require_apart};
 use crate::error::Result;
-use crate::synth::Recipe;
+use crate::synth::{Recipe, leading_originals};
 
 /// Train a reward model on pairs, or straight from a recipe
 #[derive(Debug, Args)]
@@ -127,18 +127,4 @@ impl TrainReward {
 /// The files of pairs and of validation pairs.
 fn paths<'a>(pairs: &'a PairSet, held: &'a Option<PairSet>) -> Vec<&'a Path> {
     pairs.paths().into_iter().chain(held.iter().flat_map(PairSet::paths)).collect()
-}
-
-/// If `pairs` are one folder that `synth` made as a whole: how many leading pairs are the original ones.
-/// Embeddings are standardised with those, as training from the recipe does.
-fn leading_originals(sources: &[String], pairs: &PairSet) -> Result<Option<usize>> {
-    let [folder] = sources else { return Ok(None) };
-    if !Path::new(folder).is_dir() {
-        return Ok(None);
-    }
-    // Any manifest will do: all parts of a run have the same settings.
-    let Some(path) = manifests(Path::new(folder))?.into_iter().next() else { return Ok(None) };
-    let manifest = Manifest::read(&path)?;
-    let seeds = manifest.settings["plan"]["seeds"].as_u64();
-    Ok(seeds.filter(|_| manifest.pairs == pairs.len() as u64).map(|n| n as usize))
 }

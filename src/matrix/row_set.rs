@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::rows::{Rows, RowsBuf};
 use super::values::Values;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// Rows that one thread of [`RowSet::copy_rows`] copies at a time.
@@ -109,15 +110,20 @@ impl<'a> RowSet<'a> {
         to.bytes_mut().par_chunks_mut(COPY_CHUNK * row_bytes).enumerate().for_each(|(chunk, out)| {
             let mut wide = vec![0f32; self.cols];
             for (i, out) in out.chunks_exact_mut(row_bytes).enumerate() {
-                let from = self.row(which(chunk * COPY_CHUNK + i));
-                if from.dtype() == dtype {
-                    out.copy_from_slice(from.bytes());
-                } else {
-                    from.widen(&mut wide);
-                    dtype.narrow_bytes(&wide, out);
-                }
+                self.copy_row(which(chunk * COPY_CHUNK + i), dtype, out, &mut wide);
             }
         });
+    }
+
+    /// One row rounded to `dtype`, as bytes; `wide` has room for a row.
+    pub(crate) fn copy_row(&self, row: usize, dtype: Dtype, out: &mut [u8], wide: &mut [f32]) {
+        let from = self.row(row);
+        if from.dtype() == dtype {
+            out.copy_from_slice(from.bytes());
+        } else {
+            from.widen(wide);
+            dtype.narrow_bytes(wide, out);
+        }
     }
 
     /// Widens the rows in `range` into `out`, row-major.

@@ -489,7 +489,8 @@ fn unstorable_original(seed: usize, side: Side, column: usize, dtype: Dtype) -> 
     unstorable(format!("seed {seed} ({})", side.name()), column, dtype)
 }
 
-fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
+/// The error of a value that a storage type cannot hold.
+pub(super) fn unstorable(what: String, column: usize, dtype: Dtype) -> Error {
     Error::shape(
         format!("{what}, column {column}"),
         format!("a finite value that {dtype} can hold"),

@@ -3,7 +3,7 @@
 //! What all pairs of a seed share is made once for all seeds and kept: their posteriors and the numbers of their selected
 //! candidates, `8 latent + 4 k` bytes a seed and side, and which samples meet, 4 bytes a pair. A pair then costs no more than its two samples, wherever it is.
 
-use super::generate::PairBatch;
+use super::generate::{PairBatch, unstorable};
 use super::plan::{PairId, Plan};
 use super::recipe::SynthesisOptions;
 use crate::backend::{Backend, DecodeMode, NoiseKey, Perturbation, Residual, Sample, Selection};
@@ -128,24 +128,14 @@ impl<'a, B: Backend> PairLookup<'a, B> {
         let mut wide = vec![0f32; out.cols()];
         for (id, to) in ids.iter().zip(out.bytes_mut().chunks_exact_mut(row_bytes)) {
             if id.sample(side) == 0 {
-                let from = seeds.row(id.seed as usize);
-                if from.dtype() == dtype {
-                    to.copy_from_slice(from.bytes());
-                } else {
-                    from.widen(&mut wide);
-                    dtype.narrow_bytes(&wide, to);
-                }
+                seeds.copy_row(id.seed as usize, dtype, to, &mut wide);
             }
         }
         match out.view().values().first_non_finite() {
             None => Ok(out),
             Some((at, _)) => {
                 let (id, column) = (&ids[at / out.cols()], at % out.cols());
-                Err(Error::shape(
-                    format!("pair of seed {} ({}), column {column}", id.seed, side.name()),
-                    format!("a finite value that {dtype} can hold"),
-                    "infinity or NaN; another dtype may hold it",
-                ))
+                Err(unstorable(format!("pair of seed {} ({})", id.seed, side.name()), column, dtype))
             }
         }
     }

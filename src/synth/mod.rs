@@ -26,7 +26,7 @@ pub use generate::{Augmented, BatchSink, LatentBatch, PairBatch, Synthesizer};
 pub use job::{OutputKind, StoredRun, SynthJob, SynthSummary, write_synthetic};
 pub use lookup::PairLookup;
 pub use merge::{Merged, Overlap, merge_manifests};
-pub use parts::Part;
+pub use parts::{Part, leading_originals};
 pub use plan::{MAX_PER_SIDE, PairId, Pairing, Plan};
 pub use recipe::{Moved, Recipe, SeedSource, SynthesisOptions, VaeSource};
 pub use verify::{Recompute, Verified, VerifyOptions, VerifyStep, verify_folder};

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::data::{
-    MANIFEST, MAX_SHARDS, Manifest, PlannedShard, ShardRecord, file_name, inspect_shard, is_there, manifests,
-    shard_name, shard_number,
+    MANIFEST, MAX_SHARDS, Manifest, PairSet, PlannedShard, ShardRecord, file_name, inspect_shard, is_there,
+    manifests, shard_name, shard_number,
 };
 use crate::error::{Error, Result};
 
@@ -66,6 +66,24 @@ impl std::str::FromStr for Part {
         };
         parse().ok_or_else(|| Error::argument("part", "i/N with i from 0 to N - 1, as in 0/4", text))
     }
+}
+
+/// How many leading pairs are original ones, if `pairs`, opened from `sources`, are one folder that
+/// [`Engine::synthesize`](crate::Engine::synthesize) made as a whole. Training on them standardises embeddings by those, as
+/// training from the recipe does.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub fn leading_originals(sources: &[String], pairs: &PairSet) -> Result<Option<usize>> {
+    let [folder] = sources else { return Ok(None) };
+    if !Path::new(folder).is_dir() {
+        return Ok(None);
+    }
+    // Any manifest will do: all parts of a run have the same settings.
+    let Some(path) = manifests(Path::new(folder))?.into_iter().next() else { return Ok(None) };
+    let manifest = Manifest::read(&path)?;
+    let seeds = manifest.settings["plan"]["seeds"].as_u64();
+    Ok(seeds.filter(|_| manifest.pairs == pairs.len() as u64).map(|n| n as usize))
 }
 
 /// The manifest of a part or of a whole run, which does not contradict itself.

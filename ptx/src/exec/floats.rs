@@ -1,5 +1,8 @@
 //! Single- and double-precision instructions, PTX ISA 9.7.3.
 
+use std::cmp::Ordering;
+use std::ops::{BitAnd, BitOr};
+
 use super::alu::flush;
 use super::soft::{self, F32, F64, NAN32, NAN64, pack, unpack};
 use super::{Exec, fma};
@@ -15,6 +18,16 @@ fn ftz_bits(v: u32) -> u32 {
 fn saturate(v: u32) -> u32 {
     let x = f32::from_bits(v);
     if x > 0.0 { if x > 1.0 { 1f32.to_bits() } else { v } } else { 0 }
+}
+
+/// The bits of the larger or the smaller of two numbers, neither of them NaN; -0 is below +0.
+fn outer<T: BitAnd<Output = T> + BitOr<Output = T>>(order: Option<Ordering>, max: bool, a: T, b: T) -> T {
+    match order {
+        Some(Ordering::Equal) if max => a & b,
+        Some(Ordering::Equal) => a | b,
+        order if (order == Some(Ordering::Greater)) == max => a,
+        _ => b,
+    }
 }
 
 fn canonical(v: f32) -> u32 {
@@ -138,21 +151,7 @@ impl Exec<'_, '_> {
                     (true, true) => NAN64,
                     (true, false) => b,
                     (false, true) => a,
-                    // -0 is below +0.
-                    _ if x == y => {
-                        if max {
-                            a & b
-                        } else {
-                            a | b
-                        }
-                    }
-                    _ => {
-                        if (x > y) == max {
-                            a
-                        } else {
-                            b
-                        }
-                    }
+                    _ => outer(x.partial_cmp(&y), max, a, b),
                 }
             }),
             Op::Neg32 { ftz } => self.map32(i, e, |a| (if ftz { ftz_bits(a) } else { a }) ^ 1 << 31),
@@ -246,20 +245,7 @@ pub(super) fn min_max(a: u32, b: u32, max: bool, nan: bool, xorsign: bool, ftz: 
         (true, false) | (false, true) if nan => return NAN32,
         (true, false) => b,
         (false, true) => a,
-        _ if x == y => {
-            if max {
-                a & b
-            } else {
-                a | b
-            }
-        }
-        _ => {
-            if (x > y) == max {
-                a
-            } else {
-                b
-            }
-        }
+        _ => outer(x.partial_cmp(&y), max, a, b),
     };
     if xorsign { v & !(1 << 31) | sign } else { v }
 }

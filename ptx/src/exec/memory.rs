@@ -39,16 +39,16 @@ impl Exec<'_, '_> {
         if matches!(a.strong, Strong::Acquire) {
             self.acquire(e, &addresses);
         }
-        for k in 0..usize::from(a.count) {
-            let d = self.dst(i, k);
-            if a.wide {
-                self.set64(d, e, &values[k]);
-            } else {
-                let v = values[k].map(|v| v as u32);
-                self.set32(d, e, &v);
-            }
-        }
+        self.set_loaded(i, e, a, &values);
         Ok(())
+    }
+
+    /// Writes what lanes loaded to the destinations of a load, one for each element.
+    fn set_loaded(&mut self, i: &Instr, e: u32, a: Access, values: &[[u64; 32]; 8]) {
+        for (k, v) in values[..usize::from(a.count)].iter().enumerate() {
+            let d = self.dst(i, k);
+            if a.wide { self.set64(d, e, v) } else { self.set32(d, e, &v.map(|v| v as u32)) }
+        }
     }
 
     /// Loads from the block's own shared memory in which nothing is wrong; false if something may be, and the general
@@ -72,15 +72,7 @@ impl Exec<'_, '_> {
             return false;
         }
         self.count_shared(addresses, e, bytes as u32 * u32::from(a.count));
-        for k in 0..usize::from(a.count) {
-            let d = self.dst(i, k);
-            if a.wide {
-                self.set64(d, e, &values[k]);
-            } else {
-                let v = values[k].map(|v| v as u32);
-                self.set32(d, e, &v);
-            }
-        }
+        self.set_loaded(i, e, a, &values);
         true
     }
 
