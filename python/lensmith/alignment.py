@@ -35,6 +35,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from ._files import sync_folder, whole_file
+
 if TYPE_CHECKING:
     from lensmith import PairSet, RewardModel
 
@@ -775,7 +777,8 @@ def _write_folder(
         if _is_done(out, record, text):
             return
         if not (partial / record).is_file():
-            _write_file(partial / record, lambda file: file.write(text.encode()))
+            with whole_file(partial / record) as file:
+                file.write(text.encode())
         found = json.loads((partial / record).read_text())
         for key, value in json.loads(text).items():
             if found.get(key) != value:
@@ -791,40 +794,16 @@ def _write_folder(
             if shard.is_file() and shard.stat().st_size == length:
                 continue
 
-            def fill(file: Any, start: int = start, stop: int = stop, header: bytes = header) -> None:
+            with whole_file(shard) as file:
                 file.write(header)
                 for tensor in tensors:
                     for block in tensor.read(start, stop):
                         file.write(np.ascontiguousarray(block).data.cast("B"))
-
-            _write_file(shard, fill)
             unchanged()
         os.rename(partial, out)
-        _sync(out.parent)
+        sync_folder(out.parent)
     finally:
         os.close(folder)
-
-
-def _write_file(path: Path, fill: Callable[[Any], Any]) -> None:
-    """Writes a file that has its name only when it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # ---------------------------------------------------------------- the names of the project's README

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ._files import whole_file
 from ._lensmith import __version__
 from ._optional import require
 from ._table import Table
@@ -215,7 +216,8 @@ class HubMixin:
             "size": size_of(model),
             **{key: value for key, value in record.items() if key != "history"},
         }
-        write(folder / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False) + "\n")
+        with whole_file(folder / CONFIG_FILE) as file:
+            file.write((json.dumps(config, indent=2, allow_nan=False) + "\n").encode())
         write_card(folder, model_card(model, record, name or folder.name, card))
 
     @classmethod
@@ -389,19 +391,13 @@ def upload(save: Any, repo_id: str, *, private: Any, token: Any, branch: Any, **
     return str(commit)
 
 
-def write(path: Path, text: str) -> None:
-    """Writes a text file under another name and renames it, so that it is never half there."""
-    made = path.with_name(f".{path.name}.tmp")
-    made.write_text(text, encoding="utf-8")
-    os.replace(made, path)
-
-
 def write_card(folder: Path, text: str) -> None:
     """Writes a model card, unless one is there that is not ours."""
     path = folder / CARD_FILE
     if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
         return
-    write(path, text)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 # The model card

@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -338,19 +339,17 @@ def test_interrupted_conversion_goes_on(tmp_path: Path, monkeypatch) -> None:
     out, partial = tmp_path / "pairs", tmp_path / ".pairs.partial"
     data.pairs(seed=1, out=tmp_path / "whole", shard_rows=10)
 
-    original = alignment._write_file
+    original = alignment.whole_file
 
-    def interrupted(path: Path, fill) -> None:
-        if path.name != "pairs-00003.safetensors":
-            return original(path, fill)
+    @contextmanager
+    def interrupted(path: Path):
+        with original(path) as file:
+            if path.name == "pairs-00003.safetensors":
+                file.write(b"half")
+                raise KeyboardInterrupt
+            yield file
 
-        def half(file) -> None:
-            file.write(b"half")
-            raise KeyboardInterrupt
-
-        original(path, half)
-
-    monkeypatch.setattr(alignment, "_write_file", interrupted)
+    monkeypatch.setattr(alignment, "whole_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         data.pairs(seed=1, out=out, shard_rows=10)
     monkeypatch.undo()

@@ -85,13 +85,7 @@ pub(crate) fn pack(n: Num, f: Format, round: Round) -> u64 {
         let half = sig >> (shift - 1) & 1 != 0;
         (kept, half, sig & ((1 << (shift - 1)) - 1) != 0)
     };
-    let up = match round {
-        Round::Nearest => half && (rest || kept & 1 != 0),
-        Round::Away => half,
-        Round::Zero => false,
-        Round::Down => neg && (half || rest),
-        Round::Up => !neg && (half || rest),
-    };
+    let up = rounds_up(round, neg, kept & 1 != 0, half, rest);
     let kept = kept + u64::from(up);
     // A carry out of the significand lands in the exponent, as it should.
     let steps = (last - (f.least - (p - 1))) as u64;
@@ -106,6 +100,18 @@ pub(crate) fn pack(n: Num, f: Format, round: Round) -> u64 {
         return sign | if largest { f.infinity() - 1 } else { f.infinity() };
     }
     sign | bits
+}
+
+/// Whether a magnitude grows when it is rounded: `odd` is its last bit that is kept, `half` the bit behind it, and `rest`
+/// whether any other bit is lost.
+fn rounds_up(round: Round, neg: bool, odd: bool, half: bool, rest: bool) -> bool {
+    match round {
+        Round::Nearest => half && (rest || odd),
+        Round::Away => half,
+        Round::Zero => false,
+        Round::Down => neg && (half || rest),
+        Round::Up => !neg && (half || rest),
+    }
 }
 
 /// `sig` with its highest bit at bit 124.
@@ -220,13 +226,7 @@ pub(crate) fn integral(n: Num, round: Round) -> Num {
     } else {
         (sig >> shift, sig >> (shift - 1) & 1 != 0, sig & ((1 << (shift - 1)) - 1) != 0)
     };
-    let up = match round {
-        Round::Nearest => half && (rest || kept & 1 != 0),
-        Round::Away => half,
-        Round::Zero => false,
-        Round::Down => neg && (half || rest),
-        Round::Up => !neg && (half || rest),
-    };
+    let up = rounds_up(round, neg, kept & 1 != 0, half, rest);
     Finite { neg, exp: 0, sig: kept + u128::from(up) }
 }
 

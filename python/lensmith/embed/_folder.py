@@ -8,11 +8,11 @@ complete and verify the checksums that stand in each shard's header.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .._files import whole_file
 from .._optional import require
 
 SETTINGS = "embed.json"
@@ -38,31 +38,6 @@ def checksum(*parts: Any) -> str:
 def compact(value: Any) -> bytes:
     """JSON in one line, keys sorted: equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_whole(path: Path, *parts: Any) -> None:
-    """Writes a file under a temporary name, forces it to the disk, and gives it its own name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def tensor_bytes(tensor: Any) -> memoryview:
@@ -95,7 +70,10 @@ def write_shard(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, s
         return len(text).to_bytes(8, "little") + text
 
     head = header(checksum(header("0" * 32)))
-    write_whole(path, head, *payload.values())
+    with whole_file(path) as file:
+        file.write(head)
+        for values in payload.values():
+            file.write(values)
     rows = next(iter(tensors.values())).shape[0]
     return {"file": path.name, "rows": rows, "bytes": len(head) + end, "tensors": digests}
 
@@ -246,7 +224,8 @@ class Folder:
         for name, value in files:
             text = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
             if not (self.path / name).exists() or (self.path / name).read_bytes() != text:
-                write_whole(self.path / name, text)
+                with whole_file(self.path / name) as file:
+                    file.write(text)
 
     def shard(self, index: int) -> Path:
         """Where a shard lies."""
