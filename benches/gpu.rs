@@ -16,7 +16,7 @@ gpu [--kernel NAME]... [OPTIONS]     rates, of all that can be measured unless k
 gpu --list                           what can be measured: name, kernel and the file that it is in
 gpu --device                         what the GPU is; exit code 3 if there is none
 
-  --small           sizes for an emulated device
+  --small           sizes for the machine for PTX
   --once            runs each kernel once and measures nothing, for profilers and checkers
   --images FOLDER   takes STEM.fatbin or STEM.cubin from the folder in place of what was built from kernels/STEM.cu
   --turns N         with --images: N trials of the old and the new kernel in turns, and whether both write the same

@@ -2,10 +2,10 @@
 //! embeds the images and names their kernels. Everything that it knows of the outside is in the environment it is
 //! given, so that tests can run it on folders of their own.
 
-mod compile;
+pub mod compile;
 mod rust;
 mod sources;
-mod toolkit;
+pub mod toolkit;
 
 use std::collections::BTreeMap;
 use std::fs;

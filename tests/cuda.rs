@@ -1,5 +1,5 @@
-//! The CUDA backend as a whole, its kernels under emulation: the command, the launch layer's sizes, memory
-//! that runs out, and the driver's calls through a stand-in for libcuda.
+//! The CUDA backend as a whole over a stand-in for the driver library, its kernels in the machine for PTX: the
+//! command, the launch layer's sizes, memory that runs out, schedules and devices side by side.
 
 #![cfg(target_os = "linux")]
 
@@ -10,13 +10,13 @@ mod steps;
 use std::fmt::Debug;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use common::cli::{Lab, Said, bare};
-use common::emulation::{Build, Emulator, Schedule, emulated, library, stand_in, tested_gpu};
+use common::device::{Races, Schedule, Simulated, gpu, settings, simulated, stand_in, tested_gpu};
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::cuda::{Cuda, Emulated, EmulatedDriver, kernels, layout};
+use lensmith::backend::cuda::{Cuda, kernels, layout};
 use lensmith::backend::{
     Adam, AnyBackend, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows,
     Perturbation, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
@@ -29,50 +29,6 @@ use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata};
-
-const HIDDEN: [usize; 5] = [16, 48, 64, 80, 256];
-const LATENT: [usize; 3] = [16, 32, 48];
-
-/// A kernel's own count of its shared memory against the launch layer's.
-#[test]
-fn shared_memory_is_what_the_kernels_count() {
-    let emulator = Emulator::get(Build::Fast);
-    let same = |kernel: &str, sizes: &[usize], ours: usize| {
-        let sizes: Vec<u32> = sizes.iter().map(|&s| s as u32).collect();
-        assert_eq!(emulator.shared_bytes(kernel, &sizes), ours, "{kernel} {sizes:?}");
-    };
-    for (precision, p) in [(Precision::F32, "f32"), (Precision::Bf16, "bf16")] {
-        for form in ["nt", "tn", "nn"] {
-            same(&format!("product_{form}_{p}"), &[], layout::product(precision));
-        }
-        for dtype in ["f32", "f16", "bf16"] {
-            same(&format!("score_{p}_{dtype}"), &[], layout::score(precision).shared);
-        }
-        for latent in LATENT {
-            for hidden in HIDDEN {
-                let size = VaeSize::new(100, hidden, latent).expect("sizes");
-                for dtype in ["f32", "f16", "bf16"] {
-                    let encode = layout::encode(precision, size).shared;
-                    same(&format!("encode_{p}_{dtype}"), &[hidden, latent], encode);
-                    for columns in layout::SLICES {
-                        let decode = layout::decode(precision, size, columns).shared;
-                        same(&format!("decode_{p}_{dtype}"), &[hidden, latent, columns], decode);
-                    }
-                }
-                let score = layout::score_latents(precision, size, 256).shared;
-                // The exact kernel loops over the width in slices of 64.
-                let sizes = [hidden, latent, 256];
-                let sizes = if precision == Precision::F32 { &sizes[..2] } else { &sizes };
-                same(&format!("score_latents_{p}"), sizes, score);
-            }
-        }
-    }
-    for latent in LATENT {
-        for (keep, drawn) in [(1, 1), (1, 4), (3, 12), (31, 124), (256, 1024), (256, 256)] {
-            same("select_f32", &[latent, keep, drawn], layout::select(latent, keep, drawn).shared);
-        }
-    }
-}
 
 /// The table of kernels/README.md: bounds of registers as CI enforces them, bytes as the launch layer asks
 /// for them.
@@ -122,20 +78,6 @@ fn three_blocks_fit_a_multiprocessor() {
     assert_eq!(room(layout::score(Precision::Bf16)), 2);
 }
 
-/// Every kernel of the launch layer is compiled for GPUs, and the other way round.
-#[test]
-fn emulated_and_compiled_kernels_are_the_same() {
-    if kernels::TOOLKIT.is_none() {
-        return;
-    }
-    let mut compiled: Vec<&str> = kernels::IMAGES.iter().flat_map(|i| i.symbols.iter().copied()).collect();
-    compiled.sort_unstable();
-    let emulated = Emulator::get(Build::Fast).kernels();
-    let cases = |name: &&String| !name.starts_with("correct_") && !name.starts_with("fault_");
-    let emulated: Vec<&str> = emulated.iter().filter(cases).map(String::as_str).collect();
-    assert_eq!(compiled, emulated);
-}
-
 /// A Turing GPU runs everything in F32: what needs no BF16 tensor cores is compiled for it.
 #[test]
 fn every_kernel_of_f32_is_compiled_for_turing() {
@@ -176,7 +118,7 @@ fn made(b: &impl Backend, rows: RowSet<'_>, vae: &Vae, reward: &RewardModel) -> 
 }
 
 fn with_memory(memory: usize) -> Cuda {
-    emulated(Build::Fast, Emulated { memory, ..Emulated::default() }, Precision::F32)
+    simulated(Races::Ignored, Simulated { memory, ..Simulated::default() }, Precision::F32)
 }
 
 /// Lines of the library's log.
@@ -238,7 +180,7 @@ fn far_too_little_memory_is_an_error_that_says_so() {
     let (vae, _) = models(128);
     let b = with_memory(60_000);
     let said = b.load_vae(&vae).map(drop).expect_err("no room for the model").to_string();
-    assert!(said.contains("device cuda:0: out of memory") && said.contains("MiB free"), "{said}");
+    assert!(said.contains(": out of memory") && said.contains("MiB free"), "{said}");
     assert!(said.contains("`device` cpu"), "{said}");
 
     // Training needs its embeddings on the device.
@@ -261,25 +203,27 @@ fn far_too_little_memory_is_an_error_that_says_so() {
 
 #[test]
 fn models_too_wide_for_a_block_are_refused_with_words() {
-    let options = Emulated { shared: 48 << 10, ..Emulated::default() };
-    let b = emulated(Build::Fast, options, Precision::F32);
+    let options = Simulated { shared: 48 << 10, ..Simulated::default() };
+    let b = simulated(Races::Ignored, options, Precision::F32);
     let vae = Vae::init(VaeSize::new(40, 512, 16).expect("sizes"), 1);
     let rows = data_buf(Dtype::F32, 3, 5, 40);
     let vae = b.load_vae(&vae).expect("loads");
     let embeddings = b.embeddings(rows.view().into()).expect("uploads");
     let said = b.encode(&vae, &embeddings).map(drop).expect_err("too wide").to_string();
     assert!(said.contains("bytes of shared memory") && said.contains("`vae.hidden`"), "{said}");
-    let old = Emulated { tensor_cores: false, ..Emulated::default() };
-    let driver = EmulatedDriver::new(Emulator::get(Build::Fast).library(), old);
-    let said = Cuda::emulated(driver, Precision::Bf16).expect_err("no tensor cores").to_string();
+    if tested_gpu().is_some() {
+        return; // it has tensor cores
+    }
+    let old = gpu(Races::Ignored, Simulated { capability: (7, 5), ..Simulated::default() });
+    let said = Cuda::over(Arc::new(old), Precision::Bf16).expect_err("no tensor cores").to_string();
     assert!(said.contains("`precision` bf16 needs BF16 tensor cores"), "{said}");
 }
 
 /// A Turing GPU has less shared memory and no BF16 tensor cores: narrower slices, the same bits.
 #[test]
 fn a_turing_gpu_gives_the_cpus_bits() {
-    let turing = Emulated { shared: 64 << 10, tensor_cores: false, ..Emulated::default() };
-    let b = emulated(Build::Fast, turing, Precision::F32);
+    let turing = Simulated { shared: 64 << 10, capability: (7, 5), ..Simulated::default() };
+    let b = simulated(Races::Ignored, turing, Precision::F32);
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let rows = data_buf(Dtype::F16, 3, 70, 264);
     let (vae, reward) = models(264);
@@ -322,10 +266,9 @@ fn drawn_and_scored(
     (candidates, b.latents(&latents).expect("downloads").values, scores)
 }
 
-/// Training under the check build: no race, no uninitialised read, no access past an array, in any launch of
-/// a step.
+/// VAE training with a search for races, and under several schedules: the same bits.
 #[test]
-fn every_launch_passes_the_check_build() {
+fn vae_training_does_not_depend_on_the_schedule() {
     let dim = 40;
     let sides = [5, 6].map(|s| data_buf(Dtype::Bf16, s, 37, dim));
     let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
@@ -340,13 +283,13 @@ fn every_launch_passes_the_check_build() {
     };
     let order: Vec<u32> = (0..37).rev().collect();
     let mut seen: Vec<Vec<u32>> = Vec::new();
-    for (build, schedule) in [
-        (Build::Check, Schedule::ALL[0]),
-        (Build::Check, Schedule::ALL[2]),
-        (Build::Fast, Schedule::ALL[1]),
-        (Build::Fast, Schedule::ALL[3]),
+    for (races, schedule) in [
+        (Races::Found, Schedule::ALL[0]),
+        (Races::Found, Schedule::ALL[2]),
+        (Races::Ignored, Schedule::ALL[1]),
+        (Races::Ignored, Schedule::ALL[3]),
     ] {
-        let b = emulated(build, Emulated { schedule, ..Emulated::default() }, Precision::F32);
+        let b = simulated(races, Simulated { schedule, ..Simulated::default() }, Precision::F32);
         let [chosen, rejected] = sides.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
         let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &objective).expect("starts");
         let data = PairData { chosen: &chosen, rejected: &rejected };
@@ -363,7 +306,7 @@ fn every_launch_passes_the_check_build() {
 
 /// The same for reward training: originals and folded samples mixed, plain and residual, in both precisions.
 #[test]
-fn every_launch_of_reward_training_passes_the_check_build() {
+fn reward_training_does_not_depend_on_the_schedule() {
     let dim = 40;
     let sides = [8, 9].map(|s| data_buf(Dtype::F16, s, 11, dim));
     let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
@@ -375,8 +318,8 @@ fn every_launch_of_reward_training_passes_the_check_build() {
     let pairs: Vec<PairRows> = ends[0].iter().zip(&ends[1]).map(|(&a, &b)| [a, b]).collect();
     for (precision, residual) in [(Precision::F32, false), (Precision::F32, true), (Precision::Bf16, true)] {
         let mut seen: Vec<Vec<u32>> = Vec::new();
-        for (build, schedule) in [(Build::Check, Schedule::ALL[2]), (Build::Fast, Schedule::ALL[1])] {
-            let b = emulated(build, Emulated { schedule, ..Emulated::default() }, precision);
+        for (races, schedule) in [(Races::Found, Schedule::ALL[2]), (Races::Ignored, Schedule::ALL[1])] {
+            let b = simulated(races, Simulated { schedule, ..Simulated::default() }, precision);
             let device_vae = b.load_vae(&vae).expect("loads");
             let originals = sides.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
             let posteriors = originals.each_ref().map(|e| b.encode(&device_vae, e).expect("encodes"));
@@ -401,10 +344,21 @@ fn every_launch_of_reward_training_passes_the_check_build() {
     }
 }
 
-/// Runs `line` on `device` with the emulator behind it: as the driver, or through the stand-in for libcuda.
-fn run(lab: &Lab, line: &str, device: &str, environment: &[(&str, &Path)]) -> Said {
+/// The environment of a process whose libcuda is the stand-in, with `more` settings.
+fn driver(lab: &Lab, more: &str) -> [(&'static str, String); 2] {
+    let folder = lab.at("driver");
+    if !Path::new(&folder).exists() {
+        std::fs::create_dir(&folder).expect("a folder");
+        stand_in(Path::new(&folder));
+    }
+    let folder = folder.to_str().expect("a text").to_string();
+    [("LD_LIBRARY_PATH", folder), ("PTX_DRIVER", settings(more))]
+}
+
+/// Runs `line` on `device`.
+fn run(lab: &Lab, line: &str, device: &str, environment: &[(&str, String)]) -> Said {
     let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
-    command.args(lab.words(line)).args(["--device", device]).envs(environment.iter().copied());
+    command.args(lab.words(line)).args(["--device", device]).envs(environment.iter().cloned());
     let said: Said = command.output().expect("lensmith runs").into();
     assert_eq!(said.code, Some(0), "{said:?}");
     assert_eq!(said.err, "", "{said:?}");
@@ -418,25 +372,13 @@ fn number(value: &Value, pointer: &str) -> f64 {
     value.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {pointer} in {value}"))
 }
 
-/// A name, `--device`, and the environment that leads to it.
-type Way<'a> = (&'a str, &'a str, Vec<(&'a str, &'a Path)>);
-
 #[test]
 fn a_run_on_the_device_is_the_cpus() {
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::F32, 70, 24, 5);
-    let (folder, emulator) = (stand_in(&lab.at("")), library(Build::Fast));
-    let ways: [Way<'_>; 3] = [
-        ("cpu", "cpu", Vec::new()),
-        ("emulator", "cuda", vec![("LENSMITH_CUDA_EMULATOR", &emulator)]),
-        ("libcuda", "cuda:0", vec![("LD_LIBRARY_PATH", &folder), ("FAKE_EMULATOR", &emulator)]),
-    ];
+    let ways = [("cpu", "cpu", Vec::new()), ("cuda", "cuda:0", driver(&lab, "").to_vec())];
     let mut runs = Vec::new();
     for (name, device, environment) in &ways {
-        // The stand-in for libcuda needs compiled kernels.
-        if *name == "libcuda" && kernels::TOOLKIT.is_none() {
-            continue;
-        }
         run(&lab, &format!("{RUN} --out @{name}"), device, environment);
         runs.push((*name, lab.value(&format!("{name}/run.json"))));
         // The same seeds and one VAE, the CPU's: the same bytes of embeddings, whichever device decodes.
@@ -450,7 +392,7 @@ fn a_run_on_the_device_is_the_cpus() {
         let synth = format!(
             "synth @cpu/seeds.safetensors --vae @cpu/vae.safetensors --fold 8 --shard-rows 50 --part {part} --out @synth_parts"
         );
-        run(&lab, &synth, "cuda", &[("LENSMITH_CUDA_EMULATOR", &emulator)]);
+        run(&lab, &synth, "cuda", &driver(&lab, ""));
     }
     let shards = |name: &str| common::cli::shards(&common::cli::outputs(&lab.at(&format!("synth_{name}"))));
     let (first, want) = &runs[0];
@@ -471,10 +413,9 @@ fn a_run_on_the_device_is_the_cpus() {
 #[test]
 fn bench_measures_kernels_beside_calls() {
     let lab = Lab::new();
-    let emulator = library(Build::Fast);
     let line = "bench --dim 24 --rows 8 --hidden 16 --reward-hidden 16 --seeds 4 --repeat 1 --only decode --only encode \
                 --only folded --only vae-epoch --plot @roof.svg --json";
-    let report = run(&lab, line, "cuda", &[("LENSMITH_CUDA_EMULATOR", &emulator)]).json();
+    let report = run(&lab, line, "cuda", &driver(&lab, "")).json();
     let limits = report["limits"].as_array().expect("limits").iter();
     let resources: Vec<&Value> = limits.map(|l| &l["resource"]).collect();
     assert!(resources.contains(&&"write".into()) && resources.contains(&&"copy".into()), "{report}");
@@ -493,13 +434,11 @@ fn bench_measures_kernels_beside_calls() {
 
 /// Several devices open under names of their own, and refuse each other's memory.
 #[test]
-fn emulated_devices_stand_side_by_side() {
+fn devices_stand_side_by_side() {
     if tested_gpu().is_some() {
         return;
     }
-    let first = EmulatedDriver::new(Emulator::get(Build::Fast).library(), Emulated::default());
-    let second = first.beside(1);
-    let both = [first, second].map(|d| Cuda::emulated(d, Precision::F32).expect("an emulated device"));
+    let both = [0, 1].map(|_| simulated(Races::Ignored, Simulated::default(), Precision::F32));
     let (vae, reward) = models(24);
     let rows = data_buf(Dtype::F32, 3, 9, 24);
     let want =
@@ -518,11 +457,12 @@ fn emulated_devices_stand_side_by_side() {
     let vae = both[0].load_vae(&vae).expect("loads");
     let embeddings = both[1].embeddings(rows.view().into()).expect("uploads");
     let said = both[1].encode(&vae, &embeddings).map(drop).expect_err("memory of another device").to_string();
-    assert!(said.contains("device cuda:1: encode_f32") && said.contains("uses memory of cuda:0"), "{said}");
+    let names = both.each_ref().map(|b| b.info().name);
+    assert!(said.contains(&format!("device {}: launching encode_f32", names[1])), "{said}");
     let [a, b] = both;
     let all = AnyBackend::Cuda(vec![a, b]);
-    let names: Vec<String> = all.infos().into_iter().map(|i| i.name).collect();
-    assert_eq!((names, all.info().name.as_str()), (vec!["cuda:0".to_string(), "cuda:1".into()], "cuda:0"));
+    assert_eq!(all.infos().into_iter().map(|i| i.name).collect::<Vec<_>>(), names);
+    assert_eq!(all.info().name, names[0]);
 }
 
 /// Several devices make the same bytes as one; commands that use one device take the first.
@@ -530,21 +470,14 @@ fn emulated_devices_stand_side_by_side() {
 fn all_devices_write_what_one_writes() {
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::F32, 40, 24, 5);
-    let (folder, emulator) = (stand_in(&lab.at("")), library(Build::Fast));
     let train = "train-vae @pairs.safetensors --hidden 16 --vae-epochs 2 --out @vae.safetensors";
     run(&lab, train, "cpu", &[]);
     let line = "synth @pairs.safetensors --vae @vae.safetensors --fold 8 --shard-rows 20 --out @";
     for kind in ["embeddings", "latents"] {
         run(&lab, &format!("{line}cpu-{kind} --output {kind}"), "cpu", &[]);
     }
-    let path = Path::new;
-    let three = vec![("LENSMITH_CUDA_EMULATOR", &*emulator), ("LENSMITH_CUDA_EMULATOR_DEVICES", path("3"))];
-    let two = vec![("LD_LIBRARY_PATH", &*folder), ("FAKE_EMULATOR", &*emulator), ("FAKE_COUNT", path("2"))];
-    for (name, environment) in [("emulator", &three), ("libcuda", &two)] {
-        // The stand-in for libcuda needs compiled kernels.
-        if name == "libcuda" && kernels::TOOLKIT.is_none() {
-            continue;
-        }
+    for (name, count) in [("three", 3), ("two", 2)] {
+        let environment = &driver(&lab, &format!("count={count},queue=random:{count}"));
         for kind in ["embeddings", "latents"] {
             run(&lab, &format!("{line}{name}-{kind} --output {kind}"), "cuda:all", environment);
             let [got, want] = [name, "cpu"].map(|n| common::cli::outputs(&lab.at(&format!("{n}-{kind}"))));
@@ -559,36 +492,15 @@ fn all_devices_write_what_one_writes() {
     }
 }
 
-/// The number of emulated devices has bounds.
-#[test]
-fn emulated_devices_are_counted() {
-    let lab = Lab::new();
-    let emulator = library(Build::Fast);
-    let refused = |device: &str, count: Option<&str>, code: i32, words: &[&str]| {
-        let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
-        command.args(lab.words("demo --device")).arg(device).env("LENSMITH_CUDA_EMULATOR", &emulator);
-        command.envs(count.map(|c| ("LENSMITH_CUDA_EMULATOR_DEVICES", c)));
-        let said: Said = command.output().expect("lensmith runs").into();
-        assert_eq!(said.code, Some(code), "{said:?}");
-        assert!(words.iter().all(|w| said.err.contains(w)), "{said:?}");
-    };
-    refused("cuda:1", None, 1, &["device cuda:1: ", "only 1 emulated device"]);
-    refused("cuda:2", Some("2"), 1, &["device cuda:2: ", "only 2 emulated devices"]);
-    for count in ["0", "65", "-1", "two", ""] {
-        refused("cuda:all", Some(count), 2, &["LENSMITH_CUDA_EMULATOR_DEVICES", "1 to 64"]);
-    }
-}
-
 #[test]
 fn a_run_in_bf16_loses_as_the_cpus() {
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::Bf16, 200, 64, 5);
-    let emulator = library(Build::Fast);
     let line = "run @pairs.safetensors --seeds 128 --validation-pairs 30 --latent 16 --reward-hidden 32 \
         --vae-epochs 4 --vae-batch 64 --epochs 3 --batch 64 --vae-lr 1e-3 --fold 4 --json";
     run(&lab, &format!("{line} --out @cpu"), "cpu", &[]);
     let bf16 = format!("{line} --precision bf16 --out @bf16");
-    run(&lab, &bf16, "cuda", &[("LENSMITH_CUDA_EMULATOR", &emulator)]);
+    run(&lab, &bf16, "cuda", &driver(&lab, ""));
     let (want, got) = (lab.value("cpu/run.json"), lab.value("bf16/run.json"));
     for loss in ["total", "reconstruction", "divergence"] {
         // The last of four epochs.

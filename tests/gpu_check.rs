@@ -13,13 +13,13 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use common::cli::{Lab, Said, bare};
-use common::emulation::{Build, library, tested_gpu};
+use common::device::{settings, stand_in, tested_gpu};
 use lensmith::backend::cuda::kernels;
 use serde_json::{Value, json};
 
 const STAGES: [&str; 7] = ["device", "probes", "kernels", "rates", "memcheck", "racecheck", "ncu"];
 /// What runs with --small.
-const PROGRAMS: [&str; 4] = ["emulation", "parity", "large", "gpu"];
+const PROGRAMS: [&str; 4] = ["single", "parity", "large", "gpu"];
 /// All take options with one value each, then the command that they run.
 const SANITIZER: &str = "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do shift 2; done\nexec \"$@\"\n";
 const NCU: &str = r#"#!/bin/sh
@@ -51,7 +51,6 @@ printf '\120\355\125\272 and more' >"$out"
 /// Programs of this build, a stand-in for the driver and stand-ins for the tools of the CUDA toolkit.
 struct Machine {
     lab: Lab,
-    emulator: PathBuf,
 }
 
 impl Machine {
@@ -77,24 +76,21 @@ impl Machine {
             let path = lab.put(&format!("bin/{name}"), text.as_bytes());
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("permissions");
         }
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/driver.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
-        compiler.arg(lab.at("driver/libcuda.so")).arg(source).arg("-ldl");
-        assert!(compiler.status().expect("cc, which links Rust too").success());
-        Some(Machine { lab, emulator: library(Build::Fast) })
+        stand_in(&lab.at("driver"));
+        Some(Machine { lab })
     }
 
     /// Runs the script on the words of `line`, in which `@` stands for the machine's folder.
-    fn run(&self, line: &str, environment: &[(&str, &str)]) -> Said {
-        self.run_with_tools(line, environment, true)
+    /// `driver`: further settings of the stand-in.
+    fn run(&self, line: &str, driver: &str) -> Said {
+        self.run_with_tools(line, driver, true)
     }
 
-    fn run_with_tools(&self, line: &str, environment: &[(&str, &str)], tools: bool) -> Said {
-        self.command(line, environment, tools).output().expect("tools/gpu_check runs").into()
+    fn run_with_tools(&self, line: &str, driver: &str, tools: bool) -> Said {
+        self.command(line, driver, tools).output().expect("tools/gpu_check runs").into()
     }
 
-    fn command(&self, line: &str, environment: &[(&str, &str)], tools: bool) -> Command {
+    fn command(&self, line: &str, driver: &str, tools: bool) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_check");
         let path = std::env::var_os("PATH").unwrap_or_default();
         // Where none are wanted, none of this machine either.
@@ -108,8 +104,7 @@ impl Machine {
         command.arg(self.lab.at("programs"));
         command.env("PATH", std::env::join_paths(path).expect("a path"));
         command.env("CUDA_HOME", self.lab.at("none"));
-        command.env("LD_LIBRARY_PATH", self.lab.at("driver")).env("FAKE_EMULATOR", &self.emulator);
-        command.envs(environment.iter().copied());
+        command.env("LD_LIBRARY_PATH", self.lab.at("driver")).env("PTX_DRIVER", settings(driver));
         command
     }
 
@@ -157,15 +152,13 @@ fn all_stages_pass_and_leave_a_record() {
     let Some(machine) = Machine::new() else { return };
     let peers = json!({ "peers": { "device": "kept" }, "rates": "old" });
     machine.lab.put("out/imaginary-gpu.json", peers.to_string().as_bytes());
-    let said = machine.run("--out @out", &[]);
+    let said = machine.run("--out @out", "");
     assert_eq!(said.code, Some(0), "{said:?}");
     let record = machine.record("out/imaginary-gpu.json");
     assert_eq!(statuses(&record), STAGES.map(|stage| (stage, "passed")), "{said:?}");
     assert_eq!(record["peers"], peers["peers"], "figures beside peers stay");
     assert_eq!(record["kernels"], format!("{:016x}", kernels::SOURCES));
-    assert!(
-        record["device"].as_str().is_some_and(|d| d.starts_with("Imaginary GPU, compute capability 9.0"))
-    );
+    assert!(record["device"].as_str().is_some_and(|d| d.starts_with("Imaginary GPU, compute capability ")));
     let rates = record["rates"].as_array().expect("rates");
     let rate = |name: &str| rates.iter().find(|r| r["name"] == name).unwrap_or_else(|| panic!("no {name}"));
     for name in
@@ -187,7 +180,7 @@ fn all_stages_pass_and_leave_a_record() {
 
 /// Half of the stages crash or hang at their first call of the driver, the others come through; then the
 /// other half.
-fn half_of_the_stages(variable: &str, status: &str) {
+fn half_of_the_stages(setting: &str, status: &str) {
     let Some(machine) = Machine::new() else { return };
     for first in [0, 1] {
         let broken: Vec<&str> = STAGES.into_iter().skip(first).step_by(2).collect();
@@ -195,7 +188,10 @@ fn half_of_the_stages(variable: &str, status: &str) {
         // Crashes end at once; only hangs wait for the limit.
         let limits =
             if status == "timed out" { format!("--limits {}", limits.join(",")) } else { String::new() };
-        let said = machine.run(&format!("--out @{first} {limits}"), &[(variable, &broken.join(","))]);
+        let said = machine.run(
+            &format!("--out @{first} {limits}"),
+            &format!("{setting}=LENSMITH_CHECK_STAGE:{}", broken.join(";")),
+        );
         assert_eq!(said.code, Some(1), "{said:?}");
         let name = if first == 0 { "gpu-unknown" } else { "imaginary-gpu" };
         let record = machine.record(&format!("{first}/{name}.json"));
@@ -217,18 +213,18 @@ fn half_of_the_stages(variable: &str, status: &str) {
 
 #[test]
 fn a_crash_costs_its_stage_alone() {
-    half_of_the_stages("FAKE_CRASH_STAGE", "crashed");
+    half_of_the_stages("crash_where", "crashed");
 }
 
 #[test]
 fn a_hang_costs_its_stage_alone() {
-    half_of_the_stages("FAKE_HANG_STAGE", "timed out");
+    half_of_the_stages("hang_where", "timed out");
 }
 
 #[test]
 fn a_kernel_that_crashes_costs_its_rate_alone() {
     let Some(machine) = Machine::new() else { return };
-    let said = machine.run("--out @out --stages device,rates", &[("FAKE_CRASH_KERNEL", "encode_bf16_bf16")]);
+    let said = machine.run("--out @out --stages device,rates", "crash_kernel=encode_bf16_bf16");
     assert_eq!(said.code, Some(1), "an error of a later program is no missing GPU: {said:?}");
     let record = machine.record("out/imaginary-gpu.json");
     assert_eq!(stage(&record, "rates")["status"], "crashed");
@@ -240,7 +236,7 @@ fn a_kernel_that_crashes_costs_its_rate_alone() {
 #[test]
 fn missing_tools_are_seen_and_may_be_left_out_by_name() {
     let Some(machine) = Machine::new() else { return };
-    let said = machine.run_with_tools("--out @out --stages device,memcheck,racecheck,ncu", &[], false);
+    let said = machine.run_with_tools("--out @out --stages device,memcheck,racecheck,ncu", "", false);
     assert_eq!(said.code, Some(1), "{said:?}");
     let record = machine.record("out/imaginary-gpu.json");
     for (name, tool) in
@@ -254,7 +250,7 @@ fn missing_tools_are_seen_and_may_be_left_out_by_name() {
         assert!(said.out.contains(&format!("no {tool} here")), "{said:?}");
     }
     let line = "--out @out --stages device,memcheck,racecheck,ncu --without sanitizer,ncu";
-    let said = machine.run_with_tools(line, &[], false);
+    let said = machine.run_with_tools(line, "", false);
     assert_eq!(said.code, Some(0), "{said:?}");
     let record = machine.record("out/imaginary-gpu.json");
     assert_eq!(stage(&record, "ncu")["status"], "skipped", "{said:?}");
@@ -270,7 +266,7 @@ fn a_folder_that_takes_nothing_costs_its_copy_alone() {
         ("@full", "@kept-1", "No space left on device"),
         ("@kept-2", "/proc/none/of/it", "cannot write /proc/none"),
     ] {
-        let said = machine.run(&format!("--out {out} --results {results} --stages device,probes"), &[]);
+        let said = machine.run(&format!("--out {out} --results {results} --stages device,probes"), "");
         assert_eq!(said.code, Some(0), "{said:?}");
         assert!(said.err.contains(words), "{said:?}");
         let kept = if out == "@full" { "kept-1" } else { "kept-2" };
@@ -279,13 +275,13 @@ fn a_folder_that_takes_nothing_costs_its_copy_alone() {
     }
     assert!(!machine.lab.at("full/imaginary-gpu.json").exists(), "half a record is none");
     // If the record cannot be written anywhere, it is printed.
-    let said = machine.run("--out @full --stages device,probes", &[]);
+    let said = machine.run("--out @full --stages device,probes", "");
     assert_eq!(said.code, Some(0), "{said:?}");
     let line = said.out.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("{said:?}"));
     let record: Value = serde_json::from_str(line).expect("JSON");
     assert_eq!(stage(&record, "probes")["status"], "passed");
     // It is written even if standard output cannot be.
-    let mut command = machine.command("--out @unheard --stages device,probes", &[], true);
+    let mut command = machine.command("--out @unheard --stages device,probes", "", true);
     let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
     let status = command.stdout(full()).stderr(full()).status().expect("tools/gpu_check runs");
     assert_eq!(status.code(), Some(0));
@@ -295,18 +291,16 @@ fn a_folder_that_takes_nothing_costs_its_copy_alone() {
 #[test]
 fn only_a_missing_gpu_is_called_that() {
     let Some(machine) = Machine::new() else { return };
-    for (what, value) in [("FAKE_COUNT", "0"), ("FAKE_INIT", "100"), ("FAKE_INIT", "34")] {
-        let said = machine.run("--out @out", &[(what, value)]);
+    for setting in ["count=0", "fail=cuInit:100", "fail=cuInit:34"] {
+        let said = machine.run("--out @out", setting);
         assert_eq!(said.code, Some(3), "{said:?}");
         assert!(said.err.contains("no GPU to check: gpu: device cuda:0: "), "{said:?}");
         let record = machine.record("out/gpu-unknown.json");
         assert_eq!(statuses(&record), STAGES.map(|stage| (stage, "not run")));
     }
     // A driver that does not start, or is too old, hides whether there is a GPU.
-    for (what, value, words) in
-        [("FAKE_INIT", "999", "does not start"), ("FAKE_RELEASE", "11040", "CUDA 11.4")]
-    {
-        let said = machine.run("--out @failed --stages device", &[(what, value)]);
+    for (setting, words) in [("fail=cuInit:999", "does not start"), ("release=11.4", "CUDA 11.4")] {
+        let said = machine.run("--out @failed --stages device", setting);
         assert_eq!(said.code, Some(1), "{said:?}");
         let record = machine.record("failed/gpu-unknown.json");
         assert_eq!(stage(&record, "device")["status"], "failed");
@@ -341,7 +335,7 @@ fn edited_kernels_are_timed_beside_those_built() {
     for file in ["encode_bf16.cu", "perturb.cu"] {
         machine.lab.put(&format!("edited/{file}"), &fs::read(kernels.join(file)).expect("a kernel"));
     }
-    let said = machine.run("--compare @edited --turns 3 --out @out", &[]);
+    let said = machine.run("--compare @edited --turns 3 --out @out", "");
     assert_eq!(said.code, Some(0), "{said:?}");
     for name in ["encode_bf16_bf16", "select_f32"] {
         let line = said.out.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{said:?}"));
@@ -359,17 +353,17 @@ fn edited_kernels_are_timed_beside_those_built() {
     }
     assert_eq!(compared.len(), 2);
 
-    let said = machine.run("--compare @edited --kernels decode_f32_bf16", &[]);
+    let said = machine.run("--compare @edited --kernels decode_f32_bf16", "");
     assert_eq!(said.code, Some(2), "{said:?}");
     assert!(said.err.contains("which are") && said.err.contains("encode_bf16_bf16"), "{said:?}");
     machine.lab.put("edited/encode_bf16.cu", b"syntax error");
-    let said = machine.run("--compare @edited", &[]);
+    let said = machine.run("--compare @edited", "");
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(
         said.err.contains("encode_bf16.cu: nvcc failed") && said.err.contains("syntax error"),
         "{said:?}"
     );
-    assert_eq!(machine.run("--compare @edited", &[("FAKE_COUNT", "0")]).code, Some(3));
+    assert_eq!(machine.run("--compare @edited", "count=0").code, Some(3));
 }
 
 /// What `benches/gpu` says where its options or images are wrong.
@@ -379,7 +373,7 @@ fn images_are_looked_at_before_they_are_loaded() {
     let gpu = |line: &str| -> Said {
         let mut command = bare(Command::new(program("gpu")));
         command.args(machine.lab.words(line)).arg("--small").env_remove("CARGO");
-        command.env("LD_LIBRARY_PATH", machine.lab.at("driver")).env("FAKE_EMULATOR", &machine.emulator);
+        command.env("LD_LIBRARY_PATH", machine.lab.at("driver")).env("PTX_DRIVER", settings(""));
         command.output().expect("gpu runs").into()
     };
     machine.lab.put("other/other.fatbin", b"");
@@ -483,7 +477,7 @@ fn parts_of_the_peers_fail_one_by_one() {
             lab.put(&format!("root/tools/{name}"), &fs::read(&path).expect("a script"));
         }
     }
-    for name in ["emulation", "operations", "parity", "cuda", "large", "gpu", "lensmith"] {
+    for name in ["single", "operations", "parity", "cuda", "large", "gpu", "lensmith"] {
         lab.put(&format!("root/target/gpu_check/{name}"), b"");
     }
     for (name, text) in [("torch", TORCH), ("numpy", ""), ("safetensors", "")] {

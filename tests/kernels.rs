@@ -406,18 +406,18 @@ fn scan_finds_exported_kernels_and_nothing_else() {
     assert_eq!(names, ["plain\";", "bounded\";", "by_macro_bf16\";", "named_twice\";", "exported\";"]);
 }
 
-/// What `lensmith --device` says of the device where libcuda is the stand-in, described by `environment`.
-fn with_driver(folder: &Path, device: &str, environment: &[(&str, &str)]) -> String {
-    let said = says(folder, device, environment);
+/// What `lensmith --device` says of the device where libcuda is the stand-in, with these settings.
+fn with_driver(folder: &Path, device: &str, settings: &str) -> String {
+    let said = says(folder, device, settings);
     assert!(said.contains(&format!("device {device}: ")), "{said}");
     said
 }
 
-fn says(folder: &Path, device: &str, environment: &[(&str, &str)]) -> String {
+fn says(folder: &Path, device: &str, settings: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_lensmith"))
         .args(["demo", "--device", device])
         .env("LD_LIBRARY_PATH", folder)
-        .envs(environment.iter().copied())
+        .env("PTX_DRIVER", settings)
         .output()
         .expect("lensmith runs");
     let said = text(&output.stderr);
@@ -429,61 +429,55 @@ fn says(folder: &Path, device: &str, environment: &[(&str, &str)]) -> String {
 #[test]
 fn every_obstacle_on_the_way_to_a_gpu_has_its_words() {
     let folder = TempDir::new().unwrap();
-    let library = folder.path().join("libcuda.so");
-    let source = Path::new(ROOT).join("tests/kernels/driver.c");
-    let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]).arg(&library).arg(source);
-    assert!(compiler.status().expect("cc, which links Rust too").success());
+    let library = std::env::current_exe().unwrap().with_file_name("libptx_driver.so");
+    symlink(library, folder.path().join("libcuda.so")).unwrap();
 
-    let expect = |device: &str, environment: &[(&str, &str)], words: &[&str]| {
-        let said = with_driver(folder.path(), device, environment);
+    let expect = |device: &str, settings: &str, words: &[&str]| {
+        let said = with_driver(folder.path(), device, settings);
         for word in words {
             assert!(said.contains(word), "no `{word}` in: {said}");
         }
     };
-    expect("cuda:0", &[("FAKE_INIT", "100")], &["sees no GPU", "CUDA_VISIBLE_DEVICES"]);
-    expect("cuda:0", &[("FAKE_INIT", "34")], &["stub", "LD_LIBRARY_PATH"]);
-    expect("cuda:0", &[("FAKE_INIT", "803")], &["different versions", "restart"]);
-    expect("cuda:0", &[("FAKE_INIT", "999")], &["does not start (CUDA_ERROR_BY_DESIGN)"]);
-    expect("cuda:0", &[("FAKE_COUNT", "0")], &["sees no GPU"]);
-    expect("cuda:1", &[], &["only one GPU, cuda:0"]);
-    expect("cuda:7", &[("FAKE_COUNT", "4")], &["only 4 GPUs, cuda:0 to cuda:3"]);
-    let pascal = [("FAKE_MAJOR", "6"), ("FAKE_MINOR", "1")];
-    expect("cuda:0", &pascal, &["Imaginary GPU", "capability 6.1", "7.5 or higher", "--device cpu"]);
-    expect("cuda:all", &[("FAKE_COUNT", "0")], &["sees no GPU", "CUDA_VISIBLE_DEVICES"]);
-    expect("cuda:all", &[("FAKE_INIT", "100")], &["sees no GPU"]);
-    expect("cuda:all", &[("FAKE_INIT", "803")], &["different versions", "restart"]);
+    expect("cuda:0", "fail=cuInit:100", &["sees no GPU", "CUDA_VISIBLE_DEVICES"]);
+    expect("cuda:0", "fail=cuInit:34", &["stub", "LD_LIBRARY_PATH"]);
+    expect("cuda:0", "fail=cuInit:803", &["different versions", "restart"]);
+    expect("cuda:0", "fail=cuInit:999", &["does not start (CUDA_ERROR_UNKNOWN)"]);
+    expect("cuda:0", "count=0", &["sees no GPU"]);
+    expect("cuda:1", "", &["only one GPU, cuda:0"]);
+    expect("cuda:7", "count=4", &["only 4 GPUs, cuda:0 to cuda:3"]);
+    expect("cuda:0", "capability=6.1", &["Imaginary GPU", "capability 6.1", "7.5 or higher", "--device cpu"]);
+    expect("cuda:all", "count=0", &["sees no GPU", "CUDA_VISIBLE_DEVICES"]);
+    expect("cuda:all", "fail=cuInit:100", &["sees no GPU"]);
+    expect("cuda:all", "fail=cuInit:803", &["different versions", "restart"]);
     if kernels::TOOLKIT.is_none() {
-        expect("cuda:0", &[], &["built without nvcc", "tools/setup_cuda"]);
+        expect("cuda:0", "", &["built without nvcc", "tools/setup_cuda"]);
     }
     if !compiled("every_obstacle_on_the_way_to_a_gpu_has_its_words") {
         return;
     }
     // A GPU that is there and takes the kernels, but has no memory to give.
-    expect("cuda:0", &[], &["allocating device memory failed (CUDA_ERROR_BY_DESIGN)"]);
-    let no_more = [("FAKE_ATTRIBUTE", "1")];
-    expect("cuda:0", &no_more, &["allowing shared memory failed"]);
-    expect(
-        "cuda:0",
-        &[("FAKE_RELEASE", "11040")],
-        &["driver is for CUDA 11.4", "NVIDIA driver", "CUDA_HOME"],
-    );
-    expect("cuda:0", &[("FAKE_CONTEXT", "46")], &["exclusive mode"]);
-    expect("cuda:0", &[("FAKE_CONTEXT", "2")], &["no memory left"]);
-    expect("cuda:0", &[("FAKE_CONTEXT", "999")], &["opens no context"]);
+    expect("cuda:0", "fail=cuMemAlloc_v2:999", &["allocating device memory failed (CUDA_ERROR_UNKNOWN)"]);
+    expect("cuda:0", "fail=cuFuncSetAttribute:1", &["allowing shared memory failed"]);
+    expect("cuda:0", "release=11.4", &["driver is for CUDA 11.4", "NVIDIA driver", "CUDA_HOME"]);
+    expect("cuda:0", "fail=cuDevicePrimaryCtxRetain:46", &["exclusive mode"]);
+    expect("cuda:0", "fail=cuDevicePrimaryCtxRetain:2", &["no memory left"]);
+    expect("cuda:0", "fail=cuDevicePrimaryCtxRetain:999", &["opens no context"]);
     // Of several, the one that does not open is named.
-    let second = [("FAKE_COUNT", "3"), ("FAKE_CONTEXT", "46"), ("FAKE_CONTEXT_OF", "1")];
-    expect("cuda:1", &second, &["exclusive mode"]);
-    let said = says(folder.path(), "cuda:all", &second);
+    let second = "count=3,fail=cuDevicePrimaryCtxRetain:46#1";
+    expect("cuda:1", second, &["exclusive mode"]);
+    let said = says(folder.path(), "cuda:all", second);
     let words = ["device cuda:1: ", "exclusive mode", "CUDA_VISIBLE_DEVICES can leave this GPU out"];
     assert!(words.iter().all(|w| said.contains(w)), "{said}");
-    let (major, minor) = (("FAKE_MAJOR", "15"), ("FAKE_MINOR", "3"));
     let rebuild = "LENSMITH_CUDA_ARCHS=153";
-    expect("cuda:0", &[("FAKE_LOAD", "209"), major, minor], &["adam.cu are for sm_", rebuild]);
-    expect("cuda:0", &[("FAKE_LOAD", "222"), major, minor], &["cannot compile adam.cu", rebuild]);
-    expect("cuda:0", &[("FAKE_LOAD", "209")], &["LENSMITH_CUDA_ARCHS=90a"]);
-    expect("cuda:0", &[("FAKE_LOAD", "200")], &["refuses the kernels of adam.cu (CUDA_ERROR_BY_DESIGN)"]);
-    expect("cuda:0", &[("FAKE_FUNCTION", "500")], &["refuses the kernels of adam.cu"]);
+    expect("cuda:0", "fail=cuModuleLoadData:209,capability=15.3", &["adam.cu are for sm_", rebuild]);
+    expect("cuda:0", "fail=cuModuleLoadData:222,capability=15.3", &["cannot compile adam.cu", rebuild]);
+    expect("cuda:0", "fail=cuModuleLoadData:209", &["LENSMITH_CUDA_ARCHS=90a"]);
+    expect(
+        "cuda:0",
+        "fail=cuModuleLoadData:200",
+        &["refuses the kernels of adam.cu (CUDA_ERROR_INVALID_IMAGE)"],
+    );
+    expect("cuda:0", "fail=cuModuleGetFunction:500", &["refuses the kernels of adam.cu"]);
 }
 
 #[test]
@@ -495,7 +489,7 @@ fn without_a_driver_the_driver_is_named() {
         return;
     }
     for device in ["cuda:0", "cuda:all"] {
-        let said = with_driver(Path::new("/nowhere"), device, &[]);
+        let said = with_driver(Path::new("/nowhere"), device, "");
         assert!(said.contains("no NVIDIA driver library") && said.contains("--device cpu"), "{said}");
     }
 }

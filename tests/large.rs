@@ -1,6 +1,6 @@
 //! Many rows at the paper's d = 4096, where every block of a grid takes several tiles and offsets pass 4 GiB.
-//! On a GPU (LENSMITH_TEST_GPU) 70,000 rows are encoded and scored and 300,000 decoded; under emulation, and
-//! where LENSMITH_TEST_SMALL is set, some hundred.
+//! On a GPU (LENSMITH_TEST_GPU) 70,000 rows are encoded and scored and 300,000 decoded; in the machine for PTX,
+//! and where LENSMITH_TEST_SMALL is set, some hundred.
 //!
 //! Rows repeat after a prime number of rows, so that the same row comes to every place of a tile. All copies
 //! of a row must have the same bits, and the first is compared with the CPU's bits (F32) or the F64 reference
@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::emulation::{cuda, tested_gpu};
+use common::device::{cuda, tested_gpu};
 use common::{Bound, Budgeted, Worst, assert_same_bits, data_buf, normals, poisoned, wide, widened};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::reference::Reference;

@@ -1,18 +1,16 @@
-//! The CPU and the (emulated) CUDA backend against the F64 reference over shapes, storage types and options; and what no
+//! The CPU and the CUDA backend (its kernels in the machine for PTX) against the F64 reference over shapes, storage types and options; and what no
 //! bound excuses: a row's bits must not depend on its neighbours, on how rows are cut into calls or files, on the thread
 //! count or on the device.
 
 mod common;
 
 #[cfg(target_os = "linux")]
-use common::emulation::{Build, Schedule, cuda, emulated};
+use common::device::{Races, Schedule, Simulated, cuda, simulated};
 use common::{
     Bound, Budgeted, LAMBDA, U, Worst, assert_same_bits, data, data_buf, indices, normals, operand_roundoff,
     poisoned, standardizer, wide, widened,
 };
 use lensmith::backend::cpu::Cpu;
-#[cfg(target_os = "linux")]
-use lensmith::backend::cuda::Emulated;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
@@ -182,7 +180,7 @@ fn nan_stays_in_its_row() {
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_encodes_decodes_and_scores_over_shapes() {
-    // Every shape with at most 65 rows would take minutes under emulation.
+    // Every shape with at most 65 rows would take minutes in the machine for PTX.
     let some: Vec<Shape> = shapes().into_iter().filter(|s| s.rows * s.size.dim <= 6500).step_by(3).collect();
     assert!(some.len() > 40, "{}", some.len());
     over_shapes(&cuda(Precision::F32), Precision::F32, &some);
@@ -646,23 +644,25 @@ fn cuda_in_bf16_gives_the_same_bits_under_every_schedule() {
         let vae = Vae::init(VaeSize::new(dim, hidden, latent).expect("sizes"), 22);
         let reward = RewardModel::init(RewardSize::new(dim, width).expect("sizes"), 23);
         let on = |build, schedule, block: usize| {
-            let how = Emulated { schedule, ..Emulated::default() };
-            let b = emulated(build, how, Precision::Bf16);
+            let how = Simulated { schedule, ..Simulated::default() };
+            let b = simulated(build, how, Precision::Bf16);
             let mut made = Made::default();
             for from in (0..rows).step_by(block) {
                 made.add(&b, &vae, &reward, set(&buf).slice(from..(from + block).min(rows)), from);
             }
             made
         };
-        let want = on(Build::Check, Schedule::PLAIN, rows);
+        let want = on(Races::Found, Schedule::PLAIN, rows);
         for schedule in Schedule::ALL {
-            on(Build::Fast, schedule, rows).assert_same(&want, &format!("d {dim}, {stored}, {schedule:?}"));
+            on(Races::Ignored, schedule, rows)
+                .assert_same(&want, &format!("d {dim}, {stored}, {schedule:?}"));
         }
-        on(Build::Fast, Schedule::PLAIN, 30).assert_same(&want, &format!("d {dim}, {stored}, blocks of 30"));
+        on(Races::Ignored, Schedule::PLAIN, 30)
+            .assert_same(&want, &format!("d {dim}, {stored}, blocks of 30"));
         // The exact kernels under the check build, and the normals' share of what both precisions make.
-        let how = Emulated { schedule: Schedule::ALL[2], ..Emulated::default() };
+        let how = Simulated { schedule: Schedule::ALL[2], ..Simulated::default() };
         let mut exact = Made::default();
-        exact.add(&emulated(Build::Check, how, Precision::F32), &vae, &reward, set(&buf), 0);
+        exact.add(&simulated(Races::Found, how, Precision::F32), &vae, &reward, set(&buf), 0);
         assert_eq!(exact.selected.len(), want.selected.len());
         let same = exact.selected.iter().zip(&want.selected).filter(|(a, b)| a == b).count();
         println!("{same} of {} candidates are those of F32", want.selected.len());
@@ -686,12 +686,12 @@ fn cuda_gives_the_bits_of_the_cpu() {
         let mut want = Made::default();
         want.add(&cpu(2), &vae, &reward, set(&buf), 0);
         let schedule = Schedule::ALL[i];
-        let usual = Emulated { schedule, ..Emulated::default() };
+        let usual = Simulated { schedule, ..Simulated::default() };
         let mut got = Made::default();
-        got.add(&emulated(Build::Fast, usual, Precision::F32), &vae, &reward, set(&buf), 0);
+        got.add(&simulated(Races::Ignored, usual, Precision::F32), &vae, &reward, set(&buf), 0);
         got.assert_same(&want, &format!("d {dim}, {stored}"));
         let mut cut = Made::default();
-        let b = emulated(Build::Fast, usual, Precision::F32);
+        let b = simulated(Races::Ignored, usual, Precision::F32);
         for from in (0..rows).step_by(50) {
             cut.add(&b, &vae, &reward, set(&buf).slice(from..(from + 50).min(rows)), from);
         }
@@ -860,7 +860,7 @@ fn vae_gradients_in_bf16_point_the_same_way() {
     }
 }
 
-/// Rows of a batch under emulation: one, a few, and more than a tile.
+/// Rows of a batch on a device: one, a few, and more than a tile.
 #[cfg(target_os = "linux")]
 const FEW_ROWS: [usize; 5] = [1, 3, 9, 17, 65];
 

@@ -28,10 +28,10 @@ macro_rules! on_every_backend {
         mod cpu {
             $(#[test] fn $check() { super::$check(&super::Cpu::new(2, super::Precision::F32).expect("the CPU backend")); })*
         }
-        /// The CUDA backend, its kernels under emulation.
+        /// The CUDA backend, its kernels in the machine for PTX.
         #[cfg(target_os = "linux")]
         mod cuda {
-            $(#[test] fn $check() { super::$check(&super::common::emulation::cuda(super::Precision::F32)); })*
+            $(#[test] fn $check() { super::$check(&super::common::device::cuda(super::Precision::F32)); })*
         }
     };
 }

@@ -9,10 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use common::cli::{Lab, Said, bare};
-use common::emulation::{Build, Emulator, cuda, emulated, library, stand_in, tested_gpu};
+use common::device::{Machine, Races, Schedule, Simulated, cuda, settings, simulated, stand_in, tested_gpu};
 use common::{data, data_buf, indices, normals};
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::cuda::{Emulated, kernels};
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
     Backend, DecodeMode, LatentSource, Likelihood, Perturbation, Precision, Residual, Synthetic,
@@ -110,7 +109,7 @@ fn short_of_memory_the_rows_stay() {
     let want = case.expected(&Cpu::new(1, Precision::F32).expect("the CPU backend"), false, Dtype::F32);
     // The rows take 379 KB, a piece of output another 128 KB at least.
     for memory in [1 << 30, 800_000, 350_000] {
-        let b = emulated(Build::Fast, Emulated { memory, ..Emulated::default() }, Precision::F32);
+        let b = simulated(Races::Ignored, Simulated { memory, ..Simulated::default() }, Precision::F32);
         assert!(case.picked(&b, false, Dtype::F32) == (want.clone(), None), "{memory} bytes");
     }
 }
@@ -238,29 +237,29 @@ fn unstorable_values_are_named() {
 /// Copies larger than all pinned buffers together come back as they went, and a few bytes too.
 #[test]
 fn copies_of_any_size_come_back() {
-    let device = Emulator::get(Build::Fast);
+    let device = Machine::new(Races::Ignored, Schedule::ALL[2]);
     for bytes in [1, 65_535, 65_536, 65_537, (8 << 20) - 1, (40 << 20) + 5] {
         let values: Vec<u8> =
             (0..bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-        assert!(device.upload(&values, "bytes").download() == values, "{bytes} bytes");
+        assert!(device.upload(&values).download() == values, "{bytes} bytes");
     }
     // More small uploads than there are buffers for, one upon the other.
-    let buffers: Vec<_> = (0..100u32).map(|i| device.upload(&[i; 3], "numbers")).collect();
+    let buffers: Vec<_> = (0..100u32).map(|i| device.upload(&[i; 3])).collect();
     for (i, buffer) in buffers.iter().enumerate() {
         assert_eq!(buffer.download(), [i as u32; 3]);
     }
 }
 
-/// The tests above once more in a process whose libcuda is the stand-in: every copy uses pinned memory, none
-/// before its buffer is free, and registered memory is there as long as it is registered.
+/// The tests above once more in a process that takes the stand-in for a GPU, whose work is done at random times: every
+/// copy uses pinned memory, none before its buffer is free, and registered memory is there as long as it is registered.
 #[test]
 fn the_driver_is_called_as_it_should_be() {
-    if tested_gpu().is_some() || kernels::TOOLKIT.is_none() {
-        return; // this is such a process, or there is no code for its device
+    if tested_gpu().is_some() {
+        return; // this is such a process
     }
     let lab = Lab::new();
     let mut again = Command::new(std::env::current_exe().expect("this program"));
-    again.env("LD_LIBRARY_PATH", stand_in(&lab.at(""))).env("FAKE_EMULATOR", library(Build::Fast));
+    again.env("LD_LIBRARY_PATH", stand_in(&lab.at(""))).env("PTX_DRIVER", settings("queue=random:7"));
     let said: Said = again.env("LENSMITH_TEST_GPU", "0").output().expect("it starts").into();
     assert!(said.code == Some(0) && !said.err.contains("stand-in for libcuda"), "{said:?}");
 }
@@ -269,21 +268,21 @@ fn the_driver_is_called_as_it_should_be() {
 /// it refuses to, they are staged, with one word about it. The bytes are the CPU's.
 #[test]
 fn synthetic_pairs_land_in_registered_memory() {
-    if tested_gpu().is_some() || kernels::TOOLKIT.is_none() {
-        return; // only what is compiled goes through the stand-in
+    if tested_gpu().is_some() {
+        return; // other processes have other devices
     }
     let lab = Lab::new();
     lab.pairs("pairs.safetensors", Dtype::F32, 40, 200, 5);
-    let (folder, emulator) = (stand_in(&lab.at("")), library(Build::Fast));
-    let on = |line: &str, device: &str, environment: &[(&str, &str)]| -> Said {
+    let folder = stand_in(&lab.at(""));
+    let on = |line: &str, device: &str, more: &[&str]| -> Said {
         let mut command = bare(Command::new(env!("CARGO_BIN_EXE_lensmith")));
-        command.args(lab.words(line)).args(["--device", device]).envs(environment.iter().copied());
-        command.env("LD_LIBRARY_PATH", &folder).env("FAKE_EMULATOR", &emulator);
+        command.args(lab.words(line)).args(["--device", device]);
+        command.env("LD_LIBRARY_PATH", &folder).env("PTX_DRIVER", settings(&more.join(",")));
         command.output().expect("lensmith runs").into()
     };
     // Rows take hundreds of kilobytes, candidates and means of one block a few.
-    let only = ("FAKE_MOST_STAGED", "8192");
-    let refuses = ("FAKE_REGISTER", "801");
+    let only = "staged=8192";
+    let refuses = "fail=cuMemHostRegister_v2:801";
     let train = "train-vae @pairs.safetensors --hidden 16 --vae-epochs 2 --out @vae.safetensors";
     on(train, "cpu", &[]).fine();
     let shards = |name: &str| common::cli::shards(&common::cli::outputs(&lab.at(name)));
@@ -315,7 +314,7 @@ fn synthetic_pairs_land_in_registered_memory() {
     common::cli::assert_same_files("materialized", &shards("made"), &shards("plain"));
     let part = |part: &str| {
         let line = "synth @pairs.safetensors --vae @vae.safetensors --per-side 3 --fold 16 --shard-rows 200";
-        on(&format!("{line} --part {part} --out @parts"), "cuda:all", &[only, ("FAKE_COUNT", "2")]).fine();
+        on(&format!("{line} --part {part} --out @parts"), "cuda:all", &[only, "count=2"]).fine();
     };
     ["1/2", "0/2"].into_iter().for_each(part);
     common::cli::assert_same_files("parts", &shards("parts"), &shards("plain"));

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "target" / "gpu_check.tar.xz"
 FOLDER = ROOT / "target" / "gpu_check"
 # Test programs, and what measures; `lensmith` is for tools/bench_peers.py.
-TESTS = ["emulation", "operations", "parity", "cuda", "large"]
+TESTS = ["single", "operations", "parity", "cuda", "large"]
 PROGRAMS = [*TESTS, "gpu", "lensmith"]
 STAMP = "archive"
 

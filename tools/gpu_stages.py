@@ -28,7 +28,7 @@ SECONDS = {
 USUAL = ["device", "probes", "kernels", "rates", "memcheck", "racecheck", "ncu"]
 SANITIZER = ["memcheck", "racecheck", "initcheck", "synccheck"]
 # Test program and filters of its tests.
-PROBES = [("emulation", ["probes", "floor", "adam", "perturb", "--skip", "ways_of_summing"])]
+PROBES = [("single", ["probes", "floor", "adam", "perturb"])]
 KERNELS = [
     ("large", ["cuda_"]),
     ("operations", ["cuda_"]),
@@ -37,8 +37,8 @@ KERNELS = [
 ]
 # Under the sanitizer a program is some fifty times slower: every kernel once, and the training steps.
 SANITIZED = [("parity", ["cuda::"]), ("operations", ["cuda_in_bf16_gives", "cuda_gives_the_bits"])]
-# An emulated device takes seconds where a GPU takes milliseconds.
-SMALL_PROBES = [("emulation", ["probes::tensor", "floor::products"])]
+# The machine for PTX takes seconds where a GPU takes milliseconds.
+SMALL_PROBES = [("single", ["probes::tensor", "floor::products"])]
 SMALL_KERNELS = [("large", ["cuda_decodes"]), ("parity", ["cuda::encodes", "cuda::scores"])]
 SMALL_SANITIZED = [("parity", ["cuda::encodes"])]
 HOT = ["encode_bf16_bf16", "decode_bf16_bf16", "score_bf16_bf16", "score_latents_bf16"]

@@ -17,7 +17,9 @@ mod random;
 
 pub use counters::{Counters, Counts};
 pub use error::ParseError;
-pub use machine::{Copies, Fault, FaultKind, Launch, Memory, Options, Order, Other, Outcome, Place, launch};
+pub use machine::{
+    Copies, Fault, FaultKind, Launch, Memory, Options, Order, Other, Outcome, Place, check_launch, launch,
+};
 pub use parse::ast::{Space, Ty, Variable};
 pub use pipes::Pipe;
 pub use program::{Kernel, Module, Param};

@@ -22,7 +22,7 @@ pub fn binary() -> Command {
 /// A command, the binary or what runs it, in the environment that tests mean.
 pub fn bare(mut command: Command) -> Command {
     // COLUMNS would set the width of help.
-    for name in ["LENSMITH_SIMD", "LENSMITH_CUDA_EMULATOR", "LENSMITH_CUDA_EMULATOR_DEVICES", "COLUMNS"] {
+    for name in ["LENSMITH_SIMD", "PTX_DRIVER", "COLUMNS"] {
         command.env_remove(name);
     }
     command.env("LENSMITH_DEVICE", "cpu");

@@ -3,7 +3,7 @@
 
 pub mod cli;
 #[cfg(target_os = "linux")]
-pub mod emulation;
+pub mod device;
 
 use std::path::Path;
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::driver::{Driver, DriverResult, Event, Graph, Limits};
-use lensmith::backend::cuda::{Cuda, Device, Emulated, EmulatedDriver, Gpu, Launch};
+use lensmith::backend::cuda::{Cuda, Launch};
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
     Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
@@ -16,7 +16,7 @@ use lensmith::dtype::Dtype;
 use lensmith::matrix::{Matrix, RowsBuf, Side};
 use lensmith::model::{Head, RewardModel, RewardSize, Vae, VaeSize};
 
-use crate::common::emulation::{Build, Emulator, tested_gpu};
+use crate::common::device::{Races, Simulated, gpu, tested_gpu};
 use crate::common::{data_buf, indices, normals, standardizer};
 
 /// A driver that counts allocations and recordings, and reuses freed memory at once, as a GPU's does.
@@ -39,16 +39,8 @@ impl Graph for Nothing {
 }
 
 impl Watched {
-    fn new(build: Build, memory: usize, runs: bool) -> Arc<Watched> {
-        let inner: Arc<dyn Driver> = match tested_gpu() {
-            Some(index) => {
-                Arc::new(Gpu::new(Device::open(index).expect("the tested GPU")).expect("a driver"))
-            }
-            None => {
-                let options = Emulated { memory, ..Emulated::default() };
-                Arc::new(EmulatedDriver::new(Emulator::get(build).library(), options))
-            }
-        };
+    fn new(races: Races, memory: usize, runs: bool) -> Arc<Watched> {
+        let inner: Arc<dyn Driver> = Arc::new(gpu(races, Simulated { memory, ..Simulated::default() }));
         let (recorded, allocated, freed) = Default::default();
         Arc::new(Watched { inner, runs, recorded, allocated, freed })
     }
@@ -227,7 +219,7 @@ fn a_step_has_few_launches() {
     let rows = sides(5, [Dtype::Bf16, Dtype::F32], 130, dim);
     let order: Vec<u32> = (0..130).collect();
     for precision in [Precision::F32, Precision::Bf16] {
-        let watched = Watched::new(Build::Fast, usize::MAX, false);
+        let watched = Watched::new(Races::Ignored, usize::MAX, false);
         let b = watched.backend(precision);
         let check = |what: &str, learning: usize, learns: &mut dyn FnMut(bool)| {
             for (learn, count) in [(true, learning), (false, learning - 1)] {
@@ -268,7 +260,7 @@ fn an_epoch_keeps_what_the_last_one_made() {
     let dim = 40;
     let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
     let rows = sides(5, [Dtype::Bf16, Dtype::F32], 64, dim);
-    let watched = Watched::new(Build::Fast, usize::MAX, true);
+    let watched = Watched::new(Races::Ignored, usize::MAX, true);
     let b = watched.backend(Precision::F32);
     let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
     let data = PairData { chosen: &chosen, rejected: &rejected };
@@ -355,7 +347,7 @@ fn every_launch_reads_the_data_of_its_own_epoch() {
     let vaes = [7, 8].map(|seed| Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), seed));
     let wider = Vae::init(VaeSize::new(dim, 64, 32).expect("sizes"), 9);
     let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
-    let watched = Watched::new(Build::Fast, usize::MAX, true);
+    let watched = Watched::new(Races::Ignored, usize::MAX, true);
     for precision in [Precision::F32, Precision::Bf16] {
         let b = watched.backend(precision);
         let fresh_vae = || b.vae_trainer(&vaes[0], &standardizer(dim), &vae_objective(16)).expect("starts");
@@ -414,7 +406,7 @@ fn every_launch_of_samples_gives_the_gradients_of_the_cpu() {
     let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
     let rows = sides(5, [Dtype::Bf16, Dtype::F16], 37, dim);
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
-    let b = Watched::new(Build::Fast, usize::MAX, true).backend(Precision::F32);
+    let b = Watched::new(Races::Ignored, usize::MAX, true).backend(Precision::F32);
     let all = [Samples::None, Samples::Stored, Samples::Drawn, Samples::Residual, Samples::Others];
     let heads = [(Head::Mlp, 80, 1), (Head::Mlp, 32, 3), (Head::Linear, 0, 1), (Head::Linear, 0, 5)];
     let cases = all.into_iter().flat_map(|samples| heads.map(|heads| (samples, heads)));
@@ -443,14 +435,14 @@ fn after_an_epoch_without_memory_a_smaller_one_trains() {
     let dim = 128;
     let vae = Vae::init(VaeSize::new(dim, 64, 16).expect("sizes"), 7);
     let rows = sides(5, [Dtype::Bf16; 2], 600, dim);
-    let b = Watched::new(Build::Fast, 1_600_000, true).backend(Precision::F32);
+    let b = Watched::new(Races::Ignored, 1_600_000, true).backend(Precision::F32);
     let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
     let data = PairData { chosen: &chosen, rejected: &rejected };
     let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(600)).expect("starts");
     let order: Vec<u32> = (0..600).collect();
     let first = b.vae_epoch(&mut trainer, &data, &order[..16], 0).expect("fits");
     let said = b.vae_epoch(&mut trainer, &data, &order, 0).expect_err("does not fit").to_string();
-    assert!(said.contains("device cuda:0: out of memory") && said.contains("use fewer seed pairs"), "{said}");
+    assert!(said.contains(": out of memory") && said.contains("use fewer seed pairs"), "{said}");
     let again = b.vae_epoch(&mut trainer, &data, &order[..16], 0).expect("fits");
     assert_eq!(first.total.to_bits(), again.total.to_bits());
 }

@@ -86,7 +86,7 @@ pub struct Options {
     pub copies: Copies,
     /// Looks for races. Costs about half of the time of memory-bound kernels.
     pub races: bool,
-    /// Counts sectors and bank conflicts beside instructions.
+    /// Counts instructions, sectors and bank conflicts; without, the outcome's counters are empty.
     pub counters: bool,
     /// Draws the errors of approximate instructions.
     pub seed: u64,
@@ -282,6 +282,15 @@ fn check(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), Box<
     Ok(())
 }
 
+/// Refuses a launch that a device refuses when it is asked for: unknown kernels, grids, blocks and clusters of sizes that
+/// it does not have, too much shared memory, argument bytes that do not fit the kernel's parameters.
+pub fn check_launch(module: &Module, launch: &Launch, options: &Options) -> Result<(), Box<Fault>> {
+    match module.kernel(launch.kernel) {
+        Some(kernel) => check(kernel, launch, options),
+        None => Err(refuse(launch.kernel, "the module has no kernel of this name")),
+    }
+}
+
 /// Runs a launch to its end.
 ///
 /// Module variables get memory of their own, anew for every launch.
@@ -337,7 +346,9 @@ pub fn launch(
         memory.free(address);
     }
     let counts = result?;
-    Ok(Outcome { counters: Counters::new(module, kernel, &counts, launch) })
+    let counters =
+        if options.counters { Counters::new(module, kernel, &counts, launch) } else { Counters::default() };
+    Ok(Outcome { counters })
 }
 
 /// Instructions that a cluster executes before others get a turn. Only who waits for other blocks needs that many.

@@ -86,7 +86,14 @@ pub struct Memory {
 impl Memory {
     /// No buffers yet.
     pub fn new() -> Memory {
-        Memory { buffers: Vec::new(), freed: Vec::new(), next: FIRST }
+        Memory::starting_at(FIRST)
+    }
+
+    /// No buffers yet; their addresses begin at `first`, a multiple of 512 below 2^46, so that several devices have
+    /// addresses of their own.
+    pub fn starting_at(first: u64) -> Memory {
+        assert!(first.is_multiple_of(ALIGN) && first != 0, "an address that a buffer may have");
+        Memory { buffers: Vec::new(), freed: Vec::new(), next: first }
     }
 
     /// A new buffer of so many bytes, which count as unwritten. Its address.
@@ -117,6 +124,20 @@ impl Memory {
         let at = self.buffers.iter().position(|b| b.base == address).expect("a buffer of this device");
         let buffer = self.buffers.remove(at);
         self.freed.push((buffer.base, buffer.bytes));
+    }
+
+    /// Whether `bytes` bytes at an address lie within one buffer.
+    pub fn holds(&self, address: u64, bytes: u64) -> bool {
+        self.index(address).is_some_and(|i| {
+            let b = &self.buffers[i];
+            bytes <= b.bytes - (address - b.base)
+        })
+    }
+
+    /// Bytes of the buffer that begins at an address.
+    pub fn size(&self, address: u64) -> Option<u64> {
+        let b = &self.buffers[self.index(address)?];
+        (b.base == address).then_some(b.bytes)
     }
 
     /// Index of the buffer that holds an address.
@@ -189,15 +210,25 @@ impl Memory {
             return;
         }
         let (b, at) = self.whole(address, bytes.len());
-        let mut done = 0;
-        while done < bytes.len() {
-            let to = at + done as u64;
-            let n = if to.is_multiple_of(4) && bytes.len() - done >= 4 { 4 } else { 1 };
-            let mut value = [0; 8];
-            value[..n].copy_from_slice(&bytes[done..done + n]);
-            b.store(to, n as u32, u64::from_le_bytes(value));
-            b.mark(to, n as u32);
-            done += n;
+        let head = (bytes.len() as u64).min(at.next_multiple_of(32) - at) as usize;
+        let (head, rest) = bytes.split_at(head);
+        let byte = |to: u64, value: u8| {
+            b.store(to, 1, u64::from(value));
+            b.mark(to, 1);
+        };
+        head.iter().zip(at..).for_each(|(value, to)| byte(to, *value));
+        let mut to = at + head.len() as u64;
+        // Pieces of 32 bytes: a word of the records.
+        for piece in rest.chunks(32) {
+            if piece.len() == 32 {
+                for (i, word) in piece.as_chunks::<4>().0.iter().enumerate() {
+                    b.words[(to / 4) as usize + i].store(u32::from_le_bytes(*word), Relaxed);
+                }
+                b.written[(to / 32) as usize].store(u32::MAX, Relaxed);
+            } else {
+                piece.iter().zip(to..).for_each(|(value, to)| byte(to, *value));
+            }
+            to += piece.len() as u64;
         }
     }
 
@@ -211,7 +242,16 @@ impl Memory {
             return Vec::new();
         }
         let (b, at) = self.whole(address, bytes);
-        (0..bytes as u64).map(|i| b.load(at + i, 1) as u8).collect()
+        let mut out = Vec::with_capacity(bytes + 8);
+        let end = at + bytes as u64;
+        let mut from = at / 4 * 4;
+        while from < end {
+            out.extend(b.word(from).load(Relaxed).to_le_bytes());
+            from += 4;
+        }
+        out.drain(..(at % 4) as usize);
+        out.truncate(bytes);
+        out
     }
 
     /// Number of bytes of a range that nothing wrote.

@@ -11,7 +11,7 @@ pub(crate) mod warp;
 
 pub use fault::{Fault, FaultKind, Other, Place};
 pub(crate) use launch::place;
-pub use launch::{Copies, Launch, Options, Order, Outcome, launch};
+pub use launch::{Copies, Launch, Options, Order, Outcome, check_launch, launch};
 pub use memory::Memory;
 
 /// Where a block's shared memory begins: the first KiB belongs to the system, as on devices of compute capability 9.0.

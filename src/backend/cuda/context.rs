@@ -1,24 +1,17 @@
 //! The backend's state: one driver, which owns the device's stream and memory, and the precision of products.
 //! What the backend does is in other files, as methods of [`Cuda`].
 
-use std::path::Path;
 use std::sync::Arc;
 
 use bytemuck::Pod;
 
 use super::device::Device;
 use super::driver::{Driver, DriverError, DriverResult};
-use super::emulator::EmulatedDriver;
 use super::gpu::Gpu;
 use super::memory::Buffer;
 use crate::backend::Precision;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
-
-/// Names a library of emulated kernels that stands in for the GPU; for tests.
-const EMULATOR: &str = "LENSMITH_CUDA_EMULATOR";
-/// Number of emulated devices; 1 where it is not set.
-const EMULATED_DEVICES: &str = "LENSMITH_CUDA_EMULATOR_DEVICES";
 
 /// The CUDA backend on one device.
 #[derive(Debug)]
@@ -29,25 +22,11 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens GPU `index`, in the order of the driver, for products in `precision`. With
-    /// LENSMITH_CUDA_EMULATOR in the environment, the emulated kernels that it names.
+    /// Opens GPU `index`, in the order of the driver, for products in `precision`.
     ///
     /// # Errors
     /// [`Error::Device`] with what is missing and what would help; see [`Device::open`].
     pub fn open(index: usize, precision: Precision) -> Result<Cuda> {
-        if let Some(drivers) = emulated_devices()? {
-            let count = drivers.len();
-            return match drivers.into_iter().nth(index) {
-                Some(driver) => Cuda::emulated(driver, precision),
-                None => {
-                    let reason = format!(
-                        "only {count} emulated device{} ({EMULATED_DEVICES})",
-                        if count == 1 { "" } else { "s" }
-                    );
-                    Err(Error::Device { device: format!("cuda:{index}"), reason })
-                }
-            };
-        }
         Cuda::on(Device::open(index)?, precision)
     }
 
@@ -67,10 +46,6 @@ impl Cuda {
     /// # Errors
     /// As [`Cuda::open`], of the first that cannot be opened.
     pub fn open_all(precision: Precision) -> Result<Vec<Cuda>> {
-        if let Some(drivers) = emulated_devices()? {
-            let opened = drivers.into_iter().map(|driver| Cuda::emulated(driver, precision));
-            return opened.collect::<Result<Vec<_>>>().map(sharing_one_interrupt);
-        }
         let count = Device::count()?;
         let opened = (0..count).map(|index| {
             Cuda::open(index, precision).map_err(|error| match error {
@@ -83,11 +58,6 @@ impl Cuda {
             })
         });
         opened.collect::<Result<Vec<_>>>().map(sharing_one_interrupt)
-    }
-
-    /// The backend over the emulator.
-    pub fn emulated(driver: EmulatedDriver, precision: Precision) -> Result<Cuda> {
-        Cuda::over(Arc::new(driver), precision)
     }
 
     /// The backend over any driver.
@@ -137,19 +107,4 @@ fn sharing_one_interrupt(mut all: Vec<Cuda>) -> Vec<Cuda> {
     let interrupt = Interrupt::default();
     all.iter_mut().for_each(|cuda| cuda.interrupt = interrupt.clone());
     all
-}
-
-/// The devices that the environment asks to be emulated.
-fn emulated_devices() -> Result<Option<Vec<EmulatedDriver>>> {
-    let Some(path) = std::env::var_os(EMULATOR) else { return Ok(None) };
-    let count = match std::env::var(EMULATED_DEVICES) {
-        Ok(text) => match text.parse::<usize>() {
-            Ok(count @ 1..=64) => count,
-            _ => return Err(Error::argument(EMULATED_DEVICES, "1 to 64", text)),
-        },
-        Err(_) => 1,
-    };
-    let first = EmulatedDriver::open(Path::new(&path))?;
-    let others: Vec<EmulatedDriver> = (1..count).map(|index| first.beside(index)).collect();
-    Ok(Some([vec![first], others].concat()))
 }

@@ -1,8 +1,7 @@
 //! What the launch layer needs of a device: memory, copies, launches and recorded graphs, in the order of one
 //! stream.
 //!
-//! There are two implementations, a GPU's ([`super::Gpu`]) and the emulator's ([`super::EmulatedDriver`]), so
-//! that everything above this trait runs, and is tested, on any machine.
+//! A GPU's is [`super::Gpu`]; tests put others around it, which count what is asked of it.
 
 use std::ffi::c_void;
 use std::{fmt, ptr};
@@ -76,8 +75,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// How many blocks of a kernel a multiprocessor runs at the same time, of `threads` threads and `shared`
     /// bytes each; at least one.
     fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
-    /// Uninitialised device memory, aligned to 256 bytes (the emulator: 16). `bytes` is not 0. `label` names
-    /// it in the emulator's reports.
+    /// Uninitialised device memory, aligned to 256 bytes. `bytes` is not 0. `label` says what it is for.
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64>;
     /// Gives memory back. What was launched before may still use it: the next owner's work comes later in the
     /// stream.

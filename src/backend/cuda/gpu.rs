@@ -3,7 +3,7 @@
 //! 1. Two streams: `compute` for kernels and uploads, `copies` for downloads, which wait for an event of the
 //!    first and so overlap what is launched after it.
 //! 2. An arena keeps freed memory, by size, for the next allocation: the stream's order makes reuse safe
-//!    without waiting.
+//!    without waiting. [`Gpu::exact`] does without, for tools that watch where buffers end.
 //! 3. Copies from and to ordinary host memory go through pinned buffers (`pinned.rs`); downloads into
 //!    registered host memory go there directly.
 
@@ -52,8 +52,8 @@ struct Inner {
     unregistrable: AtomicBool,
     /// Answers of [`Driver::occupancy`] by kernel and shared memory.
     occupancy: Mutex<HashMap<(&'static str, usize), u32>>,
-    /// The arena: addresses of freed memory by size class.
-    freed: Mutex<BTreeMap<usize, Vec<u64>>>,
+    /// The arena: addresses of freed memory by size class; None if every buffer is allocated for itself.
+    freed: Option<Mutex<BTreeMap<usize, Vec<u64>>>>,
     context: Arc<CudaContext>,
     /// Owns the modules that the functions belong to.
     device: Device,
@@ -66,6 +66,16 @@ fn failed(what: &str) -> impl Fn(CallError) -> DriverError {
 impl Gpu {
     /// Streams, and leave for every kernel to use all shared memory of a block.
     pub fn new(device: Device) -> DriverResult<Gpu> {
+        Gpu::with(device, Some(Mutex::default()))
+    }
+
+    /// The same without the arena: every buffer has exactly the bytes that were asked for, and is given back at once,
+    /// so that compute-sanitizer and the like find accesses past its end. Slower: giving back waits for the device.
+    pub fn exact(device: Device) -> DriverResult<Gpu> {
+        Gpu::with(device, None)
+    }
+
+    fn with(device: Device, freed: Option<Mutex<BTreeMap<usize, Vec<u64>>>>) -> DriverResult<Gpu> {
         let context = device.context().clone();
         context.bind_to_thread().map_err(failed("binding the context"))?;
         let attribute = |which| {
@@ -107,11 +117,24 @@ impl Gpu {
             registered: Mutex::default(),
             unregistrable: AtomicBool::new(false),
             occupancy: Mutex::default(),
-            freed: Mutex::default(),
+            freed,
             context,
             device,
         };
         Ok(Gpu { inner: Arc::new(inner) })
+    }
+
+    /// The device's number in the order of the driver.
+    pub fn index(&self) -> usize {
+        self.inner.device.index()
+    }
+
+    /// Waits until all launches are done; their faults are errors here.
+    pub fn finish(&self) -> DriverResult<()> {
+        self.inner.bind()?;
+        let _guard = lock(&self.inner.compute_lock);
+        // SAFETY: the stream is live.
+        unsafe { stream::synchronize(self.inner.compute.0) }.map_err(failed("waiting for the GPU"))
     }
 }
 
@@ -122,7 +145,7 @@ impl Inner {
 
     /// Empties the arena: gives all freed memory back to the driver.
     fn release(&self) -> DriverResult<()> {
-        let cached = std::mem::take(&mut *lock(&self.freed));
+        let cached = self.freed.as_ref().map(|freed| std::mem::take(&mut *lock(freed))).unwrap_or_default();
         // Without the lock another thread may be recording, which waiting for the stream would break off.
         let _guard = lock(&self.compute_lock);
         // SAFETY: the stream is live.
@@ -309,8 +332,9 @@ impl Driver for Gpu {
 
     fn allocate(&self, bytes: usize, _: &'static str) -> DriverResult<u64> {
         let inner = &self.inner;
-        let class = size_class(bytes);
-        if let Some(address) = lock(&inner.freed).get_mut(&class).and_then(Vec::pop) {
+        let class = if inner.freed.is_some() { size_class(bytes) } else { bytes };
+        let kept = inner.freed.as_ref().and_then(|freed| lock(freed).get_mut(&class).and_then(Vec::pop));
+        if let Some(address) = kept {
             return Ok(address);
         }
         inner.bind()?;
@@ -333,7 +357,16 @@ impl Driver for Gpu {
     }
 
     fn free(&self, address: u64, bytes: usize) {
-        lock(&self.inner.freed).entry(size_class(bytes)).or_default().push(address);
+        match &self.inner.freed {
+            Some(freed) => lock(freed).entry(size_class(bytes)).or_default().push(address),
+            None if self.inner.bind().is_ok() => {
+                let _guard = lock(&self.inner.compute_lock);
+                // SAFETY: allocated by this driver, and the call waits for what uses it. An error is one of a launch
+                // before, which the next call reports.
+                let _ = unsafe { result::free_sync(address) };
+            }
+            None => {}
+        }
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {

@@ -18,7 +18,7 @@ pub struct Buffer<T> {
 }
 
 impl<T: Pod> Buffer<T> {
-    /// Uninitialised memory. `label` names it in the emulator's reports.
+    /// Uninitialised memory. `label` says what it is for.
     pub fn empty(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
         let address = driver.allocate(Self::bytes_of(len), label)?;
         Ok(Buffer { driver: driver.clone(), address, len, values: PhantomData })

@@ -6,9 +6,9 @@
 //!    launch; `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records
 //!    a training step;
 //! 3. `launch.rs`, `params.rs`, `layout.rs`, `memory.rs`: a launch as plain data, and typed device memory;
-//! 4. `driver.rs`: the [`driver::Driver`] trait, below which there are two devices: `gpu.rs` (the CUDA
-//!    driver, loaded when a device is opened, so that one binary runs with and without it) and `emulator.rs`
-//!    (the kernels compiled for the CPU, for tests).
+//! 4. `driver.rs`: the [`driver::Driver`] trait, and `gpu.rs`, a GPU by the CUDA driver library, which is loaded
+//!    when a device is opened, so that one binary runs with and without it. Tests put a stand-in in the library's
+//!    place (`ptx/driver`), which runs the kernels' PTX.
 //!
 //! What is on the device stays there until it is asked for. All work of a device is in the order of one
 //! stream, so that nothing waits for a launch but a copy to the host.
@@ -18,7 +18,6 @@ mod context;
 mod data;
 mod device;
 pub mod driver;
-mod emulator;
 mod gpu;
 mod infer;
 pub mod kernels;
@@ -39,7 +38,6 @@ use std::sync::Arc;
 pub use context::Cuda;
 pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Posteriors};
 pub use device::{Device, Summary};
-pub use emulator::{Emulated, EmulatedDriver, Emulator, Order, Schedule};
 pub use gpu::Gpu;
 pub use infer::Decoded;
 pub use launch::{Args, Launch};

@@ -1,13 +1,13 @@
 //! `kernels/rows.cu` against plain loops: the same bytes and places.
 
-use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+use crate::device::{Args, Launch, Machine, Races, Schedule};
 
-fn launches() -> impl Iterator<Item = (Build, Launch)> {
-    let all = Schedule::ALL.map(|s| (Build::Fast, s));
-    [(Build::Check, Schedule::PLAIN)].into_iter().chain(all).map(|(build, schedule)| {
-        // Two blocks: more rows than their warps.
-        (build, Launch { grid: [2, 1, 1], block: [256, 1, 1], shared: 0, schedule })
-    })
+/// Two blocks: more rows than their warps.
+const LAUNCH: Launch = Launch { grid: [2, 1, 1], block: [256, 1, 1], shared: 0 };
+
+fn schedules() -> impl Iterator<Item = (Races, Schedule)> {
+    let all = Schedule::ALL.map(|s| (Races::Ignored, s));
+    [(Races::Found, Schedule::PLAIN)].into_iter().chain(all)
 }
 
 #[test]
@@ -17,15 +17,15 @@ fn rows_are_picked() {
         let index: Vec<u32> = (0..41u32).map(|i| (i * 29 + 3) % 37).collect();
         let want: Vec<u8> =
             index.iter().flat_map(|&i| rows[i as usize * row_bytes..][..row_bytes].to_vec()).collect();
-        for (build, launch) in launches() {
-            let emulator = Emulator::get(build);
-            let (from, places) = (emulator.upload(&rows, "rows"), emulator.upload(&index, "index"));
-            let out = emulator.empty::<u8>(want.len(), "out");
+        for (races, schedule) in schedules() {
+            let machine = Machine::new(races, schedule);
+            let (from, places) = (machine.upload(&rows), machine.upload(&index));
+            let out = machine.empty::<u8>(want.len());
             let args =
                 Args::new().buffer(&from).buffer(&places).value(41u64).value(row_bytes as u32).buffer(&out);
-            emulator.launch("pick_rows", launch, &args).unwrap_or_else(|e| panic!("{row_bytes} bytes: {e}"));
+            machine.launch("pick_rows", LAUNCH, &args).unwrap_or_else(|e| panic!("{row_bytes} bytes: {e}"));
             assert_eq!(out.unwritten(), 0);
-            assert!(out.download() == want, "{row_bytes} bytes, {build:?}, {:?}", launch.schedule);
+            assert!(out.download() == want, "{row_bytes} bytes, {races:?}, {schedule:?}");
         }
     }
 }
@@ -49,16 +49,15 @@ fn the_first_value_that_is_not_finite_is_found() {
                 }
                 let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()[..size].to_vec()).collect();
                 let want = bad.first().map_or(u64::MAX, |&at| at as u64);
-                for (build, launch) in launches() {
-                    let emulator = Emulator::get(build);
-                    let (values, first) =
-                        (emulator.upload(&bytes, "values"), emulator.upload(&[u64::MAX], "first"));
+                for (races, schedule) in schedules() {
+                    let machine = Machine::new(races, schedule);
+                    let (values, first) = (machine.upload(&bytes), machine.upload(&[u64::MAX]));
                     let args = Args::new().buffer(&values).value(count as u64).buffer(&first);
                     let kernel = format!("find_non_finite_{name}");
-                    emulator
-                        .launch(&kernel, launch, &args)
+                    machine
+                        .launch(&kernel, LAUNCH, &args)
                         .unwrap_or_else(|e| panic!("{count} of {name}: {e}"));
-                    assert_eq!(first.download(), [want], "{count} of {name}, {bad:?}, {build:?}");
+                    assert_eq!(first.download(), [want], "{count} of {name}, {bad:?}, {races:?}");
                 }
             }
         }

@@ -3,20 +3,18 @@
 
 use half::bf16;
 
-use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+use crate::device::{Args, Launch, Machine, Races, Schedule};
 
 /// Blocks and threads: with few words some threads have none, with many each takes several.
 const BLOCKS: u32 = 3;
 const THREADS: u32 = 64;
 const WORDS: [usize; 5] = [1, 5, 191, 193, 3001];
 
-fn all_schedules() -> impl Iterator<Item = (Build, Schedule)> {
-    [(Build::Check, Schedule::PLAIN)].into_iter().chain(Schedule::ALL.map(|s| (Build::Fast, s)))
+fn all_schedules() -> impl Iterator<Item = (Races, Schedule)> {
+    [(Races::Found, Schedule::PLAIN)].into_iter().chain(Schedule::ALL.map(|s| (Races::Ignored, s)))
 }
 
-fn launch(schedule: Schedule) -> Launch {
-    Launch { grid: [BLOCKS, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule }
-}
+const LAUNCH: Launch = Launch { grid: [BLOCKS, 1, 1], block: [THREADS, 1, 1], shared: 0 };
 
 fn words(n: usize) -> Vec<u32> {
     (0..4 * n as u32).map(|i| i.wrapping_mul(0x9E37_79B9) ^ 0x5bd1_e995).collect()
@@ -24,30 +22,30 @@ fn words(n: usize) -> Vec<u32> {
 
 #[test]
 fn reads_reach_every_word() {
-    for (build, schedule) in all_schedules() {
-        let emulator = Emulator::get(build);
+    for (races, schedule) in all_schedules() {
+        let machine = Machine::new(races, schedule);
         for n in WORDS {
             let values = words(n);
-            let input = emulator.upload(&values, "in");
-            let sums = emulator.empty::<u32>((BLOCKS * THREADS) as usize, "sums");
+            let input = machine.upload(&values);
+            let sums = machine.empty::<u32>((BLOCKS * THREADS) as usize);
             let args = Args::new().buffer(&input).buffer(&sums).value(n as u64);
-            emulator.launch("floor_read", launch(schedule), &args).expect("a clean run");
+            machine.launch("floor_read", LAUNCH, &args).expect("a clean run");
             assert_eq!(sums.unwritten(), 0);
             let got = sums.download().into_iter().fold(0, |a, b| a ^ b);
-            assert_eq!(got, values.iter().fold(0, |a, b| a ^ b), "{n} words, {build:?}, {schedule:?}");
+            assert_eq!(got, values.iter().fold(0, |a, b| a ^ b), "{n} words, {races:?}, {schedule:?}");
         }
     }
 }
 
 #[test]
 fn writes_and_copies_reach_every_word() {
-    for (build, schedule) in all_schedules() {
-        let emulator = Emulator::get(build);
+    for (races, schedule) in all_schedules() {
+        let machine = Machine::new(races, schedule);
         for n in WORDS {
-            let what = format!("{n} words, {build:?}, {schedule:?}");
-            let out = emulator.empty::<u32>(4 * n, "out");
+            let what = format!("{n} words, {races:?}, {schedule:?}");
+            let out = machine.empty::<u32>(4 * n);
             let args = Args::new().buffer(&out).value(n as u64);
-            emulator.launch("floor_write", launch(schedule), &args).expect("a clean run");
+            machine.launch("floor_write", LAUNCH, &args).expect("a clean run");
             assert_eq!(out.unwritten(), 0, "{what}");
             for (i, word) in out.download().chunks_exact(4).enumerate() {
                 let low = (i as u32).wrapping_mul(0x9e37_79b9);
@@ -55,10 +53,10 @@ fn writes_and_copies_reach_every_word() {
             }
 
             let values = words(n);
-            let input = emulator.upload(&values, "in");
-            let out = emulator.empty::<u32>(4 * n, "out");
+            let input = machine.upload(&values);
+            let out = machine.empty::<u32>(4 * n);
             let args = Args::new().buffer(&input).buffer(&out).value(n as u64);
-            emulator.launch("floor_copy", launch(schedule), &args).expect("a clean run");
+            machine.launch("floor_copy", LAUNCH, &args).expect("a clean run");
             assert_eq!(out.download(), values, "{what}");
         }
     }
@@ -102,16 +100,16 @@ fn products_are_all_made() {
         }
     }
     assert!(want.iter().filter(|v| **v != 0.0).count() > 100, "mostly zeros test nothing");
-    for (build, schedule) in all_schedules() {
-        let emulator = Emulator::get(build);
-        let operands = emulator.upload(&operands, "operands");
-        let products = emulator.empty::<f32>((4 * BLOCKS * THREADS) as usize, "products");
+    for (races, schedule) in all_schedules() {
+        let machine = Machine::new(races, schedule);
+        let operands = machine.upload(&operands);
+        let products = machine.empty::<f32>((4 * BLOCKS * THREADS) as usize);
         let args = Args::new().buffer(&operands).buffer(&products).value(rounds);
-        emulator.launch("floor_mma_bf16", launch(schedule), &args).expect("a clean run");
+        machine.launch("floor_mma_bf16", LAUNCH, &args).expect("a clean run");
         for (i, got) in products.download().into_iter().enumerate() {
             let (lane, register) = (i / 4 % 32, i % 4);
             let (row, column) = (lane / 4 + 8 * (register / 2), 2 * (lane % 4) + register % 2);
-            assert_eq!(got, want[row * 8 + column], "value {i}, {build:?}, {schedule:?}");
+            assert_eq!(got, want[row * 8 + column], "value {i}, {races:?}, {schedule:?}");
         }
     }
 }

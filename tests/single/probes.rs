@@ -4,10 +4,13 @@ use half::{bf16, f16};
 use lensmith::noise::math::{exp, ln, sin_cos_turn};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-use crate::emulation::{Args, Build, Emulator, Launch, Order, Schedule};
+use crate::device::{Args, Launch, Machine, Races, Schedule};
+
+/// More shared memory than any of these kernels takes.
+const SHARED: usize = 48 << 10;
 
 fn launch(grid: u32, block: u32, shared: usize) -> Launch {
-    Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared, schedule: Schedule::PLAIN }
+    Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared }
 }
 
 /// Bits of a value for comparison: all NaN are equal.
@@ -17,7 +20,7 @@ fn bits(v: f32) -> u32 {
 
 #[test]
 fn normals_equal_the_crates_in_every_bit() {
-    let emulator = Emulator::get(Build::Fast);
+    let machine = Machine::usual();
     const ROWS: u32 = 1600;
     const LATENT: u32 = 32;
     let cases = [
@@ -26,11 +29,11 @@ fn normals_equal_the_crates_in_every_bit() {
         (Purpose::TrainVae, Side::Chosen, (1 << 48) - u64::from(ROWS), u32::MAX, u64::MAX),
     ];
     for (purpose, side, first_row, candidate, seed) in cases {
-        let out = emulator.empty::<f32>((ROWS * LATENT) as usize, "normals");
+        let out = machine.empty::<f32>((ROWS * LATENT) as usize);
         let args = Args::new().buffer(&out).value(ROWS).value(LATENT / 4).value(purpose as u32);
         let args = args.value(side as u32).value(first_row).value(candidate).value(seed);
         let blocks = (ROWS * LATENT / 4).div_ceil(96);
-        emulator.launch("probe_normals_f32", launch(blocks, 96, 0), &args).expect("a clean run");
+        machine.launch("probe_normals_f32", launch(blocks, 96, 0), &args).expect("a clean run");
         let mut want = vec![0f32; LATENT as usize];
         for (row, got) in out.download().chunks_exact(LATENT as usize).enumerate() {
             fill_normals(
@@ -47,16 +50,16 @@ fn normals_equal_the_crates_in_every_bit() {
 
 #[test]
 fn scalars_equal_the_crates_in_every_bit() {
-    let emulator = Emulator::get(Build::Fast);
+    let machine = Machine::usual();
     // All exponents, both signs, and a walk through the range where half is subnormal; infinities and NaN.
     let mut values: Vec<f32> = (0..60_000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9E37_79B9))).collect();
     values.extend((0..4000u32).map(|i| f32::from_bits(0x3300_0000 + i * 0x21c3)));
     values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65_519.99, 65_520.0, 6e-8, 2.9e-8]);
     let n = values.len();
-    let input = emulator.upload(&values, "in");
-    let out = emulator.empty::<f32>(7 * n, "out");
+    let input = machine.upload(&values);
+    let out = machine.empty::<f32>(7 * n);
     let args = Args::new().buffer(&input).buffer(&out).value(n as u32);
-    emulator
+    machine
         .launch("probe_scalars_f32", launch((n as u32).div_ceil(128), 128, 0), &args)
         .expect("a clean run");
     let got = out.download();
@@ -96,71 +99,40 @@ fn product(a: &[f32], b: &[f32], c: &[f32], depth: usize) -> Vec<f32> {
 fn tensor_core_products_through_every_load() {
     let (a, b, c) = (integers(256, 5), integers(128, 9), integers(128, 3));
     let want = product(&a, &b, &c, 16);
-    for build in [Build::Fast, Build::Check] {
-        let emulator = Emulator::get(build);
-        let shared = emulator.shared_bytes("probe_mma", &[]);
+    for races in [Races::Ignored, Races::Found] {
+        let machine = Machine::new(races, Schedule::ALL[2]);
         for half in [false, true] {
             let store = |v: &[f32]| -> Vec<u16> {
                 let one =
                     |&x: &f32| if half { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
                 v.iter().map(one).collect()
             };
-            let (da, db) = (emulator.upload(&store(&a), "a"), emulator.upload(&store(&b), "b"));
-            let dc = emulator.upload(&c, "c");
+            let (da, db) = (machine.upload(&store(&a)), machine.upload(&store(&b)));
+            let dc = machine.upload(&c);
             for variant in 0..3u32 {
-                for sums in 0..3 {
-                    let d = emulator.empty::<f32>(128, "d");
-                    let args = Args::new().buffer(&da).buffer(&db).buffer(&dc).buffer(&d);
-                    let args = args.value(u32::from(half)).value(variant);
-                    let schedule = Schedule { sums, order: Order::Random, ..Schedule::PLAIN };
-                    let launch = Launch { schedule, ..launch(1, 32, shared) };
-                    emulator.launch("probe_mma", launch, &args).expect("a clean run");
-                    assert_eq!(d.download(), want, "half {half}, variant {variant}, sums {sums}");
-                }
+                let d = machine.empty::<f32>(128);
+                let args = Args::new().buffer(&da).buffer(&db).buffer(&dc).buffer(&d);
+                let args = args.value(u32::from(half)).value(variant);
+                machine.launch("probe_mma", launch(1, 32, SHARED), &args).expect("a clean run");
+                assert_eq!(d.download(), want, "half {half}, variant {variant}");
             }
         }
         let (a, b) = (integers(128, 5), integers(64, 9));
-        let (da, db, dc) = (emulator.upload(&a, "a"), emulator.upload(&b, "b"), emulator.upload(&c, "c"));
-        let d = emulator.empty::<f32>(128, "d");
+        let (da, db, dc) = (machine.upload(&a), machine.upload(&b), machine.upload(&c));
+        let d = machine.empty::<f32>(128);
         let args = Args::new().buffer(&da).buffer(&db).buffer(&dc).buffer(&d);
-        emulator.launch("probe_mma_tf32", launch(1, 32, 0), &args).expect("a clean run");
+        machine.launch("probe_mma_tf32", launch(1, 32, 0), &args).expect("a clean run");
         assert_eq!(d.download(), product(&a, &b, &c, 8));
     }
 }
 
 #[test]
-fn ways_of_summing_differ_only_in_rounding() {
-    let emulator = Emulator::get(Build::Fast);
-    let fractions = |n: usize, step: usize| -> Vec<u16> {
-        (0..n).map(|i| bf16::from_f32(((i * step) as f32).sin()).to_bits()).collect()
-    };
-    let (a, b) = (emulator.upload(&fractions(256, 3), "a"), emulator.upload(&fractions(128, 7), "b"));
-    let c = emulator.upload(&[0.37f32; 128], "c");
-    let shared = emulator.shared_bytes("probe_mma", &[]);
-    let results = [0, 1, 2].map(|sums| {
-        let d = emulator.empty::<f32>(128, "d");
-        let args = Args::new().buffer(&a).buffer(&b).buffer(&c).buffer(&d).value(0u32).value(0u32);
-        let launch = Launch { schedule: Schedule { sums, ..Schedule::PLAIN }, ..launch(1, 32, shared) };
-        emulator.launch("probe_mma", launch, &args).expect("a clean run");
-        d.download()
-    });
-    for other in &results[1..] {
-        assert_ne!(*other, results[0]);
-        // 17 terms of magnitude 1 at most, each cut or rounded at 2^-23 of the largest partial sum, 17 at
-        // most.
-        let bound = 17.0 * 17.0 * f32::EPSILON;
-        assert!(other.iter().zip(&results[0]).all(|(x, y)| (x - y).abs() <= bound));
-    }
-}
-
-#[test]
 fn asynchronous_copies_of_every_size_fill_with_zeros() {
-    for build in [Build::Fast, Build::Check] {
-        let emulator = Emulator::get(build);
+    for schedule in Schedule::ALL {
+        let machine = Machine::new(Races::Found, schedule);
         const THREADS: usize = 96;
         let words: Vec<u32> = (0..7 * THREADS as u32).map(|i| 0x0101_0101 + i * 0x0003_0507).collect();
-        let input = emulator.upload(&words, "in");
-        let shared = emulator.shared_bytes("probe_copy", &[THREADS as u32]);
+        let input = machine.upload(&words);
         for bytes in [0u32, 2, 4, 8, 12, 16] {
             let mut want = vec![0u8; 4 * words.len()];
             for (size, from) in [(16, 0), (8, 16 * THREADS), (4, 24 * THREADS)] {
@@ -170,20 +142,17 @@ fn asynchronous_copies_of_every_size_fill_with_zeros() {
                     want[at..at + n].copy_from_slice(&bytemuck::cast_slice(&words)[at..at + n]);
                 }
             }
-            for schedule in Schedule::ALL {
-                let out = emulator.empty::<u32>(words.len(), "out");
-                let args = Args::new().buffer(&input).buffer(&out).value(bytes);
-                let launch = Launch { schedule, ..launch(1, THREADS as u32, shared) };
-                emulator.launch("probe_copy", launch, &args).expect("a clean run");
-                assert_eq!(bytemuck::cast_slice::<u32, u8>(&out.download()), want, "{bytes} bytes");
-            }
+            let out = machine.empty::<u32>(words.len());
+            let args = Args::new().buffer(&input).buffer(&out).value(bytes);
+            machine.launch("probe_copy", launch(1, THREADS as u32, SHARED), &args).expect("a clean run");
+            assert_eq!(bytemuck::cast_slice::<u32, u8>(&out.download()), want, "{bytes} bytes, {schedule:?}");
         }
     }
 }
 
 #[test]
 fn block_reductions_keep_their_order() {
-    let emulator = Emulator::get(Build::Check);
+    let machine = Machine::new(Races::Found, Schedule::PLAIN);
     for threads in [32usize, 96, 1024] {
         let values: Vec<f32> =
             (0..threads).map(|i| (i as f32 * 1.7).sin() * 10f32.powi(i as i32 % 5)).collect();
@@ -197,11 +166,10 @@ fn block_reductions_keep_their_order() {
         });
         let sum = sums.reduce(|a, b| a + b).expect("a warp");
         let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let input = emulator.upload(&values, "in");
-        let out = emulator.empty::<f32>(3 * threads, "out");
-        let shared = emulator.shared_bytes("probe_reduce_f32", &[threads as u32]);
+        let input = machine.upload(&values);
+        let out = machine.empty::<f32>(3 * threads);
         let args = Args::new().buffer(&input).buffer(&out);
-        emulator.launch("probe_reduce_f32", launch(1, threads as u32, shared), &args).expect("a clean run");
+        machine.launch("probe_reduce_f32", launch(1, threads as u32, SHARED), &args).expect("a clean run");
         let got = out.download();
         assert!(got[..threads].iter().all(|v| v.to_bits() == sum.to_bits()), "{threads}: {sum}");
         assert!(got[threads..2 * threads].iter().all(|&v| v == largest), "{threads}: {largest}");

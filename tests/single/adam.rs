@@ -3,7 +3,7 @@
 
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+use crate::device::{Args, Launch, Machine, Races, Schedule};
 
 fn normals(n: usize, row: u64) -> Vec<f32> {
     let mut out = vec![0f32; n];
@@ -23,7 +23,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn steps_have_the_bits_of_the_cpu() {
     let (beta1, keep1, beta2, keep2) = (0.9f32, 0.1f32, 0.999f32, 0.001f32);
     let (rate, inverse_root, eps, decay) = (3.7e-4f32, 5.3f32, 1e-8f32, 0.9997f32);
-    let all = Schedule::ALL.map(|s| (Build::Fast, s));
+    let all = Schedule::ALL.map(|s| (Races::Ignored, s));
     for n in [1usize, 3, 4, 7, 64, 1023, 1500] {
         let start =
             [normals(n, 0), normals(n, 1), normals(n, 2), normals(n, 3).iter().map(|v| v * v).collect()];
@@ -33,24 +33,21 @@ fn steps_have_the_bits_of_the_cpu() {
             v[i] = beta2 * v[i] + keep2 * (g[i] * g[i]);
             w[i] = decay * w[i] - rate * m[i] / (v[i].sqrt() * inverse_root + eps);
         }
-        for (build, schedule) in [(Build::Check, Schedule::PLAIN)].into_iter().chain(all) {
-            let emulator = Emulator::get(build);
-            let [dw, dg, dm, dv] = ["w", "g", "m", "v"].map(|name| {
-                let which = ["w", "g", "m", "v"].iter().position(|n| *n == name).expect("one of four");
-                emulator.upload(&start[which], name)
-            });
+        for (races, schedule) in [(Races::Found, Schedule::PLAIN)].into_iter().chain(all) {
+            let machine = Machine::new(races, schedule);
+            let [dw, dg, dm, dv] = start.each_ref().map(|values| machine.upload(values));
             let args = Args::new().buffer(&dw).buffer(&dg).buffer(&dm).buffer(&dv).value(n as u64);
             // The fields of gpu::step: four counts, then the rates.
-            let now = emulator.upload(&[0, 0, 0, 0, rate.to_bits(), inverse_root.to_bits()], "step");
+            let now = machine.upload(&[0, 0, 0, 0, rate.to_bits(), inverse_root.to_bits()]);
             let args =
                 args.value(beta1).value(keep1).value(beta2).value(keep2).value(eps).value(decay).buffer(&now);
             // Two blocks of 64 threads: with a large n each thread takes several values.
-            let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0, schedule };
-            emulator.launch("adam_f32", launch, &args).unwrap_or_else(|e| panic!("{n} elements: {e}"));
+            let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0 };
+            machine.launch("adam_f32", launch, &args).unwrap_or_else(|e| panic!("{n} elements: {e}"));
             for (what, got, want) in
                 [("w", dw.download(), &w), ("m", dm.download(), &m), ("v", dv.download(), &v)]
             {
-                assert!(bits(&got) == bits(want), "{what} of {n} elements, {build:?}, {schedule:?}");
+                assert!(bits(&got) == bits(want), "{what} of {n} elements, {races:?}, {schedule:?}");
             }
             assert_eq!(bits(&dg.download()), bits(&g), "the gradient is only read");
         }

@@ -4,9 +4,11 @@
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
+use lensmith::backend::Precision;
+use lensmith::backend::cuda::layout;
 
 use crate::common::normals;
-use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+use crate::device::{Args, Launch, Machine, Races, Schedule};
 
 /// `gpu::product` of kernels/include/train.cuh.
 #[repr(C)]
@@ -156,15 +158,15 @@ fn expected_sums(case: &Case, a: &[f32]) -> Vec<f32> {
 }
 
 /// Runs a case twice with the same tickets, which the first run must leave as they were; gives out and sums.
-fn run(emulator: &Emulator, precision: &str, case: &Case, data: &Data, schedule: Schedule) -> [Vec<f32>; 2] {
+fn run(machine: &Machine, precision: &str, case: &Case, data: &Data, schedule: Schedule) -> [Vec<f32>; 2] {
     let [m, n, k] = case.sizes;
     let slices = case.slices + usize::from(case.second.is_some());
     let grid = [n.div_ceil(64) + usize::from(case.sums), m.div_ceil(64), slices].map(|g| g as u32);
-    let upload = |values: &[f32], label: &str| emulator.upload(values, label);
-    let inputs = [&data.a, &data.b, &data.c, &data.d, &data.bias, &data.mask].map(|v| upload(v, "operand"));
-    let limit = emulator.upload(&[case.limit.unwrap_or(0)], "limit");
-    let partial = emulator.empty::<f32>(slices * m * n, "slices");
-    let tickets = emulator.upload(&vec![0u32; (grid[0] * grid[1]) as usize], "tickets");
+    let upload = |values: &[f32]| machine.upload(values);
+    let inputs = [&data.a, &data.b, &data.c, &data.d, &data.bias, &data.mask].map(|v| upload(v));
+    let limit = machine.upload(&[case.limit.unwrap_or(0)]);
+    let partial = machine.empty::<f32>(slices * m * n);
+    let tickets = machine.upload(&vec![0u32; (grid[0] * grid[1]) as usize]);
     let [lda, ldb] = match case.form {
         "nt" => [k, k],
         "tn" => [m, n],
@@ -173,13 +175,13 @@ fn run(emulator: &Emulator, precision: &str, case: &Case, data: &Data, schedule:
     let sizes = [m, n, k, case.second.unwrap_or(0)].map(|s| s as u32);
     let or_null = |wanted: bool, address: u64| if wanted { address } else { 0 };
     let kernel = format!("product_{}_{precision}", case.form);
-    let shared = emulator.shared_bytes(&kernel, &[]);
+    let shared = layout::product(if precision == "f32" { Precision::F32 } else { Precision::Bf16 });
     let [first, second] = [0, 1].map(|_| {
         let out = match case.add {
-            true => upload(&data.out, "out"),
-            false => emulator.empty(m * n, "out"),
+            true => upload(&data.out),
+            false => machine.empty(m * n),
         };
-        let sums = emulator.empty::<f32>(m, "sums");
+        let sums = machine.empty::<f32>(m);
         let p = Product {
             a: inputs[0].address(),
             b: inputs[1].address(),
@@ -198,8 +200,8 @@ fn run(emulator: &Emulator, precision: &str, case: &Case, data: &Data, schedule:
             add: u32::from(case.add),
             unused: 0,
         };
-        let launch = Launch { grid, block: [128, 1, 1], shared, schedule };
-        let said = emulator.launch(&kernel, launch, &Args::new().value(p));
+        let launch = Launch { grid, block: [128, 1, 1], shared };
+        let said = machine.launch(&kernel, launch, &Args::new().value(p));
         said.unwrap_or_else(|e| panic!("{case:?}, {schedule:?}: {e}"));
         assert_eq!(out.unwritten(), 0, "{case:?}");
         [out.download(), if case.sums { sums.download() } else { Vec::new() }]
@@ -214,14 +216,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn products_have_the_bits_of_their_order() {
-    let all = Schedule::ALL.map(|s| (Build::Fast, s));
+    let all = Schedule::ALL.map(|s| (Races::Ignored, s));
     for case in cases() {
         let data = Data::new(&case);
         let (want, _) = expected(&case, &data, 16, false);
-        for (build, schedule) in
-            [(Build::Check, Schedule::PLAIN), (Build::Check, Schedule::ALL[3])].into_iter().chain(all)
+        for (races, schedule) in
+            [(Races::Found, Schedule::PLAIN), (Races::Found, Schedule::ALL[3])].into_iter().chain(all)
         {
-            let [out, sums] = run(Emulator::get(build), "f32", &case, &data, schedule);
+            let [out, sums] = run(&Machine::new(races, schedule), "f32", &case, &data, schedule);
             assert!(bits(&out) == bits(&want), "{case:?}, {schedule:?}");
             if case.sums {
                 assert!(bits(&sums) == bits(&expected_sums(&case, &data.a)), "sums of {case:?}");
@@ -236,12 +238,12 @@ fn bf16_products_are_near_it() {
         let data = Data::new(&case);
         let (want, magnitudes) = expected(&case, &data, 32, true);
         let mut seen: Vec<[Vec<f32>; 2]> = Vec::new();
-        for (build, schedule) in [
-            (Build::Check, Schedule::ALL[2]),
-            (Build::Fast, Schedule::ALL[1]),
-            (Build::Fast, Schedule::PLAIN),
+        for (races, schedule) in [
+            (Races::Found, Schedule::ALL[2]),
+            (Races::Ignored, Schedule::ALL[1]),
+            (Races::Ignored, Schedule::PLAIN),
         ] {
-            seen.push(run(Emulator::get(build), "bf16", &case, &data, schedule));
+            seen.push(run(&Machine::new(races, schedule), "bf16", &case, &data, schedule));
             let [out, sums] = seen.last().expect("just pushed");
             for (i, (got, want)) in out.iter().zip(&want).enumerate() {
                 // Products of BF16 are exact in F32; what differs is the order of the sums.

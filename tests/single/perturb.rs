@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use lensmith::backend::cpu::{Cpu, Posteriors};
+use lensmith::backend::cuda::layout;
 use lensmith::backend::{Backend, LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Sample};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-use crate::emulation::{Args, Build, Emulator, Launch, Schedule};
+use crate::device::{Args, Launch, Machine, Races, Schedule};
 
 /// Posteriors of `rows` rows with means and variances that differ in every element.
 fn posteriors(rows: usize, latent: usize) -> Posteriors {
@@ -35,26 +36,26 @@ fn likelihood_number(likelihood: Likelihood) -> u32 {
 
 /// The kernel's candidates.
 fn select(
-    build: Build,
+    races: Races,
     schedule: Schedule,
     blocks: u32,
     p: &Posteriors,
     key: NoiseKey,
     options: &Perturbation,
 ) -> Result<Vec<u32>, String> {
-    let emulator = Emulator::get(build);
-    let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
-    let out = emulator.empty::<u32>(p.rows() * options.top_k as usize, "candidates");
+    let machine = Machine::new(races, schedule);
+    let (mu, logvar) = (machine.upload(&p.mu), machine.upload(&p.logvar));
+    let out = machine.empty::<u32>(p.rows() * options.top_k as usize);
     let latent = p.latent as u32;
-    let shared = emulator.shared_bytes("select_f32", &[latent, options.top_k, options.drawn()]);
+    let shared = layout::select(p.latent, options.top_k as usize, options.drawn() as usize).shared;
     let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&out).value(p.rows() as u64).value(latent);
     let args = args.value(options.top_k).value(options.drawn()).value(options.sigma());
     let args = args
         .value(likelihood_number(options.likelihood))
         .value(u32::from(options.source == LatentSource::Mean));
     let args = args.value(key.seed).value(key.side as u32).value(key.first_row);
-    let launch = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared, schedule };
-    emulator.launch("select_f32", launch, &args)?;
+    let launch = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared };
+    machine.launch("select_f32", launch, &args)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())
 }
@@ -65,26 +66,26 @@ fn noise(args: Args<'_>, key: NoiseKey) -> Args<'_> {
 }
 
 fn perturb(
-    build: Build,
+    races: Races,
     schedule: Schedule,
     p: &Posteriors,
     key: NoiseKey,
     options: &Perturbation,
     samples: &[Sample],
 ) -> Result<Vec<f32>, String> {
-    let emulator = Emulator::get(build);
-    let (mu, logvar) = (emulator.upload(&p.mu, "mu"), emulator.upload(&p.logvar, "logvar"));
+    let machine = Machine::new(races, schedule);
+    let (mu, logvar) = (machine.upload(&p.mu), machine.upload(&p.logvar));
     let places: Vec<[u32; 2]> = samples.iter().map(|s| [s.row, s.candidate]).collect();
-    let places = emulator.upload(&places, "samples");
-    let out = emulator.empty::<f32>(samples.len() * p.latent, "z");
-    let launch = Launch { grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0, schedule };
-    let sampled = emulator.empty::<f32>(p.mu.len(), "starts");
+    let places = machine.upload(&places);
+    let out = machine.empty::<f32>(samples.len() * p.latent);
+    let launch = Launch { grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0 };
+    let sampled = machine.empty::<f32>(p.mu.len());
     let starts = match options.source {
         LatentSource::Mean => &mu,
         LatentSource::Sample => {
             let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&sampled);
             let args = noise(args.value(p.rows() as u64).value(p.latent as u32), key);
-            emulator.launch("start_f32", launch, &args)?;
+            machine.launch("start_f32", launch, &args)?;
             assert_eq!(sampled.unwritten(), 0);
             &sampled
         }
@@ -92,12 +93,12 @@ fn perturb(
     let args = Args::new().buffer(starts).buffer(&places).buffer(&out);
     let args = args.value(samples.len() as u64).value(p.latent as u32).value(options.sigma());
     let args = noise(args, key);
-    emulator.launch("perturb_f32", launch, &args)?;
+    machine.launch("perturb_f32", launch, &args)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())
 }
 
-/// Candidates and latents of one setting: the check build once, the fast build under all schedules.
+/// Candidates and latents of one setting: once with a search for races, and under all schedules.
 fn compare(rows: usize, latent: usize, key: NoiseKey, options: &Perturbation) {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let p = posteriors(rows, latent);
@@ -111,16 +112,16 @@ fn compare(rows: usize, latent: usize, key: NoiseKey, options: &Perturbation) {
     let z = cpu.perturb(&p, key, options, &samples).and_then(|l| cpu.latents(&l)).expect("latents").values;
     let z: Vec<u32> = z.iter().map(|v| v.to_bits()).collect();
 
-    let fast = Schedule::ALL.map(|s| (Build::Fast, s));
-    let check = [(Build::Check, Schedule::ALL[rows % Schedule::ALL.len()])];
-    for (build, schedule) in check.into_iter().chain(fast) {
-        let what = format!("{rows} rows, latent {latent}, {options:?}, {build:?}, {schedule:?}");
+    let fast = Schedule::ALL.map(|s| (Races::Ignored, s));
+    let check = [(Races::Found, Schedule::ALL[rows % Schedule::ALL.len()])];
+    for (races, schedule) in check.into_iter().chain(fast) {
+        let what = format!("{rows} rows, latent {latent}, {options:?}, {races:?}, {schedule:?}");
         // Two blocks, fewer than the rows need: each takes several tiles.
         let candidates =
-            select(build, schedule, 2, &p, key, options).unwrap_or_else(|e| panic!("{what}: {e}"));
+            select(races, schedule, 2, &p, key, options).unwrap_or_else(|e| panic!("{what}: {e}"));
         assert_eq!(candidates, selection.candidates, "{what}");
         let got =
-            perturb(build, schedule, &p, key, options, &samples).unwrap_or_else(|e| panic!("{what}: {e}"));
+            perturb(races, schedule, &p, key, options, &samples).unwrap_or_else(|e| panic!("{what}: {e}"));
         let got: Vec<u32> = got.iter().map(|v| v.to_bits()).collect();
         assert!(got == z, "bits of z' differ: {what}");
     }
@@ -178,7 +179,7 @@ fn ties_and_nan_rank_as_on_the_cpu() {
             source: LatentSource::Sample,
         };
         let want = cpu.select(&p, key, &options).expect("a selection").candidates;
-        let got = select(Build::Check, Schedule::PLAIN, 1, &p, key, &options).expect("a clean run");
+        let got = select(Races::Found, Schedule::PLAIN, 1, &p, key, &options).expect("a clean run");
         assert_eq!(got, want, "{options:?}");
     }
 }

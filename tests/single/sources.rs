@@ -1,19 +1,18 @@
-//! Rules for kernel sources: inline instructions only in their wrappers, CUDA's half types only in types.cuh,
-//! short files, and every kernel registered with the emulator.
+//! Rules for kernel sources: inline instructions only in their wrappers, CUDA's half types only in types.cuh, short
+//! files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::emulation::{Build, Emulator};
-
 const MOST_LINES: usize = 400;
+const MOST_COLUMNS: usize = 110;
 
 fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {
             sources(&path, out);
-        } else if path.extension().is_some_and(|e| ["cu", "cuh", "cpp", "hpp"].iter().any(|x| e == *x)) {
+        } else if path.extension().is_some_and(|e| e == "cu" || e == "cuh") {
             out.push(path);
         }
     }
@@ -25,7 +24,6 @@ fn kernel_sources_keep_the_rules() {
     let mut files = Vec::new();
     sources(&root, &mut files);
     assert!(files.len() > 20, "{files:?}");
-    let known = Emulator::get(Build::Fast).kernels();
     let mut broken = Vec::new();
     for path in &files {
         let name = path.strip_prefix(&root).expect("below the root").to_string_lossy().replace('\\', "/");
@@ -38,20 +36,10 @@ fn kernel_sources_keep_the_rules() {
             }
         };
         rule(code.len() <= MOST_LINES, "more than 400 lines");
-        rule(text.lines().all(|l| l.chars().count() <= 110), "a line of more than 110 columns");
-        if name.starts_with("emulation/") && !name.contains("cases/") {
-            continue;
-        }
+        rule(text.lines().all(|l| l.chars().count() <= MOST_COLUMNS), "a line of more than 110 columns");
         let wrappers = ["include/async_copy.cuh", "include/mma.cuh"].contains(&name.as_str());
         rule(wrappers || !holds("asm"), "inline PTX outside of its wrappers");
         rule(name == "include/types.cuh" || !(holds("cuda_bf16") || holds("cuda_fp16")), "CUDA's half types");
-        rule(name == "include/gpu.cuh" || !holds("__shared__"), "a shared array that no carver placed");
-        for line in text.lines() {
-            let kernel = line.strip_prefix("GPU_KERNEL ").unwrap_or("").split('(').next().unwrap_or("");
-            if !kernel.is_empty() && kernel != "__launch_bounds__" {
-                rule(known.iter().any(|k| k == kernel), &format!("{kernel} is not exported"));
-            }
-        }
     }
     assert!(broken.is_empty(), "{} broken rules:\n{}", broken.len(), broken.join("\n"));
 }

@@ -1,0 +1,9 @@
+#![doc = include_str!("../README.md")]
+
+mod api;
+mod codes;
+mod device;
+mod kernels;
+mod settings;
+
+pub use settings::{Failure, Queue, Settings};
