@@ -16,8 +16,8 @@ use super::failed;
 use super::sources::{Architecture, EXPECTATIONS, Kernels, Sources};
 use super::toolkit::Toolkit;
 
-/// What every file is compiled with, beside its architectures. Contraction is written where it is wanted: what the
-/// emulator computes is then what a device computes.
+/// What every file is compiled with, beside its architectures. Contraction is written where it is wanted, so that
+/// results do not depend on what the compiler finds to contract.
 pub const FLAGS: &str = "-fatbin -O3 -std=c++17 -fmad=false -lineinfo -Werror all-warnings -Xptxas -v";
 
 /// From this CUDA release on nvcc packs images to a fifth of their size, and every driver that opens them unpacks them.
@@ -216,8 +216,8 @@ fn check(
     match compiled.iter().find(|(symbol, _)| !kernels.symbols.contains(symbol)) {
         None => Ok(()),
         Some((symbol, _)) => Err(format!(
-            "{name}: kernel `{symbol}` was compiled, but the scan found no extern \"C\" __global__ or GPU_EXPORT \
-             of that name"
+            "{name}: kernel `{symbol}` was compiled, but the scan found no extern \"C\" __global__ or KERNEL of that \
+             name"
         )),
     }
 }

@@ -9,9 +9,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::failed;
 
-/// Host code that stands in for a GPU in tests: no image depends on it.
-const HOST_ONLY: &str = "kernels/emulation/";
-
 /// The limits on machine code, one kernel a line.
 pub const EXPECTATIONS: &str = "kernels/expectations.txt";
 
@@ -123,12 +120,12 @@ pub fn read(root: &Path) -> Result<Sources, String> {
             hash.update(&bytes);
             let symbols = symbols(&text);
             out.kernels.push(Kernels { stem: stem.into(), hash: hash.digest(), lowest, symbols });
-        } else if header && !name.starts_with(HOST_ONLY) {
+        } else if header {
             update(&mut headers, &name, &bytes);
         } else if name == EXPECTATIONS {
             out.may_spill = may_spill(&text);
         }
-        if (stem.is_some() || header) && !name.starts_with(HOST_ONLY) {
+        if stem.is_some() || header {
             update(&mut everything, &name, &bytes);
         }
         out.watched.push(name);
@@ -180,8 +177,8 @@ fn lowest(name: &str, text: &str) -> Result<Architecture, String> {
     one.ok_or_else(|| format!("{name}:1: `archs:{tag}` is not of the form `archs: sm_75+`"))
 }
 
-/// The kernels that a file exports: the names of its `extern "C" __global__` functions, written out or as
-/// `GPU_KERNEL`, and of its `GPU_EXPORT`s.
+/// The kernels that a file exports: the names of its `extern "C" __global__` functions, and the first arguments of
+/// its uses of `KERNEL`, the macro that declares kernels which differ in types alone.
 fn symbols(text: &str) -> Vec<String> {
     let words = words(text);
     let mut out: Vec<String> = Vec::new();
@@ -195,11 +192,9 @@ fn symbols(text: &str) -> Vec<String> {
     while i < words.len() {
         let start = i;
         i += 1;
-        if at(start) == "GPU_EXPORT" && at(start + 1) == "(" {
+        if at(start) == "KERNEL" && at(start + 1) == "(" {
             push(at(start + 2));
-        } else if at(start) == "GPU_KERNEL"
-            || (at(start) == "__global__" && start > 1 && at(start - 1) == "\"C\"")
-        {
+        } else if at(start) == "__global__" && start > 1 && at(start - 1) == "\"C\"" {
             // The name stands before the parameters; what else has parentheses is an attribute.
             while i < words.len() && at(i) != "{" && at(i) != ";" {
                 let attribute = ["__launch_bounds__", "__cluster_dims__", "__maxnreg__"].contains(&at(i));

@@ -35,7 +35,7 @@ GPU_FN bool aligned(const void* p) {
 
 }  // namespace adam
 
-GPU_KERNEL __launch_bounds__(adam::THREADS)
+extern "C" __global__ void __launch_bounds__(adam::THREADS)
     adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
              uint64_t n, float beta1, float keep1, float beta2, float keep2, float eps, float decay,
              const gpu::step* __restrict__ now) {
@@ -66,4 +66,3 @@ GPU_KERNEL __launch_bounds__(adam::THREADS)
     update(step, w[i], g[i], m[i], v[i]);
   }
 }
-GPU_EXPORT(adam_f32);

@@ -2,7 +2,7 @@
 // latents [count, latent] stored, W1 [hidden, latent], W2 [dim, hidden] BF16; out [count, dim]
 // A block keeps a slice of W2 (blockIdx.y) in shared memory; a warp takes 32 latents at a time, on its own
 // 2 (latent hidden + hidden dim) FLOP a latent; writes a row by 16 bytes, reads the seed's if residual
-// Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as counted below
+// Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as layout.rs counts it
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `decode`
 // Never measured on a GPU; by count bound by memory (writes)
@@ -20,7 +20,7 @@ struct layout {
   bf16* w2;     // of the slice, its columns in the order of `column_of`
   float* bias;  // in order; zeros behind the last column
 
-  GPU_BOTH layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns) : input(carve, hidden, latent) {
+  GPU_FN layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns) : input(carve, hidden, latent) {
     w2 = carve.take<bf16>(size_t(columns) * stride_of(hidden));
     bias = carve.take<float>(columns);
   }
@@ -137,7 +137,7 @@ template <class S>
 GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
                 const bf16* w1, const float* b1, const bf16* w2, const float* b2, const gpu::seeds& seeds,
                 S* out) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, hidden, latent, columns);
   const u32 slice = blockIdx.y * columns, width = dim - slice < columns ? dim - slice : columns;
@@ -159,45 +159,16 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
 
 }  // namespace decode_bf16
 
-/// Bytes of shared memory that the kernels below are launched with.
-inline size_t decode_bf16_shared(uint32_t hidden, uint32_t latent, uint32_t columns) {
-  gpu::carver count;
-  const decode_bf16::layout shared(count, hidden, latent, columns);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
-    decode_bf16_f32(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
-                    uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                    const gpu::bf16* __restrict__ w2, const float* __restrict__ b2,
-                    const void* __restrict__ base, uint32_t base_dtype, const float* __restrict__ base_mu,
-                    float* __restrict__ out) {
-  decode_bf16::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
-                   out);
-}
-GPU_EXPORT(decode_bf16_f32);
-GPU_EXPORT_SHARED(decode_bf16_f32, decode_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
-    decode_bf16_f16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
-                    uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                    const gpu::bf16* __restrict__ w2, const float* __restrict__ b2,
-                    const void* __restrict__ base, uint32_t base_dtype, const float* __restrict__ base_mu,
-                    gpu::f16* __restrict__ out) {
-  decode_bf16::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
-                   out);
-}
-GPU_EXPORT(decode_bf16_f16);
-GPU_EXPORT_SHARED(decode_bf16_f16, decode_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
-    decode_bf16_bf16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
-                     uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                     const gpu::bf16* __restrict__ w2, const float* __restrict__ b2,
-                     const void* __restrict__ base, uint32_t base_dtype, const float* __restrict__ base_mu,
-                     gpu::bf16* __restrict__ out) {
-  decode_bf16::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
-                   out);
-}
-GPU_EXPORT(decode_bf16_bf16);
-GPU_EXPORT_SHARED(decode_bf16_bf16, decode_bf16_shared);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 3) \
+      name(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent, \
+           uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1, \
+           const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base, \
+           uint32_t base_dtype, const float* __restrict__ base_mu, S* __restrict__ out) { \
+    decode_bf16::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, \
+                     {base, base_dtype, base_mu}, out); \
+  }
+KERNEL(decode_bf16_f32, float)
+KERNEL(decode_bf16_f16, gpu::f16)
+KERNEL(decode_bf16_bf16, gpu::bf16)
+#undef KERNEL

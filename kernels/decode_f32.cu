@@ -3,7 +3,7 @@
 // latents [count, latent] stored or drawn here, W1 [hidden, latent], W2 [dim, hidden]; out [count, dim]
 // A block keeps a slice of W2 (blockIdx.y) in shared memory and takes 64 latents at a time; any grid.x
 // 2 (latent hidden + hidden dim) FLOP a latent; writes its row once, reads the seed's where residual
-// Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as counted below
+// Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `decode`
 // Never measured on a GPU; by count bound by FP32 issue
 #include "include/mlp_exact.cuh"
@@ -18,7 +18,7 @@ struct layout {
   decoder_input input;
   float* w2;
 
-  GPU_BOTH layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns)
+  GPU_FN layout(gpu::carver& carve, u32 hidden, u32 latent, u32 columns)
       : input(carve, hidden, latent), w2(carve.take<float>(size_t(columns) * stride_of(hidden))) {}
 };
 
@@ -26,7 +26,7 @@ template <class S>
 GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
                 const float* w1, const float* b1, const float* w2, const float* b2, const gpu::seeds& seeds,
                 S* out) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, hidden, latent, columns);
   const u32 stride = stride_of(hidden), slice = blockIdx.y * columns;
@@ -76,42 +76,16 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
 
 }  // namespace decode_f32
 
-/// Bytes of shared memory that the kernels below are launched with.
-inline size_t decode_f32_shared(uint32_t hidden, uint32_t latent, uint32_t columns) {
-  gpu::carver count;
-  const decode_f32::layout shared(count, hidden, latent, columns);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS)
-    decode_f32_f32(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
-                   uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1,
-                   const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base,
-                   uint32_t base_dtype, const float* __restrict__ base_mu, float* __restrict__ out) {
-  decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
-                  out);
-}
-GPU_EXPORT(decode_f32_f32);
-GPU_EXPORT_SHARED(decode_f32_f32, decode_f32_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS)
-    decode_f32_f16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
-                   uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1,
-                   const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base,
-                   uint32_t base_dtype, const float* __restrict__ base_mu, gpu::f16* __restrict__ out) {
-  decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
-                  out);
-}
-GPU_EXPORT(decode_f32_f16);
-GPU_EXPORT_SHARED(decode_f32_f16, decode_f32_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS)
-    decode_f32_bf16(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent,
-                    uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1,
-                    const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base,
-                    uint32_t base_dtype, const float* __restrict__ base_mu, gpu::bf16* __restrict__ out) {
-  decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, {base, base_dtype, base_mu},
-                  out);
-}
-GPU_EXPORT(decode_f32_bf16);
-GPU_EXPORT_SHARED(decode_f32_bf16, decode_f32_shared);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS) \
+      name(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent, \
+           uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1, \
+           const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base, \
+           uint32_t base_dtype, const float* __restrict__ base_mu, S* __restrict__ out) { \
+    decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, \
+                     {base, base_dtype, base_mu}, out); \
+  }
+KERNEL(decode_f32_f32, float)
+KERNEL(decode_f32_f16, gpu::f16)
+KERNEL(decode_f32_bf16, gpu::bf16)
+#undef KERNEL

@@ -2,7 +2,7 @@
 // embeddings [rows, dim] F32, F16 or BF16; W1 [hidden, dim], W2 [2 latent, hidden]; results [rows, latent]
 // A block owns 64 rows at a time, a warp 16 of them; k goes through three stages of asynchronous copies
 // 2 (dim hidden + 2 hidden latent) FLOP a row; reads the row once per 64 hidden units, writes 8 latent bytes
-// Needs hidden and latent multiples of 16, and shared memory as encode_bf16_shared counts it
+// Needs hidden and latent multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `encode`
 // Never measured on a GPU; by count bound by L2, from where W1 comes for every 64 rows, ahead of memory
@@ -21,7 +21,7 @@ constexpr u32 STAGES = 3;
 struct layout {
   bf16 *stages, *hidden, *w2;
 
-  GPU_BOTH layout(gpu::carver& carve, u32 size, u32 latent) {
+  GPU_FN layout(gpu::carver& carve, u32 size, u32 latent) {
     stages = carve.take<bf16>(stages_of(STAGES, OUTPUTS));
     hidden = carve.take<bf16>(size_t(ROWS) * stride_of(size));
     w2 = carve.take<bf16>(size_t(2) * latent * stride_of(size));
@@ -57,7 +57,7 @@ GPU_FN void write_codes(const bf16* hidden, const bf16* w2, const float* b2, u64
 template <bool ALIGNED, class S>
 GPU_FN void encode(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const bf16* w1,
                 const float* b1, const bf16* w2, const float* b2, const gpu::codes& out) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, size, latent);
   const u32 own = threadIdx.x / gpu::WARP * ROWS_OF_WARP;
@@ -99,45 +99,16 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
 
 }  // namespace encode_bf16
 
-/// Bytes of shared memory that the kernels below are launched with.
-inline size_t encode_bf16_shared(uint32_t hidden, uint32_t latent) {
-  gpu::carver count;
-  const encode_bf16::layout shared(count, hidden, latent);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
-    encode_bf16_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
-                    uint32_t latent, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                    const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
-                    float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
-                    uint64_t first_row) {
-  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
-                   {mu, logvar, z, seed, side, first_row});
-}
-GPU_EXPORT(encode_bf16_f32);
-GPU_EXPORT_SHARED(encode_bf16_f32, encode_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
-    encode_bf16_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
-                    uint32_t latent, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                    const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
-                    float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
-                    uint64_t first_row) {
-  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
-                   {mu, logvar, z, seed, side, first_row});
-}
-GPU_EXPORT(encode_bf16_f16);
-GPU_EXPORT_SHARED(encode_bf16_f16, encode_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
-    encode_bf16_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
-                     uint32_t latent, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                     const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
-                     float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
-                     uint64_t first_row) {
-  encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
-                   {mu, logvar, z, seed, side, first_row});
-}
-GPU_EXPORT(encode_bf16_bf16);
-GPU_EXPORT_SHARED(encode_bf16_bf16, encode_bf16_shared);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 3) \
+      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden, uint32_t latent, \
+           const gpu::bf16* __restrict__ w1, const float* __restrict__ b1, const gpu::bf16* __restrict__ w2, \
+           const float* __restrict__ b2, float* __restrict__ mu, float* __restrict__ logvar, \
+           float* __restrict__ z, uint64_t seed, uint32_t side, uint64_t first_row) { \
+    encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, \
+                     {mu, logvar, z, seed, side, first_row}); \
+  }
+KERNEL(encode_bf16_f32, float)
+KERNEL(encode_bf16_f16, gpu::f16)
+KERNEL(encode_bf16_bf16, gpu::bf16)
+#undef KERNEL

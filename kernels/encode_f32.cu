@@ -3,7 +3,7 @@
 // embeddings [rows, dim] F32, F16 or BF16; W1 [hidden, dim], W2 [2 latent, hidden]; results [rows, latent]
 // A block owns 64 rows at a time; a grid of any size gives the same bits
 // 2 (dim hidden + 2 hidden latent) FLOP a row; reads the row once per 64 hidden units, writes 8 latent bytes
-// Needs hidden and latent multiples of 16, and shared memory as encode_f32_shared counts it
+// Needs hidden and latent multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `encode`, and of latent.rs, `start`, for z
 // Never measured on a GPU; by count bound by FP32 issue
 #include "include/mlp_exact.cuh"
@@ -18,7 +18,7 @@ using namespace gpu::exact;
 struct layout {
   float *x, *w, *hidden, *code;
 
-  GPU_BOTH layout(gpu::carver& carve, u32 size, u32 latent) {
+  GPU_FN layout(gpu::carver& carve, u32 size, u32 latent) {
     x = carve.take<float>(ROWS * CHUNK_STRIDE);
     w = carve.take<float>(OUTPUTS * CHUNK_STRIDE);
     hidden = carve.take<float>(size_t(ROWS) * stride_of(size));
@@ -29,7 +29,7 @@ struct layout {
 template <class S>
 GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const float* w1,
                 const float* b1, const float* w2, const float* b2, const gpu::codes& out) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, size, latent);
   for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
@@ -71,45 +71,16 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
 
 }  // namespace encode_f32
 
-/// Bytes of shared memory that the kernels below are launched with.
-inline size_t encode_f32_shared(uint32_t hidden, uint32_t latent) {
-  gpu::carver count;
-  const encode_f32::layout shared(count, hidden, latent);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
-    encode_f32_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
-                   uint32_t latent, const float* __restrict__ w1, const float* __restrict__ b1,
-                   const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
-                   float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
-                   uint64_t first_row) {
-  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
-                  {mu, logvar, z, seed, side, first_row});
-}
-GPU_EXPORT(encode_f32_f32);
-GPU_EXPORT_SHARED(encode_f32_f32, encode_f32_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
-    encode_f32_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
-                   uint32_t latent, const float* __restrict__ w1, const float* __restrict__ b1,
-                   const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
-                   float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
-                   uint64_t first_row) {
-  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
-                  {mu, logvar, z, seed, side, first_row});
-}
-GPU_EXPORT(encode_f32_f16);
-GPU_EXPORT_SHARED(encode_f32_f16, encode_f32_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
-    encode_f32_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden,
-                    uint32_t latent, const float* __restrict__ w1, const float* __restrict__ b1,
-                    const float* __restrict__ w2, const float* __restrict__ b2, float* __restrict__ mu,
-                    float* __restrict__ logvar, float* __restrict__ z, uint64_t seed, uint32_t side,
-                    uint64_t first_row) {
-  encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2,
-                  {mu, logvar, z, seed, side, first_row});
-}
-GPU_EXPORT(encode_f32_bf16);
-GPU_EXPORT_SHARED(encode_f32_bf16, encode_f32_shared);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3) \
+      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden, uint32_t latent, \
+           const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2, \
+           const float* __restrict__ b2, float* __restrict__ mu, float* __restrict__ logvar, \
+           float* __restrict__ z, uint64_t seed, uint32_t side, uint64_t first_row) { \
+    encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, \
+                     {mu, logvar, z, seed, side, first_row}); \
+  }
+KERNEL(encode_f32_f32, float)
+KERNEL(encode_f32_f16, gpu::f16)
+KERNEL(encode_f32_bf16, gpu::bf16)
+#undef KERNEL

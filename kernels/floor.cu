@@ -4,7 +4,7 @@
 // Costs:    16 bytes a word read or written, 32 copied; 8 products 16 x 8 x 16, 32,768 FLOP, a warp and round
 // Requires: no overlap, arrays on multiples of 16 bytes, one-dimensional grid and blocks of whole warps
 // Accuracy: reads are joined by XOR, writes depend on the place alone; sums of products in F32
-// Reference: plain arithmetic in tests/emulation/floor.rs
+// Reference: plain arithmetic in tests
 // Measured on: nothing yet; mma.sync, whose peak is below that of wgmma on compute capability 9.0
 #include "include/mma.cuh"
 
@@ -32,7 +32,7 @@ GPU_FN uint4 word(u64 i) {
 
 }  // namespace floors
 
-GPU_KERNEL __launch_bounds__(floors::THREADS)
+extern "C" __global__ void __launch_bounds__(floors::THREADS)
     floor_read(const uint4* __restrict__ in, uint32_t* __restrict__ sums, uint64_t n) {
   using namespace floors;
   const u64 step = threads();
@@ -48,15 +48,14 @@ GPU_KERNEL __launch_bounds__(floors::THREADS)
   for (; i < n; i += step) sum ^= joined(in[i]);
   sums[first()] = sum;
 }
-GPU_EXPORT(floor_read);
 
-GPU_KERNEL __launch_bounds__(floors::THREADS) floor_write(uint4* __restrict__ out, uint64_t n) {
+extern "C" __global__ void __launch_bounds__(floors::THREADS)
+    floor_write(uint4* __restrict__ out, uint64_t n) {
   using namespace floors;
   for (u64 i = first(); i < n; i += threads()) out[i] = word(i);
 }
-GPU_EXPORT(floor_write);
 
-GPU_KERNEL __launch_bounds__(floors::THREADS)
+extern "C" __global__ void __launch_bounds__(floors::THREADS)
     floor_copy(const uint4* __restrict__ in, uint4* __restrict__ out, uint64_t n) {
   using namespace floors;
   const u64 step = threads();
@@ -70,11 +69,10 @@ GPU_KERNEL __launch_bounds__(floors::THREADS)
   }
   for (; i < n; i += step) out[i] = in[i];
 }
-GPU_EXPORT(floor_copy);
 
 /// Operands are fragments, register by register: those of LEFT matrices A, then those of RIGHT matrices B, so
 /// 4 LEFT + 2 RIGHT = 16 rows of 32 lanes. products: the sum over all rounds and products, a fragment a warp.
-GPU_KERNEL __launch_bounds__(floors::THREADS)
+extern "C" __global__ void __launch_bounds__(floors::THREADS)
     floor_mma_bf16(const uint32_t* __restrict__ operands, float* __restrict__ products, uint32_t rounds) {
   using namespace floors;
   const u32 lane = threadIdx.x % gpu::WARP;
@@ -102,4 +100,3 @@ GPU_KERNEL __launch_bounds__(floors::THREADS)
     }
   reinterpret_cast<float4*>(products)[first()] = all;
 }
-GPU_EXPORT(floor_mma_bf16);

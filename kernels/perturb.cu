@@ -3,7 +3,7 @@
 // mu, logvar [rows, latent] F32, latent a multiple of 16; out [rows, keep] u32, best first, ties by number
 // A row belongs to 4 to 32 lanes of one warp, as many as it has candidates; a lane owns a candidate at a time
 // Reads 8 * latent bytes, writes 4 * keep a row; some 65 FLOP, 30 integer operations a latent and candidate
-// Needs 1 <= keep <= 256, keep <= drawn, shared memory as select_shared counts it, row numbers below 2^48
+// Needs 1 <= keep <= 256, keep <= drawn, row numbers below 2^48, shared memory as layout.rs counts it
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
 // Reference: backend/cpu/latents.rs, `select` and `perturb`
 // Never measured on a GPU; bound by integer and FP32 issue, not by memory
@@ -25,7 +25,7 @@ constexpr u64 NO_KEY = ~u64(0);
 /// Numbers of `lensmith::backend::Likelihood`.
 enum class likelihood : u32 { posterior = 0, prior = 1, none = 2 };
 
-constexpr GPU_BOTH u32 power_of_two(u32 n) {
+constexpr GPU_FN u32 power_of_two(u32 n) {
   u32 p = 1;
   while (p < n) p *= 2;
   return p;
@@ -33,14 +33,14 @@ constexpr GPU_BOTH u32 power_of_two(u32 n) {
 
 /// Lanes that share a row: enough for all candidates, and for a long latent, whose rows take more shared
 /// memory.
-constexpr GPU_BOTH u32 lanes_of_row(u32 latent, u32 drawn) {
+constexpr GPU_FN u32 lanes_of_row(u32 latent, u32 drawn) {
   u32 lanes = 4;
   while (lanes < gpu::WARP && (lanes < drawn || 16 * lanes < latent)) lanes *= 2;
   return lanes;
 }
 
 /// Keys a row has room for, a power of two: the kept and a further round of candidates.
-constexpr GPU_BOTH u32 keys_of_row(u32 keep, u32 drawn, u32 lanes) {
+constexpr GPU_FN u32 keys_of_row(u32 keep, u32 drawn, u32 lanes) {
   return drawn <= lanes ? lanes : power_of_two(keep + lanes);
 }
 
@@ -50,7 +50,7 @@ struct layout {
   float *start, *center, *precision;
   u64* keys;
 
-  GPU_BOTH layout(gpu::carver& carve, u32 latent, u32 keep, u32 drawn)
+  GPU_FN layout(gpu::carver& carve, u32 latent, u32 keep, u32 drawn)
       : lanes(lanes_of_row(latent, drawn)), capacity(keys_of_row(keep, drawn, lanes)), rows(THREADS / lanes) {
     start = carve.take<float>(size_t(rows) * latent);
     center = carve.take<float>(size_t(rows) * latent);
@@ -119,15 +119,7 @@ GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
 
 }  // namespace perturb
 
-/// Bytes of shared memory that select_f32 is launched with.
-inline size_t select_shared(uint32_t latent, uint32_t keep, uint32_t drawn) {
-  gpu::carver count;
-  const perturb::layout shared(count, latent, keep, drawn);
-  return count.bytes();
-}
-GPU_EXPORT_SHARED(select_f32, select_shared);
-
-GPU_KERNEL __launch_bounds__(perturb::THREADS)
+extern "C" __global__ void __launch_bounds__(perturb::THREADS)
     select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint32_t* __restrict__ out,
                uint64_t rows, uint32_t latent, uint32_t keep, uint32_t drawn, float sigma,
                uint32_t likelihood, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
@@ -139,7 +131,7 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
       out[i] = u32(i % keep);
     return;
   }
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, latent, keep, drawn);
   const bool posterior = likelihood == u32(perturb::likelihood::posterior);
@@ -188,12 +180,11 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
       for (u32 i = rank; i < keep; i += lanes) out[row * keep + i] = u32(keys[i]);
   }
 }
-GPU_EXPORT(select_f32);
 
 /// What the candidates of each row start from, one posterior sample: [rows, latent]. A thread owns four
 /// elements of a row. Made once for a block of rows, so that whoever draws its candidates needs one normal
 /// an element, not two.
-GPU_KERNEL __launch_bounds__(perturb::THREADS)
+extern "C" __global__ void __launch_bounds__(perturb::THREADS)
     start_f32(const float* __restrict__ mu, const float* __restrict__ logvar, float* __restrict__ out,
               uint64_t rows, uint32_t latent, uint64_t seed, uint32_t side, uint64_t first_row) {
   using namespace perturb;
@@ -204,11 +195,10 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
     store_4(out + 4 * i, start_of(n, first_row + i / blocks, u32(i % blocks), load_4(mu + 4 * i),
                                   load_4(logvar + 4 * i), false));
 }
-GPU_EXPORT(start_f32);
 
 /// z' of samples (row in the block of rows, candidate) from their rows' starts: [count, latent]. A thread
 /// owns four elements of a sample.
-GPU_KERNEL __launch_bounds__(perturb::THREADS)
+extern "C" __global__ void __launch_bounds__(perturb::THREADS)
     perturb_f32(const float* __restrict__ starts, const uint2* __restrict__ samples, float* __restrict__ out,
                 uint64_t count, uint32_t latent, float sigma, uint64_t seed, uint32_t side,
                 uint64_t first_row) {
@@ -223,4 +213,3 @@ GPU_KERNEL __launch_bounds__(perturb::THREADS)
     store_4(out + 4 * i, candidate_of(n, first_row + who.x, who.y, block, start));
   }
 }
-GPU_EXPORT(perturb_f32);

@@ -1,5 +1,5 @@
-// Every wrapper of kernels/include by itself, on given inputs: what tests compare with plain arithmetic, and
-// a device with the emulator. One warp or one block each, shapes as stated; nothing here is on a fast path.
+// Every wrapper of kernels/include by itself, on given inputs: what tests compare with plain arithmetic. One
+// warp or one block each, shapes as stated; nothing here is on a fast path.
 #include "include/async_copy.cuh"
 #include "include/mma.cuh"
 #include "include/normal.cuh"
@@ -11,19 +11,19 @@ using gpu::u32;
 using gpu::u64;
 
 /// out [rows, 4 * blocks]: the normals of (purpose, side, first_row + row, candidate). A thread makes four.
-GPU_KERNEL probe_normals_f32(float* out, uint32_t rows, uint32_t blocks, uint32_t purpose, uint32_t side,
-                             uint64_t first_row, uint32_t candidate, uint64_t seed) {
+extern "C" __global__ void probe_normals_f32(float* out, uint32_t rows, uint32_t blocks, uint32_t purpose,
+                                             uint32_t side, uint64_t first_row, uint32_t candidate,
+                                             uint64_t seed) {
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= rows * blocks) return;
   const gpu::address a = {gpu::purpose(purpose), side, first_row + i / blocks, candidate};
   const float4 v = gpu::normals(a, i % blocks, make_uint2(u32(seed), u32(seed >> 32)));
   *reinterpret_cast<float4*>(out + 4 * u64(i)) = v;
 }
-GPU_EXPORT(probe_normals_f32);
 
 /// ln |x|, exp x, sine and cosine of the turn that the bits of x name, and x through BF16, half and TF32: [7,
 /// n].
-GPU_KERNEL probe_scalars_f32(const float* in, float* out, uint32_t n) {
+extern "C" __global__ void probe_scalars_f32(const float* in, float* out, uint32_t n) {
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const float x = in[i];
@@ -37,7 +37,6 @@ GPU_KERNEL probe_scalars_f32(const float* in, float* out, uint32_t n) {
   out[5 * n + i] = gpu::to_f32(gpu::from_f32<gpu::f16>(x));
   out[6 * n + i] = __uint_as_float(gpu::to_tf32(x));
 }
-GPU_EXPORT(probe_scalars_f32);
 
 namespace probe {
 
@@ -45,7 +44,7 @@ namespace probe {
 constexpr u32 PITCH = 24;
 struct operands {
   u16 *a, *b;
-  GPU_BOTH explicit operands(gpu::carver& carve) {
+  GPU_FN explicit operands(gpu::carver& carve) {
     a = carve.take<u16>(16 * PITCH);
     b = carve.take<u16>(16 * PITCH);
   }
@@ -63,19 +62,12 @@ GPU_FN void load_fragment(float (&c)[4], const float* d) {
 
 }  // namespace probe
 
-inline size_t probe_mma_shared() {
-  gpu::carver count;
-  const probe::operands shared(count);
-  return count.bytes();
-}
-GPU_EXPORT_SHARED(probe_mma, probe_mma_shared);
-
 /// d = a b + c for one warp: a [16, 16], b [16, 8] of `half` or BF16, c and d [16, 8]. The operands go
 /// through ldmatrix: as they are where `variant` is 0 (b as its columns), transposed where it is 1, one
 /// matrix at a time at 2.
-GPU_KERNEL probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float* d, uint32_t half,
-                     uint32_t variant) {
-  GPU_DYN_SHARED(memory);
+extern "C" __global__ void probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float* d,
+                                     uint32_t half, uint32_t variant) {
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const probe::operands s(carve);
   const u32 lane = threadIdx.x, matrix = lane / 8, row = lane % 8;
@@ -111,10 +103,9 @@ GPU_KERNEL probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float
     gpu::mma_m16n8k16_bf16(sum, fa, fb);
   probe::store_fragment(d, sum);
 }
-GPU_EXPORT(probe_mma);
 
 /// The same in TF32: a [16, 8], b [8, 8], c and d [16, 8], all F32.
-GPU_KERNEL probe_mma_tf32(const float* a, const float* b, const float* c, float* d) {
+extern "C" __global__ void probe_mma_tf32(const float* a, const float* b, const float* c, float* d) {
   const u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
   u32 fa[4], fb[2];
   for (u32 r = 0; r < 4; r++) fa[r] = gpu::to_tf32(a[(g + 8 * (r % 2)) * 8 + t + 4 * (r / 2)]);
@@ -124,20 +115,12 @@ GPU_KERNEL probe_mma_tf32(const float* a, const float* b, const float* c, float*
   gpu::mma_m16n8k8_tf32(sum, fa, fb);
   probe::store_fragment(d, sum);
 }
-GPU_EXPORT(probe_mma_tf32);
-
-inline size_t probe_copy_shared(uint32_t threads) {
-  gpu::carver count;
-  count.take<u32>(7 * threads);
-  return count.bytes();
-}
-GPU_EXPORT_SHARED(probe_copy, probe_copy_shared);
 
 /// Thread i copies words 7 i .. 7 i + 6 of `in` to `out` in copies of 16, 8 and 4 bytes, of which the first
 /// `bytes` each are read. Rows of 4, 2 and 1 words a thread lie behind each other, so that every copy is
 /// aligned.
-GPU_KERNEL probe_copy(const uint32_t* in, uint32_t* out, uint32_t bytes) {
-  GPU_DYN_SHARED(memory);
+extern "C" __global__ void probe_copy(const uint32_t* in, uint32_t* out, uint32_t bytes) {
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const u32 n = blockDim.x, i = threadIdx.x;
   u32* s = carve.take<u32>(7 * n);
@@ -153,18 +136,10 @@ GPU_KERNEL probe_copy(const uint32_t* in, uint32_t* out, uint32_t bytes) {
   __syncthreads();
   for (u32 w = 4 * n + i; w < 7 * n; w += n) out[w] = s[w];
 }
-GPU_EXPORT(probe_copy);
-
-inline size_t probe_reduce_shared(uint32_t threads) {
-  gpu::carver count;
-  count.take<float>(threads / 32);
-  return count.bytes();
-}
-GPU_EXPORT_SHARED(probe_reduce_f32, probe_reduce_shared);
 
 /// out [3, threads]: the block's sum, maximum and negated sum, as every thread sees them, by one scratch.
-GPU_KERNEL probe_reduce_f32(const float* in, float* out) {
-  GPU_DYN_SHARED(memory);
+extern "C" __global__ void probe_reduce_f32(const float* in, float* out) {
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   float* scratch = carve.take<float>(blockDim.x / 32);
   const float x = in[threadIdx.x];
@@ -172,4 +147,3 @@ GPU_KERNEL probe_reduce_f32(const float* in, float* out) {
   out[blockDim.x + threadIdx.x] = gpu::block_max(x, scratch);
   out[2 * blockDim.x + threadIdx.x] = gpu::block_sum(-x, scratch);
 }
-GPU_EXPORT(probe_reduce_f32);

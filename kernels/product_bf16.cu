@@ -5,7 +5,7 @@
 // Needs rows that are k or n values long; multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: operands rounded to BF16 on their way, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/gemm/mod.rs, `gemm`
-// Measured under emulation only; bound by L2
+// Never measured on a GPU; by count bound by L2
 #include "include/mlp_bf16.cuh"
 #include "include/train.cuh"
 
@@ -23,14 +23,14 @@ static_assert(TILE * stride_of(DEEP) * sizeof(bf16) >= 512 * sizeof(double), "ro
 struct layout {
   bf16 *a, *b;  // 64 rows of 32 of k, or 32 of k by 64 rows
 
-  GPU_BOTH explicit layout(gpu::carver& carve) {
+  GPU_FN explicit layout(gpu::carver& carve) {
     a = carve.take<bf16>(TILE * stride_of(DEEP));
     b = carve.take<bf16>(TILE * stride_of(DEEP));
   }
 };
 
 /// Values between rows of an operand in shared memory; 64 rows of 40 or 32 of 72 both fit 64 x 40.
-constexpr GPU_BOTH u32 stride_in(bool by_rows) { return by_rows ? stride_of(DEEP) : stride_of(TILE); }
+constexpr GPU_FN u32 stride_in(bool by_rows) { return by_rows ? stride_of(DEEP) : stride_of(TILE); }
 
 /// Rows `row` .. and k .. of an operand, bounded by `rows` and `end`.
 template <bool BY_ROWS>
@@ -44,7 +44,7 @@ GPU_FN void copy_operand(bf16* to, const float* from, u32 ld, u32 row, u32 rows,
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
 GPU_FN void run(const product& p) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE, warp = threadIdx.x / gpu::WARP;
@@ -89,27 +89,11 @@ GPU_FN void run(const product& p) {
 
 }  // namespace product_bf16
 
-/// Bytes of shared memory that the kernels below are launched with.
-inline size_t product_bf16_shared() {
-  gpu::carver count;
-  const product_bf16::layout shared(count);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 4) product_nt_bf16(gpu::product p) {
-  product_bf16::run<true, true, false>(p);
-}
-GPU_EXPORT(product_nt_bf16);
-GPU_EXPORT_SHARED(product_nt_bf16, product_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 4) product_tn_bf16(gpu::product p) {
-  product_bf16::run<false, false, true>(p);
-}
-GPU_EXPORT(product_tn_bf16);
-GPU_EXPORT_SHARED(product_tn_bf16, product_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 4) product_nn_bf16(gpu::product p) {
-  product_bf16::run<true, false, false>(p);
-}
-GPU_EXPORT(product_nn_bf16);
-GPU_EXPORT_SHARED(product_nn_bf16, product_bf16_shared);
+#define KERNEL(name, A_BY_ROWS, B_BY_ROWS, LIMITS_K) \
+  extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4) name(gpu::product p) { \
+    product_bf16::run<A_BY_ROWS, B_BY_ROWS, LIMITS_K>(p); \
+  }
+KERNEL(product_nt_bf16, true, true, false)
+KERNEL(product_tn_bf16, false, false, true)
+KERNEL(product_nn_bf16, true, false, false)
+#undef KERNEL

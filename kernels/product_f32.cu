@@ -22,7 +22,7 @@ static_assert(DEPTH * STRIDE * sizeof(float) >= 512 * sizeof(double), "room for 
 struct layout {
   float *a, *b;  // [k][STRIDE]: the 16-byte loads of a quarter warp lie side by side
 
-  GPU_BOTH explicit layout(gpu::carver& carve) {
+  GPU_FN explicit layout(gpu::carver& carve) {
     a = carve.take<float>(DEPTH * STRIDE);
     b = carve.take<float>(DEPTH * STRIDE);
   }
@@ -69,7 +69,7 @@ struct part {
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
 GPU_FN void run(const product& p) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE;
@@ -131,27 +131,11 @@ GPU_FN void run(const product& p) {
 
 }  // namespace product_f32
 
-/// Bytes of shared memory that the kernels below are launched with.
-inline size_t product_f32_shared() {
-  gpu::carver count;
-  const product_f32::layout shared(count);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(product_f32::THREADS) product_nt_f32(gpu::product p) {
-  product_f32::run<true, true, false>(p);
-}
-GPU_EXPORT(product_nt_f32);
-GPU_EXPORT_SHARED(product_nt_f32, product_f32_shared);
-
-GPU_KERNEL __launch_bounds__(product_f32::THREADS) product_tn_f32(gpu::product p) {
-  product_f32::run<false, false, true>(p);
-}
-GPU_EXPORT(product_tn_f32);
-GPU_EXPORT_SHARED(product_tn_f32, product_f32_shared);
-
-GPU_KERNEL __launch_bounds__(product_f32::THREADS) product_nn_f32(gpu::product p) {
-  product_f32::run<true, false, false>(p);
-}
-GPU_EXPORT(product_nn_f32);
-GPU_EXPORT_SHARED(product_nn_f32, product_f32_shared);
+#define KERNEL(name, A_BY_ROWS, B_BY_ROWS, LIMITS_K) \
+  extern "C" __global__ void __launch_bounds__(product_f32::THREADS) name(gpu::product p) { \
+    product_f32::run<A_BY_ROWS, B_BY_ROWS, LIMITS_K>(p); \
+  }
+KERNEL(product_nt_f32, true, true, false)
+KERNEL(product_tn_f32, false, false, true)
+KERNEL(product_nn_f32, true, false, false)
+#undef KERNEL

@@ -2,7 +2,7 @@
 // embeddings [rows, dim], W1 [width, dim]; latents [count, latent], W [hidden, latent], F [width, hidden]
 // Embeddings: a block owns 64 rows by 256 of width at a time; latents: a warp owns 32, weights stay put
 // 2 dim width FLOP an embedding, read once per 256 of width; 2 (latent hidden + hidden width) a latent
-// Needs hidden, latent and width multiples of 16, and shared memory as counted below
+// Needs hidden, latent and width multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands and the decoder's hidden layer rounded to BF16, sums in F32: 2^-8 of summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `score`, `preactivations`, `score_latents`
 // Never measured on a GPU; by count bound by tensor cores (embeddings), by instruction issue (latents)
@@ -25,7 +25,7 @@ struct layout {
   bf16* stages;
   float* part;  // of each row, by the two halves of width
 
-  GPU_BOTH explicit layout(gpu::carver& carve) {
+  GPU_FN explicit layout(gpu::carver& carve) {
     stages = carve.take<bf16>(stages_of(STAGES, WIDE));
     part = carve.take<float>(SIDE_BY_SIDE * ROWS);
   }
@@ -40,7 +40,7 @@ GPU_FN float row_sum(float v) {
 template <bool ALIGNED, class S>
 GPU_FN void score(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w1, const float* b1,
                   const float* w2, float b2, float* out, float* pre) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
   const u32 warp = threadIdx.x / gpu::WARP, half = warp % SIDE_BY_SIDE, own = warp / SIDE_BY_SIDE * 32;
@@ -100,7 +100,7 @@ struct latent_layout {
   bf16* folded;
   float *bias, *weight;  // folded bias and second layer, [width]
 
-  GPU_BOTH latent_layout(gpu::carver& carve, u32 hidden, u32 latent, u32 width)
+  GPU_FN latent_layout(gpu::carver& carve, u32 hidden, u32 latent, u32 width)
       : input(carve, hidden, latent) {
     folded = carve.take<bf16>(size_t(width) * stride_of(hidden));
     bias = carve.take<float>(width);
@@ -168,59 +168,27 @@ GPU_FN void score_latents(const latent_layout& shared, const gpu::latents& sourc
 
 }  // namespace reward_bf16
 
-/// Bytes of shared memory that score_bf16_* are launched with, for any size.
-inline size_t score_bf16_shared() {
-  gpu::carver count;
-  const reward_bf16::layout shared(count);
-  return count.bytes();
-}
-
-/// Bytes of shared memory that score_latents_bf16 is launched with.
-inline size_t score_latents_bf16_shared(uint32_t hidden, uint32_t latent, uint32_t width) {
-  gpu::carver count;
-  const reward_bf16::latent_layout shared(count, hidden, latent, width);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 2)
-    score_bf16_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
-                   const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                   const float* __restrict__ w2, float b2, float* __restrict__ out,
-                   float* __restrict__ pre) {
-  reward_bf16::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
-}
-GPU_EXPORT(score_bf16_f32);
-GPU_EXPORT_SHARED(score_bf16_f32, score_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 2)
-    score_bf16_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
-                   const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                   const float* __restrict__ w2, float b2, float* __restrict__ out,
-                   float* __restrict__ pre) {
-  reward_bf16::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
-}
-GPU_EXPORT(score_bf16_f16);
-GPU_EXPORT_SHARED(score_bf16_f16, score_bf16_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 2)
-    score_bf16_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
-                    const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                    const float* __restrict__ w2, float b2, float* __restrict__ out,
-                    float* __restrict__ pre) {
-  reward_bf16::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
-}
-GPU_EXPORT(score_bf16_bf16);
-GPU_EXPORT_SHARED(score_bf16_bf16, score_bf16_shared);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 2) \
+      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width, \
+           const gpu::bf16* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2, \
+           float b2, float* __restrict__ out, float* __restrict__ pre) { \
+    reward_bf16::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre); \
+  }
+KERNEL(score_bf16_f32, float)
+KERNEL(score_bf16_f16, gpu::f16)
+KERNEL(score_bf16_bf16, gpu::bf16)
+#undef KERNEL
 
 /// base_pre [seeds, width] are the pre-activations of the seeds for residual scoring, null for plain.
-GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
+extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 3)
     score_latents_bf16(gpu::latents source, uint64_t count, uint32_t latent, uint32_t hidden, uint32_t width,
                        const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
                        const gpu::bf16* __restrict__ folded, const float* __restrict__ folded_bias,
                        const float* __restrict__ w2, float b2, const float* __restrict__ base_pre,
                        const float* __restrict__ base_mu, float* __restrict__ out) {
   using namespace reward_bf16;
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const latent_layout shared(carve, hidden, latent, width);
   shared.input.load(w1, hidden, latent);
@@ -237,5 +205,3 @@ GPU_KERNEL __launch_bounds__(gpu::tensor::THREADS, 3)
   else
     score_latents(shared, source, count, latent, hidden, width, false, b1, b2, base_pre, base_mu, out);
 }
-GPU_EXPORT(score_latents_bf16);
-GPU_EXPORT_SHARED(score_latents_bf16, score_latents_bf16_shared);

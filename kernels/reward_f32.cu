@@ -3,7 +3,7 @@
 // embeddings [rows, dim], W1 [width, dim]; latents [count, latent], W [hidden, latent], F [width, hidden]
 // A block owns 64 rows or latents at a time; a grid of any size gives the same bits
 // 2 dim width FLOP an embedding, which is read width / 64 times; 2 (latent hidden + hidden width) a latent
-// Needs hidden, latent and width multiples of 16, and shared memory as counted below
+// Needs hidden, latent and width multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `score`, `preactivations` and `score_latents`
 // Never measured on a GPU; by count bound by FP32 issue
 #include "include/mlp_exact.cuh"
@@ -18,7 +18,7 @@ using namespace gpu::exact;
 struct layout {
   float *x, *w, *hidden;
 
-  GPU_BOTH explicit layout(gpu::carver& carve) {
+  GPU_FN explicit layout(gpu::carver& carve) {
     x = carve.take<float>(ROWS * CHUNK_STRIDE);
     w = carve.take<float>(OUTPUTS * CHUNK_STRIDE);
     hidden = carve.take<float>(ROWS * stride_of(OUTPUTS));
@@ -39,7 +39,7 @@ GPU_FN void put_hidden(const tile& t, float* hidden) {
 template <class S>
 GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const float* w1, const float* b1,
                 const float* w2, float b2, float* out, float* pre) {
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
   for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
@@ -78,7 +78,7 @@ struct latent_layout {
   decoder_input input;
   float *folded, *hidden;
 
-  GPU_BOTH latent_layout(gpu::carver& carve, u32 size, u32 latent) : input(carve, size, latent) {
+  GPU_FN latent_layout(gpu::carver& carve, u32 size, u32 latent) : input(carve, size, latent) {
     folded = carve.take<float>(OUTPUTS * size_t(stride_of(size)));
     hidden = carve.take<float>(ROWS * stride_of(OUTPUTS));
   }
@@ -86,56 +86,27 @@ struct latent_layout {
 
 }  // namespace reward_f32
 
-/// Bytes of shared memory that score_f32_* are launched with, for any size.
-inline size_t score_f32_shared() {
-  gpu::carver count;
-  const reward_f32::layout shared(count);
-  return count.bytes();
-}
-
-/// Bytes of shared memory that score_latents_f32 is launched with.
-inline size_t score_latents_f32_shared(uint32_t hidden, uint32_t latent) {
-  gpu::carver count;
-  const reward_f32::latent_layout shared(count, hidden, latent);
-  return count.bytes();
-}
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
-    score_f32_f32(const float* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
-                  const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2,
-                  float b2, float* __restrict__ out, float* __restrict__ pre) {
-  reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
-}
-GPU_EXPORT(score_f32_f32);
-GPU_EXPORT_SHARED(score_f32_f32, score_f32_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
-    score_f32_f16(const gpu::f16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
-                  const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2,
-                  float b2, float* __restrict__ out, float* __restrict__ pre) {
-  reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
-}
-GPU_EXPORT(score_f32_f16);
-GPU_EXPORT_SHARED(score_f32_f16, score_f32_shared);
-
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
-    score_f32_bf16(const gpu::bf16* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width,
-                   const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2,
-                   float b2, float* __restrict__ out, float* __restrict__ pre) {
-  reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
-}
-GPU_EXPORT(score_f32_bf16);
-GPU_EXPORT_SHARED(score_f32_bf16, score_f32_shared);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3) \
+      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width, \
+           const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2, \
+           float b2, float* __restrict__ out, float* __restrict__ pre) { \
+    reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre); \
+  }
+KERNEL(score_f32_f32, float)
+KERNEL(score_f32_f16, gpu::f16)
+KERNEL(score_f32_bf16, gpu::bf16)
+#undef KERNEL
 
 /// base_pre [seeds, width] are the pre-activations of the seeds for residual scoring, null for plain.
-GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
+extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3)
     score_latents_f32(gpu::latents source, uint64_t count, uint32_t latent, uint32_t hidden, uint32_t width,
                       const float* __restrict__ w1, const float* __restrict__ b1,
                       const float* __restrict__ folded, const float* __restrict__ folded_bias,
                       const float* __restrict__ w2, float b2, const float* __restrict__ base_pre,
                       const float* __restrict__ base_mu, float* __restrict__ out) {
   using namespace reward_f32;
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const latent_layout shared(carve, hidden, latent);
   const u32 stride = stride_of(hidden);
@@ -176,5 +147,3 @@ GPU_KERNEL __launch_bounds__(gpu::exact::THREADS, 3)
     head.finish(out, b2, first, count);
   }
 }
-GPU_EXPORT(score_latents_f32);
-GPU_EXPORT_SHARED(score_latents_f32, score_latents_f32_shared);

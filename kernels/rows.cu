@@ -5,7 +5,7 @@
 // pick moves 2 row_bytes + 4 a row; find reads each value once
 // Needs an even number of bytes a row, arrays on multiples of 16 bytes, `first` set to 2^64 - 1
 // Exact: bytes are copied, places compared
-// Reference: src/backend/rows.rs; measured under emulation only; bound by memory
+// Reference: src/backend/rows.rs; never measured on a GPU; by count bound by memory
 #include "include/types.cuh"
 
 namespace rows {
@@ -44,7 +44,7 @@ GPU_FN void find(const S* values, u64 count, unsigned long long* first) {
 
 }  // namespace rows
 
-GPU_KERNEL __launch_bounds__(rows::THREADS)
+extern "C" __global__ void __launch_bounds__(rows::THREADS)
     pick_rows(const uint16_t* __restrict__ from, const uint32_t* __restrict__ index, uint64_t count,
               uint32_t row_bytes, uint16_t* __restrict__ out) {
   using namespace rows;
@@ -62,25 +62,13 @@ GPU_KERNEL __launch_bounds__(rows::THREADS)
     }
   }
 }
-GPU_EXPORT(pick_rows);
 
-GPU_KERNEL __launch_bounds__(rows::THREADS)
-    find_non_finite_f32(const float* __restrict__ values, uint64_t count,
-                        unsigned long long* __restrict__ first) {
-  rows::find(values, count, first);
-}
-GPU_EXPORT(find_non_finite_f32);
-
-GPU_KERNEL __launch_bounds__(rows::THREADS)
-    find_non_finite_f16(const gpu::f16* __restrict__ values, uint64_t count,
-                        unsigned long long* __restrict__ first) {
-  rows::find(values, count, first);
-}
-GPU_EXPORT(find_non_finite_f16);
-
-GPU_KERNEL __launch_bounds__(rows::THREADS)
-    find_non_finite_bf16(const gpu::bf16* __restrict__ values, uint64_t count,
-                         unsigned long long* __restrict__ first) {
-  rows::find(values, count, first);
-}
-GPU_EXPORT(find_non_finite_bf16);
+#define KERNEL(name, S) \
+  extern "C" __global__ void __launch_bounds__(rows::THREADS) \
+      name(const S* __restrict__ values, uint64_t count, unsigned long long* __restrict__ first) { \
+    rows::find(values, count, first); \
+  }
+KERNEL(find_non_finite_f32, float)
+KERNEL(find_non_finite_f16, gpu::f16)
+KERNEL(find_non_finite_bf16, gpu::bf16)
+#undef KERNEL

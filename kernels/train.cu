@@ -18,7 +18,7 @@ using gpu::u64;
 
 constexpr u32 THREADS = 256, NONE = 0xffffffffu;
 
-/// Where rows of a batch come from. A kernel parameter, twin of `Sources` in src/backend/cuda/params.rs.
+/// Where rows of a batch come from. `Sources` in src/backend/cuda/params.rs.
 struct sources {
   const void* rows[4];  // embeddings [n, dim] of each part, or null
   u32 dtype[4];         // their storage types, as load_typed has them
@@ -51,7 +51,7 @@ GPU_FN void gather_row(const sources& from, u32 part, u32 source, u32 dim, const
 }  // namespace train
 
 /// A batch of pairs, the chosen side (part 0) first: pair p is row `order[first + p]` of both parts.
-GPU_KERNEL __launch_bounds__(train::THREADS)
+extern "C" __global__ void __launch_bounds__(train::THREADS)
     gather_pairs(train::sources from, const uint32_t* __restrict__ order, const gpu::step* __restrict__ now,
                  uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
                  float* __restrict__ x) {
@@ -62,12 +62,11 @@ GPU_KERNEL __launch_bounds__(train::THREADS)
     gather_row(from, side, source, dim, mean, std, x + u64(r) * dim);
   }
 }
-GPU_EXPORT(gather_pairs);
 
 /// Rows of a batch in any order: row r of step s is `rows[2 batch s + r]`, (part, source, latent, pair).
 /// Those without a source are zeros. Where `noise` is positive, each row of a pair gets normals of that
 /// standard deviation: element (row = pair, side = lowest bit of the part, candidate = step).
-GPU_KERNEL __launch_bounds__(train::THREADS)
+extern "C" __global__ void __launch_bounds__(train::THREADS)
     gather_rows(train::sources from, const uint4* __restrict__ rows, const gpu::step* __restrict__ now,
                 uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
                 float noise, uint64_t seed, float* __restrict__ x) {
@@ -92,15 +91,14 @@ GPU_KERNEL __launch_bounds__(train::THREADS)
     }
   }
 }
-GPU_EXPORT(gather_rows);
 
 /// Ends a step: adds the sum of a row of losses [terms, count] to totals [terms], each in one fixed order, a
 /// block a term; puts entry `turn` of the table in `now`, and passes the turn on.
-GPU_KERNEL __launch_bounds__(train::THREADS)
+extern "C" __global__ void __launch_bounds__(train::THREADS)
     end_step(const double* __restrict__ losses, double* __restrict__ totals, uint32_t count,
              const gpu::step* __restrict__ table, uint32_t* __restrict__ turn, gpu::step* __restrict__ now) {
   using namespace train;
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   double* scratch = carve.take<double>(THREADS / gpu::WARP);
   const u32 term = blockIdx.x;
@@ -115,4 +113,3 @@ GPU_KERNEL __launch_bounds__(train::THREADS)
     }
   }
 }
-GPU_EXPORT(end_step);

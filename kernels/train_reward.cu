@@ -26,7 +26,7 @@ GPU_FN float hidden_of(const float* z, const float* w, float bias, u32 latent) {
   return gpu::relu(sum);
 }
 
-/// The samples of both sides. A kernel parameter, twin of `Samples` in src/backend/cuda/params.rs.
+/// The samples of both sides. `Samples` in src/backend/cuda/params.rs.
 struct samples {
   const float* z[2];     // latents [count, latent], or null
   const u32* owners[2];  // the seed of each
@@ -38,7 +38,7 @@ struct samples {
 /// The decoder's hidden layer of each row's latent, h(z) or h(z) - h(mu of the seed); in the column behind it
 /// 1 where the decoder's bias takes part (plain), so that one product gives (W D) h + W c. Zeros without a
 /// latent. out [2 batch, hidden + 16]
-GPU_KERNEL __launch_bounds__(train_reward::THREADS)
+extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
     reward_hidden(const uint4* __restrict__ rows, const gpu::step* __restrict__ now, uint32_t batch,
                   train_reward::samples of, const float* __restrict__ w1, const float* __restrict__ b1,
                   uint32_t hidden, uint32_t latent, float* __restrict__ out) {
@@ -63,10 +63,9 @@ GPU_KERNEL __launch_bounds__(train_reward::THREADS)
     }
   }
 }
-GPU_EXPORT(reward_hidden);
 
 /// r = w2 . act + b2 of each row by each head, out [heads, rows]; of linear heads, where w2 is null, r = act.
-GPU_KERNEL __launch_bounds__(train_reward::THREADS)
+extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
     reward_head(const float* __restrict__ act, const float* __restrict__ w2, const float* __restrict__ b2,
                 uint32_t rows, uint32_t heads, uint32_t units, float* __restrict__ out) {
   using namespace train_reward;
@@ -82,12 +81,11 @@ GPU_KERNEL __launch_bounds__(train_reward::THREADS)
     if (lane == 0) out[i] = w2 ? sum + b2[head] : own[0];
   }
 }
-GPU_EXPORT(reward_head);
 
 /// -log sigmoid(r(a) - r(b)) of each pair by each head, losses [heads, batch], and its slope by each row's
 /// reward, slope [heads, 2 batch]; db2 [heads], the sum of a head's slopes, is 0, as they cancel in pairs, or
 /// null. `slots`: the rows of a pair's two sides. A block a head.
-GPU_KERNEL __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256)
     reward_loss(const float* __restrict__ reward, const uint2* __restrict__ slots,
                 const gpu::step* __restrict__ now, uint32_t batch, uint32_t heads, float* __restrict__ slope,
                 float* __restrict__ db2, double* __restrict__ losses) {
@@ -115,16 +113,15 @@ GPU_KERNEL __launch_bounds__(256)
     if (db2 && threadIdx.x == 0) db2[head] = 0.0f;
   }
 }
-GPU_EXPORT(reward_loss);
 
 /// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64.
 /// Of linear heads, where w2 and dw2 are null, dpre = slope.
-GPU_KERNEL __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256)
     reward_backward(const float* __restrict__ act, const float* __restrict__ slope,
                     const float* __restrict__ w2, uint32_t rows, uint32_t width, uint32_t units,
                     float* __restrict__ dpre, float* __restrict__ db1, float* __restrict__ dw2) {
   using namespace train_reward;
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   double* bias_sums = carve.take<double>(256);
   double* weight_sums = carve.take<double>(256);
@@ -154,4 +151,3 @@ GPU_KERNEL __launch_bounds__(256)
     if (dw2) dw2[column] = float(weight);
   }
 }
-GPU_EXPORT(reward_backward);

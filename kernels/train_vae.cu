@@ -89,7 +89,7 @@ GPU_FN void divergences(const float* code, const step* now, u32 batch, u32 laten
 
 /// What follows the codes: samples, and KL and divergence with their gradients. The first blocks, a
 /// warp a pair, do the latter, which takes longer.
-GPU_KERNEL __launch_bounds__(train_vae::THREADS)
+extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
     vae_codes(const float* __restrict__ code, const uint32_t* __restrict__ order,
               const gpu::step* __restrict__ now, uint32_t batch, uint32_t latent, uint64_t seed,
               float* __restrict__ eps, float* __restrict__ z, double beta, double gamma, double w2_eps,
@@ -101,15 +101,14 @@ GPU_KERNEL __launch_bounds__(train_vae::THREADS)
   else
     sample(code, order, now, batch, latent, seed, eps, z, blockIdx.x - first, gridDim.x - first);
 }
-GPU_EXPORT(vae_codes);
 
 /// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
-GPU_KERNEL __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256)
     vae_reconstruct(float* __restrict__ out, const float* __restrict__ bias, const float* __restrict__ x,
                     const gpu::step* __restrict__ now, uint32_t batch,
                     uint32_t dim, double scale, double* __restrict__ losses) {
   using namespace train_vae;
-  GPU_DYN_SHARED(memory);
+  extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   double* scratch = carve.take<double>(256 / gpu::WARP);
   const float slope = float(2.0 * scale / double(now->pairs));
@@ -127,10 +126,9 @@ GPU_KERNEL __launch_bounds__(256)
     if (threadIdx.x == 0) losses[row] = there ? scale * sum : 0.0;
   }
 }
-GPU_EXPORT(vae_reconstruct);
 
 /// Adds what comes back through z: dmu += dz, dlogvar += dz eps sigma / 2.
-GPU_KERNEL __launch_bounds__(train_vae::THREADS)
+extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
     vae_through_sample(const float* __restrict__ code, const float* __restrict__ eps,
                        const float* __restrict__ dz, float* __restrict__ dcode, uint32_t rows,
                        uint32_t latent) {
@@ -142,4 +140,3 @@ GPU_KERNEL __launch_bounds__(train_vae::THREADS)
     dcode[at + latent] += half_sigma * eps[i] * dz[i];
   }
 }
-GPU_EXPORT(vae_through_sample);

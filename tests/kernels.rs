@@ -316,15 +316,15 @@ fn architectures_follow_the_compiler_the_file_and_the_user() {
 #[test]
 fn compilers_are_asked_again_only_after_a_change() {
     let header = ("kernels/include/types.cuh", "using u32 = unsigned;");
-    let shim = ("kernels/emulation/host.hpp", "");
-    let repository = Repository::new(&[("kernels/first.cu", KERNEL), header, shim]);
+    let notes = ("kernels/README.md", "");
+    let repository = Repository::new(&[("kernels/first.cu", KERNEL), header, notes]);
     let home = repository.nvcc("home");
     let calls_after = |environment: &[(&str, &str)]| {
         let mut given = vec![("CUDA_HOME", home.as_str())];
         given.extend(environment);
         let outcome = repository.build(&given);
         assert_eq!(outcome.result, Ok(()));
-        for file in ["kernels", "kernels/first.cu", header.0, shim.0] {
+        for file in ["kernels", "kernels/first.cu", header.0, notes.0] {
             assert!(outcome.lines.contains(&format!("cargo::rerun-if-changed={file}")), "{file}");
         }
         repository.calls("home")
@@ -332,7 +332,7 @@ fn compilers_are_asked_again_only_after_a_change() {
     assert_eq!(calls_after(&[]), 1);
     assert_eq!(calls_after(&[("NUM_JOBS", "8")]), 1);
     let hash = repository.rust();
-    repository.write(shim.0, "// host code");
+    repository.write(notes.0, "Kernels.");
     assert_eq!((calls_after(&[]), repository.rust()), (1, hash.clone()));
     repository.write(header.0, "using u32 = unsigned int;");
     assert_eq!(calls_after(&[]), 2);
@@ -385,25 +385,24 @@ fn bad_kernels_stop_the_build() {
 #[test]
 fn scan_finds_exported_kernels_and_nothing_else() {
     let source = r#"
-        #define GPU_KERNEL \
-            extern "C" __global__ void
         // extern "C" __global__ void in_comment(float* x)
-        /* GPU_EXPORT(in_block) */
+        /* KERNEL(in_block, float) */
         #include "types.cuh"
         __global__ void template_like(int) {}
-        __device__ void helper() { const char* s = "GPU_KERNEL no(" ; }
+        __device__ void helper() { const char* s = "KERNEL(no)" ; }
         extern "C" __global__ void plain(float* x) {}
         extern "C" __global__ __launch_bounds__(kThreads(128), 1) void bounded(const float* __restrict__ x) {}
-        GPU_KERNEL __launch_bounds__(256) by_macro_bf16(int n) { helper(); }
-        GPU_KERNEL named_twice(int n) {}
-        GPU_EXPORT(named_twice)
-        GPU_EXPORT(exported);
+        #define KERNEL(name, S) \
+            extern "C" __global__ void __launch_bounds__(256) name(const S* x) { helper(); }
+        KERNEL(by_macro_f32, float)
+        KERNEL(by_macro_bf16, gpu::bf16)
+        #undef KERNEL
     "#;
     let repository = Repository::new(&[("kernels/some.cu", source)]);
     assert_eq!(repository.build(&[]).result, Ok(()));
     let rust = repository.rust();
     let names: Vec<&str> = rust.lines().filter_map(|line| line.split("&str = \"").nth(1)).collect();
-    assert_eq!(names, ["plain\";", "bounded\";", "by_macro_bf16\";", "named_twice\";", "exported\";"]);
+    assert_eq!(names, ["plain\";", "bounded\";", "by_macro_f32\";", "by_macro_bf16\";"]);
 }
 
 /// What `lensmith --device` says of the device where libcuda is the stand-in, with these settings.

@@ -9,8 +9,6 @@
 
 namespace gpu {
 
-#if defined(__CUDACC__)
-
 /// The 32-bit address of a generic pointer into shared memory, as PTX operands want it.
 GPU_FN u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
@@ -55,26 +53,5 @@ GPU_FN void copy_async_wait() {
 
 /// Waits for every copy of this thread, committed or not.
 GPU_FN void copy_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-#else
-
-inline void copy_async_16(void* shared, const void* global, u32 bytes = 16 GPU_SITE) {
-  ::emulation::copy_async(shared, global, 16, bytes GPU_HERE);
-}
-inline void copy_async_8(void* shared, const void* global, u32 bytes = 8 GPU_SITE) {
-  ::emulation::copy_async(shared, global, 8, bytes GPU_HERE);
-}
-inline void copy_async_4(void* shared, const void* global, u32 bytes = 4 GPU_SITE) {
-  ::emulation::copy_async(shared, global, 4, bytes GPU_HERE);
-}
-inline const void* behind(const void* base, u32 bytes) { return static_cast<const char*>(base) + bytes; }
-inline void copy_async_commit() { ::emulation::copy_async_commit(); }
-template <int N>
-inline void copy_async_wait() {
-  ::emulation::copy_async_wait(N);
-}
-inline void copy_async_wait_all() { ::emulation::copy_async_wait_all(); }
-
-#endif
 
 }  // namespace gpu

@@ -15,7 +15,7 @@ constexpr u32 LATENTS_OF_WARP = 32, LATENTS = WARPS * LATENTS_OF_WARP;
 struct decoder_input {
   bf16 *w1, *z, *mean, *hidden;
 
-  GPU_BOTH decoder_input(carver& carve, u32 size, u32 latent) {
+  GPU_FN decoder_input(carver& carve, u32 size, u32 latent) {
     w1 = carve.take<bf16>(size_t(size) * stride_of(latent));
     z = carve.take<bf16>(size_t(LATENTS) * stride_of(latent));
     mean = carve.take<bf16>(size_t(LATENTS) * stride_of(latent));

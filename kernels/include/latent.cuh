@@ -36,8 +36,8 @@ GPU_FN float4 candidate_of(const noise& n, u64 row, u32 candidate, u32 block, fl
                      __fmaf_rn(n.sigma, eta.z, start.z), __fmaf_rn(n.sigma, eta.w, start.w));
 }
 
-/// `count` latents, `latent` wide, each with a row of a block of seeds that it belongs to. A parameter, the
-/// twin of `Latents` in src/backend/cuda/params.rs.
+/// `count` latents, `latent` wide, each with a row of a block of seeds that it belongs to. `Latents`
+/// in src/backend/cuda/params.rs.
 struct latents {
   const float* z;        // stored [count, latent]; null: they are drawn wherever they are read
   const u32* owners;     // [count], the row of each; null: the samples name it

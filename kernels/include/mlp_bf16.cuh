@@ -16,7 +16,7 @@ namespace tensor {
 constexpr u32 THREADS = 128, WARPS = THREADS / WARP, OUTPUTS = 64;
 
 /// Values between rows of an operand that is `k` long.
-constexpr GPU_BOTH u32 stride_of(u32 k) { return k + 8; }
+constexpr GPU_FN u32 stride_of(u32 k) { return k + 8; }
 
 /// R x 16 rows by G x 16 outputs of a warp, as D fragments lie (mma.cuh).
 template <u32 R, u32 G>
@@ -260,8 +260,8 @@ struct any_rows {
 constexpr u32 ROWS = 64;
 
 /// Values of a stage for `wide` outputs, and of the stages that add_stored takes.
-constexpr GPU_BOTH u32 stage_of(u32 wide) { return (ROWS + wide) * CHUNK_STRIDE; }
-constexpr GPU_BOTH u32 stages_of(u32 stages, u32 wide) { return stages * stage_of(wide); }
+constexpr GPU_FN u32 stage_of(u32 wide) { return (ROWS + wide) * CHUNK_STRIDE; }
+constexpr GPU_FN u32 stages_of(u32 stages, u32 wide) { return stages * stage_of(wide); }
 
 /// The chunks of add_stored, from sources that know their rows.
 template <u32 STAGES, u32 N, u32 R, u32 G, class X, class W>

@@ -17,7 +17,7 @@ constexpr u32 CHUNK_STRIDE = DEPTH + 4;
 constexpr u32 WARPS = THREADS / WARP, ROWS_OF_WARP = ROWS / WARPS;
 
 /// Words between rows of an operand that is `k` deep.
-constexpr GPU_BOTH u32 stride_of(u32 k) { return k + 4; }
+constexpr GPU_FN u32 stride_of(u32 k) { return k + 4; }
 
 GPU_FN u32 row_of(u32 i) { return threadIdx.x / 16 + 8 * i; }
 GPU_FN u32 output_of(u32 j) { return threadIdx.x % 16 + 16 * j; }
@@ -157,7 +157,7 @@ struct column {
 struct decoder_input {
   float *z, *mean, *hidden;
 
-  GPU_BOTH decoder_input(carver& carve, u32 hidden_size, u32 latent) {
+  GPU_FN decoder_input(carver& carve, u32 hidden_size, u32 latent) {
     z = carve.take<float>(size_t(ROWS) * stride_of(latent));
     mean = carve.take<float>(size_t(ROWS) * stride_of(latent));
     hidden = carve.take<float>(size_t(ROWS) * stride_of(hidden_size));

@@ -19,15 +19,9 @@
 // in pairs, are an A fragment: d0 d1 -> a0, d2 d3 -> a1 of the left one, a2 and a3 of the right. So a hidden
 // layer's result feeds the next product from registers.
 #pragma once
-#include "gpu.cuh"
-
-#if defined(__CUDACC__)
 #include "async_copy.cuh"
-#endif
 
 namespace gpu {
-
-#if defined(__CUDACC__)
 
 /// D += A B over k = 16 in BF16, sums in F32; all 32 lanes together. In place: a C of its own costs moves.
 GPU_FN void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
@@ -111,40 +105,5 @@ GPU_FN void ldmatrix_x4_trans(u32 (&r)[4], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
-
-#else
-
-// The emulator's twins; the fragments are taken apart in kernels/emulation/tensor.cpp.
-inline void mma_m16n8k16_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2] GPU_SITE) {
-  ::emulation::mma(::emulation::mma_bf16, d, a, b, d GPU_HERE);
-}
-inline void mma_m16n8k16_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2] GPU_SITE) {
-  ::emulation::mma(::emulation::mma_f16, d, a, b, d GPU_HERE);
-}
-inline void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2] GPU_SITE) {
-  ::emulation::mma(::emulation::mma_tf32, d, a, b, d GPU_HERE);
-}
-inline float relu_nan(float x) { return x != x || x > 0.0f ? x : 0.0f; }
-inline u32 to_tf32(float x) { return ::emulation::tf32_from_float(x); }
-inline void ldmatrix_x1(u32 (&r)[1], const void* row GPU_SITE) {
-  ::emulation::ldmatrix(r, row, 1, false GPU_HERE);
-}
-inline void ldmatrix_x2(u32 (&r)[2], const void* row GPU_SITE) {
-  ::emulation::ldmatrix(r, row, 2, false GPU_HERE);
-}
-inline void ldmatrix_x4(u32 (&r)[4], const void* row GPU_SITE) {
-  ::emulation::ldmatrix(r, row, 4, false GPU_HERE);
-}
-inline void ldmatrix_x1_trans(u32 (&r)[1], const void* row GPU_SITE) {
-  ::emulation::ldmatrix(r, row, 1, true GPU_HERE);
-}
-inline void ldmatrix_x2_trans(u32 (&r)[2], const void* row GPU_SITE) {
-  ::emulation::ldmatrix(r, row, 2, true GPU_HERE);
-}
-inline void ldmatrix_x4_trans(u32 (&r)[4], const void* row GPU_SITE) {
-  ::emulation::ldmatrix(r, row, 4, true GPU_HERE);
-}
-
-#endif
 
 }  // namespace gpu

@@ -1,7 +1,7 @@
-// Standard normals, logarithm, exponential, sine and cosine: the twins of src/noise/{math,normal}.rs, equal
-// in every bit. So every operation is named with its rounding (__fmaf_rn and its like): the compiler may
-// neither contract nor approximate them, whatever its flags. The coefficients are those of the Rust sources;
-// change both or none.
+// Standard normals, logarithm, exponential, sine and cosine, in every bit equal to those of
+// src/noise/{math,normal}.rs. So every operation is named with its rounding (__fmaf_rn and its like): the
+// compiler may neither contract nor approximate them, whatever its flags. The coefficients are those of the
+// Rust sources; change both or none.
 #pragma once
 #include "philox.cuh"
 

@@ -1,5 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011) and the counters of the crate: the twin of
-// src/noise/{mod,philox}.rs.
+// Philox4x32-10 (Salmon et al., SC 2011) and the counters of the crate, as in src/noise/{mod,philox}.rs.
 #pragma once
 #include "gpu.cuh"
 

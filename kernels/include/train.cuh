@@ -9,7 +9,7 @@
 
 namespace gpu {
 
-/// One step. Twin of `Step` in src/backend/cuda/params.rs.
+/// One step. `Step` in src/backend/cuda/params.rs.
 struct step {
   u32 first;           // place of its first pair in the order of the epoch
   u32 pairs;           // at most the batch size
@@ -29,7 +29,7 @@ GPU_FN T pick(const T (&of)[COUNT], u32 i) {
 }
 
 /// out [m, n] = op(a) op(b), each dense, row-major with rows `lda`, `ldb`, `ldo` values apart.
-/// A kernel parameter, twin of `Product` in src/backend/cuda/params.rs.
+/// `Product` in src/backend/cuda/params.rs.
 struct product {
   const float* a;
   const float* b;
@@ -85,8 +85,8 @@ GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 /// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
 /// slices in their order, so that the bits do not depend on which block that is.
 template <u32 TILE, u32 THREADS>
-GPU_FN void join_slices(const product& p, u32 row, u32 column GPU_SITE) {
-  if (!last_block(p.tickets + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z GPU_HERE)) return;
+GPU_FN void join_slices(const product& p, u32 row, u32 column) {
+  if (!last_block(p.tickets + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z)) return;
   const u64 slice = u64(p.m) * p.ldo;
   const bool vector = p.ldo % 4 == 0;
   for (u32 i = threadIdx.x; i < TILE * TILE / 4; i += THREADS) {
@@ -111,7 +111,7 @@ GPU_FN void join_slices(const product& p, u32 row, u32 column GPU_SITE) {
 
 /// Sums over k of 64 columns of a [k, lda] from `first` on, in F64, where a pair's opposite terms cancel
 /// exactly; rounded once. For 128 threads, `scratch` [512].
-GPU_FN void column_sums(const product& p, u32 first, double* scratch GPU_SITE) {
+GPU_FN void column_sums(const product& p, u32 first, double* scratch) {
   // Eight sums a column, each of every eighth row. A warp makes two of them for two stretches of 32 columns.
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   double sum[2][2] = {};
@@ -130,7 +130,7 @@ GPU_FN void column_sums(const product& p, u32 first, double* scratch GPU_SITE) {
 #pragma unroll
     for (u32 late = 0; late < 2; late++) scratch[(warp + 4 * late) * 64 + 32 * half + lane] = sum[half][late];
   }
-  __syncthreads(GPU_ONLY_HERE);
+  __syncthreads();
   if (threadIdx.x < 64 && first + threadIdx.x < p.m) {
     double total = scratch[threadIdx.x];
     for (u32 g = 1; g < 8; g++) total += scratch[64 * g + threadIdx.x];

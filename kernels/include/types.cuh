@@ -2,10 +2,8 @@
 #pragma once
 #include "gpu.cuh"
 
-#if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#endif
 
 namespace gpu {
 
@@ -23,11 +21,7 @@ struct f16 {
 GPU_FN float to_f32(float x) { return x; }
 GPU_FN float to_f32(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 GPU_FN float to_f32(f16 x) {
-#if defined(__CUDACC__)
   return __half2float(__ushort_as_half(x.bits));
-#else
-  return ::emulation::f16_to_float(x.bits);
-#endif
 }
 
 /// Narrowing rounds to nearest, ties to even; NaN becomes the canonical one (0x7fff), as cvt.rn does.
@@ -39,39 +33,23 @@ GPU_FN float from_f32<float>(float x) {
 }
 template <>
 GPU_FN bf16 from_f32<bf16>(float x) {
-#if defined(__CUDACC__)
   return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
-#else
-  return {::emulation::bf16_from_float(x)};
-#endif
 }
 template <>
 GPU_FN f16 from_f32<f16>(float x) {
-#if defined(__CUDACC__)
   return {__half_as_ushort(__float2half_rn(x))};
-#else
-  return {::emulation::f16_from_float(x)};
-#endif
 }
 
 /// Two values in one register, `low` in the lower half: one instruction on the device (cvt.rn.bf16x2.f32).
 GPU_FN u32 pack_bf16(float low, float high) {
-#if defined(__CUDACC__)
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return u32(__bfloat16_as_ushort(pair.x)) | u32(__bfloat16_as_ushort(pair.y)) << 16;
-#else
-  return u32(::emulation::bf16_from_float(low)) | u32(::emulation::bf16_from_float(high)) << 16;
-#endif
 }
 
 /// The same in IEEE halves (cvt.rn.f16x2.f32).
 GPU_FN u32 pack_f16(float low, float high) {
-#if defined(__CUDACC__)
   const __half2 pair = __floats2half2_rn(low, high);
   return u32(__half_as_ushort(pair.x)) | u32(__half_as_ushort(pair.y)) << 16;
-#else
-  return u32(::emulation::f16_from_float(low)) | u32(::emulation::f16_from_float(high)) << 16;
-#endif
 }
 
 /// Written so that NaN stays NaN.
@@ -92,8 +70,7 @@ struct __align__(16) vec16 {
 
 /// Loads 16 bytes; `from` must lie on a multiple of 16.
 template <class T>
-GPU_FN vec16<T> load_16(const T* from GPU_SITE) {
-  GPU_ACCESS(read, from, 16);
+GPU_FN vec16<T> load_16(const T* from) {
   return *reinterpret_cast<const vec16<T>*>(from);
 }
 
@@ -136,15 +113,13 @@ GPU_FN void load_typed(float (&v)[COUNT], const void* from, u32 dtype, u64 at, u
 
 /// Stores 16 bytes; `to` must lie on a multiple of 16.
 template <class T>
-GPU_FN void store_16(T* to, const vec16<T>& from GPU_SITE) {
-  GPU_ACCESS(write, to, 16);
+GPU_FN void store_16(T* to, const vec16<T>& from) {
   *reinterpret_cast<vec16<T>*>(to) = from;
 }
 
 /// Stores 16 bytes that this launch will not read again: they leave L2 first.
 template <class T>
-GPU_FN void store_16_streaming(T* to, const vec16<T>& from GPU_SITE) {
-  GPU_ACCESS(write, to, 16);
+GPU_FN void store_16_streaming(T* to, const vec16<T>& from) {
   __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&from));
 }
 
