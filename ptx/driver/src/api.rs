@@ -76,9 +76,9 @@ fn handle(value: u64) -> *mut c_void {
 }
 
 fn stage_is(place: &Option<(String, Vec<String>)>) -> bool {
-    place.as_ref().is_some_and(|(variable, values)| {
-        std::env::var(variable).is_ok_and(|now| values.iter().any(|v| *v == now))
-    })
+    place
+        .as_ref()
+        .is_some_and(|(variable, values)| std::env::var(variable).is_ok_and(|now| values.contains(&now)))
 }
 
 // ---- start
@@ -494,10 +494,10 @@ pub unsafe extern "C" fn cuLaunchKernel(
             return Err(codes::INVALID_VALUE);
         }
         on("cuLaunchKernel", &[function, stream], |device, state| {
-            let (grid, block) = ([gx, gy, gz], [bx, by, bz]);
+            let geometry = ([gx, gy, gz], [bx, by, bz], shared);
             let arguments = arguments.cast_const().cast();
             // SAFETY: the caller answers for the arguments.
-            unsafe { state.launch(device, stream as u64, function as u64, grid, block, shared, arguments) }
+            unsafe { state.launch(device, (stream as u64, function as u64), geometry, arguments) }
         })
     })
 }

@@ -700,16 +700,15 @@ impl State {
 
     // ---- launches
 
+    /// Puts a launch on a stream.
+    ///
     /// # Safety
     /// `arguments` points to a pointer for every parameter of the kernel, to as many bytes as it takes.
     pub unsafe fn launch(
         &mut self,
         device: &Device,
-        stream: u64,
-        function: u64,
-        grid: [u32; 3],
-        block: [u32; 3],
-        shared: u32,
+        (stream, function): (u64, u64),
+        (grid, block, shared): ([u32; 3], [u32; 3], u32),
         arguments: *const *const u8,
     ) -> Answer<()> {
         let function = self.functions.get(&function).ok_or(codes::INVALID_HANDLE)?;

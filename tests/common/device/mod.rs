@@ -10,6 +10,7 @@ mod kernels;
 mod single;
 
 use std::ffi::{CString, c_char, c_int};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -34,31 +35,69 @@ pub fn usual_capability() -> (u32, u32) {
         .unwrap_or_else(|| panic!("LENSMITH_TEST_CAPABILITY: `{text}` is no compute capability, as 8.0 is"))
 }
 
+/// The schedule of devices that no test asks for: [`Schedule::PLAIN`], or one of LENSMITH_TEST_SCHEDULE, `backward` or
+/// `random:SEED`.
+pub fn usual_schedule() -> Schedule {
+    let text = std::env::var("LENSMITH_TEST_SCHEDULE").unwrap_or_else(|_| "plain".into());
+    let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
+    match (&*text, seed) {
+        ("plain", _) => Schedule::PLAIN,
+        ("backward", _) => Schedule::ALL[1],
+        (_, Some(seed)) => Schedule::random(seed),
+        _ => panic!("LENSMITH_TEST_SCHEDULE: expected plain, backward or random:SEED, found `{text}`"),
+    }
+}
+
 /// In which order threads and blocks run, and when copies land: what CUDA leaves undefined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Turns of warps and blocks, in the words of the driver's settings.
-    pub order: &'static str,
+    /// Turns of warps and blocks.
+    pub order: Order,
     /// When `cp.async` writes shared memory: late or early.
     pub copies: &'static str,
-    /// When the work of streams is done: late, early or random.
-    pub queue: &'static str,
+    /// When the work of streams is done.
+    pub queue: Order,
     /// Draws the errors of approximate instructions.
     pub seed: u64,
 }
 
+/// An order: of warps and blocks by rising or falling number; of a stream's work late or early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// In the words of the driver's settings.
+    Named(&'static str),
+    /// Drawn from a seed.
+    Random(u64),
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Order::Named(name) => f.write_str(name),
+            Order::Random(seed) => write!(f, "random:{seed}"),
+        }
+    }
+}
+
 impl Schedule {
     /// By rising number, as late as can be.
-    pub const PLAIN: Schedule = Schedule { order: "any", copies: "late", queue: "late", seed: 0 };
+    pub const PLAIN: Schedule =
+        Schedule { order: Order::Named("any"), copies: "late", queue: Order::Named("late"), seed: 0 };
 
     /// Five schedules: a correct kernel gives the same bits under all.
     pub const ALL: [Schedule; 5] = [
         Schedule::PLAIN,
-        Schedule { order: "backward", copies: "early", queue: "early", seed: 1 },
-        Schedule { order: "random:2", copies: "late", queue: "random:2", seed: 2 },
-        Schedule { order: "random:3", copies: "early", queue: "late", seed: 3 },
-        Schedule { order: "forward", copies: "early", queue: "random:4", seed: 4 },
+        Schedule { order: Order::Named("backward"), copies: "early", queue: Order::Named("early"), seed: 1 },
+        Schedule::random(2),
+        Schedule { queue: Order::Named("late"), ..Schedule::random(3) },
+        Schedule { order: Order::Named("forward"), copies: "early", queue: Order::Random(4), seed: 4 },
     ];
+
+    /// Everything drawn from a seed.
+    pub const fn random(seed: u64) -> Schedule {
+        let copies = if seed % 2 == 0 { "late" } else { "early" };
+        Schedule { order: Order::Random(seed), copies, queue: Order::Random(seed), seed }
+    }
 }
 
 /// Whether races are looked for, which takes twice the time.
@@ -88,7 +127,7 @@ pub struct Simulated {
 impl Default for Simulated {
     fn default() -> Simulated {
         let capability = usual_capability();
-        Simulated { memory: 1 << 30, shared: 227 << 10, capability, schedule: Schedule::PLAIN, exact: true }
+        Simulated { memory: 1 << 30, shared: 227 << 10, capability, schedule: usual_schedule(), exact: true }
     }
 }
 
@@ -97,7 +136,8 @@ impl Simulated {
     fn settings(&self, races: Races) -> String {
         let Schedule { order, copies, queue, seed } = self.schedule;
         let (major, minor) = self.capability;
-        let races = u32::from(races == Races::Found);
+        // LENSMITH_TEST_RACES=1 looks for races everywhere.
+        let races = u32::from(races == Races::Found || std::env::var_os("LENSMITH_TEST_RACES").is_some());
         // As few blocks as possible, so that a block takes several tiles even in tests of few rows.
         format!(
             "memory={},shared={},capability={major}.{minor},order={order},copies={copies},queue={queue},seed={seed},\
@@ -172,11 +212,12 @@ pub fn stand_in(folder: &Path) -> PathBuf {
     folder.to_path_buf()
 }
 
-/// PTX_DRIVER for another process: usual devices, and `more` settings.
+/// PTX_DRIVER for another process: usual devices, and `more` settings, which win.
 pub fn settings(more: &str) -> String {
-    let (major, minor) = usual_capability();
-    let kernels = ptx((major, minor));
-    format!("races=0,capability={major}.{minor},kernels={},{more}", kernels.display())
+    let usual = Simulated::default().settings(Races::Ignored);
+    // These processes see a device of the usual size, whose multiprocessors take more than a block.
+    let kept = usual.split(',').filter(|s| !s.starts_with("memory=") && !s.starts_with("occupancy="));
+    format!("{},{more}", kept.collect::<Vec<_>>().join(","))
 }
 
 /// Opens a device as told, or the tested GPU.
