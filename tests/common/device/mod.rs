@@ -95,7 +95,7 @@ impl Schedule {
 
     /// Everything drawn from a seed.
     pub const fn random(seed: u64) -> Schedule {
-        let copies = if seed % 2 == 0 { "late" } else { "early" };
+        let copies = if seed.is_multiple_of(2) { "late" } else { "early" };
         Schedule { order: Order::Random(seed), copies, queue: Order::Random(seed), seed }
     }
 }
