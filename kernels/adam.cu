@@ -36,11 +36,13 @@ GPU_FN bool aligned(const void* p) {
 }  // namespace adam
 
 extern "C" __global__ void __launch_bounds__(adam::THREADS)
-    adam_f32(float* __restrict__ w, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-             uint64_t n, float beta1, float keep1, float beta2, float keep2, float eps, float decay,
-             const gpu::step* __restrict__ now) {
+    adam_f32(const __grid_constant__ params::adam p) {
   using namespace adam;
-  const Step step{beta1, keep1, beta2, keep2, now->rate, now->inverse_root, eps, decay};
+  float *w = p.w, *m = p.m, *v = p.v;
+  const float* g = p.g;
+  const u64 n = p.n;
+  const params::step now = gpu::running(p.now);
+  const Step step{p.beta1, p.keep1, p.beta2, p.keep2, now.rate, now.inverse_root, p.eps, p.decay};
   const u64 first = u64(blockIdx.x) * blockDim.x + threadIdx.x;
   const u64 threads = u64(gridDim.x) * blockDim.x;
 
@@ -48,9 +50,10 @@ extern "C" __global__ void __launch_bounds__(adam::THREADS)
   const bool vectors = aligned(w) && aligned(g) && aligned(m) && aligned(v);
   const u64 groups = vectors ? n / 4 : 0;
   for (u64 i = first; i < groups; i += threads) {
-    // All four loads are in flight before the first is used.
+    // All four loads are in flight before the first is used. That of g is volatile: those of an unrolled loop
+    // would else all move to its front, and take more registers.
     float4 w4 = reinterpret_cast<const float4*>(w)[i];
-    const float4 g4 = reinterpret_cast<const float4*>(g)[i];
+    const float4 g4 = __ldg(reinterpret_cast<const float4*>(g) + i);
     float4 m4 = reinterpret_cast<const float4*>(m)[i];
     float4 v4 = reinterpret_cast<const float4*>(v)[i];
     update(step, w4.x, g4.x, m4.x, v4.x);
@@ -63,6 +66,6 @@ extern "C" __global__ void __launch_bounds__(adam::THREADS)
   }
   // The last three at most, or everything.
   for (u64 i = groups * 4 + first; i < n; i += threads) {
-    update(step, w[i], g[i], m[i], v[i]);
+    update(step, w[i], __ldg(g + i), m[i], v[i]);
   }
 }

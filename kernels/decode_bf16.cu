@@ -77,9 +77,9 @@ struct results : tile<R, OUTPUTS / 16> {
 /// of a warp's latents go through the slice together; what is not known takes registers from them. `whole`:
 /// rows are whole 16 bytes of S, and the width of the slice whole tiles.
 template <u32 R, class S>
-GPU_FN void decode(const layout& shared, const gpu::latents& source, u64 count, u32 dim, u32 hidden,
-                   u32 latent, u32 slice, u32 width, const float* b1, const gpu::seeds& seeds, bool residual,
-                   bool whole, S* out) {
+GPU_FN void decode(const layout& shared, const params::latents& source, u64 count, u32 dim, u32 hidden,
+                   u32 latent, u32 slice, u32 width, const float* b1, const params::seeds& seeds,
+                   bool residual, bool whole, S* out) {
   using tile = results<S, R>;
   constexpr u32 COUNT = tile::COUNT;
   const u32 stride = stride_of(hidden), own = shared.input.first_row();
@@ -104,7 +104,7 @@ GPU_FN void decode(const layout& shared, const gpu::latents& source, u64 count, 
             t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
               const u32 left = whole ? COUNT : width > from + c ? width - from - c : 0;
               const u64 at = u64(seed[i]) * dim + slice + from + c;
-              gpu::load_as<decltype(type)>(v, seeds.embeddings, at, left, whole);
+              gpu::read_as<decltype(type)>(v, seeds.embeddings, at, left, whole);
             });
           };
           if (seeds.dtype == 0)
@@ -134,17 +134,22 @@ GPU_FN void decode(const layout& shared, const gpu::latents& source, u64 count, 
 }
 
 template <class S>
-GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
-                const bf16* w1, const float* b1, const bf16* w2, const float* b2, const gpu::seeds& seeds,
-                S* out) {
+GPU_FN void run(const params::decode<S, bf16>& p) {
+  const float* b1 = p.b1;
+  S* out = p.out;
+  const params::latents& source = p.source;
+  const params::seeds& seeds = p.seeds;
+  const u64 count = p.count;
+  const u32 dim = p.dim, hidden = p.hidden, latent = p.latent, columns = p.columns;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, hidden, latent, columns);
   const u32 slice = blockIdx.y * columns, width = dim - slice < columns ? dim - slice : columns;
-  shared.input.load(w1, hidden, latent);
-  copy_rows_of(shared.w2, stride_of(hidden), w2, column_of<gpu::vec16<S>::COUNT>{slice}, dim, hidden, 0,
+  shared.input.load(p.w1, hidden, latent);
+  copy_rows_of(shared.w2, stride_of(hidden), p.w2, column_of<gpu::vec16<S>::COUNT>{slice}, dim, hidden, 0,
                hidden, columns);
-  for (u32 c = threadIdx.x; c < columns; c += THREADS) shared.bias[c] = c < width ? b2[slice + c] : 0.0f;
+  for (u32 c = threadIdx.x; c < columns; c += THREADS)
+    shared.bias[c] = c < width ? gpu::read(p.b2 + slice + c) : 0.0f;
   gpu::copy_async_wait_all();
   __syncthreads();
 
@@ -161,12 +166,8 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
 
 #define KERNEL(name, S) \
   extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 3) \
-      name(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent, \
-           uint32_t columns, const gpu::bf16* __restrict__ w1, const float* __restrict__ b1, \
-           const gpu::bf16* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base, \
-           uint32_t base_dtype, const float* __restrict__ base_mu, S* __restrict__ out) { \
-    decode_bf16::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, \
-                     {base, base_dtype, base_mu}, out); \
+      name(const __grid_constant__ params::decode<S, gpu::bf16> p) { \
+    decode_bf16::run(p); \
   }
 KERNEL(decode_bf16_f32, float)
 KERNEL(decode_bf16_f16, gpu::f16)

@@ -23,9 +23,11 @@ struct layout {
 };
 
 template <class S>
-GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 latent, u32 columns,
-                const float* w1, const float* b1, const float* w2, const float* b2, const gpu::seeds& seeds,
-                S* out) {
+GPU_FN void run(const params::decode<S, float>& p) {
+  const params::latents& source = p.source;
+  const params::seeds& seeds = p.seeds;
+  const u64 count = p.count;
+  const u32 dim = p.dim, hidden = p.hidden, latent = p.latent, columns = p.columns;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, hidden, latent, columns);
@@ -35,11 +37,11 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
     const u32 column = at / (hidden / 4), k = at % (hidden / 4) * 4;
     const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     gpu::store_4(shared.w2 + column * stride + k,
-                 column < width ? gpu::load_4(w2 + u64(slice + column) * hidden + k) : none);
+                 column < width ? gpu::read_4(p.w2 + u64(slice + column) * hidden + k) : none);
   }
   for (u64 first = u64(blockIdx.x) * ROWS; first < count; first += u64(gridDim.x) * ROWS) {
     // Its first barrier also stands between the slice, or the former tile's reads, and what follows.
-    shared.input.fill(source, first, count, latent, hidden, w1, b1, seeds.mu);
+    shared.input.fill(source, first, count, latent, hidden, p.w1, p.b1, seeds.mu);
     u64 start[8];
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
@@ -52,11 +54,11 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
       for (u32 j = 0; j < 4; j++) {
         const u32 column = slice + from + output_of(j);
         const bool there = from + output_of(j) < width;
-        const float bias = there ? b2[column] : 0.0f;
+        const float bias = there ? gpu::read(p.b2 + column) : 0.0f;
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
           float base[1] = {bias};
-          if (seeds.mu && there) gpu::load_typed(base, seeds.embeddings, seeds.dtype, start[i] + column);
+          if (seeds.mu && there) gpu::read_typed(base, seeds.embeddings, seeds.dtype, start[i] + column);
           t.sum[i][j] = base[0];
         }
       }
@@ -67,7 +69,7 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
           if (row < count && from + output_of(j) < width)
-            out[row * dim + slice + from + output_of(j)] = gpu::from_f32<S>(t.sum[i][j]);
+            p.out[row * dim + slice + from + output_of(j)] = gpu::from_f32<S>(t.sum[i][j]);
         }
       }
     }
@@ -77,13 +79,9 @@ GPU_FN void run(const gpu::latents& source, u64 count, u32 dim, u32 hidden, u32 
 }  // namespace decode_f32
 
 #define KERNEL(name, S) \
-  extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS) \
-      name(gpu::latents source, uint64_t count, uint32_t dim, uint32_t hidden, uint32_t latent, \
-           uint32_t columns, const float* __restrict__ w1, const float* __restrict__ b1, \
-           const float* __restrict__ w2, const float* __restrict__ b2, const void* __restrict__ base, \
-           uint32_t base_dtype, const float* __restrict__ base_mu, S* __restrict__ out) { \
-    decode_f32::run(source, count, dim, hidden, latent, columns, w1, b1, w2, b2, \
-                     {base, base_dtype, base_mu}, out); \
+  extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3) \
+      name(const __grid_constant__ params::decode<S, float> p) { \
+    decode_f32::run(p); \
   }
 KERNEL(decode_f32_f32, float)
 KERNEL(decode_f32_f16, gpu::f16)

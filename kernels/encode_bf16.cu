@@ -55,21 +55,23 @@ GPU_FN void write_codes(const bf16* hidden, const bf16* w2, const float* b2, u64
 }
 
 template <bool ALIGNED, class S>
-GPU_FN void encode(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const bf16* w1,
-                const float* b1, const bf16* w2, const float* b2, const gpu::codes& out) {
+GPU_FN void encode(const params::encode<S, bf16>& p) {
+  const gpu::codes out = {p.mu, p.logvar, p.z, p.noise};
+  const u64 rows = p.rows;
+  const u32 dim = p.dim, size = p.hidden, latent = p.latent;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, size, latent);
   const u32 own = threadIdx.x / gpu::WARP * ROWS_OF_WARP;
   bf16* const hidden = shared.hidden + own * stride_of(size);
-  copy_rows(shared.w2, stride_of(size), w2, 0, 2 * latent, size, 0, size, 2 * latent);
+  copy_rows(shared.w2, stride_of(size), p.w2, 0, 2 * latent, size, 0, size, 2 * latent);
   gpu::copy_async_wait_all();
   // The first barrier of add_stored stands between this and its use.
   for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
     for (u32 from = 0; from < size; from += OUTPUTS) {
       tile<1, OUTPUTS / 16> t;
-      t.start(b1 + from, size - from);
-      add_stored<ALIGNED, STAGES, 1>(t, shared.stages, embeddings, first, rows, w1, from, size, dim);
+      t.start(p.b1 + from, size - from);
+      add_stored<ALIGNED, STAGES, 1>(t, shared.stages, p.embeddings, first, rows, p.w1, from, size, dim);
 #pragma unroll
       for (u32 n = 0; n < OUTPUTS / 8; n++) {
 #pragma unroll
@@ -83,30 +85,25 @@ GPU_FN void encode(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent,
     }
     // A warp's hidden rows are read by itself alone.
     __syncwarp();
-    write_codes(hidden, shared.w2, b2, first + own, rows, size, latent, out);
+    write_codes(hidden, shared.w2, p.b2, first + own, rows, size, latent, out);
     __syncwarp();
   }
 }
 
 template <class S>
-GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const bf16* w1,
-                const float* b1, const bf16* w2, const float* b2, const gpu::codes& out) {
-  if (dim % 8 == 0)
-    encode<true>(embeddings, rows, dim, size, latent, w1, b1, w2, b2, out);
+GPU_FN void run(const params::encode<S, bf16>& p) {
+  if (p.dim % 8 == 0)
+    encode<true>(p);
   else
-    encode<false>(embeddings, rows, dim, size, latent, w1, b1, w2, b2, out);
+    encode<false>(p);
 }
 
 }  // namespace encode_bf16
 
 #define KERNEL(name, S) \
   extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 3) \
-      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden, uint32_t latent, \
-           const gpu::bf16* __restrict__ w1, const float* __restrict__ b1, const gpu::bf16* __restrict__ w2, \
-           const float* __restrict__ b2, float* __restrict__ mu, float* __restrict__ logvar, \
-           float* __restrict__ z, uint64_t seed, uint32_t side, uint64_t first_row) { \
-    encode_bf16::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, \
-                     {mu, logvar, z, seed, side, first_row}); \
+      name(const __grid_constant__ params::encode<S, gpu::bf16> p) { \
+    encode_bf16::run(p); \
   }
 KERNEL(encode_bf16_f32, float)
 KERNEL(encode_bf16_f16, gpu::f16)

@@ -27,8 +27,10 @@ struct layout {
 };
 
 template <class S>
-GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, const float* w1,
-                const float* b1, const float* w2, const float* b2, const gpu::codes& out) {
+GPU_FN void run(const params::encode<S, float>& p) {
+  const gpu::codes out = {p.mu, p.logvar, p.z, p.noise};
+  const u64 rows = p.rows;
+  const u32 dim = p.dim, size = p.hidden, latent = p.latent;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, size, latent);
@@ -39,9 +41,9 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
       for (u32 j = 0; j < 4; j++) {
         const u32 output = from + output_of(j);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) t.sum[i][j] = output < size ? b1[output] : 0.0f;
+        for (u32 i = 0; i < 8; i++) t.sum[i][j] = output < size ? gpu::read(p.b1 + output) : 0.0f;
       }
-      add_stored(t, shared.x, shared.w, embeddings, first, rows, w1, from, size, dim);
+      add_stored(t, shared.x, shared.w, p.embeddings, first, rows, p.w1, from, size, dim);
 #pragma unroll
       for (u32 j = 0; j < 4; j++) {
         const u32 output = from + output_of(j);
@@ -55,7 +57,7 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
     for (u32 from = 0; from < 2 * latent; from += gpu::WARP) {
       const u32 output = from + threadIdx.x % gpu::WARP;
       column c;
-      c.product(shared.hidden, stride_of(size), w2 + u64(output) * size, b2[output], size);
+      c.product(shared.hidden, stride_of(size), p.w2 + u64(output) * size, gpu::read(p.b2 + output), size);
 #pragma unroll
       for (u32 i = 0; i < ROWS_OF_WARP; i++) shared.code[column::row(i) * code_stride + output] = c.sum[i];
     }
@@ -73,12 +75,8 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 size, u32 latent, co
 
 #define KERNEL(name, S) \
   extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3) \
-      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t hidden, uint32_t latent, \
-           const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2, \
-           const float* __restrict__ b2, float* __restrict__ mu, float* __restrict__ logvar, \
-           float* __restrict__ z, uint64_t seed, uint32_t side, uint64_t first_row) { \
-    encode_f32::run(embeddings, rows, dim, hidden, latent, w1, b1, w2, b2, \
-                     {mu, logvar, z, seed, side, first_row}); \
+      name(const __grid_constant__ params::encode<S, float> p) { \
+    encode_f32::run(p); \
   }
 KERNEL(encode_f32_f32, float)
 KERNEL(encode_f32_f16, gpu::f16)

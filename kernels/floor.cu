@@ -7,6 +7,8 @@
 // Reference: plain arithmetic in tests
 // Measured on: nothing yet; mma.sync, whose peak is below that of wgmma on compute capability 9.0
 #include "include/mma.cuh"
+#include "include/params.cuh"
+#include "include/read.cuh"
 
 namespace floors {
 
@@ -33,8 +35,11 @@ GPU_FN uint4 word(u64 i) {
 }  // namespace floors
 
 extern "C" __global__ void __launch_bounds__(floors::THREADS)
-    floor_read(const uint4* __restrict__ in, uint32_t* __restrict__ sums, uint64_t n) {
+    floor_read(const __grid_constant__ params::floor p) {
   using namespace floors;
+  const uint4* __restrict__ in = static_cast<const uint4*>(p.from);
+  u32* __restrict__ sums = static_cast<u32*>(p.out);
+  const u64 n = p.n;
   const u64 step = threads();
   u32 sum = 0;
   u64 i = first();
@@ -50,14 +55,19 @@ extern "C" __global__ void __launch_bounds__(floors::THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(floors::THREADS)
-    floor_write(uint4* __restrict__ out, uint64_t n) {
+    floor_write(const __grid_constant__ params::floor p) {
   using namespace floors;
+  uint4* __restrict__ out = static_cast<uint4*>(p.out);
+  const u64 n = p.n;
   for (u64 i = first(); i < n; i += threads()) out[i] = word(i);
 }
 
 extern "C" __global__ void __launch_bounds__(floors::THREADS)
-    floor_copy(const uint4* __restrict__ in, uint4* __restrict__ out, uint64_t n) {
+    floor_copy(const __grid_constant__ params::floor p) {
   using namespace floors;
+  const uint4* __restrict__ in = static_cast<const uint4*>(p.from);
+  uint4* __restrict__ out = static_cast<uint4*>(p.out);
+  const u64 n = p.n;
   const u64 step = threads();
   u64 i = first();
   for (; i + (WAYS - 1) * step < n; i += WAYS * step) {
@@ -73,14 +83,18 @@ extern "C" __global__ void __launch_bounds__(floors::THREADS)
 /// Operands are fragments, register by register: those of LEFT matrices A, then those of RIGHT matrices B, so
 /// 4 LEFT + 2 RIGHT = 16 rows of 32 lanes. products: the sum over all rounds and products, a fragment a warp.
 extern "C" __global__ void __launch_bounds__(floors::THREADS)
-    floor_mma_bf16(const uint32_t* __restrict__ operands, float* __restrict__ products, uint32_t rounds) {
+    floor_mma_bf16(const __grid_constant__ params::floor p) {
   using namespace floors;
+  const u32* operands = static_cast<const u32*>(p.from);
+  float4* products = static_cast<float4*>(p.out);
+  const u32 rounds = u32(p.n);
   const u32 lane = threadIdx.x % gpu::WARP;
   u32 a[LEFT][4], b[RIGHT][2];
 #pragma unroll
-  for (u32 i = 0; i < 4 * LEFT; i++) a[i / 4][i % 4] = operands[i * gpu::WARP + lane];
+  for (u32 i = 0; i < 4 * LEFT; i++) a[i / 4][i % 4] = gpu::read(operands + i * gpu::WARP + lane);
 #pragma unroll
-  for (u32 i = 0; i < 2 * RIGHT; i++) b[i / 2][i % 2] = operands[(4 * LEFT + i) * gpu::WARP + lane];
+  for (u32 i = 0; i < 2 * RIGHT; i++)
+    b[i / 2][i % 2] = gpu::read(operands + (4 * LEFT + i) * gpu::WARP + lane);
   float sum[LEFT][RIGHT][4] = {};
   for (u32 round = 0; round < rounds; round++) {
 #pragma unroll
@@ -98,5 +112,5 @@ extern "C" __global__ void __launch_bounds__(floors::THREADS)
       all.z += sum[l][r][2];
       all.w += sum[l][r][3];
     }
-  reinterpret_cast<float4*>(products)[first()] = all;
+  products[first()] = all;
 }

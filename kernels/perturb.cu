@@ -13,11 +13,12 @@ namespace perturb {
 
 using gpu::candidate_of;
 using gpu::load_4;
-using gpu::noise;
+using gpu::read_4;
 using gpu::start_of;
 using gpu::store_4;
 using gpu::u32;
 using gpu::u64;
+using params::noise;
 
 constexpr u32 THREADS = 128;
 constexpr u64 NO_KEY = ~u64(0);
@@ -120,22 +121,22 @@ GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
 }  // namespace perturb
 
 extern "C" __global__ void __launch_bounds__(perturb::THREADS)
-    select_f32(const float* __restrict__ mu, const float* __restrict__ logvar, uint32_t* __restrict__ out,
-               uint64_t rows, uint32_t latent, uint32_t keep, uint32_t drawn, float sigma,
-               uint32_t likelihood, uint32_t mean, uint64_t seed, uint32_t side, uint64_t first_row) {
+    select_f32(const __grid_constant__ params::select p) {
   using namespace perturb;
+  const u64 rows = p.rows, first_row = p.noise.first_row;
+  const u32 latent = p.latent, keep = p.keep, drawn = p.drawn;
+  const noise& n = p.noise;
   const u64 stride = u64(gridDim.x) * THREADS;
-  if (likelihood == u32(perturb::likelihood::none)) {
+  if (p.likelihood == u32(perturb::likelihood::none)) {
     // Nothing ranks them: the first ones stay.
     for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < rows * keep; i += stride)
-      out[i] = u32(i % keep);
+      p.out[i] = u32(i % keep);
     return;
   }
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve, latent, keep, drawn);
-  const bool posterior = likelihood == u32(perturb::likelihood::posterior);
-  const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, sigma};
+  const bool posterior = p.likelihood == u32(perturb::likelihood::posterior);
   const u32 lanes = shared.lanes, in_block = threadIdx.x / lanes, rank = threadIdx.x % lanes;
   const u32 first_lane = threadIdx.x % gpu::WARP - rank;
   u64* const keys = shared.keys + in_block * shared.capacity;
@@ -149,12 +150,13 @@ extern "C" __global__ void __launch_bounds__(perturb::THREADS)
       for (u32 block = rank; block < latent / 4; block += lanes) {
         const u64 from = row * latent + 4 * block;
         const u32 to = in_block * latent + 4 * block;
-        const float4 m = load_4(mu + from), v = load_4(logvar + from);
-        store_4(shared.start + to, start_of(n, first_row + row, block, m, v, mean != 0));
+        const float4 m = read_4(p.mu + from), v = read_4(p.logvar + from);
+        store_4(shared.start + to, start_of(n, first_row + row, block, m, v, p.mean != 0));
         store_4(shared.center + to, posterior ? m : make_float4(0.0f, 0.0f, 0.0f, 0.0f));
-        const float4 p = make_float4(gpu::exp(__fmul_rn(-0.5f, v.x)), gpu::exp(__fmul_rn(-0.5f, v.y)),
-                                     gpu::exp(__fmul_rn(-0.5f, v.z)), gpu::exp(__fmul_rn(-0.5f, v.w)));
-        store_4(shared.precision + to, posterior ? p : make_float4(1.0f, 1.0f, 1.0f, 1.0f));
+        const float4 precision =
+            make_float4(gpu::exp(__fmul_rn(-0.5f, v.x)), gpu::exp(__fmul_rn(-0.5f, v.y)),
+                        gpu::exp(__fmul_rn(-0.5f, v.z)), gpu::exp(__fmul_rn(-0.5f, v.w)));
+        store_4(shared.precision + to, posterior ? precision : make_float4(1.0f, 1.0f, 1.0f, 1.0f));
       }
     }
     // Also lets the former row's list be read to its end before new keys overwrite it.
@@ -177,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(perturb::THREADS)
     }
     sort_and_cut(keys, held, keep, rank, lanes);
     if (present)
-      for (u32 i = rank; i < keep; i += lanes) out[row * keep + i] = u32(keys[i]);
+      for (u32 i = rank; i < keep; i += lanes) p.out[row * keep + i] = u32(keys[i]);
   }
 }
 
@@ -185,31 +187,28 @@ extern "C" __global__ void __launch_bounds__(perturb::THREADS)
 /// elements of a row. Made once for a block of rows, so that whoever draws its candidates needs one normal
 /// an element, not two.
 extern "C" __global__ void __launch_bounds__(perturb::THREADS)
-    start_f32(const float* __restrict__ mu, const float* __restrict__ logvar, float* __restrict__ out,
-              uint64_t rows, uint32_t latent, uint64_t seed, uint32_t side, uint64_t first_row) {
+    start_f32(const __grid_constant__ params::start p) {
   using namespace perturb;
-  const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, 0.0f};
+  const u32 latent = p.latent;
   const u32 blocks = latent / 4;
   const u64 stride = u64(gridDim.x) * THREADS;
-  for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < rows * blocks; i += stride)
-    store_4(out + 4 * i, start_of(n, first_row + i / blocks, u32(i % blocks), load_4(mu + 4 * i),
-                                  load_4(logvar + 4 * i), false));
+  for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < p.rows * blocks; i += stride)
+    store_4(p.out + 4 * i, start_of(p.noise, p.noise.first_row + i / blocks, u32(i % blocks),
+                                  read_4(p.mu + 4 * i), read_4(p.logvar + 4 * i), false));
 }
 
 /// z' of samples (row in the block of rows, candidate) from their rows' starts: [count, latent]. A thread
 /// owns four elements of a sample.
 extern "C" __global__ void __launch_bounds__(perturb::THREADS)
-    perturb_f32(const float* __restrict__ starts, const uint2* __restrict__ samples, float* __restrict__ out,
-                uint64_t count, uint32_t latent, float sigma, uint64_t seed, uint32_t side,
-                uint64_t first_row) {
+    perturb_f32(const __grid_constant__ params::perturb p) {
   using namespace perturb;
-  const noise n = {make_uint2(u32(seed), u32(seed >> 32)), side, sigma};
+  const u32 latent = p.latent;
   const u32 blocks = latent / 4;
   const u64 stride = u64(gridDim.x) * THREADS;
-  for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < count * blocks; i += stride) {
+  for (u64 i = u64(blockIdx.x) * THREADS + threadIdx.x; i < p.count * blocks; i += stride) {
     const u32 block = u32(i % blocks);
-    const uint2 who = samples[i / blocks];
-    const float4 start = load_4(starts + u64(who.x) * latent + 4 * block);
-    store_4(out + 4 * i, candidate_of(n, first_row + who.x, who.y, block, start));
+    const uint2 who = gpu::read(p.samples + i / blocks);
+    const float4 start = read_4(p.starts + u64(who.x) * latent + 4 * block);
+    store_4(p.out + 4 * i, candidate_of(p.noise, p.noise.first_row + who.x, who.y, block, start));
   }
 }

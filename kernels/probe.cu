@@ -3,6 +3,7 @@
 #include "include/async_copy.cuh"
 #include "include/mma.cuh"
 #include "include/normal.cuh"
+#include "include/params.cuh"
 #include "include/reduce.cuh"
 #include "include/types.cuh"
 
@@ -10,23 +11,72 @@ using gpu::u16;
 using gpu::u32;
 using gpu::u64;
 
+// The parameters of each kernel, as tests have them.
+namespace params {
+
+struct probe_normals {
+  float* out;
+  u64 first_row, seed;
+  u32 rows, blocks, purpose, side, candidate;
+  u32 unused;
+};
+static_assert(sizeof(probe_normals) == 48);
+
+struct probe_scalars {
+  const float* in;
+  float* out;
+  u32 n;
+  u32 unused;
+};
+static_assert(sizeof(probe_scalars) == 24);
+
+struct probe_mma {
+  const u16 *a, *b;
+  const float* c;
+  float* d;
+  u32 half, variant;
+};
+static_assert(sizeof(probe_mma) == 40);
+
+struct probe_mma_tf32 {
+  const float *a, *b, *c;
+  float* d;
+};
+static_assert(sizeof(probe_mma_tf32) == 32);
+
+struct probe_copy {
+  const u32* in;
+  u32* out;
+  u32 bytes;
+  u32 unused;
+};
+static_assert(sizeof(probe_copy) == 24);
+
+struct probe_reduce {
+  const float* in;
+  float* out;
+};
+static_assert(sizeof(probe_reduce) == 16);
+
+}  // namespace params
+
 /// out [rows, 4 * blocks]: the normals of (purpose, side, first_row + row, candidate). A thread makes four.
-extern "C" __global__ void probe_normals_f32(float* out, uint32_t rows, uint32_t blocks, uint32_t purpose,
-                                             uint32_t side, uint64_t first_row, uint32_t candidate,
-                                             uint64_t seed) {
+extern "C" __global__ void probe_normals_f32(const __grid_constant__ params::probe_normals p) {
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= rows * blocks) return;
-  const gpu::address a = {gpu::purpose(purpose), side, first_row + i / blocks, candidate};
-  const float4 v = gpu::normals(a, i % blocks, make_uint2(u32(seed), u32(seed >> 32)));
-  *reinterpret_cast<float4*>(out + 4 * u64(i)) = v;
+  if (i >= p.rows * p.blocks) return;
+  const gpu::address a = {gpu::purpose(p.purpose), p.side, p.first_row + i / p.blocks, p.candidate};
+  const float4 v = gpu::normals(a, i % p.blocks, make_uint2(u32(p.seed), u32(p.seed >> 32)));
+  *reinterpret_cast<float4*>(p.out + 4 * u64(i)) = v;
 }
 
 /// ln |x|, exp x, sine and cosine of the turn that the bits of x name, and x through BF16, half and TF32: [7,
 /// n].
-extern "C" __global__ void probe_scalars_f32(const float* in, float* out, uint32_t n) {
+extern "C" __global__ void probe_scalars_f32(const __grid_constant__ params::probe_scalars p) {
   const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+  const u32 n = p.n;
   if (i >= n) return;
-  const float x = in[i];
+  const float x = p.in[i];
+  float* const out = p.out;
   out[i] = gpu::ln(fabsf(x));
   out[n + i] = gpu::exp(x);
   float sine, cosine;
@@ -65,16 +115,16 @@ GPU_FN void load_fragment(float (&c)[4], const float* d) {
 /// d = a b + c for one warp: a [16, 16], b [16, 8] of `half` or BF16, c and d [16, 8]. The operands go
 /// through ldmatrix: as they are where `variant` is 0 (b as its columns), transposed where it is 1, one
 /// matrix at a time at 2.
-extern "C" __global__ void probe_mma(const uint16_t* a, const uint16_t* b, const float* c, float* d,
-                                     uint32_t half, uint32_t variant) {
+extern "C" __global__ void probe_mma(const __grid_constant__ params::probe_mma p) {
+  const u32 variant = p.variant;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const probe::operands s(carve);
   const u32 lane = threadIdx.x, matrix = lane / 8, row = lane % 8;
   for (u32 i = lane; i < 256; i += 32)
-    s.a[variant == 1 ? i % 16 * probe::PITCH + i / 16 : i / 16 * probe::PITCH + i % 16] = a[i];
+    s.a[variant == 1 ? i % 16 * probe::PITCH + i / 16 : i / 16 * probe::PITCH + i % 16] = p.a[i];
   for (u32 i = lane; i < 128; i += 32)
-    s.b[variant == 1 ? i / 8 * probe::PITCH + i % 8 : i % 8 * probe::PITCH + i / 8] = b[i];
+    s.b[variant == 1 ? i / 8 * probe::PITCH + i % 8 : i % 8 * probe::PITCH + i / 8] = p.b[i];
   __syncwarp();
   u32 fa[4], fb[2];
   if (variant == 1) {
@@ -96,30 +146,33 @@ extern "C" __global__ void probe_mma(const uint16_t* a, const uint16_t* b, const
     }
   }
   float sum[4];
-  probe::load_fragment(sum, c);
-  if (half)
+  probe::load_fragment(sum, p.c);
+  if (p.half)
     gpu::mma_m16n8k16_f16(sum, fa, fb);
   else
     gpu::mma_m16n8k16_bf16(sum, fa, fb);
-  probe::store_fragment(d, sum);
+  probe::store_fragment(p.d, sum);
 }
 
 /// The same in TF32: a [16, 8], b [8, 8], c and d [16, 8], all F32.
-extern "C" __global__ void probe_mma_tf32(const float* a, const float* b, const float* c, float* d) {
+extern "C" __global__ void probe_mma_tf32(const __grid_constant__ params::probe_mma_tf32 p) {
   const u32 g = threadIdx.x / 4, t = threadIdx.x % 4;
   u32 fa[4], fb[2];
-  for (u32 r = 0; r < 4; r++) fa[r] = gpu::to_tf32(a[(g + 8 * (r % 2)) * 8 + t + 4 * (r / 2)]);
-  for (u32 r = 0; r < 2; r++) fb[r] = gpu::to_tf32(b[(t + 4 * r) * 8 + g]);
+  for (u32 r = 0; r < 4; r++) fa[r] = gpu::to_tf32(p.a[(g + 8 * (r % 2)) * 8 + t + 4 * (r / 2)]);
+  for (u32 r = 0; r < 2; r++) fb[r] = gpu::to_tf32(p.b[(t + 4 * r) * 8 + g]);
   float sum[4];
-  probe::load_fragment(sum, c);
+  probe::load_fragment(sum, p.c);
   gpu::mma_m16n8k8_tf32(sum, fa, fb);
-  probe::store_fragment(d, sum);
+  probe::store_fragment(p.d, sum);
 }
 
 /// Thread i copies words 7 i .. 7 i + 6 of `in` to `out` in copies of 16, 8 and 4 bytes, of which the first
 /// `bytes` each are read. Rows of 4, 2 and 1 words a thread lie behind each other, so that every copy is
 /// aligned.
-extern "C" __global__ void probe_copy(const uint32_t* in, uint32_t* out, uint32_t bytes) {
+extern "C" __global__ void probe_copy(const __grid_constant__ params::probe_copy p) {
+  const u32* const in = p.in;
+  u32* const out = p.out;
+  const u32 bytes = p.bytes;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const u32 n = blockDim.x, i = threadIdx.x;
@@ -138,12 +191,12 @@ extern "C" __global__ void probe_copy(const uint32_t* in, uint32_t* out, uint32_
 }
 
 /// out [3, threads]: the block's sum, maximum and negated sum, as every thread sees them, by one scratch.
-extern "C" __global__ void probe_reduce_f32(const float* in, float* out) {
+extern "C" __global__ void probe_reduce_f32(const __grid_constant__ params::probe_reduce p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   float* scratch = carve.take<float>(blockDim.x / 32);
-  const float x = in[threadIdx.x];
-  out[threadIdx.x] = gpu::block_sum(x, scratch);
-  out[blockDim.x + threadIdx.x] = gpu::block_max(x, scratch);
-  out[2 * blockDim.x + threadIdx.x] = gpu::block_sum(-x, scratch);
+  const float x = p.in[threadIdx.x];
+  p.out[threadIdx.x] = gpu::block_sum(x, scratch);
+  p.out[blockDim.x + threadIdx.x] = gpu::block_max(x, scratch);
+  p.out[2 * blockDim.x + threadIdx.x] = gpu::block_sum(-x, scratch);
 }

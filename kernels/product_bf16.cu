@@ -12,7 +12,6 @@
 namespace product_bf16 {
 
 using gpu::bf16;
-using gpu::product;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::tensor;
@@ -43,7 +42,7 @@ GPU_FN void copy_operand(bf16* to, const float* from, u32 ld, u32 row, u32 rows,
 
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
-GPU_FN void run(const product& p) {
+GPU_FN void run(const params::product& p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
@@ -90,7 +89,8 @@ GPU_FN void run(const product& p) {
 }  // namespace product_bf16
 
 #define KERNEL(name, A_BY_ROWS, B_BY_ROWS, LIMITS_K) \
-  extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4) name(gpu::product p) { \
+  extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4) \
+      name(const __grid_constant__ params::product p) { \
     product_bf16::run<A_BY_ROWS, B_BY_ROWS, LIMITS_K>(p); \
   }
 KERNEL(product_nt_bf16, true, true, false)

@@ -11,7 +11,6 @@
 namespace product_f32 {
 
 using gpu::load_4;
-using gpu::product;
 using gpu::u32;
 using gpu::u64;
 
@@ -68,7 +67,7 @@ struct part {
 
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
-GPU_FN void run(const product& p) {
+GPU_FN void run(const params::product& p) {
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
@@ -132,7 +131,8 @@ GPU_FN void run(const product& p) {
 }  // namespace product_f32
 
 #define KERNEL(name, A_BY_ROWS, B_BY_ROWS, LIMITS_K) \
-  extern "C" __global__ void __launch_bounds__(product_f32::THREADS) name(gpu::product p) { \
+  extern "C" __global__ void __launch_bounds__(product_f32::THREADS) \
+      name(const __grid_constant__ params::product p) { \
     product_f32::run<A_BY_ROWS, B_BY_ROWS, LIMITS_K>(p); \
   }
 KERNEL(product_nt_f32, true, true, false)

@@ -13,6 +13,7 @@ namespace reward_bf16 {
 
 using gpu::bf16;
 using gpu::load_2;
+using gpu::read_2;
 using gpu::relu_nan;
 using gpu::u32;
 using gpu::u64;
@@ -38,8 +39,10 @@ GPU_FN float row_sum(float v) {
 }
 
 template <bool ALIGNED, class S>
-GPU_FN void score(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w1, const float* b1,
-                  const float* w2, float b2, float* out, float* pre) {
+GPU_FN void score(const params::score<S, bf16>& p) {
+  const u64 rows = p.rows;
+  const u32 dim = p.dim, width = p.width;
+  const float b2 = p.b2;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
@@ -49,28 +52,28 @@ GPU_FN void score(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16*
     for (u32 from = 0; from < width; from += WIDE) {
       const u32 ours = from + half * 16 * GROUPS;
       tile<2, GROUPS> t;
-      t.start(b1 + ours, width > ours ? width - ours : 0);
-      add_stored<ALIGNED, STAGES, SIDE_BY_SIDE>(t, shared.stages, embeddings, first, rows, w1, from, width,
-                                                dim);
+      t.start(p.b1 + ours, width > ours ? width - ours : 0);
+      add_stored<ALIGNED, STAGES, SIDE_BY_SIDE>(t, shared.stages, p.embeddings, first, rows, p.w1, from,
+                                                width, dim);
 #pragma unroll
       for (u32 n = 0; n < 2 * GROUPS; n++) {
         const u32 o = ours + t.output(n, 0);
         if (o >= width) continue;
-        const float2 weight = load_2(w2 + o);
+        const float2 weight = read_2(p.w2 + o);
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
 #pragma unroll
           for (u32 h = 0; h < 2; h++) {
             const float low = t.sum[r][n][2 * h], high = t.sum[r][n][2 * h + 1];
             const u64 row = first + own + t.row(r, 2 * h);
-            if (pre && row < rows) gpu::store_2(pre + row * width + o, make_float2(low, high));
+            if (p.pre && row < rows) gpu::store_2(p.pre + row * width + o, make_float2(low, high));
             part[r][h] = __fmaf_rn(relu_nan(low), weight.x, part[r][h]);
             part[r][h] = __fmaf_rn(relu_nan(high), weight.y, part[r][h]);
           }
         }
       }
     }
-    if (!out) continue;
+    if (!p.out) continue;
 #pragma unroll
     for (u32 r = 0; r < 2; r++) {
 #pragma unroll
@@ -81,18 +84,17 @@ GPU_FN void score(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16*
     }
     __syncthreads();
     if (threadIdx.x < ROWS && first + threadIdx.x < rows)
-      out[first + threadIdx.x] = shared.part[threadIdx.x] + shared.part[ROWS + threadIdx.x] + b2;
+      p.out[first + threadIdx.x] = shared.part[threadIdx.x] + shared.part[ROWS + threadIdx.x] + b2;
     // add_stored's barrier stands between this and the next rows' parts.
   }
 }
 
 template <class S>
-GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const bf16* w1, const float* b1,
-                const float* w2, float b2, float* out, float* pre) {
-  if (dim % 8 == 0)
-    score<true>(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+GPU_FN void run(const params::score<S, bf16>& p) {
+  if (p.dim % 8 == 0)
+    score<true>(p);
   else
-    score<false>(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre);
+    score<false>(p);
 }
 
 struct latent_layout {
@@ -110,7 +112,7 @@ struct latent_layout {
 
 /// Rewards of latents, with sizes that the caller knows more or less of: constants make the loops straight.
 /// `whole`: the width is a multiple of 64.
-GPU_FN void score_latents(const latent_layout& shared, const gpu::latents& source, u64 count, u32 latent,
+GPU_FN void score_latents(const latent_layout& shared, const params::latents& source, u64 count, u32 latent,
                           u32 hidden, u32 width, bool whole, const float* b1, float b2, const float* base_pre,
                           const float* base_mu, float* out) {
   constexpr u32 R = LATENTS_OF_WARP / 16;
@@ -135,13 +137,13 @@ GPU_FN void score_latents(const latent_layout& shared, const gpu::latents& sourc
 #pragma unroll
           for (u32 i = 0; i < 2 * R; i++) {
             const float* pre = base_pre + u64(seed[i]) * width + from + t.output(n, 0);
-            const float2 base = n < 2 * wide ? load_2(pre) : make_float2(0.0f, 0.0f);
+            const float2 base = n < 2 * wide ? read_2(pre) : make_float2(0.0f, 0.0f);
             t.sum[i / 2][n][i % 2 * 2] = base.x;
             t.sum[i / 2][n][i % 2 * 2 + 1] = base.y;
           }
         }
       } else {
-        t.start(shared.bias + from, left);
+        t.start_from_shared(shared.bias + from, left);
       }
       t.template add<true, true>(shared.input.hidden + own * stride, stride, shared.folded + from * stride,
                                  stride, hidden, wide);
@@ -170,38 +172,36 @@ GPU_FN void score_latents(const latent_layout& shared, const gpu::latents& sourc
 
 #define KERNEL(name, S) \
   extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 2) \
-      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width, \
-           const gpu::bf16* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2, \
-           float b2, float* __restrict__ out, float* __restrict__ pre) { \
-    reward_bf16::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre); \
+      name(const __grid_constant__ params::score<S, gpu::bf16> p) { \
+    reward_bf16::run(p); \
   }
 KERNEL(score_bf16_f32, float)
 KERNEL(score_bf16_f16, gpu::f16)
 KERNEL(score_bf16_bf16, gpu::bf16)
 #undef KERNEL
 
-/// base_pre [seeds, width] are the pre-activations of the seeds for residual scoring, null for plain.
 extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 3)
-    score_latents_bf16(gpu::latents source, uint64_t count, uint32_t latent, uint32_t hidden, uint32_t width,
-                       const gpu::bf16* __restrict__ w1, const float* __restrict__ b1,
-                       const gpu::bf16* __restrict__ folded, const float* __restrict__ folded_bias,
-                       const float* __restrict__ w2, float b2, const float* __restrict__ base_pre,
-                       const float* __restrict__ base_mu, float* __restrict__ out) {
+    score_latents_bf16(const __grid_constant__ params::score_latents<gpu::bf16> p) {
   using namespace reward_bf16;
+  const params::latents& source = p.source;
+  const u64 count = p.count;
+  const u32 latent = p.latent, hidden = p.hidden, width = p.width;
+  const float b2 = p.b2;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const latent_layout shared(carve, hidden, latent, width);
-  shared.input.load(w1, hidden, latent);
-  copy_rows(shared.folded, stride_of(hidden), folded, 0, width, hidden, 0, hidden, width);
+  shared.input.load(p.w1, hidden, latent);
+  copy_rows(shared.folded, stride_of(hidden), p.folded, 0, width, hidden, 0, hidden, width);
   for (u32 i = threadIdx.x; i < width; i += THREADS) {
-    shared.bias[i] = folded_bias[i];
-    shared.weight[i] = w2[i];
+    shared.bias[i] = gpu::read(p.folded_bias + i);
+    shared.weight[i] = gpu::read(p.w2 + i);
   }
   gpu::copy_async_wait_all();
   __syncthreads();
 
-  if (hidden == 64 && latent == 16 && width % OUTPUTS == 0 && !base_pre)
-    score_latents(shared, source, count, 16, 64, width, true, b1, b2, nullptr, nullptr, out);
+  if (hidden == 64 && latent == 16 && width % OUTPUTS == 0 && !p.base_pre)
+    score_latents(shared, source, count, 16, 64, width, true, p.b1, b2, nullptr, nullptr, p.out);
   else
-    score_latents(shared, source, count, latent, hidden, width, false, b1, b2, base_pre, base_mu, out);
+    score_latents(shared, source, count, latent, hidden, width, false, p.b1, b2, p.base_pre, p.base_mu,
+                  p.out);
 }

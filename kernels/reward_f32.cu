@@ -37,8 +37,11 @@ GPU_FN void put_hidden(const tile& t, float* hidden) {
 }
 
 template <class S>
-GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const float* w1, const float* b1,
-                const float* w2, float b2, float* out, float* pre) {
+GPU_FN void run(const params::score<S, float>& p) {
+  float* out = p.out;
+  const u64 rows = p.rows;
+  const u32 dim = p.dim, width = p.width;
+  const float b2 = p.b2;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
@@ -50,24 +53,24 @@ GPU_FN void run(const S* embeddings, u64 rows, u32 dim, u32 width, const float* 
       for (u32 j = 0; j < 4; j++) {
         const u32 output = from + output_of(j);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) t.sum[i][j] = output < width ? b1[output] : 0.0f;
+        for (u32 i = 0; i < 8; i++) t.sum[i][j] = output < width ? gpu::read(p.b1 + output) : 0.0f;
       }
       // Its barriers also stand between the head's reads of the former outputs and what put_hidden writes.
-      add_stored(t, shared.x, shared.w, embeddings, first, rows, w1, from, width, dim);
-      if (pre) {
+      add_stored(t, shared.x, shared.w, p.embeddings, first, rows, p.w1, from, width, dim);
+      if (p.pre) {
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
           const u64 row = first + row_of(i);
 #pragma unroll
           for (u32 j = 0; j < 4; j++) {
             const u32 output = from + output_of(j);
-            if (row < rows && output < width) pre[row * width + output] = t.sum[i][j];
+            if (row < rows && output < width) p.pre[row * width + output] = t.sum[i][j];
           }
         }
       }
       if (out) {
         put_hidden(t, shared.hidden);
-        head.add(shared.hidden, w2, from, width);
+        head.add(shared.hidden, p.w2, from, width);
       }
     }
     if (out) head.finish(out, b2, first, rows);
@@ -88,30 +91,28 @@ struct latent_layout {
 
 #define KERNEL(name, S) \
   extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3) \
-      name(const S* __restrict__ embeddings, uint64_t rows, uint32_t dim, uint32_t width, \
-           const float* __restrict__ w1, const float* __restrict__ b1, const float* __restrict__ w2, \
-           float b2, float* __restrict__ out, float* __restrict__ pre) { \
-    reward_f32::run(embeddings, rows, dim, width, w1, b1, w2, b2, out, pre); \
+      name(const __grid_constant__ params::score<S, float> p) { \
+    reward_f32::run(p); \
   }
 KERNEL(score_f32_f32, float)
 KERNEL(score_f32_f16, gpu::f16)
 KERNEL(score_f32_bf16, gpu::bf16)
 #undef KERNEL
 
-/// base_pre [seeds, width] are the pre-activations of the seeds for residual scoring, null for plain.
 extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3)
-    score_latents_f32(gpu::latents source, uint64_t count, uint32_t latent, uint32_t hidden, uint32_t width,
-                      const float* __restrict__ w1, const float* __restrict__ b1,
-                      const float* __restrict__ folded, const float* __restrict__ folded_bias,
-                      const float* __restrict__ w2, float b2, const float* __restrict__ base_pre,
-                      const float* __restrict__ base_mu, float* __restrict__ out) {
+    score_latents_f32(const __grid_constant__ params::score_latents<float> p) {
   using namespace reward_f32;
+  const float* base_pre = p.base_pre;
+  const params::latents& source = p.source;
+  const u64 count = p.count;
+  const u32 latent = p.latent, hidden = p.hidden, width = p.width;
+  const float b2 = p.b2;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const latent_layout shared(carve, hidden, latent);
   const u32 stride = stride_of(hidden);
   for (u64 first = u64(blockIdx.x) * ROWS; first < count; first += u64(gridDim.x) * ROWS) {
-    shared.input.fill(source, first, count, latent, hidden, w1, b1, base_mu);
+    shared.input.fill(source, first, count, latent, hidden, p.w1, p.b1, p.base_mu);
     u64 start[8];
 #pragma unroll
     for (u32 i = 0; i < 8; i++) {
@@ -124,26 +125,26 @@ extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS, 3)
         const u32 output = from + at / (hidden / 4), k = at % (hidden / 4) * 4;
         const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         gpu::store_4(shared.folded + at / (hidden / 4) * stride + k,
-                     output < width ? gpu::load_4(folded + u64(output) * hidden + k) : none);
+                     output < width ? gpu::read_4(p.folded + u64(output) * hidden + k) : none);
       }
       __syncthreads();
       tile t;
 #pragma unroll
       for (u32 j = 0; j < 4; j++) {
         const u32 output = from + output_of(j);
-        const float bias = output < width ? folded_bias[output] : 0.0f;
+        const float bias = output < width ? gpu::read(p.folded_bias + output) : 0.0f;
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
           t.sum[i][j] = bias;
-          if (base_pre && output < width) t.sum[i][j] = base_pre[start[i] + output];
+          if (base_pre && output < width) t.sum[i][j] = gpu::read(base_pre + start[i] + output);
         }
       }
       add_products(t, shared.input.hidden, stride, shared.folded, stride, hidden);
       put_hidden(t, shared.hidden);
       // The next outputs' weights go where all threads have read by now; their hidden values go where the
       // head has read once the barrier above was passed again.
-      head.add(shared.hidden, w2, from, width);
+      head.add(shared.hidden, p.w2, from, width);
     }
-    head.finish(out, b2, first, count);
+    head.finish(p.out, b2, first, count);
   }
 }

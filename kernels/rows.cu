@@ -6,6 +6,7 @@
 // Needs an even number of bytes a row, arrays on multiples of 16 bytes, `first` set to 2^64 - 1
 // Exact: bytes are copied, places compared
 // Reference: src/backend/rows.rs; never measured on a GPU; by count bound by memory
+#include "include/params.cuh"
 #include "include/types.cuh"
 
 namespace rows {
@@ -20,7 +21,9 @@ constexpr u64 NONE = ~u64(0);
 GPU_FN bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 
 template <class S>
-GPU_FN void find(const S* values, u64 count, unsigned long long* first) {
+GPU_FN void find(const params::find_non_finite<S>& p) {
+  const S* __restrict__ values = p.values;
+  const u64 count = p.count;
   constexpr u32 COUNT = gpu::vec16<S>::COUNT;
   const u64 threads = u64(gridDim.x) * THREADS;
   u64 found = NONE;
@@ -33,21 +36,26 @@ GPU_FN void find(const S* values, u64 count, unsigned long long* first) {
       piece = gpu::load_16(values + at);
     } else {
 #pragma unroll
-      for (u32 i = 0; i < COUNT; i++) piece.value[i] = i < there ? values[at + i] : gpu::from_f32<S>(0.0f);
+      for (u32 i = 0; i < COUNT; i++)
+        piece.value[i] = i < there ? values[at + i] : gpu::from_f32<S>(0.0f);
     }
 #pragma unroll
     for (u32 i = COUNT; i-- > 0;)
       if (!finite(gpu::to_f32(piece.value[i]))) found = at + i;
   }
-  if (found != NONE) atomicMin(first, static_cast<unsigned long long>(found));
+  if (found != NONE) atomicMin(p.first, static_cast<unsigned long long>(found));
 }
 
 }  // namespace rows
 
 extern "C" __global__ void __launch_bounds__(rows::THREADS)
-    pick_rows(const uint16_t* __restrict__ from, const uint32_t* __restrict__ index, uint64_t count,
-              uint32_t row_bytes, uint16_t* __restrict__ out) {
+    pick_rows(const __grid_constant__ params::pick_rows p) {
   using namespace rows;
+  const u16* __restrict__ from = p.from;
+  const u32* __restrict__ index = p.index;
+  u16* __restrict__ out = p.out;
+  const u64 count = p.count;
+  const u32 row_bytes = p.row_bytes;
   const u32 lane = threadIdx.x % gpu::WARP, width = row_bytes / 2, pieces = row_bytes / 16;
   const u64 warps = u64(gridDim.x) * (THREADS / gpu::WARP);
   const u64 warp = u64(blockIdx.x) * (THREADS / gpu::WARP) + threadIdx.x / gpu::WARP;
@@ -65,8 +73,8 @@ extern "C" __global__ void __launch_bounds__(rows::THREADS)
 
 #define KERNEL(name, S) \
   extern "C" __global__ void __launch_bounds__(rows::THREADS) \
-      name(const S* __restrict__ values, uint64_t count, unsigned long long* __restrict__ first) { \
-    rows::find(values, count, first); \
+      name(const __grid_constant__ params::find_non_finite<S> p) { \
+    rows::find(p); \
   }
 KERNEL(find_non_finite_f32, float)
 KERNEL(find_non_finite_f16, gpu::f16)

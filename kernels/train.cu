@@ -12,28 +12,23 @@
 
 namespace train {
 
-using gpu::step;
+using gpu::read;
 using gpu::u32;
 using gpu::u64;
+using params::step;
 
 constexpr u32 THREADS = 256, NONE = 0xffffffffu;
-
-/// Where rows of a batch come from. `Sources` in src/backend/cuda/params.rs.
-struct sources {
-  const void* rows[4];  // embeddings [n, dim] of each part, or null
-  u32 dtype[4];         // their storage types, as load_typed has them
-};
 
 template <class S>
 GPU_FN void standardise(const void* rows, u32 source, u32 dim, const float* mean, const float* std,
                         float* to) {
   const S* from = static_cast<const S*>(rows) + u64(source) * dim;
   for (u32 i = threadIdx.x; i < dim; i += THREADS)
-    to[i] = __fdiv_rn(__fsub_rn(gpu::to_f32(from[i]), mean[i]), std[i]);
+    to[i] = __fdiv_rn(__fsub_rn(gpu::to_f32(read(from + i)), read(mean + i)), read(std + i));
 }
 
 /// Row `source` of a part, standardised, or zeros.
-GPU_FN void gather_row(const sources& from, u32 part, u32 source, u32 dim, const float* mean,
+GPU_FN void gather_row(const params::sources& from, u32 part, u32 source, u32 dim, const float* mean,
                        const float* std, float* to) {
   const void* rows = gpu::pick(from.rows, part);
   const u32 dtype = gpu::pick(from.dtype, part);
@@ -52,14 +47,14 @@ GPU_FN void gather_row(const sources& from, u32 part, u32 source, u32 dim, const
 
 /// A batch of pairs, the chosen side (part 0) first: pair p is row `order[first + p]` of both parts.
 extern "C" __global__ void __launch_bounds__(train::THREADS)
-    gather_pairs(train::sources from, const uint32_t* __restrict__ order, const gpu::step* __restrict__ now,
-                 uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
-                 float* __restrict__ x) {
+    gather_pairs(const __grid_constant__ params::gather_pairs p) {
   using namespace train;
+  const step now = gpu::running(p.now);
+  const u32 dim = p.dim, batch = p.batch;
   for (u32 r = blockIdx.x; r < 2 * batch; r += gridDim.x) {
     const u32 side = r / batch, pair = r % batch;
-    const u32 source = pair < now->pairs ? order[now->first + pair] : NONE;
-    gather_row(from, side, source, dim, mean, std, x + u64(r) * dim);
+    const u32 source = pair < now.pairs ? read(p.order + now.first + pair) : NONE;
+    gather_row(p.from, side, source, dim, p.mean, p.std, p.x + u64(r) * dim);
   }
 }
 
@@ -67,19 +62,20 @@ extern "C" __global__ void __launch_bounds__(train::THREADS)
 /// Those without a source are zeros. Where `noise` is positive, each row of a pair gets normals of that
 /// standard deviation: element (row = pair, side = lowest bit of the part, candidate = step).
 extern "C" __global__ void __launch_bounds__(train::THREADS)
-    gather_rows(train::sources from, const uint4* __restrict__ rows, const gpu::step* __restrict__ now,
-                uint32_t dim, uint32_t batch, const float* __restrict__ mean, const float* __restrict__ std,
-                float noise, uint64_t seed, float* __restrict__ x) {
+    gather_rows(const __grid_constant__ params::gather_rows p) {
   using namespace train;
-  const uint2 key = make_uint2(u32(seed), u32(seed >> 32));
+  const step now = gpu::running(p.now);
+  const u32 dim = p.dim, batch = p.batch;
+  const float noise = p.noise;
+  const uint2 key = make_uint2(u32(p.seed), u32(p.seed >> 32));
   for (u32 r = blockIdx.x; r < 2 * batch; r += gridDim.x) {
-    const uint4 row = rows[u64(2) * now->first + r];
-    float* const to = x + u64(r) * dim;
-    gather_row(from, row.x, row.y, dim, mean, std, to);
+    const uint4 row = read(p.rows + u64(2) * now.first + r);
+    float* const to = p.x + u64(r) * dim;
+    gather_row(p.from, row.x, row.y, dim, p.mean, p.std, to);
     if (noise <= 0.0f || row.w == NONE) continue;
     // Four elements a thread now, which other threads wrote.
     __syncthreads();
-    const gpu::address at = {gpu::purpose::input_noise, row.x & 1u, row.w, now->candidate};
+    const gpu::address at = {gpu::purpose::input_noise, row.x & 1u, row.w, now.candidate};
     for (u32 block = threadIdx.x; 4 * block < dim; block += THREADS) {
       const float4 n = gpu::normals(at, block, key);
       const float normals[4] = {n.x, n.y, n.z, n.w};
@@ -95,21 +91,21 @@ extern "C" __global__ void __launch_bounds__(train::THREADS)
 /// Ends a step: adds the sum of a row of losses [terms, count] to totals [terms], each in one fixed order, a
 /// block a term; puts entry `turn` of the table in `now`, and passes the turn on.
 extern "C" __global__ void __launch_bounds__(train::THREADS)
-    end_step(const double* __restrict__ losses, double* __restrict__ totals, uint32_t count,
-             const gpu::step* __restrict__ table, uint32_t* __restrict__ turn, gpu::step* __restrict__ now) {
+    end_step(const __grid_constant__ params::end_step p) {
   using namespace train;
+  const u32 count = p.count;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   double* scratch = carve.take<double>(THREADS / gpu::WARP);
   const u32 term = blockIdx.x;
   double sum = 0.0;
-  for (u32 i = threadIdx.x; i < count; i += THREADS) sum += losses[u64(term) * count + i];
+  for (u32 i = threadIdx.x; i < count; i += THREADS) sum += read(p.losses + u64(term) * count + i);
   sum = gpu::block_sum(sum, scratch);
   if (threadIdx.x == 0) {
-    totals[term] += sum;
+    p.totals[term] += sum;
     if (term == 0) {
-      *now = table[*turn];
-      *turn += 1;
+      *p.now = gpu::running(p.table + *p.turn);
+      *p.turn += 1;
     }
   }
 }

@@ -13,9 +13,9 @@
 
 namespace train_reward {
 
-using gpu::step;
 using gpu::u32;
 using gpu::u64;
+using params::step;
 
 constexpr u32 THREADS = 128, WARPS = THREADS / gpu::WARP, NONE = 0xffffffffu;
 
@@ -26,26 +26,23 @@ GPU_FN float hidden_of(const float* z, const float* w, float bias, u32 latent) {
   return gpu::relu(sum);
 }
 
-/// The samples of both sides. `Samples` in src/backend/cuda/params.rs.
-struct samples {
-  const float* z[2];     // latents [count, latent], or null
-  const u32* owners[2];  // the seed of each
-  const float* mu[2];    // means of the seeds, where residual, or null
-};
-
 }  // namespace train_reward
 
 /// The decoder's hidden layer of each row's latent, h(z) or h(z) - h(mu of the seed); in the column behind it
 /// 1 where the decoder's bias takes part (plain), so that one product gives (W D) h + W c. Zeros without a
 /// latent. out [2 batch, hidden + 16]
 extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
-    reward_hidden(const uint4* __restrict__ rows, const gpu::step* __restrict__ now, uint32_t batch,
-                  train_reward::samples of, const float* __restrict__ w1, const float* __restrict__ b1,
-                  uint32_t hidden, uint32_t latent, float* __restrict__ out) {
+    reward_hidden(const __grid_constant__ params::reward_hidden p) {
   using namespace train_reward;
+  const uint4* __restrict__ rows = p.rows;
+  const step now = gpu::running(p.now);
+  const float *__restrict__ w1 = p.w1, *__restrict__ b1 = p.b1;
+  float* __restrict__ out = p.out;
+  const params::samples& of = p.of;
+  const u32 batch = p.batch, hidden = p.hidden, latent = p.latent;
   const u32 lane = threadIdx.x % gpu::WARP, depth = hidden + 16;
   for (u32 r = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; r < 2 * batch; r += gridDim.x * WARPS) {
-    const uint4 row = rows[u64(2) * now->first + r];
+    const uint4 row = rows[u64(2) * now.first + r];
     const u32 side = row.x & 1u;
     const bool there = row.z != NONE;
     const float* mu = gpu::pick(of.mu, side);
@@ -66,9 +63,11 @@ extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
 
 /// r = w2 . act + b2 of each row by each head, out [heads, rows]; of linear heads, where w2 is null, r = act.
 extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
-    reward_head(const float* __restrict__ act, const float* __restrict__ w2, const float* __restrict__ b2,
-                uint32_t rows, uint32_t heads, uint32_t units, float* __restrict__ out) {
+    reward_head(const __grid_constant__ params::reward_head p) {
   using namespace train_reward;
+  const float *__restrict__ act = p.act, *__restrict__ w2 = p.w2, *__restrict__ b2 = p.b2;
+  float* __restrict__ out = p.out;
+  const u32 rows = p.rows, heads = p.heads, units = p.units;
   const u32 lane = threadIdx.x % gpu::WARP, width = heads * units;
   for (u32 i = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; i < rows * heads; i += gridDim.x * WARPS) {
     const u32 head = i / rows, r = i % rows;
@@ -86,29 +85,33 @@ extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
 /// reward, slope [heads, 2 batch]; db2 [heads], the sum of a head's slopes, is 0, as they cancel in pairs, or
 /// null. `slots`: the rows of a pair's two sides. A block a head.
 extern "C" __global__ void __launch_bounds__(256)
-    reward_loss(const float* __restrict__ reward, const uint2* __restrict__ slots,
-                const gpu::step* __restrict__ now, uint32_t batch, uint32_t heads, float* __restrict__ slope,
-                float* __restrict__ db2, double* __restrict__ losses) {
+    reward_loss(const __grid_constant__ params::reward_loss p) {
   using namespace train_reward;
+  const float* __restrict__ reward = p.reward;
+  const uint2* __restrict__ slots = p.slots;
+  const step now = gpu::running(p.now);
+  float *__restrict__ slope = p.slope, *__restrict__ db2 = p.db2;
+  double* __restrict__ losses = p.losses;
+  const u32 batch = p.batch, heads = p.heads;
   for (u32 head = blockIdx.x; head < heads; head += gridDim.x) {
     const float* own = reward + u64(head) * 2 * batch;
     float* const slopes = slope + u64(head) * 2 * batch;
     for (u32 r = threadIdx.x; r < 2 * batch; r += 256) slopes[r] = 0.0f;
     __syncthreads();
-    for (u32 p = threadIdx.x; p < batch; p += 256) {
+    for (u32 pair = threadIdx.x; pair < batch; pair += 256) {
       double loss = 0.0;
-      if (p < now->pairs) {
-        const uint2 at = slots[now->first + p];
+      if (pair < now.pairs) {
+        const uint2 at = slots[now.first + pair];
         const double margin = double(own[at.x]) - double(own[at.y]);
         // Without overflow for either sign.
         loss = (margin < 0.0 ? -margin : 0.0) + ::log1p(::exp(margin < 0.0 ? margin : -margin));
         // A margin that is no number must not look like a small loss.
         if (margin != margin) loss = margin;
-        const double down = -1.0 / (1.0 + ::exp(margin)) / double(now->pairs);
+        const double down = -1.0 / (1.0 + ::exp(margin)) / double(now.pairs);
         slopes[at.x] = float(down);
         slopes[at.y] = -float(down);
       }
-      losses[u64(head) * batch + p] = loss;
+      losses[u64(head) * batch + pair] = loss;
     }
     if (db2 && threadIdx.x == 0) db2[head] = 0.0f;
   }
@@ -117,10 +120,11 @@ extern "C" __global__ void __launch_bounds__(256)
 /// dpre = slope w2 where act is positive, and its column sums db1; dw2 = the sum of slope act. Sums in F64.
 /// Of linear heads, where w2 and dw2 are null, dpre = slope.
 extern "C" __global__ void __launch_bounds__(256)
-    reward_backward(const float* __restrict__ act, const float* __restrict__ slope,
-                    const float* __restrict__ w2, uint32_t rows, uint32_t width, uint32_t units,
-                    float* __restrict__ dpre, float* __restrict__ db1, float* __restrict__ dw2) {
+    reward_backward(const __grid_constant__ params::reward_backward p) {
   using namespace train_reward;
+  const float *__restrict__ act = p.act, *__restrict__ slope = p.slope, *__restrict__ w2 = p.w2;
+  float *__restrict__ dpre = p.dpre, *__restrict__ db1 = p.db1, *__restrict__ dw2 = p.dw2;
+  const u32 rows = p.rows, width = p.width, units = p.units;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   double* bias_sums = carve.take<double>(256);

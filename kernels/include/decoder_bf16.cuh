@@ -31,7 +31,7 @@ struct decoder_input {
 
   /// hidden = relu(W1 z + b1) of the warp's rows of latents `first` and on, or, given the seeds' means, its
   /// difference from that of the latent's seed.
-  GPU_FN void fill(const latents& source, u64 first, u64 count, u32 latent, u32 size, const float* b1,
+  GPU_FN void fill(const params::latents& source, u64 first, u64 count, u32 latent, u32 size, const float* b1,
                    const float* base_mu) const {
     const u32 own = first_row() + threadIdx.x % WARP, stride = stride_of(latent);
     const u64 row = first + own;
@@ -46,7 +46,7 @@ struct decoder_input {
       store_4_as_bf16(z + own * stride + 4 * block, v);
       if (base_mu)
         store_4_as_bf16(mean + own * stride + 4 * block,
-                        there ? load_4(base_mu + seed * latent + 4 * block) : none);
+                        there ? read_4(base_mu + seed * latent + 4 * block) : none);
     }
     __syncwarp();
 #pragma unroll 1

@@ -2,16 +2,10 @@
 // needed. Also what both are made of: the start z_i of a row's candidates, and a candidate z_i + sigma eta.
 #pragma once
 #include "normal.cuh"
+#include "params.cuh"
 #include "types.cuh"
 
 namespace gpu {
-
-/// Whose noise it is, and how much.
-struct noise {
-  uint2 key;
-  u32 side;
-  float sigma;
-};
 
 /// mu + exp(logvar / 2) eps: the reparameterisation, of one element or of four.
 GPU_FN float reparameterise(float mu, float logvar, float eps) {
@@ -24,57 +18,36 @@ GPU_FN float4 reparameterise(float4 mu, float4 logvar, float4 eps) {
 
 /// Elements 4 * block .. 4 * block + 3 of the latent a row's candidates start from: one posterior sample, or
 /// mu.
-GPU_FN float4 start_of(const noise& n, u64 row, u32 block, float4 mu, float4 logvar, bool mean) {
+GPU_FN float4 start_of(const params::noise& n, u64 row, u32 block, float4 mu, float4 logvar, bool mean) {
   if (mean) return mu;
-  return reparameterise(mu, logvar, normals({purpose::posterior, n.side, row, 0}, block, n.key));
+  return reparameterise(mu, logvar, normals({purpose::posterior, n.side, row, 0}, block, n.key()));
 }
 
 /// The same elements of a candidate.
-GPU_FN float4 candidate_of(const noise& n, u64 row, u32 candidate, u32 block, float4 start) {
-  const float4 eta = normals({purpose::perturb, n.side, row, candidate}, block, n.key);
+GPU_FN float4 candidate_of(const params::noise& n, u64 row, u32 candidate, u32 block, float4 start) {
+  const float4 eta = normals({purpose::perturb, n.side, row, candidate}, block, n.key());
   return make_float4(__fmaf_rn(n.sigma, eta.x, start.x), __fmaf_rn(n.sigma, eta.y, start.y),
                      __fmaf_rn(n.sigma, eta.z, start.z), __fmaf_rn(n.sigma, eta.w, start.w));
 }
 
-/// `count` latents, `latent` wide, each with a row of a block of seeds that it belongs to. `Latents`
-/// in src/backend/cuda/params.rs.
-struct latents {
-  const float* z;        // stored [count, latent]; null: they are drawn wherever they are read
-  const u32* owners;     // [count], the row of each; null: the samples name it
-  const uint2* samples;  // drawn: [count], (row, candidate)
-  const float* starts;   // drawn: what each row's candidates start from, [rows, latent]
-  u64 seed;
-  u64 first_row;  // data-set row of the block's first
-  u32 side;
-  float sigma;
-};
-
 /// The row of the block that latent i belongs to.
-GPU_FN u32 owner_of(const latents& l, u64 i) { return l.owners ? l.owners[i] : l.samples[i].x; }
-
-/// Elements 4 * block .. 4 * block + 3 of latent i. The same bits whether stored or drawn.
-GPU_FN float4 latent_of(const latents& l, u64 i, u32 block, u32 latent) {
-  if (l.z) return load_4(l.z + i * latent + 4 * block);
-  const noise n = {make_uint2(u32(l.seed), u32(l.seed >> 32)), l.side, l.sigma};
-  const uint2 who = l.samples[i];
-  const float4 start = load_4(l.starts + u64(who.x) * latent + 4 * block);
-  return candidate_of(n, l.first_row + who.x, who.y, block, start);
+GPU_FN u32 owner_of(const params::latents& l, u64 i) {
+  return l.owners ? read(l.owners + i) : read(l.samples + i).x;
 }
 
-/// What residual decoding adds to: embeddings [seeds, dim] of a type as in load_typed, means [seeds, latent].
-struct seeds {
-  const void* embeddings;
-  u32 dtype;
-  const float* mu;  // null: plain
-};
+/// Elements 4 * block .. 4 * block + 3 of latent i. The same bits whether stored or drawn.
+GPU_FN float4 latent_of(const params::latents& l, u64 i, u32 block, u32 latent) {
+  if (l.z) return read_4(l.z + i * latent + 4 * block);
+  const uint2 who = read(l.samples + i);
+  const float4 start = read_4(l.starts + u64(who.x) * latent + 4 * block);
+  return candidate_of(l.noise, l.noise.first_row + who.x, who.y, block, start);
+}
 
 /// Where an encoder's codes go, [rows, latent] each, and whose samples z are.
 struct codes {
   float *mu, *logvar;
   float* z;  // null: not wanted
-  u64 seed;
-  u32 side;
-  u64 first_row;
+  params::noise noise;
 
   /// Elements 4 * block .. 4 * block + 3 of a row out of its code (mu, logvar), as they lie in shared memory.
   GPU_FN void store(const float* code, u64 row, u32 block, u32 latent) const {
@@ -83,8 +56,8 @@ struct codes {
     store_4(mu + to, m);
     store_4(logvar + to, v);
     if (!z) return;
-    const address a = {purpose::posterior, side, first_row + row, 0};
-    store_4(z + to, reparameterise(m, v, normals(a, block, make_uint2(u32(seed), u32(seed >> 32)))));
+    const address a = {purpose::posterior, noise.side, noise.first_row + row, 0};
+    store_4(z + to, reparameterise(m, v, normals(a, block, noise.key())));
   }
 
   /// Elements `at` and `at` + 1, an even number, of a row, as the fragments of a product hold them.
@@ -93,8 +66,8 @@ struct codes {
     gpu::store_2(mu + to, m);
     gpu::store_2(logvar + to, v);
     if (!z) return;
-    const address a = {purpose::posterior, side, first_row + row, 0};
-    const float4 eps = normals(a, at / 4, make_uint2(u32(seed), u32(seed >> 32)));
+    const address a = {purpose::posterior, noise.side, noise.first_row + row, 0};
+    const float4 eps = normals(a, at / 4, noise.key());
     const bool upper = at & 2;
     gpu::store_2(z + to, make_float2(reparameterise(m.x, v.x, upper ? eps.z : eps.x),
                                      reparameterise(m.y, v.y, upper ? eps.w : eps.y)));

@@ -38,12 +38,19 @@ struct tile {
   GPU_FN static u32 row(u32 r, u32 i) { return 16 * r + threadIdx.x % WARP / 4 + (i & 2 ? 8 : 0); }
   GPU_FN static u32 output(u32 n, u32 i) { return 8 * n + threadIdx.x % 4 * 2 + (i & 1); }
 
-  /// Starts every row from `bias`, which points at that of the tile's first output; those from `there` on are
-  /// missing. A bias that the sums start from costs no addition behind them.
+  /// Starts every row from a bias, in global or shared memory, which points at that of the tile's first
+  /// output; those from `there` on are missing. A bias that sums start from costs no addition behind them.
   GPU_FN void start(const float* bias, u32 there = 16 * G) {
+    start_by([&](u32 o) { return read_2(bias + o); }, there);
+  }
+  GPU_FN void start_from_shared(const float* bias, u32 there) {
+    start_by([&](u32 o) { return load_2(bias + o); }, there);
+  }
+  template <class F>
+  GPU_FN void start_by(F bias, u32 there) {
 #pragma unroll
     for (u32 n = 0; n < 2 * G; n++) {
-      const float2 b = 8 * n < there ? load_2(bias + output(n, 0)) : make_float2(0.0f, 0.0f);
+      const float2 b = 8 * n < there ? bias(output(n, 0)) : make_float2(0.0f, 0.0f);
 #pragma unroll
       for (u32 r = 0; r < R; r++) {
         sum[r][n][0] = sum[r][n][2] = b.x;
@@ -92,14 +99,15 @@ template <class S>
 GPU_FN void put_8(bf16* to, const S* at, u32 there, bool vector) {
   if (there >= 8 && vector) {
     float v[8];
-    load_aligned(v, at);
+    read_aligned(v, at);
     *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
                                                pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
   } else {
     // Pair by pair: rare, and beside a product's sums there are few registers.
 #pragma unroll 1
     for (u32 i = 0; i < 8; i += 2) {
-      const float low = i < there ? to_f32(at[i]) : 0.0f, high = i + 1 < there ? to_f32(at[i + 1]) : 0.0f;
+      const float low = i < there ? to_f32(read(at + i)) : 0.0f;
+      const float high = i + 1 < there ? to_f32(read(at + i + 1)) : 0.0f;
       *reinterpret_cast<u32*>(to + i) = pack_bf16(low, high);
     }
   }
@@ -223,7 +231,7 @@ struct aligned_rows : share_of_rows<S, COUNT> {
       const S* at = static_cast<const S*>(behind(this->from, this->offset(i)));
 #pragma unroll
       for (u32 p = 0; p < PARTS; p++)
-        held[i][p] = load_16(at + p * vec16<S>::COUNT);
+        held[i][p] = read_16(at + p * vec16<S>::COUNT);
     }
   }
   GPU_FN void finish(bf16* stage, u32 k) {

@@ -52,23 +52,18 @@ GPU_FN void add_products(tile& t, const float* a, u32 a_stride, const float* b, 
   for (u32 k = 0; k < depth; k += 4) add_products_4(t, a + k, a_stride, b + k, b_stride);
 }
 
-/// Four values as stored.
-template <class S>
-struct __align__(4 * sizeof(S)) quad {
-  S value[4];
-};
-
 /// Values k .. k + 3 of row `row` of a matrix [rows, columns], widened; zero outside of it.
 template <class S>
 GPU_FN float4 fetch_4(const S* from, u64 row, u64 rows, u32 columns, u32 k) {
   if (row >= rows) return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   const S* at = from + row * columns + k;
   if (columns % 4 == 0 && k < columns) {
-    const quad<S> q = *reinterpret_cast<const quad<S>*>(at);
-    return make_float4(to_f32(q.value[0]), to_f32(q.value[1]), to_f32(q.value[2]), to_f32(q.value[3]));
+    float v[4];
+    read_aligned(v, at);
+    return make_float4(v[0], v[1], v[2], v[3]);
   }
-  return make_float4(k < columns ? to_f32(at[0]) : 0.0f, k + 1 < columns ? to_f32(at[1]) : 0.0f,
-                     k + 2 < columns ? to_f32(at[2]) : 0.0f, k + 3 < columns ? to_f32(at[3]) : 0.0f);
+  auto value = [&](u32 i) { return k + i < columns ? to_f32(read(at + i)) : 0.0f; };
+  return make_float4(value(0), value(1), value(2), value(3));
 }
 
 /// A thread's part of 64 rows by 32 columns: groups of four, a warp taking whole rows.
@@ -139,7 +134,7 @@ struct column {
 #pragma unroll
     for (u32 i = 0; i < ROWS_OF_WARP; i++) sum[i] = bias;
     for (u32 k = 0; k < depth; k += 4) {
-      const float4 v = load_4(w + k);
+      const float4 v = read_4(w + k);
 #pragma unroll
       for (u32 i = 0; i < ROWS_OF_WARP; i++) {
         const float4 u = load_4(x + row(i) * stride + k);
@@ -165,7 +160,7 @@ struct decoder_input {
 
   /// hidden = relu(W1 z + b1) of latents `first` and on, or, given the seeds' means, its difference from that
   /// of the latent's seed. Ends with a barrier; what was read of `hidden` before must be behind one.
-  GPU_FN void fill(const latents& source, u64 first, u64 count, u32 latent, u32 size, const float* w1,
+  GPU_FN void fill(const params::latents& source, u64 first, u64 count, u32 latent, u32 size, const float* w1,
                    const float* b1, const float* base_mu) const {
     const u32 groups = latent / 4, stride = stride_of(latent);
     for (u32 at = threadIdx.x; at < ROWS * groups; at += THREADS) {
@@ -173,7 +168,7 @@ struct decoder_input {
       float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f), m = v;
       if (first + row < count) {
         v = latent_of(source, first + row, block, latent);
-        if (base_mu) m = load_4(base_mu + u64(owner_of(source, first + row)) * latent + 4 * block);
+        if (base_mu) m = read_4(base_mu + u64(owner_of(source, first + row)) * latent + 4 * block);
       }
       store_4(z + row * stride + 4 * block, v);
       if (base_mu) store_4(mean + row * stride + 4 * block, m);
@@ -183,8 +178,9 @@ struct decoder_input {
       const u32 output = from + threadIdx.x % WARP;
       if (output >= size) continue;
       column h, h_mean;
-      h.product(z, stride, w1 + u64(output) * latent, b1[output], latent);
-      if (base_mu) h_mean.product(mean, stride, w1 + u64(output) * latent, b1[output], latent);
+      const float bias = read(b1 + output);
+      h.product(z, stride, w1 + u64(output) * latent, bias, latent);
+      if (base_mu) h_mean.product(mean, stride, w1 + u64(output) * latent, bias, latent);
 #pragma unroll
       for (u32 i = 0; i < ROWS_OF_WARP; i++) {
         float v = relu(h.sum[i]);
@@ -212,7 +208,7 @@ struct reward_head {
     for (u32 panel = 0; panel < OUTPUTS; panel += WARP) {
       if (from + panel >= width) break;
       const u32 at = panel + threadIdx.x % WARP;
-      const float w = from + at < width ? w2[from + at] : 0.0f;
+      const float w = from + at < width ? read(w2 + from + at) : 0.0f;
 #pragma unroll
       for (u32 i = 0; i < ROWS_OF_WARP; i++)
         chain[i] = __fmaf_rn(hidden[column::row(i) * stride_of(OUTPUTS) + at], w, chain[i]);

@@ -1,23 +1,20 @@
-// What kernels of training share: the state of the step that runs, and the parameters of a matrix product.
+// What kernels of training share: products of matrices, their slices joined, their column sums.
 //
 // A step is a fixed list of launches with constant arguments, so that it can be recorded once and replayed.
-// What changes from step to step stands in a table on the device. All kernels read the entry in `now`: the
-// host writes the first, end_step each next one.
+// What changes from step to step (params::step) stands in a table on the device. All kernels read the entry
+// in `now`: the host writes the first, end_step each next one.
 #pragma once
+#include "params.cuh"
 #include "reduce.cuh"
 #include "types.cuh"
 
 namespace gpu {
 
-/// One step. `Step` in src/backend/cuda/params.rs.
-struct step {
-  u32 first;           // place of its first pair in the order of the epoch
-  u32 pairs;           // at most the batch size
-  u32 wide;            // reward: rows below have embeddings, the others are folded
-  u32 candidate;       // candidate number of its noise: VAE the epoch, reward the steps before
-  float rate;          // Adam: learning rate over the first bias correction
-  float inverse_root;  // Adam: one over the root of the second
-};
+/// The step that runs: no kernel but end_step writes it.
+GPU_FN params::step running(const params::step* now) {
+  return {read(&now->first),     read(&now->pairs), read(&now->wide),
+          read(&now->candidate), read(&now->rate),  read(&now->inverse_root)};
+}
 
 /// Element i of an array in a kernel's parameters. A run-time index would first copy it to local memory.
 template <class T, u32 COUNT>
@@ -28,28 +25,8 @@ GPU_FN T pick(const T (&of)[COUNT], u32 i) {
   return found;
 }
 
-/// out [m, n] = op(a) op(b), each dense, row-major with rows `lda`, `ldb`, `ldo` values apart.
-/// `Product` in src/backend/cuda/params.rs.
-struct product {
-  const float* a;
-  const float* b;
-  float* out;
-  const float* bias;  // [n], or null
-  const float* mask;  // as out: where not positive, the result is 0; or null
-  const u32* limit;   // rows of the batch that count, or null: m in nt and nn, k in tn; beyond, results are 0
-  const float* c;     // nt: c [m, l] d [n, l] is the last slice, or null
-  const float* d;
-  float* sums;     // tn: [m], sums of a's columns by blocks behind the last column of tiles, or null
-  float* partial;  // with several slices (gridDim.z): room for them, [slices, m, ldo]
-  u32* tickets;    // and a zero for each tile
-  u32 m, n, k, l, lda, ldb, ldo;
-  u32 relu;  // 1: the result goes through it
-  u32 add;   // 1: added to what out holds
-  u32 unused;
-};
-
 /// Bias, ReLU, mask and sum of one element.
-GPU_FN float finished(const product& p, float value, u64 at, u32 column) {
+GPU_FN float finished(const params::product& p, float value, u64 at, u32 column) {
   if (p.bias) value += p.bias[column];
   if (p.relu) value = relu(value);
   if (p.mask) value = p.mask[at] > 0.0f ? value : 0.0f;
@@ -63,7 +40,7 @@ struct share {
   u32 lda, ldb, m, from, end;
 
   template <bool LIMITS_K>
-  GPU_FN static share of(const product& p, u32 granule) {
+  GPU_FN static share of(const params::product& p, u32 granule) {
     const u32 slices = gridDim.z - (p.c ? 1 : 0);
     if (p.c && blockIdx.z == slices) return {p.c, p.d, p.l, p.l, p.m, 0, p.l};
     const u32 limit = p.limit ? *p.limit : 0xffffffffu;
@@ -85,7 +62,7 @@ GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 /// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
 /// slices in their order, so that the bits do not depend on which block that is.
 template <u32 TILE, u32 THREADS>
-GPU_FN void join_slices(const product& p, u32 row, u32 column) {
+GPU_FN void join_slices(const params::product& p, u32 row, u32 column) {
   if (!last_block(p.tickets + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z)) return;
   const u64 slice = u64(p.m) * p.ldo;
   const bool vector = p.ldo % 4 == 0;
@@ -111,7 +88,7 @@ GPU_FN void join_slices(const product& p, u32 row, u32 column) {
 
 /// Sums over k of 64 columns of a [k, lda] from `first` on, in F64, where a pair's opposite terms cancel
 /// exactly; rounded once. For 128 threads, `scratch` [512].
-GPU_FN void column_sums(const product& p, u32 first, double* scratch) {
+GPU_FN void column_sums(const params::product& p, u32 first, double* scratch) {
   // Eight sums a column, each of every eighth row. A warp makes two of them for two stretches of 32 columns.
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   double sum[2][2] = {};

@@ -1,6 +1,6 @@
 // Storage types and their conversions, and 16-byte vectors. The only header that knows CUDA's own half types.
 #pragma once
-#include "gpu.cuh"
+#include "read.cuh"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -68,47 +68,83 @@ struct __align__(16) vec16 {
   T value[COUNT];
 };
 
-/// Loads 16 bytes; `from` must lie on a multiple of 16.
+/// As read.cuh has them, of storage types, and of two and four values as load_2 and load_4.
+GPU_FN bf16 read(const bf16* from) { return {read(&from->bits)}; }
+GPU_FN f16 read(const f16* from) { return {read(&from->bits)}; }
+GPU_FN float2 read_2(const float* from) { return read(reinterpret_cast<const float2*>(from)); }
+GPU_FN float4 read_4(const float* from) { return read(reinterpret_cast<const float4*>(from)); }
+/// Sixteen bytes; `from` must lie on a multiple of 16.
 template <class T>
 GPU_FN vec16<T> load_16(const T* from) {
-  return *reinterpret_cast<const vec16<T>*>(from);
+  vec16<T> out;
+  *reinterpret_cast<uint4*>(&out) = *reinterpret_cast<const uint4*>(from);
+  return out;
+}
+template <class T>
+GPU_FN vec16<T> read_16(const T* from) {
+  vec16<T> out;
+  *reinterpret_cast<uint4*>(&out) = read(reinterpret_cast<const uint4*>(from));
+  return out;
 }
 
-/// COUNT values from an address that a load of all of them, or of 16 bytes, may have.
+/// COUNT values of shared memory, from an address that a load of all of them, or of 16 bytes, may have.
+template <u32 COUNT>
+GPU_FN void load_aligned(float (&v)[COUNT], const float* from) {
+#pragma unroll
+  for (u32 i = 0; i < COUNT; i += 4) {
+    const float4 part = load_4(from + i);
+    v[i] = part.x;
+    v[i + 1] = part.y;
+    v[i + 2] = part.z;
+    v[i + 3] = part.w;
+  }
+}
+
+/// COUNT values, 1, 4 or 8, as `read`, from an address that a load of all of them, or of 16 bytes, may have.
 template <class T, u32 COUNT>
-GPU_FN void load_aligned(float (&v)[COUNT], const T* from) {
-  constexpr u32 PART = COUNT * sizeof(T) < 16 ? COUNT : 16 / sizeof(T);
-  struct __align__(PART * sizeof(T)) part {
-    T value[PART];
-  };
+GPU_FN void read_aligned(float (&v)[COUNT], const T* from) {
+  if constexpr (COUNT * sizeof(T) >= 16) {
+    constexpr u32 PART = vec16<T>::COUNT;
 #pragma unroll
-  for (u32 i = 0; i < COUNT; i += PART) {
-    const part p = *reinterpret_cast<const part*>(from + i);
+    for (u32 i = 0; i < COUNT; i += PART) {
+      const vec16<T> part = read_16(from + i);
 #pragma unroll
-    for (u32 j = 0; j < PART; j++) v[i + j] = to_f32(p.value[j]);
+      for (u32 j = 0; j < PART; j++) v[i + j] = to_f32(part.value[j]);
+    }
+  } else if constexpr (COUNT == 4) {
+    struct __align__(8) quad {
+      T value[4];
+    } part;
+    *reinterpret_cast<uint2*>(&part) = read(reinterpret_cast<const uint2*>(from));
+#pragma unroll
+    for (u32 j = 0; j < 4; j++) v[j] = to_f32(part.value[j]);
+  } else {
+    static_assert(COUNT == 1);
+    v[0] = to_f32(read(from));
   }
 }
 
 /// Values `at` and on, of which `there` exist, of a matrix of a type that is known at run time: 0 F32, 1 F16,
-/// 2 BF16. The others are 0. `aligned`: all exist, and lie as load_aligned wants them. One branch for all.
+/// 2 BF16. The others are 0. `aligned`: all exist, and lie as read_aligned wants them. One branch for all.
 template <class T, u32 COUNT>
-GPU_FN void load_as(float (&v)[COUNT], const void* from, u64 at, u32 there, bool aligned) {
+GPU_FN void read_as(float (&v)[COUNT], const void* from, u64 at, u32 there, bool aligned) {
   if (aligned) {
-    load_aligned(v, static_cast<const T*>(from) + at);
+    read_aligned(v, static_cast<const T*>(from) + at);
   } else {
 #pragma unroll
-    for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? to_f32(static_cast<const T*>(from)[at + i]) : 0.0f;
+    for (u32 i = 0; i < COUNT; i++)
+      v[i] = i < there ? to_f32(read(static_cast<const T*>(from) + at + i)) : 0.0f;
   }
 }
 template <u32 COUNT>
-GPU_FN void load_typed(float (&v)[COUNT], const void* from, u32 dtype, u64 at, u32 there = COUNT,
+GPU_FN void read_typed(float (&v)[COUNT], const void* from, u32 dtype, u64 at, u32 there = COUNT,
                        bool aligned = false) {
   if (dtype == 0)
-    load_as<float>(v, from, at, there, aligned);
+    read_as<float>(v, from, at, there, aligned);
   else if (dtype == 1)
-    load_as<f16>(v, from, at, there, aligned);
+    read_as<f16>(v, from, at, there, aligned);
   else
-    load_as<bf16>(v, from, at, there, aligned);
+    read_as<bf16>(v, from, at, there, aligned);
 }
 
 /// Stores 16 bytes; `to` must lie on a multiple of 16.

@@ -153,6 +153,7 @@ fn adam() {
         p(at[1]),
         p(at[2]),
         p(at[3]),
+        p(step),
         p(n as u64),
         f(0.9),
         f(0.1),
@@ -160,14 +161,11 @@ fn adam() {
         f(0.01),
         f(1e-8),
         f(0.999),
-        p(step),
     ];
-    let kernel = module.kernel("adam_f32").expect("it is there");
     let mut request = Launch::new("adam_f32", [3, 1, 1], [256, 1, 1]);
     for a in &args {
         request = request.arg(a);
     }
-    assert_eq!(kernel.params.len(), 12);
     launch(&module, &mut memory, &request, &Options::default()).unwrap_or_else(|f| panic!("{f}"));
     let got = read(&memory, at[0], n);
     for i in 0..n {
@@ -189,7 +187,14 @@ fn rows() {
         let from = memory.alloc_with(&source);
         let at = memory.alloc_with(&index.iter().flat_map(|i| i.to_le_bytes()).collect::<Vec<_>>());
         let out = memory.alloc(u64::from(25 * row_bytes));
-        run(&module, "pick_rows", [2, 1, 1], 0, &mut memory, &[p(from), p(at), p(25), u(row_bytes), p(out)]);
+        run(
+            &module,
+            "pick_rows",
+            [2, 1, 1],
+            0,
+            &mut memory,
+            &[p(from), p(at), p(out), p(25), u(row_bytes), u(0)],
+        );
         let want: Vec<u8> = index
             .iter()
             .flat_map(|i| source[(i * row_bytes) as usize..][..row_bytes as usize].to_vec())
@@ -200,7 +205,7 @@ fn rows() {
     (values[700], values[998]) = (f32::NAN, f32::INFINITY);
     let mut memory = Memory::new();
     let (at, first) = (memory.alloc_with(&f32s(&values)), memory.alloc_with(&p(u64::MAX)));
-    run(&module, "find_non_finite_f32", [2, 1, 1], 0, &mut memory, &[p(at), p(1001), p(first)]);
+    run(&module, "find_non_finite_f32", [2, 1, 1], 0, &mut memory, &[p(at), p(first), p(1001)]);
     assert_eq!(memory.read(first, 8), p(700));
 }
 
@@ -237,7 +242,8 @@ fn probes() {
             .shared(7 * 64 * 4)
             .arg(&p(from))
             .arg(&p(to))
-            .arg(&u(bytes));
+            .arg(&u(bytes))
+            .arg(&u(0));
         launch(&module, &mut memory, &request, &Options::default()).unwrap_or_else(|f| panic!("{f}"));
         let got = memory.read(to, 7 * 64 * 4);
         for (i, (got, word)) in got.iter().zip(words.iter().flat_map(|w| w.to_le_bytes())).enumerate() {
@@ -272,9 +278,6 @@ fn encoders() {
         let args = [
             p(at[0]),
             p(rows as u64),
-            u(dim as u32),
-            u(hidden as u32),
-            u(latent as u32),
             p(at[1]),
             p(at[2]),
             p(at[3]),
@@ -282,9 +285,15 @@ fn encoders() {
             p(out[0]),
             p(out[1]),
             p(0),
+            // Noise of nothing: seed, first row, side, standard deviation.
             p(5),
-            u(0),
             p(0),
+            u(0),
+            u(0),
+            u(dim as u32),
+            u(hidden as u32),
+            u(latent as u32),
+            u(0),
         ];
         run(&module, name, [2, 1, 1], 100 * 1024, &mut memory, &args);
         let code = layer(&layer(&wide(&x), dim, &w1, &b1, true), hidden, &w2, &b2, false);
@@ -313,14 +322,15 @@ fn scores() {
         let args = [
             p(at[0]),
             p(rows as u64),
-            u(dim as u32),
-            u(width as u32),
             p(at[1]),
             p(at[2]),
             p(at[3]),
-            0.25f32.to_le_bytes().to_vec(),
             p(out),
             p(0),
+            u(dim as u32),
+            u(width as u32),
+            0.25f32.to_le_bytes().to_vec(),
+            u(0),
         ];
         run(&module, name, [2, 1, 1], 100 * 1024, &mut memory, &args);
         let want = layer(&layer(&wide(&x), dim, &w1, &b1, true), width, &w2, &[0.25], false);
@@ -342,31 +352,13 @@ fn decoders() {
         let mut memory = Memory::new();
         let at = [f32s(&z), store(&w1), f32s(&b1), store(&w2), f32s(&b2)].map(|v| memory.alloc_with(&v));
         let out = memory.alloc(4 * (count * dim) as u64);
-        let mut source = p(at[0]);
-        source.extend([0; 48]);
-        let kernel = module.kernel(name).expect("it is there");
-        // The structure first, then the arguments behind it, each at its offset.
-        let rest = [
-            p(count as u64),
-            u(dim as u32),
-            u(hidden as u32),
-            u(latent as u32),
-            u(columns),
-            p(at[1]),
-            p(at[2]),
-            p(at[3]),
-            p(at[4]),
-            p(0),
-            u(0),
-            p(0),
-            p(out),
-        ];
-        let mut bytes = source;
-        for (a, param) in rest.iter().zip(&kernel.params[1..]) {
-            bytes.resize(param.offset as usize, 0);
-            bytes.extend(a);
-        }
-        let threads = kernel.max_threads.map_or(32, |t| t.iter().product());
+        // Latents that are stored; then no seeds to add to.
+        let (source, seeds) = ([p(at[0]), vec![0; 48]].concat(), vec![0; 24]);
+        let weights = [p(at[1]), p(at[2]), p(at[3]), p(at[4])].concat();
+        let sizes = [u(dim as u32), u(hidden as u32), u(latent as u32), u(columns)].concat();
+        let bytes = [source, p(count as u64), weights, seeds, p(out), sizes].concat();
+        let threads =
+            module.kernel(name).expect("it is there").max_threads.map_or(32, |t| t.iter().product());
         let request = Launch {
             args: bytes,
             ..Launch::new(name, [2, (dim as u32).div_ceil(columns), 1], [threads, 1, 1]).shared(100 * 1024)

@@ -1,9 +1,10 @@
 //! `kernels/adam.cu` against the arithmetic of the CPU backend, which Rust neither fuses nor reorders: the
 //! same bits.
 
+use lensmith::backend::cuda::params::{Adam, Step};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-use crate::device::{Args, Launch, Machine, Races, Schedule};
+use crate::device::{Launch, Machine, Races, Schedule};
 
 fn normals(n: usize, row: u64) -> Vec<f32> {
     let mut out = vec![0f32; n];
@@ -36,14 +37,25 @@ fn steps_have_the_bits_of_the_cpu() {
         for (races, schedule) in [(Races::Found, Schedule::PLAIN)].into_iter().chain(all) {
             let machine = Machine::new(races, schedule);
             let [dw, dg, dm, dv] = start.each_ref().map(|values| machine.upload(values));
-            let args = Args::new().buffer(&dw).buffer(&dg).buffer(&dm).buffer(&dv).value(n as u64);
-            // The fields of gpu::step: four counts, then the rates.
-            let now = machine.upload(&[0, 0, 0, 0, rate.to_bits(), inverse_root.to_bits()]);
-            let args =
-                args.value(beta1).value(keep1).value(beta2).value(keep2).value(eps).value(decay).buffer(&now);
+            let now = machine.upload(&[Step { rate, inverse_root, ..Step::default() }]);
+            let [w_at, g_at, m_at, v_at] = [&dw, &dg, &dm, &dv].map(|buffer| buffer.address());
+            let params = Adam {
+                w: w_at,
+                g: g_at,
+                m: m_at,
+                v: v_at,
+                now: now.address(),
+                n: n as u64,
+                beta1,
+                keep1,
+                beta2,
+                keep2,
+                eps,
+                decay,
+            };
             // Two blocks of 64 threads: with a large n each thread takes several values.
             let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0 };
-            machine.launch("adam_f32", launch, &args).unwrap_or_else(|e| panic!("{n} elements: {e}"));
+            machine.launch("adam_f32", launch, params).unwrap_or_else(|e| panic!("{n} elements: {e}"));
             for (what, got, want) in
                 [("w", dw.download(), &w), ("m", dm.download(), &m), ("v", dv.download(), &v)]
             {

@@ -2,8 +2,9 @@
 //! high a peak. Reads, writes and copies reach every word once, and every product is computed.
 
 use half::bf16;
+use lensmith::backend::cuda::params::Floor;
 
-use crate::device::{Args, Launch, Machine, Races, Schedule};
+use crate::device::{Launch, Machine, Races, Schedule};
 
 /// Blocks and threads: with few words some threads have none, with many each takes several.
 const BLOCKS: u32 = 3;
@@ -28,8 +29,8 @@ fn reads_reach_every_word() {
             let values = words(n);
             let input = machine.upload(&values);
             let sums = machine.empty::<u32>((BLOCKS * THREADS) as usize);
-            let args = Args::new().buffer(&input).buffer(&sums).value(n as u64);
-            machine.launch("floor_read", LAUNCH, &args).expect("a clean run");
+            let params = Floor { from: input.address(), out: sums.address(), n: n as u64 };
+            machine.launch("floor_read", LAUNCH, params).expect("a clean run");
             assert_eq!(sums.unwritten(), 0);
             let got = sums.download().into_iter().fold(0, |a, b| a ^ b);
             assert_eq!(got, values.iter().fold(0, |a, b| a ^ b), "{n} words, {races:?}, {schedule:?}");
@@ -44,8 +45,8 @@ fn writes_and_copies_reach_every_word() {
         for n in WORDS {
             let what = format!("{n} words, {races:?}, {schedule:?}");
             let out = machine.empty::<u32>(4 * n);
-            let args = Args::new().buffer(&out).value(n as u64);
-            machine.launch("floor_write", LAUNCH, &args).expect("a clean run");
+            let params = Floor { out: out.address(), n: n as u64, ..Floor::default() };
+            machine.launch("floor_write", LAUNCH, params).expect("a clean run");
             assert_eq!(out.unwritten(), 0, "{what}");
             for (i, word) in out.download().chunks_exact(4).enumerate() {
                 let low = (i as u32).wrapping_mul(0x9e37_79b9);
@@ -55,8 +56,8 @@ fn writes_and_copies_reach_every_word() {
             let values = words(n);
             let input = machine.upload(&values);
             let out = machine.empty::<u32>(4 * n);
-            let args = Args::new().buffer(&input).buffer(&out).value(n as u64);
-            machine.launch("floor_copy", LAUNCH, &args).expect("a clean run");
+            let params = Floor { from: input.address(), out: out.address(), n: n as u64 };
+            machine.launch("floor_copy", LAUNCH, params).expect("a clean run");
             assert_eq!(out.download(), values, "{what}");
         }
     }
@@ -104,8 +105,8 @@ fn products_are_all_made() {
         let machine = Machine::new(races, schedule);
         let operands = machine.upload(&operands);
         let products = machine.empty::<f32>((4 * BLOCKS * THREADS) as usize);
-        let args = Args::new().buffer(&operands).buffer(&products).value(rounds);
-        machine.launch("floor_mma_bf16", LAUNCH, &args).expect("a clean run");
+        let params = Floor { from: operands.address(), out: products.address(), n: u64::from(rounds) };
+        machine.launch("floor_mma_bf16", LAUNCH, params).expect("a clean run");
         for (i, got) in products.download().into_iter().enumerate() {
             let (lane, register) = (i / 4 % 32, i % 4);
             let (row, column) = (lane / 4 + 8 * (register / 2), 2 * (lane % 4) + register % 2);

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use lensmith::backend::cpu::{Cpu, Posteriors};
 use lensmith::backend::cuda::layout;
-use lensmith::backend::{Backend, LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Sample};
+use lensmith::backend::cuda::params::{Noise, Perturb, Select, Start};
+use lensmith::backend::{
+    Backend, LatentSource, Likelihood, NoiseKey, Perturbation as Options, Precision, Sample,
+};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-use crate::device::{Args, Launch, Machine, Races, Schedule};
+use crate::device::{Launch, Machine, Races, Schedule};
 
 /// Posteriors of `rows` rows with means and variances that differ in every element.
 fn posteriors(rows: usize, latent: usize) -> Posteriors {
@@ -41,28 +44,29 @@ fn select(
     blocks: u32,
     p: &Posteriors,
     key: NoiseKey,
-    options: &Perturbation,
+    options: &Options,
 ) -> Result<Vec<u32>, String> {
     let machine = Machine::new(races, schedule);
     let (mu, logvar) = (machine.upload(&p.mu), machine.upload(&p.logvar));
     let out = machine.empty::<u32>(p.rows() * options.top_k as usize);
-    let latent = p.latent as u32;
     let shared = layout::select(p.latent, options.top_k as usize, options.drawn() as usize).shared;
-    let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&out).value(p.rows() as u64).value(latent);
-    let args = args.value(options.top_k).value(options.drawn()).value(options.sigma());
-    let args = args
-        .value(likelihood_number(options.likelihood))
-        .value(u32::from(options.source == LatentSource::Mean));
-    let args = args.value(key.seed).value(key.side as u32).value(key.first_row);
+    let params = Select {
+        mu: mu.address(),
+        logvar: logvar.address(),
+        out: out.address(),
+        rows: p.rows() as u64,
+        noise: Noise::new(key, options.sigma()),
+        latent: p.latent as u32,
+        keep: options.top_k,
+        drawn: options.drawn(),
+        likelihood: likelihood_number(options.likelihood),
+        mean: u32::from(options.source == LatentSource::Mean),
+        ..Select::default()
+    };
     let launch = Launch { grid: [blocks, 1, 1], block: [THREADS, 1, 1], shared };
-    machine.launch("select_f32", launch, &args)?;
+    machine.launch("select_f32", launch, params)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())
-}
-
-/// The last parameters of every kernel that draws noise.
-fn noise(args: Args<'_>, key: NoiseKey) -> Args<'_> {
-    args.value(key.seed).value(key.side as u32).value(key.first_row)
 }
 
 fn perturb(
@@ -70,7 +74,7 @@ fn perturb(
     schedule: Schedule,
     p: &Posteriors,
     key: NoiseKey,
-    options: &Perturbation,
+    options: &Options,
     samples: &[Sample],
 ) -> Result<Vec<f32>, String> {
     let machine = Machine::new(races, schedule);
@@ -83,23 +87,36 @@ fn perturb(
     let starts = match options.source {
         LatentSource::Mean => &mu,
         LatentSource::Sample => {
-            let args = Args::new().buffer(&mu).buffer(&logvar).buffer(&sampled);
-            let args = noise(args.value(p.rows() as u64).value(p.latent as u32), key);
-            machine.launch("start_f32", launch, &args)?;
+            let params = Start {
+                mu: mu.address(),
+                logvar: logvar.address(),
+                out: sampled.address(),
+                rows: p.rows() as u64,
+                noise: Noise::new(key, 0.0),
+                latent: p.latent as u32,
+                ..Start::default()
+            };
+            machine.launch("start_f32", launch, params)?;
             assert_eq!(sampled.unwritten(), 0);
             &sampled
         }
     };
-    let args = Args::new().buffer(starts).buffer(&places).buffer(&out);
-    let args = args.value(samples.len() as u64).value(p.latent as u32).value(options.sigma());
-    let args = noise(args, key);
-    machine.launch("perturb_f32", launch, &args)?;
+    let params = Perturb {
+        starts: starts.address(),
+        samples: places.address(),
+        out: out.address(),
+        count: samples.len() as u64,
+        noise: Noise::new(key, options.sigma()),
+        latent: p.latent as u32,
+        ..Perturb::default()
+    };
+    machine.launch("perturb_f32", launch, params)?;
     assert_eq!(out.unwritten(), 0);
     Ok(out.download())
 }
 
 /// Candidates and latents of one setting: once with a search for races, and under all schedules.
-fn compare(rows: usize, latent: usize, key: NoiseKey, options: &Perturbation) {
+fn compare(rows: usize, latent: usize, key: NoiseKey, options: &Options) {
     let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
     let p = posteriors(rows, latent);
     let selection = cpu.select(&p, key, options).expect("a selection");
@@ -137,7 +154,7 @@ fn candidates_and_latents_equal_the_cpu_backends() {
                 [(1, 1, 7), (1, 4, 9), (2, 3, 37), (5, 4, 11), (31, 4, 5), (256, 3, 3)]
             {
                 let sigma2 = if i == j { 0.01 } else { 0.25 };
-                let options = Perturbation { sigma2, top_k: keep, oversample, likelihood, source };
+                let options = Options { sigma2, top_k: keep, oversample, likelihood, source };
                 compare(rows, 16, key, &options);
             }
         }
@@ -147,7 +164,7 @@ fn candidates_and_latents_equal_the_cpu_backends() {
 #[test]
 fn longer_latents_and_many_candidates() {
     let key = NoiseKey { seed: 3, side: Side::Chosen, first_row: 0 };
-    let options = |keep, oversample| Perturbation {
+    let options = |keep, oversample| Options {
         sigma2: 0.09,
         top_k: keep,
         oversample,
@@ -171,7 +188,7 @@ fn ties_and_nan_rank_as_on_the_cpu() {
     Arc::make_mut(&mut p.mu)[2 * 16 + 3] = f32::NAN;
     Arc::make_mut(&mut p.logvar)[4 * 16 + 9] = f32::INFINITY;
     for (sigma2, keep) in [(0.0, 7), (0.04, 7)] {
-        let options = Perturbation {
+        let options = Options {
             sigma2,
             top_k: keep,
             oversample: 8,

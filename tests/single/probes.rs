@@ -4,13 +4,18 @@ use half::{bf16, f16};
 use lensmith::noise::math::{exp, ln, sin_cos_turn};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
-use crate::device::{Args, Launch, Machine, Races, Schedule};
+use crate::device::{Launch, Machine, Races, Schedule};
 
 /// More shared memory than any of these kernels takes.
 const SHARED: usize = 48 << 10;
 
 fn launch(grid: u32, block: u32, shared: usize) -> Launch {
     Launch { grid: [grid, 1, 1], block: [block, 1, 1], shared }
+}
+
+/// Two fields of four bytes in a kernel's structure of parameters.
+fn pair(first: u32, second: u32) -> u64 {
+    u64::from(first) | u64::from(second) << 32
 }
 
 /// Bits of a value for comparison: all NaN are equal.
@@ -30,10 +35,10 @@ fn normals_equal_the_crates_in_every_bit() {
     ];
     for (purpose, side, first_row, candidate, seed) in cases {
         let out = machine.empty::<f32>((ROWS * LATENT) as usize);
-        let args = Args::new().buffer(&out).value(ROWS).value(LATENT / 4).value(purpose as u32);
-        let args = args.value(side as u32).value(first_row).value(candidate).value(seed);
+        let [counts, what] = [pair(ROWS, LATENT / 4), pair(purpose as u32, side as u32)];
+        let params = [out.address(), first_row, seed, counts, what, pair(candidate, 0)];
         let blocks = (ROWS * LATENT / 4).div_ceil(96);
-        machine.launch("probe_normals_f32", launch(blocks, 96, 0), &args).expect("a clean run");
+        machine.launch("probe_normals_f32", launch(blocks, 96, 0), params).expect("a clean run");
         let mut want = vec![0f32; LATENT as usize];
         for (row, got) in out.download().chunks_exact(LATENT as usize).enumerate() {
             fill_normals(
@@ -58,9 +63,9 @@ fn scalars_equal_the_crates_in_every_bit() {
     let n = values.len();
     let input = machine.upload(&values);
     let out = machine.empty::<f32>(7 * n);
-    let args = Args::new().buffer(&input).buffer(&out).value(n as u32);
+    let params = [input.address(), out.address(), pair(n as u32, 0)];
     machine
-        .launch("probe_scalars_f32", launch((n as u32).div_ceil(128), 128, 0), &args)
+        .launch("probe_scalars_f32", launch((n as u32).div_ceil(128), 128, 0), params)
         .expect("a clean run");
     let got = out.download();
     for (i, &x) in values.iter().enumerate() {
@@ -111,17 +116,17 @@ fn tensor_core_products_through_every_load() {
             let dc = machine.upload(&c);
             for variant in 0..3u32 {
                 let d = machine.empty::<f32>(128);
-                let args = Args::new().buffer(&da).buffer(&db).buffer(&dc).buffer(&d);
-                let args = args.value(u32::from(half)).value(variant);
-                machine.launch("probe_mma", launch(1, 32, SHARED), &args).expect("a clean run");
+                let [a, b] = [da.address(), db.address()];
+                let params = [a, b, dc.address(), d.address(), pair(u32::from(half), variant)];
+                machine.launch("probe_mma", launch(1, 32, SHARED), params).expect("a clean run");
                 assert_eq!(d.download(), want, "half {half}, variant {variant}");
             }
         }
         let (a, b) = (integers(128, 5), integers(64, 9));
         let (da, db, dc) = (machine.upload(&a), machine.upload(&b), machine.upload(&c));
         let d = machine.empty::<f32>(128);
-        let args = Args::new().buffer(&da).buffer(&db).buffer(&dc).buffer(&d);
-        machine.launch("probe_mma_tf32", launch(1, 32, 0), &args).expect("a clean run");
+        let params = [da.address(), db.address(), dc.address(), d.address()];
+        machine.launch("probe_mma_tf32", launch(1, 32, 0), params).expect("a clean run");
         assert_eq!(d.download(), product(&a, &b, &c, 8));
     }
 }
@@ -143,8 +148,8 @@ fn asynchronous_copies_of_every_size_fill_with_zeros() {
                 }
             }
             let out = machine.empty::<u32>(words.len());
-            let args = Args::new().buffer(&input).buffer(&out).value(bytes);
-            machine.launch("probe_copy", launch(1, THREADS as u32, SHARED), &args).expect("a clean run");
+            let params = [input.address(), out.address(), pair(bytes, 0)];
+            machine.launch("probe_copy", launch(1, THREADS as u32, SHARED), params).expect("a clean run");
             assert_eq!(bytemuck::cast_slice::<u32, u8>(&out.download()), want, "{bytes} bytes, {schedule:?}");
         }
     }
@@ -168,8 +173,8 @@ fn block_reductions_keep_their_order() {
         let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let input = machine.upload(&values);
         let out = machine.empty::<f32>(3 * threads);
-        let args = Args::new().buffer(&input).buffer(&out);
-        machine.launch("probe_reduce_f32", launch(1, threads as u32, SHARED), &args).expect("a clean run");
+        let params = [input.address(), out.address()];
+        machine.launch("probe_reduce_f32", launch(1, threads as u32, SHARED), params).expect("a clean run");
         let got = out.download();
         assert!(got[..threads].iter().all(|v| v.to_bits() == sum.to_bits()), "{threads}: {sum}");
         assert!(got[threads..2 * threads].iter().all(|&v| v == largest), "{threads}: {largest}");

@@ -2,35 +2,13 @@
 //! their order by the block that finishes last. Also `product_bf16.cu`, whose order within a slice is that of
 //! tensor cores.
 
-use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use lensmith::backend::Precision;
 use lensmith::backend::cuda::layout;
+use lensmith::backend::cuda::params::Product;
 
 use crate::common::normals;
-use crate::device::{Args, Launch, Machine, Races, Schedule};
-
-/// `gpu::product` of kernels/include/train.cuh.
-#[repr(C)]
-#[derive(Clone, Copy, Zeroable, Pod)]
-struct Product {
-    a: u64,
-    b: u64,
-    out: u64,
-    bias: u64,
-    mask: u64,
-    limit: u64,
-    c: u64,
-    d: u64,
-    sums: u64,
-    partial: u64,
-    tickets: u64,
-    sizes: [u32; 4],
-    strides: [u32; 3],
-    relu: u32,
-    add: u32,
-    unused: u32,
-}
+use crate::device::{Launch, Machine, Races, Schedule};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -194,14 +172,19 @@ fn run(machine: &Machine, precision: &str, case: &Case, data: &Data, schedule: S
             sums: or_null(case.sums, sums.address()),
             partial: or_null(slices > 1, partial.address()),
             tickets: or_null(slices > 1, tickets.address()),
-            sizes,
-            strides: [lda as u32, ldb as u32, n as u32],
+            m: sizes[0],
+            n: sizes[1],
+            k: sizes[2],
+            l: sizes[3],
+            lda: lda as u32,
+            ldb: ldb as u32,
+            ldo: n as u32,
             relu: u32::from(case.bias),
             add: u32::from(case.add),
             unused: 0,
         };
         let launch = Launch { grid, block: [128, 1, 1], shared };
-        let said = machine.launch(&kernel, launch, &Args::new().value(p));
+        let said = machine.launch(&kernel, launch, p);
         said.unwrap_or_else(|e| panic!("{case:?}, {schedule:?}: {e}"));
         assert_eq!(out.unwritten(), 0, "{case:?}");
         [out.download(), if case.sums { sums.download() } else { Vec::new() }]

@@ -1,6 +1,8 @@
 //! `kernels/rows.cu` against plain loops: the same bytes and places.
 
-use crate::device::{Args, Launch, Machine, Races, Schedule};
+use lensmith::backend::cuda::params::{FindNonFinite, PickRows};
+
+use crate::device::{Launch, Machine, Races, Schedule};
 
 /// Two blocks: more rows than their warps.
 const LAUNCH: Launch = Launch { grid: [2, 1, 1], block: [256, 1, 1], shared: 0 };
@@ -21,9 +23,15 @@ fn rows_are_picked() {
             let machine = Machine::new(races, schedule);
             let (from, places) = (machine.upload(&rows), machine.upload(&index));
             let out = machine.empty::<u8>(want.len());
-            let args =
-                Args::new().buffer(&from).buffer(&places).value(41u64).value(row_bytes as u32).buffer(&out);
-            machine.launch("pick_rows", LAUNCH, &args).unwrap_or_else(|e| panic!("{row_bytes} bytes: {e}"));
+            let params = PickRows {
+                from: from.address(),
+                index: places.address(),
+                out: out.address(),
+                count: 41,
+                row_bytes: row_bytes as u32,
+                ..PickRows::default()
+            };
+            machine.launch("pick_rows", LAUNCH, params).unwrap_or_else(|e| panic!("{row_bytes} bytes: {e}"));
             assert_eq!(out.unwritten(), 0);
             assert!(out.download() == want, "{row_bytes} bytes, {races:?}, {schedule:?}");
         }
@@ -52,10 +60,14 @@ fn the_first_value_that_is_not_finite_is_found() {
                 for (races, schedule) in schedules() {
                     let machine = Machine::new(races, schedule);
                     let (values, first) = (machine.upload(&bytes), machine.upload(&[u64::MAX]));
-                    let args = Args::new().buffer(&values).value(count as u64).buffer(&first);
+                    let params = FindNonFinite {
+                        values: values.address(),
+                        first: first.address(),
+                        count: count as u64,
+                    };
                     let kernel = format!("find_non_finite_{name}");
                     machine
-                        .launch(&kernel, LAUNCH, &args)
+                        .launch(&kernel, LAUNCH, params)
                         .unwrap_or_else(|e| panic!("{count} of {name}: {e}"));
                     assert_eq!(first.download(), [want], "{count} of {name}, {bad:?}, {races:?}");
                 }

@@ -255,15 +255,14 @@ impl Latents {
 
     /// The latents from `first` on, as kernels take them.
     pub(super) fn params(&self, first: usize) -> params::Latents {
-        let mut out: params::Latents = bytemuck::Zeroable::zeroed();
+        let mut out = params::Latents::default();
         match &self.values {
             LatentValues::Stored { z, owners } => {
                 (out.z, out.owners) = (z.at(first * self.latent), owners.at(first));
             }
             LatentValues::Drawn(DrawnLatents { starts, samples, key, sigma }) => {
                 (out.samples, out.starts) = (samples.at(first), starts.address());
-                (out.seed, out.first_row, out.side) = (key.seed, key.first_row, key.side as u32);
-                out.sigma = *sigma;
+                out.noise = params::Noise::new(*key, *sigma);
             }
         }
         out

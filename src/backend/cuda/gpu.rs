@@ -182,11 +182,10 @@ impl Inner {
 
     fn launch(&self, launch: &Launch) -> DriverResult<()> {
         let function = self.function(launch.kernel)?;
-        let mut pointers: Vec<*mut c_void> =
-            launch.args.words().iter().map(|words| words.as_ptr().cast_mut().cast()).collect();
+        let mut parameters: [*mut c_void; 1] = [launch.params.words().as_ptr().cast_mut().cast()];
         let [x, y, z] = launch.grid;
-        // SAFETY: the typed launch functions give each kernel the arguments of its parameters; the driver
-        // copies them before it returns. Buffers are freed to the arena only, whose memory is used again in
+        // SAFETY: the typed launch functions give each kernel the one structure that it takes; the driver
+        // copies it before it returns. Buffers are freed to the arena only, whose memory is used again in
         // the stream's order.
         unsafe {
             result::launch_kernel(
@@ -195,7 +194,7 @@ impl Inner {
                 (launch.threads, 1, 1),
                 u32::try_from(launch.shared).unwrap_or(u32::MAX),
                 self.compute.0,
-                &mut pointers,
+                &mut parameters,
             )
         }
         .map_err(|e| DriverError::Other(format!("launching {} failed ({})", launch.kernel, code(&e))))

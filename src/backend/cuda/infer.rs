@@ -1,9 +1,11 @@
-//! Inference: the grid, shared memory and arguments of every launch that encodes, ranks, draws, decodes or
+//! Inference: the grid, shared memory and parameters of every launch that encodes, ranks, draws, decodes or
 //! scores.
 //!
 //! Kernels take tiles of rows (or latents) and, where a block's shared memory cannot hold a whole layer,
 //! slices of output columns. A grid has as many blocks as the device runs at the same time; each takes tiles
 //! in strides of the grid, so that no small last wave of blocks runs alone.
+
+use bytemuck::Pod;
 
 use super::context::Cuda;
 use super::data::{
@@ -11,14 +13,14 @@ use super::data::{
     Posteriors, ResidualBase, RowsAt,
 };
 use super::driver::{DriverError, DriverResult};
-use super::launch::{Args, Launch, u32_of};
+use super::launch::{Launch, Params, u32_of};
 use super::layout::{self, Block};
 use super::memory::Buffer;
+use super::params::{self, Noise};
 use crate::backend::{LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Residual, checked};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::ValuesMut;
-use crate::noise::Side;
 
 /// The kernel of an operation for a precision and a storage type.
 macro_rules! kernel {
@@ -33,9 +35,6 @@ macro_rules! kernel {
         }
     };
 }
-
-/// For encoding without samples, whose kernel has the parameters all the same.
-const NO_NOISE: NoiseKey = NoiseKey { seed: 0, side: Side::Chosen, first_row: 0 };
 
 /// Addresses that `encode` writes row 0 of its results to; 0 for what is not wanted.
 #[derive(Clone, Copy, Debug)]
@@ -63,13 +62,14 @@ impl Cuda {
         items: usize,
         block: Block,
         slices: u32,
-        args: Args,
+        params: impl Pod,
     ) -> DriverResult<Launch> {
         let tiles = u32::try_from(items.div_ceil(block.tile)).unwrap_or(u32::MAX);
         let blocks = self.driver.occupancy(kernel, block.threads, block.shared)?;
         let most = (self.driver.limits().processors * blocks / slices).max(1);
         let grid = [tiles.clamp(1, most), slices, 1];
-        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, args })
+        let params = Params::of(params);
+        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, params })
     }
 
     /// The first of `blocks` whose shared memory the device has.
@@ -118,19 +118,25 @@ impl Cuda {
     ) -> DriverResult<()> {
         let size = vae.host.size();
         let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
-        let args = Args::new()
-            .address(rows.address)
-            .value(rows.rows as u64)
-            .value(u32_of(size.dim))
-            .value(u32_of(size.hidden))
-            .value(u32_of(size.latent));
-        let args = layers(args, &vae.encoder)
-            .address(to.mu)
-            .address(to.logvar)
-            .address(to.z)
-            .noise(key.unwrap_or(NO_NOISE));
+        let [w1, b1, w2, b2] = layers(&vae.encoder);
+        let params = params::Encode {
+            embeddings: rows.address,
+            rows: rows.rows as u64,
+            w1,
+            b1,
+            w2,
+            b2,
+            mu: to.mu,
+            logvar: to.logvar,
+            z: to.z,
+            noise: key.map_or(Noise::default(), |key| Noise::new(key, 0.0)),
+            dim: u32_of(size.dim),
+            hidden: u32_of(size.hidden),
+            latent: u32_of(size.latent),
+            ..Default::default()
+        };
         let kernel = kernel!("encode", self.precision, rows.dtype);
-        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args)?)
+        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?)
     }
 
     /// The k candidates of every row with the highest likelihood, `[rows, k]`.
@@ -156,34 +162,37 @@ impl Cuda {
             Likelihood::Prior => 1,
             Likelihood::None => 2,
         };
-        let args = Args::new()
-            .buffer(&*p.mu)
-            .buffer(&*p.logvar)
-            .buffer(out)
-            .value(p.rows as u64)
-            .value(u32_of(p.latent))
-            .value(options.top_k)
-            .value(options.drawn())
-            .value(options.sigma())
-            .value(likelihood)
-            .value(u32::from(options.source == LatentSource::Mean))
-            .noise(key);
-        self.driver.launch(&self.tiled("select_f32", p.rows, block, 1, args)?)
+        let params = params::Select {
+            mu: p.mu.address(),
+            logvar: p.logvar.address(),
+            out: out.address(),
+            rows: p.rows as u64,
+            noise: Noise::new(key, options.sigma()),
+            latent: u32_of(p.latent),
+            keep: options.top_k,
+            drawn: options.drawn(),
+            likelihood,
+            mean: u32::from(options.source == LatentSource::Mean),
+            ..Default::default()
+        };
+        self.driver.launch(&self.tiled("select_f32", p.rows, block, 1, params)?)
     }
 
     /// One posterior sample of each row, `[rows, latent]`: what its candidates start from.
     pub(super) fn starts(&self, p: &Posteriors, key: NoiseKey) -> DriverResult<Buffer<f32>> {
         let starts = self.buffer(p.rows * p.latent, "starts")?;
         if p.rows > 0 {
-            let args = Args::new()
-                .buffer(&*p.mu)
-                .buffer(&*p.logvar)
-                .buffer(&starts)
-                .value(p.rows as u64)
-                .value(u32_of(p.latent))
-                .noise(key);
+            let params = params::Start {
+                mu: p.mu.address(),
+                logvar: p.logvar.address(),
+                out: starts.address(),
+                rows: p.rows as u64,
+                noise: Noise::new(key, 0.0),
+                latent: u32_of(p.latent),
+                ..Default::default()
+            };
             let block = layout::perturb(p.latent);
-            self.driver.launch(&self.tiled("start_f32", p.rows, block, 1, args)?)?;
+            self.driver.launch(&self.tiled("start_f32", p.rows, block, 1, params)?)?;
         }
         Ok(starts)
     }
@@ -212,15 +221,16 @@ impl Cuda {
         if count == 0 {
             return Ok(());
         }
-        let args = Args::new()
-            .buffer(&*drawn.starts)
-            .address(drawn.samples.at(first))
-            .address(out)
-            .value(count as u64)
-            .value(u32_of(latent))
-            .value(drawn.sigma)
-            .noise(drawn.key);
-        self.driver.launch(&self.tiled("perturb_f32", count, layout::perturb(latent), 1, args)?)
+        let params = params::Perturb {
+            starts: drawn.starts.address(),
+            samples: drawn.samples.at(first),
+            out,
+            count: count as u64,
+            noise: Noise::new(drawn.key, drawn.sigma),
+            latent: u32_of(latent),
+            ..Default::default()
+        };
+        self.driver.launch(&self.tiled("perturb_f32", count, layout::perturb(latent), 1, params)?)
     }
 
     /// Latents `first .. first + count` as embeddings of `dtype` at `out`.
@@ -242,21 +252,30 @@ impl Cuda {
             LatentValues::Drawn(drawn) => Some(self.draw(drawn, first, count, size.latent)?),
         };
         source.z = z.as_ref().map_or(source.z, Buffer::address);
-        let args = Args::new()
-            .value(source)
-            .value(count as u64)
-            .value(u32_of(size.dim))
-            .value(u32_of(size.hidden))
-            .value(u32_of(size.latent))
-            .value(columns);
-        let args = layers(args, &vae.decoder)
-            .address(base.map_or(0, |b| b.embeddings))
-            .value(base.map_or(0u32, |b| b.dtype as u32))
-            .address(base.map_or(0, |b| b.mu))
-            .address(out);
+        let seeds = base.map_or(params::Seeds::default(), |b| params::Seeds {
+            embeddings: b.embeddings,
+            mu: b.mu,
+            dtype: b.dtype as u32,
+            ..Default::default()
+        });
+        let [w1, b1, w2, b2] = layers(&vae.decoder);
+        let params = params::Decode {
+            source,
+            count: count as u64,
+            w1,
+            b1,
+            w2,
+            b2,
+            seeds,
+            out,
+            dim: u32_of(size.dim),
+            hidden: u32_of(size.hidden),
+            latent: u32_of(size.latent),
+            columns,
+        };
         let slices = u32_of(size.dim).div_ceil(columns);
         let kernel = kernel!("decode", self.precision, dtype);
-        self.driver.launch(&self.tiled(kernel, count, block, slices, args)?)
+        self.driver.launch(&self.tiled(kernel, count, block, slices, params)?)
     }
 
     /// The widest slice of output columns whose block fits.
@@ -288,19 +307,21 @@ impl Cuda {
     ) -> DriverResult<()> {
         let size = model.host.size();
         let block = self.fitting("scoring", [layout::score(self.precision)])?;
-        let args = Args::new()
-            .address(rows.address)
-            .value(rows.rows as u64)
-            .value(u32_of(size.dim))
-            .value(u32_of(size.hidden))
-            .address(model.first.weight())
-            .buffer(&model.first.bias)
-            .buffer(&model.second)
-            .value(model.host.layers[1].bias[0])
-            .address(out)
-            .address(pre);
+        let params = params::Score {
+            embeddings: rows.address,
+            rows: rows.rows as u64,
+            w1: model.first.weight(),
+            b1: model.first.bias.address(),
+            w2: model.second.address(),
+            out,
+            pre,
+            dim: u32_of(size.dim),
+            width: u32_of(size.hidden),
+            b2: model.host.layers[1].bias[0],
+            ..Default::default()
+        };
         let kernel = kernel!("score", self.precision, rows.dtype);
-        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, args)?)
+        self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?)
     }
 
     /// What residual scoring adds to.
@@ -327,32 +348,33 @@ impl Cuda {
     ) -> DriverResult<()> {
         let (size, width) = (folded.size, folded.reward.host.size().hidden);
         let block = self.fitting("scoring latents", [layout::score_latents(self.precision, size, width)])?;
-        let args = Args::new()
-            .value(latents.params(0))
-            .value(latents.count() as u64)
-            .value(u32_of(size.latent))
-            .value(u32_of(size.hidden))
-            .value(u32_of(width))
-            .address(folded.decoder.weight())
-            .buffer(&folded.decoder.bias)
-            .address(folded.folded.weight())
-            .buffer(&folded.folded.bias)
-            .buffer(&folded.reward.second)
-            .value(folded.reward.host.layers[1].bias[0])
-            .address(base.map_or(0, |b| b.pre.address()))
-            .address(base.map_or(0, |b| b.mu))
-            .buffer(out);
+        let params = params::ScoreLatents {
+            source: latents.params(0),
+            count: latents.count() as u64,
+            w1: folded.decoder.weight(),
+            b1: folded.decoder.bias.address(),
+            folded: folded.folded.weight(),
+            folded_bias: folded.folded.bias.address(),
+            w2: folded.reward.second.address(),
+            base_pre: base.map_or(0, |b| b.pre.address()),
+            base_mu: base.map_or(0, |b| b.mu),
+            out: out.address(),
+            latent: u32_of(size.latent),
+            hidden: u32_of(size.hidden),
+            width: u32_of(width),
+            b2: folded.reward.host.layers[1].bias[0],
+        };
         let kernel = match self.precision {
             Precision::F32 => "score_latents_f32",
             Precision::Bf16 => "score_latents_bf16",
         };
-        self.driver.launch(&self.tiled(kernel, latents.count(), block, 1, args)?)
+        self.driver.launch(&self.tiled(kernel, latents.count(), block, 1, params)?)
     }
 }
 
-/// Weights and biases of two layers.
-fn layers(args: Args, layers: &[Layer; 2]) -> Args {
-    layers.iter().fold(args, |args, layer| args.address(layer.weight()).buffer(&layer.bias))
+/// Addresses of weights and biases of two layers.
+fn layers([first, second]: &[Layer; 2]) -> [u64; 4] {
+    [first.weight(), first.bias.address(), second.weight(), second.bias.address()]
 }
 
 /// Embeddings `[rows, dim]` that were decoded on the device and stay there.

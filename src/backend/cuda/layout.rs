@@ -1,5 +1,5 @@
 //! Block sizes, and the bytes of shared memory that kernels are launched with. Each function repeats, array
-//! by array, a `layout` structure in `kernels/`; a test compares its count with the kernel's own.
+//! by array, a `layout` structure in `kernels/`; tests execute kernels with just these bytes.
 
 use half::bf16;
 

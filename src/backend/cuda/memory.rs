@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use super::driver::{Driver, DriverResult};
-use super::launch::Args;
 
 /// Device memory of `len` values of T.
 pub struct Buffer<T> {
@@ -89,12 +88,5 @@ impl<T> Drop for Buffer<T> {
 impl<T> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer({} values at {:#x})", self.len, self.address)
-    }
-}
-
-impl Args {
-    /// A pointer to the first value of a buffer.
-    pub(super) fn buffer<T: Pod>(self, buffer: &Buffer<T>) -> Args {
-        self.address(buffer.address())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! An operation goes through these files, from top to bottom:
 //! 1. this one: the [`Backend`] trait, preconditions, allocation of results;
-//! 2. `infer.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and arguments of every
+//! 2. `infer.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and parameters of every
 //!    launch; `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records
 //!    a training step;
 //! 3. `launch.rs`, `params.rs`, `layout.rs`, `memory.rs`: a launch as plain data, and typed device memory;
@@ -24,7 +24,7 @@ pub mod kernels;
 mod launch;
 pub mod layout;
 mod memory;
-mod params;
+pub mod params;
 mod pinned;
 pub mod rates;
 mod rows;
@@ -40,7 +40,7 @@ pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Poste
 pub use device::{Device, Summary};
 pub use gpu::Gpu;
 pub use infer::Decoded;
-pub use launch::{Args, Launch};
+pub use launch::{Launch, Params};
 pub use rows::Rows;
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;

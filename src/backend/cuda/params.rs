@@ -1,45 +1,360 @@
-//! Structures that kernels take by value, laid out as those of the same name in `kernels/`.
+//! The parameters of kernels, one structure a kernel (or for all of a kind), as `kernels/include/params.cuh` has them:
+//! the same names in the same order, with pointers as addresses. What fields mean is said there.
+
+#![allow(missing_docs, reason = "fields are those of kernels/include/params.cuh, where each is explained")]
 
 use bytemuck::{Pod, Zeroable};
 
-/// `gpu::latents` of `kernels/include/latent.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Latents {
-    /// Stored latents `[count, latent]`; null if kernels draw them from the fields below.
-    pub z: u64,
-    /// The row of each, `[count]`; null if the samples name it.
-    pub owners: u64,
-    /// (row, candidate) of each drawn latent, `[count]`.
-    pub samples: u64,
-    /// Where each row's candidates start, `[rows, latent]`.
-    pub starts: u64,
-    /// The run's seed.
-    pub seed: u64,
-    /// Data-set row of the block's first.
-    pub first_row: u64,
-    /// Side of the block.
-    pub side: u32,
-    /// Standard deviation of the noise.
-    pub sigma: f32,
+use crate::backend::NoiseKey;
+
+/// Defines structures of the names, sizes in bytes and fields given.
+macro_rules! structures {
+    ($($(#[$attribute:meta])* $name:ident = $size:literal { $($field:ident: $type:ty,)* })*) => {
+        $(
+            $(#[$attribute])*
+            #[repr(C)]
+            #[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
+            pub struct $name {
+                $(pub $field: $type,)*
+            }
+
+            const _: () = assert!(size_of::<$name>() == $size && $size % 8 == 0);
+        )*
+
+        /// Names and sizes.
+        #[cfg(test)]
+        const SIZES: &[(&str, usize)] = &[$((stringify!($name), $size)),*];
+    };
 }
 
-/// `gpu::step` of `kernels/include/train.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Step {
-    /// Index of the step's first pair in the order of the epoch.
-    pub first: u32,
-    /// Pairs of the step.
-    pub pairs: u32,
-    /// Reward training: rows of the batch that have embeddings (and come first).
-    pub wide: u32,
-    /// Candidate number of the noise: the epoch in VAE training, the steps before this one in reward training.
-    pub candidate: u32,
-    /// Learning rate over Adam's first bias correction.
-    pub rate: f32,
-    /// One over the root of Adam's second bias correction.
-    pub inverse_root: f32,
+structures! {
+    /// Whose noise it is, and how much.
+    Noise = 24 {
+        seed: u64,
+        first_row: u64,
+        side: u32,
+        sigma: f32,
+    }
+    /// Latents, stored or drawn.
+    Latents = 56 {
+        z: u64,
+        owners: u64,
+        samples: u64,
+        starts: u64,
+        noise: Noise,
+    }
+    /// What residual decoding adds to.
+    Seeds = 24 {
+        embeddings: u64,
+        mu: u64,
+        dtype: u32,
+        unused: u32,
+    }
+    /// Parameters of `encode_*`.
+    Encode = 112 {
+        embeddings: u64,
+        rows: u64,
+        w1: u64,
+        b1: u64,
+        w2: u64,
+        b2: u64,
+        mu: u64,
+        logvar: u64,
+        z: u64,
+        noise: Noise,
+        dim: u32,
+        hidden: u32,
+        latent: u32,
+        unused: u32,
+    }
+    /// Parameters of `decode_*`.
+    Decode = 144 {
+        source: Latents,
+        count: u64,
+        w1: u64,
+        b1: u64,
+        w2: u64,
+        b2: u64,
+        seeds: Seeds,
+        out: u64,
+        dim: u32,
+        hidden: u32,
+        latent: u32,
+        columns: u32,
+    }
+    /// Parameters of `score_*` of embeddings.
+    Score = 72 {
+        embeddings: u64,
+        rows: u64,
+        w1: u64,
+        b1: u64,
+        w2: u64,
+        out: u64,
+        pre: u64,
+        dim: u32,
+        width: u32,
+        b2: f32,
+        unused: u32,
+    }
+    /// Parameters of `score_latents_*`.
+    ScoreLatents = 144 {
+        source: Latents,
+        count: u64,
+        w1: u64,
+        b1: u64,
+        folded: u64,
+        folded_bias: u64,
+        w2: u64,
+        base_pre: u64,
+        base_mu: u64,
+        out: u64,
+        latent: u32,
+        hidden: u32,
+        width: u32,
+        b2: f32,
+    }
+    /// Parameters of `select_f32`.
+    Select = 80 {
+        mu: u64,
+        logvar: u64,
+        out: u64,
+        rows: u64,
+        noise: Noise,
+        latent: u32,
+        keep: u32,
+        drawn: u32,
+        likelihood: u32,
+        mean: u32,
+        unused: u32,
+    }
+    /// Parameters of `start_f32`.
+    Start = 64 {
+        mu: u64,
+        logvar: u64,
+        out: u64,
+        rows: u64,
+        noise: Noise,
+        latent: u32,
+        unused: u32,
+    }
+    /// Parameters of `perturb_f32`.
+    Perturb = 64 {
+        starts: u64,
+        samples: u64,
+        out: u64,
+        count: u64,
+        noise: Noise,
+        latent: u32,
+        unused: u32,
+    }
+    /// Parameters of `pick_rows`.
+    PickRows = 40 {
+        from: u64,
+        index: u64,
+        out: u64,
+        count: u64,
+        row_bytes: u32,
+        unused: u32,
+    }
+    /// Parameters of `find_non_finite_*`.
+    FindNonFinite = 24 {
+        values: u64,
+        first: u64,
+        count: u64,
+    }
+    /// Parameters of `floor_*`.
+    Floor = 24 {
+        from: u64,
+        out: u64,
+        n: u64,
+    }
+    /// A training step, in memory.
+    Step = 24 {
+        first: u32,
+        pairs: u32,
+        wide: u32,
+        candidate: u32,
+        rate: f32,
+        inverse_root: f32,
+    }
+    /// Parameters of `adam_f32`.
+    Adam = 72 {
+        w: u64,
+        g: u64,
+        m: u64,
+        v: u64,
+        now: u64,
+        n: u64,
+        beta1: f32,
+        keep1: f32,
+        beta2: f32,
+        keep2: f32,
+        eps: f32,
+        decay: f32,
+    }
+    /// Parameters of `product_*`.
+    Product = 128 {
+        a: u64,
+        b: u64,
+        out: u64,
+        bias: u64,
+        mask: u64,
+        limit: u64,
+        c: u64,
+        d: u64,
+        sums: u64,
+        partial: u64,
+        tickets: u64,
+        m: u32,
+        n: u32,
+        k: u32,
+        l: u32,
+        lda: u32,
+        ldb: u32,
+        ldo: u32,
+        relu: u32,
+        add: u32,
+        unused: u32,
+    }
+    /// Where rows of a batch come from.
+    Sources = 48 {
+        rows: [u64; 4],
+        dtype: [u32; 4],
+    }
+    /// Parameters of `gather_pairs`.
+    GatherPairs = 96 {
+        from: Sources,
+        order: u64,
+        now: u64,
+        mean: u64,
+        std: u64,
+        x: u64,
+        dim: u32,
+        batch: u32,
+    }
+    /// Parameters of `gather_rows`.
+    GatherRows = 112 {
+        from: Sources,
+        rows: u64,
+        now: u64,
+        mean: u64,
+        std: u64,
+        x: u64,
+        seed: u64,
+        dim: u32,
+        batch: u32,
+        noise: f32,
+        unused: u32,
+    }
+    /// Parameters of `end_step`.
+    EndStep = 48 {
+        losses: u64,
+        totals: u64,
+        table: u64,
+        turn: u64,
+        now: u64,
+        count: u32,
+        unused: u32,
+    }
+    /// Parameters of `vae_codes`.
+    VaeCodes = 104 {
+        code: u64,
+        order: u64,
+        now: u64,
+        eps: u64,
+        z: u64,
+        dcode: u64,
+        losses: u64,
+        seed: u64,
+        beta: f64,
+        gamma: f64,
+        w2_eps: f64,
+        batch: u32,
+        latent: u32,
+        squared: u32,
+        unused: u32,
+    }
+    /// Parameters of `vae_reconstruct`.
+    VaeReconstruct = 56 {
+        out: u64,
+        bias: u64,
+        x: u64,
+        now: u64,
+        losses: u64,
+        scale: f64,
+        batch: u32,
+        dim: u32,
+    }
+    /// Parameters of `vae_through_sample`.
+    VaeThroughSample = 40 {
+        code: u64,
+        eps: u64,
+        dz: u64,
+        dcode: u64,
+        rows: u32,
+        latent: u32,
+    }
+    /// The samples of both sides.
+    Samples = 48 {
+        z: [u64; 2],
+        owners: [u64; 2],
+        mu: [u64; 2],
+    }
+    /// Parameters of `reward_hidden`.
+    RewardHidden = 104 {
+        of: Samples,
+        rows: u64,
+        now: u64,
+        w1: u64,
+        b1: u64,
+        out: u64,
+        batch: u32,
+        hidden: u32,
+        latent: u32,
+        unused: u32,
+    }
+    /// Parameters of `reward_head`.
+    RewardHead = 48 {
+        act: u64,
+        w2: u64,
+        b2: u64,
+        out: u64,
+        rows: u32,
+        heads: u32,
+        units: u32,
+        unused: u32,
+    }
+    /// Parameters of `reward_loss`.
+    RewardLoss = 56 {
+        reward: u64,
+        slots: u64,
+        now: u64,
+        slope: u64,
+        db2: u64,
+        losses: u64,
+        batch: u32,
+        heads: u32,
+    }
+    /// Parameters of `reward_backward`.
+    RewardBackward = 64 {
+        act: u64,
+        slope: u64,
+        w2: u64,
+        dpre: u64,
+        db1: u64,
+        dw2: u64,
+        rows: u32,
+        width: u32,
+        units: u32,
+        unused: u32,
+    }
+}
+
+impl Noise {
+    /// The noise of a key, with this standard deviation.
+    pub fn new(key: NoiseKey, sigma: f32) -> Noise {
+        Noise { seed: key.seed, first_row: key.first_row, side: key.side as u32, sigma }
+    }
 }
 
 impl Step {
@@ -47,72 +362,26 @@ impl Step {
     pub const WIDE: u64 = 8;
 }
 
-/// `gpu::product` of `kernels/include/train.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Product {
-    /// First operand.
-    pub a: u64,
-    /// Second operand.
-    pub b: u64,
-    /// Result.
-    pub out: u64,
-    /// Bias `[n]`, or null.
-    pub bias: u64,
-    /// Output of a ReLU `[m, n]`: where it is not positive, the result is 0. Or null.
-    pub mask: u64,
-    /// Number of rows of the batch that take part, or null for all.
-    pub limit: u64,
-    /// First operand of a second product that is added, computed by the last slice; or null.
-    pub c: u64,
-    /// Second operand of the second product.
-    pub d: u64,
-    /// Where column sums of `a` go, `[m]`, or null.
-    pub sums: u64,
-    /// Sums of the slices, `[slices, m, n]`.
-    pub partial: u64,
-    /// A counter for every tile, 0 before and after.
-    pub tickets: u64,
-    /// Rows of the result.
-    pub m: u32,
-    /// Columns of the result.
-    pub n: u32,
-    /// Terms of each sum.
-    pub k: u32,
-    /// Terms of each sum of the second product.
-    pub l: u32,
-    /// Values between rows of `a`.
-    pub lda: u32,
-    /// Values between rows of `b`.
-    pub ldb: u32,
-    /// Values between rows of the result.
-    pub ldo: u32,
-    /// 1: ReLU.
-    pub relu: u32,
-    /// 1: added to what is there.
-    pub add: u32,
-    /// Padding to a multiple of 8 bytes.
-    pub unused: u32,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// `train::sources` of `kernels/train.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct Sources {
-    /// Embeddings of each part, or null.
-    pub rows: [u64; 4],
-    /// Their storage types, as numbers of [`crate::dtype::Dtype`].
-    pub dtypes: [u32; 4],
-}
-
-/// `train_reward::samples` of `kernels/train_reward.cu`, each of the chosen and the rejected side.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Pod, Zeroable)]
-pub struct Samples {
-    /// Latents, or null.
-    pub z: [u64; 2],
-    /// The seed of each.
-    pub owners: [u64; 2],
-    /// Means of the seeds, where residual, or null.
-    pub mu: [u64; 2],
+    /// nvcc holds the sizes of `params.cuh` against its structures, this against ours.
+    #[test]
+    fn structures_are_those_of_the_kernels() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/include/params.cuh");
+        let text = std::fs::read_to_string(path).expect("the source is there");
+        let theirs: Vec<(String, usize)> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("static_assert(sizeof(")?.strip_suffix(");"))
+            .map(|line| {
+                let (name, size) = line.split_once(") == ").expect("a size");
+                let words = name.split('<').next().unwrap_or(name).split('_');
+                let camel = words.map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+                (camel, size.parse().expect("a number"))
+            })
+            .collect();
+        let ours: Vec<_> = SIZES.iter().map(|(name, size)| (name.to_string(), *size)).collect();
+        assert_eq!(ours, theirs);
+    }
 }

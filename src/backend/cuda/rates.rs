@@ -14,8 +14,9 @@ use super::context::Cuda;
 use super::data::{DrawnLatents, LatentValues, Latents, Posteriors, ResidualBase, RowsAt};
 use super::driver::DriverResult;
 use super::infer::EncoderOutputs;
-use super::launch::{Args, Launch};
+use super::launch::{Launch, Params};
 use super::memory::Buffer;
+use super::params;
 use crate::backend::{Backend, NoiseKey, Perturbation, Precision};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -414,25 +415,21 @@ impl Cuda {
         // A fragment of four sums for each thread, where products are made.
         let to = Buffer::<u8>::empty(driver, bytes.max(16 * threads), "peak")?;
         let out = (to.address(), if what.work == Work::PeakRead { 4 * threads } else { bytes });
-        let launch =
-            |kernel, args| Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, args };
+        let launch = |kernel, n| {
+            let params = Params::of(params::Floor { from: from.address(), out: to.address(), n });
+            Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, params }
+        };
         let vectors = (bytes / 16) as u64;
-        let read = Args::new().address(from.address());
         type Run<'a> = Box<dyn Fn() -> DriverResult<()> + 'a>;
         let launched = |launch: Launch| -> Run<'_> { Box::new(move || driver.launch(&launch)) };
         let (words, count, peak, run): (_, _, _, Run<'_>) = match what.work {
-            Work::PeakRead => {
-                let args = read.buffer(&to).value(vectors);
-                ("memory, read", bytes, Peak::Read, launched(launch("floor_read", args)))
-            }
+            Work::PeakRead => ("memory, read", bytes, Peak::Read, launched(launch("floor_read", vectors))),
             Work::PeakWrite => {
-                let args = Args::new().buffer(&to).value(vectors);
-                ("memory, written by a kernel", bytes, Peak::Write, launched(launch("floor_write", args)))
+                ("memory, written by a kernel", bytes, Peak::Write, launched(launch("floor_write", vectors)))
             }
             Work::PeakCopy => {
-                let args = read.buffer(&to).value(vectors);
                 let what = "memory, copied by a kernel (read + write)";
-                (what, 2 * bytes, Peak::Copy, launched(launch("floor_copy", args)))
+                (what, 2 * bytes, Peak::Copy, launched(launch("floor_copy", vectors)))
             }
             Work::PeakProducts => {
                 let operands: Vec<[bf16; 2]> = normals(2 * 16 * 32, 4)
@@ -441,10 +438,9 @@ impl Cuda {
                     .collect();
                 from.write(0, operands.as_flattened())?;
                 let rounds = (bytes / BYTES_PER_ROUND).clamp(1, 4096);
-                let args = read.buffer(&to).value(rounds as u32);
                 let flop = threads / 32 * rounds * 32_768;
                 let what = "products on BF16 tensor cores (mma.sync)";
-                (what, flop, Peak::Flop, launched(launch("floor_mma_bf16", args)))
+                (what, flop, Peak::Flop, launched(launch("floor_mma_bf16", rounds as u64)))
             }
             Work::Memset => {
                 let at = to.address();

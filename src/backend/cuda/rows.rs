@@ -5,9 +5,10 @@
 use super::context::Cuda;
 use super::data::Embeddings;
 use super::driver::{DriverError, DriverResult};
-use super::launch::{Args, u32_of};
+use super::launch::u32_of;
 use super::layout::Block;
 use super::memory::Buffer;
+use super::params;
 use crate::backend::{HostRows, PairRowStore, Synthetic, checked};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -69,9 +70,10 @@ impl PairRowStore<Cuda> for Rows {
         let values = rows * self.dim;
         let at = cuda.run(|| {
             let first = Buffer::upload(&cuda.driver, &[u64::MAX], "the first value that is not finite")?;
-            let args = Args::new().buffer(buffer).value(values as u64).buffer(&first);
+            let (at, count) = (buffer.address(), values as u64);
+            let params = params::FindNonFinite { values: at, first: first.address(), count };
             let block = Block { threads: THREADS, tile: SCANNED_BYTES, shared: 0 };
-            cuda.driver.launch(&cuda.tiled(kernel, values * self.dtype.size(), block, 1, args)?)?;
+            cuda.driver.launch(&cuda.tiled(kernel, values * self.dtype.size(), block, 1, params)?)?;
             Ok(first.download()?[0] as usize)
         })?;
         Ok((at < values).then_some((at / self.dim, at % self.dim)))
@@ -84,14 +86,16 @@ impl PairRowStore<Cuda> for Rows {
         cuda.run(|| {
             let index_at = Buffer::upload(&cuda.driver, index, "index of rows")?;
             cuda.download_chunks(out.bytes_mut(), index.len(), &mut |first, count, to| {
-                let args = Args::new()
-                    .buffer(buffer)
-                    .address(index_at.at(first))
-                    .value(count as u64)
-                    .value(u32_of(self.row_bytes()))
-                    .address(to);
+                let params = params::PickRows {
+                    from: buffer.address(),
+                    index: index_at.at(first),
+                    out: to,
+                    count: count as u64,
+                    row_bytes: u32_of(self.row_bytes()),
+                    ..Default::default()
+                };
                 let block = Block { threads: THREADS, tile: PICKED_ROWS, shared: 0 };
-                cuda.driver.launch(&cuda.tiled("pick_rows", count, block, 1, args)?)
+                cuda.driver.launch(&cuda.tiled("pick_rows", count, block, 1, params)?)
             })
         })
     }

@@ -1,4 +1,4 @@
-//! A training step as a CUDA graph: the same launches with the same arguments, recorded once and replayed for
+//! A training step as a CUDA graph: the same launches with the same parameters, recorded once and replayed for
 //! every batch.
 //!
 //! 1. A trainer builds the launches of a step with [`StepGraph`]. They name addresses and sizes only; what
@@ -15,10 +15,10 @@ use bytemuck::{Pod, Zeroable};
 
 use super::context::Cuda;
 use super::driver::{Driver, DriverResult, Graph};
-use super::launch::{Args, Launch, u32_of};
+use super::launch::{Launch, Params, u32_of};
 use super::layout;
 use super::memory::Buffer;
-use super::params::{Product, Step};
+use super::params::{self, Product, Step};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{Adam, Precision};
 
@@ -211,8 +211,13 @@ impl<'a> StepGraph<'a> {
     }
 
     /// Any kernel: `items` over blocks of `threads` that take `tile` items each.
-    pub fn kernel(&mut self, kernel: &'static str, (items, tile, threads): (usize, usize, u32), args: Args) {
-        self.kernel_with_shared(kernel, (items, tile, threads), 0, args);
+    pub fn kernel(
+        &mut self,
+        kernel: &'static str,
+        (items, tile, threads): (usize, usize, u32),
+        params: impl Pod,
+    ) {
+        self.kernel_with_shared(kernel, (items, tile, threads), 0, params);
     }
 
     /// The same with `shared` bytes of shared memory.
@@ -221,10 +226,10 @@ impl<'a> StepGraph<'a> {
         kernel: &'static str,
         (items, tile, threads): (usize, usize, u32),
         shared: usize,
-        args: Args,
+        params: impl Pod,
     ) {
         let grid = [u32_of(items.div_ceil(tile)).clamp(1, 1 << 16), 1, 1];
-        self.launches.push(Launch { kernel, grid, threads, shared, args });
+        self.launches.push(Launch { kernel, grid, threads, shared, params: Params::of(params) });
     }
 
     /// out = epilogue(a b); the rows of all three lie directly behind each other.
@@ -275,39 +280,41 @@ impl<'a> StepGraph<'a> {
             (p.partial, p.tickets) = (partial.address(), tickets.address());
         }
         let shared = layout::product(self.precision);
-        self.launches.push(Launch { kernel, grid, threads: 128, shared, args: Args::new().value(p) });
+        self.launches.push(Launch { kernel, grid, threads: 128, shared, params: Params::of(p) });
     }
 
     /// One step of Adam on all parameters.
     pub fn adam(&mut self, p: &Parameters, step: &Buffer<Step>) {
         let Adam { beta1, beta2, eps, .. } = p.adam;
-        let decay = p.adam.decay();
-        let args = Args::new()
-            .buffer(&p.values)
-            .buffer(&p.gradients)
-            .buffer(&p.first_moments)
-            .buffer(&p.second_moments)
-            .value(p.len as u64)
-            .value(beta1 as f32)
-            .value((1.0 - beta1) as f32)
-            .value(beta2 as f32)
-            .value((1.0 - beta2) as f32)
-            .value(eps as f32)
-            .value(decay)
-            .buffer(step);
-        self.kernel("adam_f32", (p.len, 4 * 256, 256), args);
+        let params = params::Adam {
+            w: p.values.address(),
+            g: p.gradients.address(),
+            m: p.first_moments.address(),
+            v: p.second_moments.address(),
+            now: step.address(),
+            n: p.len as u64,
+            beta1: beta1 as f32,
+            keep1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            keep2: (1.0 - beta2) as f32,
+            eps: eps as f32,
+            decay: p.adam.decay(),
+        };
+        self.kernel("adam_f32", (p.len, 4 * 256, 256), params);
     }
 
     /// Adds losses `[terms, count]` to the totals, and moves to the next step.
     pub fn end_step(&mut self, losses: &Buffer<f64>, progress: &Progress, count: usize) {
-        let args = Args::new()
-            .buffer(losses)
-            .buffer(&progress.totals)
-            .value(u32_of(count))
-            .address(progress.steps.address())
-            .buffer(&progress.step_index)
-            .buffer(&progress.step);
-        self.kernel_with_shared("end_step", (progress.totals.len(), 1, 256), 8 * 8, args);
+        let params = params::EndStep {
+            losses: losses.address(),
+            totals: progress.totals.address(),
+            table: progress.steps.address(),
+            turn: progress.step_index.address(),
+            now: progress.step.address(),
+            count: u32_of(count),
+            ..Default::default()
+        };
+        self.kernel_with_shared("end_step", (progress.totals.len(), 1, 256), 8 * 8, params);
     }
 }
 
@@ -318,10 +325,15 @@ fn leading(form: Form, (m, n, k): Sizes) -> Product {
         Form::Tn => (m, n),
         Form::Nn => (k, n),
     };
-    let mut p: Product = bytemuck::Zeroable::zeroed();
-    (p.m, p.n, p.k) = (u32_of(m), u32_of(n), u32_of(k));
-    (p.lda, p.ldb, p.ldo) = (u32_of(lda), u32_of(ldb), u32_of(n));
-    p
+    Product {
+        m: u32_of(m),
+        n: u32_of(n),
+        k: u32_of(k),
+        lda: u32_of(lda),
+        ldb: u32_of(ldb),
+        ldo: u32_of(n),
+        ..Product::default()
+    }
 }
 
 fn with_epilogue(epilogue: Epilogue, form: Form, sizes: Sizes) -> Product {

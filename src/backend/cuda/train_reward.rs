@@ -17,9 +17,9 @@
 use super::context::Cuda;
 use super::data::{DeviceVae, LatentValues, RowsAt};
 use super::driver::DriverResult;
-use super::launch::{Args, Launch, u32_of};
+use super::launch::{Launch, u32_of};
 use super::memory::Buffer;
-use super::params::{Samples, Sources, Step};
+use super::params::{self, Samples, Sources, Step};
 use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{PairRows, RewardData, RewardObjective, RewardSide};
@@ -297,18 +297,20 @@ impl RewardTrainer {
         // Rows of the batch that have embeddings: a field of the step, on the device.
         let wide = step.address() + Step::WIDE;
         let mut graph = StepGraph::new(cuda, &s.slices);
-        let args = Args::new()
-            .value(from)
-            .address(rows.address())
-            .buffer(step)
-            .value(u32_of(dim))
-            .value(u32_of(batch))
-            .buffer(&self.mean)
-            .buffer(&self.std)
-            .value(self.objective.input_noise as f32)
-            .value(self.objective.seed)
-            .buffer(&s.x);
-        graph.kernel("gather_rows", (n, 1, 256), args);
+        let params = params::GatherRows {
+            from,
+            rows: rows.address(),
+            now: step.address(),
+            mean: self.mean.address(),
+            std: self.std.address(),
+            x: s.x.address(),
+            seed: self.objective.seed,
+            dim: u32_of(dim),
+            batch: u32_of(batch),
+            noise: self.objective.input_noise as f32,
+            ..Default::default()
+        };
+        graph.kernel("gather_rows", (n, 1, 256), params);
         if let Some(decoder) = decoder {
             // A side without samples keeps null addresses: none of its rows has a latent.
             let mut samples = Samples::default();
@@ -316,17 +318,19 @@ impl RewardTrainer {
                 let Some(s) = s else { continue };
                 (samples.z[side], samples.owners[side], samples.mu[side]) = (s.z, s.owners, s.mu);
             }
-            let args = Args::new()
-                .address(rows.address())
-                .buffer(step)
-                .value(u32_of(batch))
-                .value(samples)
-                .buffer(&decoder.weight)
-                .buffer(&decoder.bias)
-                .value(u32_of(decoder.layers[0].outputs))
-                .value(u32_of(decoder.layers[0].inputs))
-                .buffer(&s.hidden);
-            graph.kernel("reward_hidden", (n, 4, 128), args);
+            let params = params::RewardHidden {
+                of: samples,
+                rows: rows.address(),
+                now: step.address(),
+                w1: decoder.weight.address(),
+                b1: decoder.bias.address(),
+                out: s.hidden.address(),
+                batch: u32_of(batch),
+                hidden: u32_of(decoder.layers[0].outputs),
+                latent: u32_of(decoder.layers[0].inputs),
+                ..Default::default()
+            };
+            graph.kernel("reward_hidden", (n, 4, 128), params);
         }
 
         let (x, h, act, dpre) = (s.x.address(), s.hidden.address(), s.act.address(), s.dpre.address());
@@ -341,36 +345,41 @@ impl RewardTrainer {
                 graph.product_of_two(products, act, (n, width), hidden);
             }
         }
-        let args = Args::new()
-            .buffer(&s.act)
-            .address(second_at(|l| l.weight))
-            .address(second_at(|l| l.bias))
-            .value(u32_of(n))
-            .value(u32_of(heads))
-            .value(u32_of(units))
-            .buffer(&s.reward);
-        graph.kernel("reward_head", (n * heads, 4, 128), args);
-        let args = Args::new()
-            .buffer(&s.reward)
-            .address(slots.address())
-            .buffer(step)
-            .value(u32_of(batch))
-            .value(u32_of(heads))
-            .buffer(&s.slope)
-            .address(second_at(|l| l.dbias))
-            .buffer(&s.losses);
-        graph.kernel("reward_loss", (heads, 1, 256), args);
-        let args = Args::new()
-            .buffer(&s.act)
-            .buffer(&s.slope)
-            .address(second_at(|l| l.weight))
-            .value(u32_of(n))
-            .value(u32_of(width))
-            .value(u32_of(units))
-            .buffer(&s.dpre)
-            .address(first.dbias)
-            .address(second_at(|l| l.dweight));
-        graph.kernel_with_shared("reward_backward", (width, 32, 256), 2 * 256 * 8, args);
+        let params = params::RewardHead {
+            act,
+            w2: second_at(|l| l.weight),
+            b2: second_at(|l| l.bias),
+            out: s.reward.address(),
+            rows: u32_of(n),
+            heads: u32_of(heads),
+            units: u32_of(units),
+            ..Default::default()
+        };
+        graph.kernel("reward_head", (n * heads, 4, 128), params);
+        let params = params::RewardLoss {
+            reward: s.reward.address(),
+            slots: slots.address(),
+            now: step.address(),
+            slope: s.slope.address(),
+            db2: second_at(|l| l.dbias),
+            losses: s.losses.address(),
+            batch: u32_of(batch),
+            heads: u32_of(heads),
+        };
+        graph.kernel("reward_loss", (heads, 1, 256), params);
+        let params = params::RewardBackward {
+            act,
+            slope: s.slope.address(),
+            w2: second_at(|l| l.weight),
+            dpre,
+            db1: first.dbias,
+            dw2: second_at(|l| l.dweight),
+            rows: u32_of(n),
+            width: u32_of(width),
+            units: u32_of(units),
+            ..Default::default()
+        };
+        graph.kernel_with_shared("reward_backward", (width, 32, 256), 2 * 256 * 8, params);
         let limited = Epilogue { limit: wide, ..Epilogue::default() };
         graph.product(Form::Tn, (dpre, x, first.dweight), (width, dim, n), limited);
         if let Some(decoder) = decoder {
@@ -468,7 +477,7 @@ impl Scratch {
 /// Makes `rows` part `part` of what batches are gathered from. Parts 0 and 1 are the originals of the two
 /// sides, 2 and 3 the seeds of their residual samples where those are other rows.
 fn set_part(from: &mut Sources, part: usize, rows: RowsAt) {
-    (from.rows[part], from.dtypes[part]) = (rows.address, rows.dtype as u32);
+    (from.rows[part], from.dtype[part]) = (rows.address, rows.dtype as u32);
 }
 
 /// A side's samples, if it has any. Seeds of residual samples become a part of their own unless they are the

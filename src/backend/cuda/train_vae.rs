@@ -5,9 +5,9 @@
 use super::context::Cuda;
 use super::data::RowsAt;
 use super::driver::DriverResult;
-use super::launch::{Args, Launch, u32_of};
+use super::launch::{Launch, u32_of};
 use super::memory::Buffer;
-use super::params::{Sources, Step};
+use super::params::{self, Sources, Step};
 use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{Divergence, PairData, Reduction, VaeLoss, VaeObjective, W2_EPS};
@@ -152,18 +152,19 @@ impl VaeTrainer {
         let mut graph = StepGraph::new(cuda, &s.slices);
         let mut from = Sources::default();
         for (side, rows) in sides.into_iter().enumerate() {
-            (from.rows[side], from.dtypes[side]) = (rows.address, rows.dtype as u32);
+            (from.rows[side], from.dtype[side]) = (rows.address, rows.dtype as u32);
         }
-        let args = Args::new()
-            .value(from)
-            .address(s.order.address())
-            .buffer(step)
-            .value(u32_of(dim))
-            .value(u32_of(batch))
-            .buffer(&self.mean)
-            .buffer(&self.std)
-            .buffer(&s.x);
-        graph.kernel("gather_pairs", (rows, 1, 256), args);
+        let params = params::GatherPairs {
+            from,
+            order: s.order.address(),
+            now: step.address(),
+            mean: self.mean.address(),
+            std: self.std.address(),
+            x: s.x.address(),
+            dim: u32_of(dim),
+            batch: u32_of(batch),
+        };
+        graph.kernel("gather_pairs", (rows, 1, 256), params);
 
         let (x, eh, posterior) = (s.x.address(), s.encoder_hidden.address(), s.posterior.address());
         let (z, dh, out) = (s.z.address(), s.decoder_hidden.address(), s.out.address());
@@ -173,53 +174,57 @@ impl VaeTrainer {
         graph.product(Form::Nt, (x, e1.weight, eh), (rows, hidden, dim), relu(e1));
         graph.product(Form::Nt, (eh, e2.weight, posterior), (rows, 2 * latent, hidden), bias(e2));
         let VaeObjective { beta, gamma, divergence, .. } = self.objective;
-        let args = Args::new()
-            .buffer(&s.posterior)
-            .address(s.order.address())
-            .buffer(step)
-            .value(u32_of(batch))
-            .value(u32_of(latent))
-            .value(self.objective.seed)
-            .buffer(&s.eps)
-            .buffer(&s.z)
-            .value(beta)
-            .value(gamma)
-            .value(W2_EPS)
-            .value(u32::from(divergence == Divergence::W2Squared))
-            .buffer(&s.dposterior)
-            .buffer(&s.losses);
+        let params = params::VaeCodes {
+            code: posterior,
+            order: s.order.address(),
+            now: step.address(),
+            eps: s.eps.address(),
+            z,
+            dcode: dposterior,
+            losses: s.losses.address(),
+            seed: self.objective.seed,
+            beta,
+            gamma,
+            w2_eps: W2_EPS,
+            batch: u32_of(batch),
+            latent: u32_of(latent),
+            squared: u32::from(divergence == Divergence::W2Squared),
+            ..Default::default()
+        };
         // Blocks of four pairs for the losses, then blocks of 512 values for z.
-        graph.kernel("vae_codes", (batch.div_ceil(4) + (rows * latent).div_ceil(512), 1, 128), args);
+        graph.kernel("vae_codes", (batch.div_ceil(4) + (rows * latent).div_ceil(512), 1, 128), params);
         graph.product(Form::Nt, (z, d1.weight, dh), (rows, hidden, latent), relu(d1));
         graph.product(Form::Nt, (dh, d2.weight, out), (rows, dim, hidden), Epilogue::default());
         let scale = match self.objective.reconstruction {
             Reduction::Mean => 1.0 / dim as f64,
             Reduction::Sum => 1.0,
         };
-        let args = Args::new()
-            .buffer(&s.out)
-            .address(d2.bias)
-            .buffer(&s.x)
-            .buffer(step)
-            .value(u32_of(batch))
-            .value(u32_of(dim))
-            .value(scale)
-            .address(s.losses.at(2 * batch));
-        graph.kernel_with_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, args);
+        let params = params::VaeReconstruct {
+            out,
+            bias: d2.bias,
+            x,
+            now: step.address(),
+            losses: s.losses.at(2 * batch),
+            scale,
+            batch: u32_of(batch),
+            dim: u32_of(dim),
+        };
+        graph.kernel_with_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, params);
 
         let masked = |by: u64| Epilogue { mask: by, ..Epilogue::default() };
         graph.gradients(d2, out, dh, rows);
         graph.product(Form::Nn, (out, d2.weight, dhidden), (rows, hidden, dim), masked(dh));
         graph.gradients(d1, dhidden, z, rows);
         graph.product(Form::Nn, (dhidden, d1.weight, dz), (rows, latent, hidden), Epilogue::default());
-        let args = Args::new()
-            .buffer(&s.posterior)
-            .buffer(&s.eps)
-            .buffer(&s.dz)
-            .buffer(&s.dposterior)
-            .value(u32_of(rows))
-            .value(u32_of(latent));
-        graph.kernel("vae_through_sample", (rows * latent, 128, 128), args);
+        let params = params::VaeThroughSample {
+            code: posterior,
+            eps: s.eps.address(),
+            dz,
+            dcode: dposterior,
+            rows: u32_of(rows),
+            latent: u32_of(latent),
+        };
+        graph.kernel("vae_through_sample", (rows * latent, 128, 128), params);
         graph.gradients(e2, dposterior, eh, rows);
         graph.product(Form::Nn, (dposterior, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));
         graph.gradients(e1, dhidden, x, rows);

@@ -19,7 +19,7 @@ use lensmith::backend::cuda::{Cuda, Device, Gpu};
 use libloading::Library;
 
 pub use kernels::ptx;
-pub use single::{Args, Launch, Machine};
+pub use single::{Launch, Machine};
 
 /// The GPU that takes the machine's place where one is tested: LENSMITH_TEST_GPU, its number.
 pub fn tested_gpu() -> Option<usize> {

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use bytemuck::Pod;
 use lensmith::backend::cuda::driver::Driver;
-use lensmith::backend::cuda::{Args as RawArgs, Gpu, Launch as RawLaunch};
+use lensmith::backend::cuda::{Gpu, Launch as RawLaunch, Params};
 
 use super::{Races, Schedule, Simulated};
 
@@ -16,7 +16,7 @@ pub struct Machine {
     number: Option<usize>,
 }
 
-/// A launch but for kernel and arguments.
+/// A launch but for kernel and parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch {
     /// Blocks.
@@ -33,32 +33,6 @@ pub struct Buffer<'m, T> {
     len: usize,
     machine: &'m Machine,
     values: PhantomData<T>,
-}
-
-/// The arguments of a launch, in the order of the kernel's parameters.
-#[derive(Default)]
-pub struct Args<'b> {
-    raw: RawArgs,
-    buffers: PhantomData<&'b ()>,
-}
-
-impl<'b> Args<'b> {
-    /// No arguments yet.
-    pub fn new() -> Args<'b> {
-        Args::default()
-    }
-
-    /// A pointer to device memory.
-    pub fn buffer<T>(mut self, buffer: &'b Buffer<'_, T>) -> Args<'b> {
-        self.raw = self.raw.address(buffer.at);
-        self
-    }
-
-    /// A number or a structure, laid out as the parameter is.
-    pub fn value<V: Pod>(mut self, value: V) -> Args<'b> {
-        self.raw = self.raw.value(value);
-        self
-    }
 }
 
 impl Machine {
@@ -93,12 +67,12 @@ impl Machine {
         buffer
     }
 
-    /// Runs a kernel to its end, or gives the report that stopped it.
-    pub fn launch(&self, kernel: &str, launch: Launch, args: &Args<'_>) -> Result<(), String> {
+    /// Runs a kernel to its end, or gives the report that stopped it. `params` is laid out as the kernel's structure.
+    pub fn launch<P: Pod>(&self, kernel: &str, launch: Launch, params: P) -> Result<(), String> {
         let Launch { grid, block, shared } = launch;
         // The few names that tests use live as long as the process.
         let kernel: &'static str = Box::leak(kernel.to_string().into_boxed_str());
-        let launch = RawLaunch { kernel, grid, threads: block[0], shared, args: args.raw.clone() };
+        let launch = RawLaunch { kernel, grid, threads: block[0], shared, params: Params::of(params) };
         // A device says what was wrong when it is waited for.
         let said = self.gpu.launch(&launch).and_then(|()| self.gpu.finish());
         said.map_err(|error| match self.number {
