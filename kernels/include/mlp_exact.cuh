@@ -177,7 +177,8 @@ struct decoder_input {
     for (u32 from = 0; from < size; from += WARP) {
       const u32 output = from + threadIdx.x % WARP;
       if (output >= size) continue;
-      column h, h_mean;
+      // The second one has values though it may not be used: the compiler subtracts first and chooses then.
+      column h, h_mean = {};
       const float bias = read(b1 + output);
       h.product(z, stride, w1 + u64(output) * latent, bias, latent);
       if (base_mu) h_mean.product(mean, stride, w1 + u64(output) * latent, bias, latent);
