@@ -446,6 +446,7 @@ pub enum Op {
     },
     Approx64 {
         rsqrt: bool,
+        ftz: bool,
     },
     Testp {
         kind: u8,
