@@ -251,7 +251,10 @@ impl Exec<'_, '_> {
         for k in (0..16).step_by(bytes as usize) {
             let v = values[k / 8] >> (8 * (k % 8)) & if bytes == 8 { u64::MAX } else { 0xffff_ffff };
             let at = super::memory::shift(target, k as u32);
-            self.exchange(at, bytes, lane, |old| super::atomics::apply(AtomOp::Add, ty, old, v, 0));
+            self.exchange(at, bytes, lane, |old| match ty {
+                Ty::F32 => super::atomics::add_flushed(old, v),
+                _ => super::atomics::apply(AtomOp::Add, ty, old, v, 0),
+            });
         }
         Ok(())
     }

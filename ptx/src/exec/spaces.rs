@@ -498,8 +498,11 @@ impl<'e> Exec<'e, '_> {
                     let at = a[l] & !(WINDOW - 1);
                     let windows = [SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW];
                     let holds = match space {
-                        Space::Global => !windows.contains(&at),
-                        Space::Const => false,
+                        Space::Global | Space::Const => {
+                            let memory = &self.shared.memory;
+                            let constant = memory.index(a[l]).is_some_and(|b| memory.buffers[b].constant);
+                            !windows.contains(&at) && constant == (space == Space::Const)
+                        }
                         _ => at == window(space),
                     };
                     mask |= u32::from(holds) << l;

@@ -152,7 +152,7 @@ impl Exec<'_, '_> {
                 let start = if keep { f64::from(f32::from_bits(c[l])) } else { 0.0 };
                 let sum =
                     (0..k).fold(start, |s, x| s + sign * f64::from(a[row][x]) * f64::from(b[x][column]));
-                (sum as f32).to_bits()
+                if sum.is_nan() { super::soft::NAN32 } else { (sum as f32).to_bits() }
             });
             let d = self.dst(i, r);
             self.set32(d, m, &v);

@@ -114,6 +114,9 @@ impl Lower<'_> {
                 m.one_of(SPACES);
                 m.take("L1");
                 m.take("L2");
+                // `applypriority` and `discard` also give a size.
+                let args = self.args(i, if i.name.starts_with("prefetch") { &[1] } else { &[2] })?;
+                self.address(&args[0])?;
                 self.emit(Op::Prefetch, vec![], vec![]);
                 Ok(true)
             }
@@ -122,10 +125,11 @@ impl Lower<'_> {
                 Self::cache_hints(m);
                 m.take("L2::evict_unchanged");
                 m.ty()?;
-                let d = match i.args.first() {
-                    Some(d) => self.dst(d, 64)?,
-                    None => return m.fail("a destination is needed"),
-                };
+                let args = self.args(i, &[1, 2])?;
+                let d = self.dst(&args[0], 64)?;
+                if let Some(fraction) = args.get(1) {
+                    self.src(fraction, Ty::F32)?;
+                }
                 self.emit(Op::CreatePolicy, vec![d], vec![]);
                 Ok(true)
             }
@@ -425,7 +429,10 @@ impl Lower<'_> {
         if m.take("prefetch") {
             m.take("L2");
             m.take("global");
-            Self::cache_hints(m);
+            let policy = Self::cache_hints(m);
+            let args = self.args(i, &[2 + usize::from(policy)])?;
+            self.address(&args[0])?;
+            self.src(&args[1], Ty::U32)?;
             self.emit(Op::Bulk(Bulk::Prefetch), vec![], vec![]);
             return Ok(true);
         }

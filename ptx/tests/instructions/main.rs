@@ -3,13 +3,18 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod atomics;
 mod cases;
 mod compare;
 mod convert;
+mod copies;
 mod exact;
 mod floats;
 mod forms;
 mod integers;
+mod memory;
+mod run;
+mod warp;
 
 use cases::Case;
 use forms::{Words, expand};
