@@ -211,6 +211,9 @@ impl<'e> Exec<'e, '_> {
         }
         let mine = self.rank;
         let number = self.blocks[mine].number;
+        if doing != Doing::Read && !self.blocks[rank].readings.is_empty() {
+            self.check_readings(rank, at, n, who.thread % 32)?;
+        }
         if rank != mine {
             // Blocks of a cluster: records are those of the other block, knowledge is the own.
             let mut cells = std::mem::take(&mut self.blocks[rank].cells);

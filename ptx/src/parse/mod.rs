@@ -28,6 +28,9 @@ pub fn parse(text: &str) -> Result<Ast> {
     if ast.version == (0, 0) {
         return Err(ParseError::new(1, "no .version: this is no PTX"));
     }
+    if ast.target.is_empty() {
+        return Err(ParseError::new(1, "no .target"));
+    }
     Ok(ast)
 }
 
@@ -132,6 +135,10 @@ impl Parser {
             }
             "target" => {
                 ast.target = self.word()?;
+                let number = ast.target.strip_prefix("sm_").unwrap_or_default();
+                if !number.starts_with(|c: char| c.is_ascii_digit()) {
+                    return Err(ParseError::new(line, format!("target {} is none such as sm_80", ast.target)));
+                }
                 while self.take(',') {
                     self.word()?;
                 }

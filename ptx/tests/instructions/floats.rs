@@ -284,3 +284,19 @@ fn approximations_of_halves() {
         }
     }
 }
+
+#[test]
+fn nothing_is_contracted() {
+    let case = Case::new(
+        "mul.rn.f32 %f20, {a}, {b}; add.rn.f32 {d}, %f20, {c};".into(),
+        &[32, 32, 32],
+        32,
+        |v| {
+            let product = exact::mul(F32.value(v[0]), F32.value(v[1]));
+            let product = F32.value(exact::round(product.0, product.1, F32, "rn"));
+            let sum = exact::add(product, F32.value(v[2]), "rn");
+            exact::round(sum.0, sum.1, F32, "rn")
+        },
+    );
+    crate::check(&[case.float()]);
+}

@@ -81,6 +81,7 @@ pub fn bits(ty: &str) -> u32 {
         "pred" => 1,
         "bf16" | "f16" => 16,
         "bf16x2" | "f16x2" | "tf32" => 32,
-        other => other[1..].parse().expect("a number of bits"),
+        // Words that are no types have no bits.
+        other => other.get(1..).and_then(|n| n.parse().ok()).unwrap_or(0),
     }
 }

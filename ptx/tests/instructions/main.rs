@@ -8,13 +8,16 @@ mod cases;
 mod compare;
 mod convert;
 mod copies;
+mod coverage;
 mod exact;
 mod floats;
 mod forms;
+mod hopper;
 mod integers;
 mod memory;
 mod run;
 mod warp;
+mod wgmma;
 
 use cases::Case;
 use forms::{Words, expand};
@@ -102,33 +105,42 @@ fn check_names(names: &[&str]) {
     check(&all);
 }
 
+/// Names whose forms the tests below run, in every combination of their modifiers.
+#[rustfmt::skip]
+const TESTED: &[&str] = &[
+    "add", "sub", "mul", "mad", "fma", "div",
+    "mul24", "mad24", "sad", "rem", "abs", "neg", "min", "max", "rcp", "sqrt", "copysign", "testp",
+    "addc", "subc", "madc", "popc", "clz", "bfind", "brev", "bfe", "bfi", "szext", "bmsk",
+    "dp4a", "dp2a", "and", "or", "xor", "not", "cnot", "lop3", "shf", "shl", "shr", "prmt",
+    "setp", "selp", "slct", "set", "cvt",
+];
+
 #[test]
 fn arithmetic() {
-    check_names(&["add", "sub", "mul", "mad", "fma", "div"]);
+    check_names(&TESTED[..6]);
 }
 
 #[test]
 fn other_arithmetic() {
-    check_names(&["mul24", "mad24", "sad", "rem", "abs", "neg", "min", "max", "rcp", "sqrt", "copysign", "testp"]);
+    check_names(&TESTED[6..18]);
 }
 
 #[test]
 fn carries_bits_and_logic() {
-    check_names(&["addc", "subc", "madc", "popc", "clz", "bfind", "brev", "bfe", "bfi", "szext", "bmsk"]);
-    check_names(&["dp4a", "dp2a", "and", "or", "xor", "not", "cnot", "lop3", "shf", "shl", "shr", "prmt"]);
+    check_names(&TESTED[18..41]);
 }
 
 #[test]
 fn comparisons() {
-    check_names(&["setp", "selp", "slct"]);
+    check_names(&TESTED[41..44]);
 }
 
 #[test]
 fn comparisons_to_registers() {
-    check_names(&["set"]);
+    check_names(&TESTED[44..45]);
 }
 
 #[test]
 fn conversions() {
-    check_names(&["cvt"]);
+    check_names(&TESTED[45..]);
 }

@@ -268,15 +268,15 @@ fn strong() -> Vec<Check> {
             let width = bits(ty).max(16);
             for count in counts(ty) {
                 let nc = ld.ends_with("nc");
-                let at = if nc { "%rd2" } else { "%rd4" };
-                let start = if nc { String::new() } else { fill(".global", "%rd4") };
-                if nc && count as u32 * bits(ty) > 32 {
-                    continue;
-                }
+                // The input of eight threads.
+                let at = if nc { "%rd20" } else { "%rd4" };
+                let start = if nc { "and.b64 %rd20, %rd2, -32;".into() } else { fill(".global", "%rd4") };
                 let mut body = format!("{start}ld{ld}{}.{ty} {}, [{at}];\n", vector(count), list(width, count));
                 body += &format!("st{st}{}.{ty} [%rd4], {};\n{}", vector(count), list(width, count), digest(width, count));
                 out.push(Check::wide(body, 2, move |v, lane, r| {
-                    let byte = |k: usize| if nc { v[lane].to_le_bytes()[k] } else { byte(v[lane], k) };
+                    let eight = &v[lane & !7..];
+                    let byte =
+                        |k: usize| if nc { eight[k / 4].to_le_bytes()[k % 4] } else { byte(v[lane], k) };
                     digested((0..count).map(|e| value(ty, e, width, byte)), r)
                 }));
             }
@@ -370,6 +370,8 @@ fn addresses() -> Vec<Check> {
         "prefetch.global.L2::evict_last [%rd4];",
         "prefetch.global.L2::evict_normal [%rd4];",
         "prefetchu.L1 [%rd4];",
+        "discard.global.L2 [%rd5], 128;",
+        "discard.L2 [%rd5], 128;",
         "applypriority.global.L2::evict_normal [%rd4], 128;",
         "applypriority.L2::evict_normal [%rd4], 128;",
         "cp.async.bulk.prefetch.L2.global [%rd4], 64;",
