@@ -61,7 +61,8 @@ impl Form {
                     (false, false) => 0.0,
                 };
                 let x = f64::from(f32::from_bits(exact));
-                let by = if matches!(x, 0.0 | 1.0 | -1.0) { 0.0 } else { unit(self.seed ^ u64::from(a) << 8) };
+                let by =
+                    if matches!(x, 0.0 | 1.0 | -1.0) { 0.0 } else { unit(self.seed ^ u64::from(a) << 8) };
                 let moved = (x * (1.0 + by * share)) as f32;
                 narrow(moved.clamp(-limit, limit).to_bits(), format)
             }

@@ -144,9 +144,8 @@ impl Exec<'_, '_> {
                 let (g, t) = (l / 4, 2 * (l % 4));
                 if halves {
                     // Rounded once: by way of F32 a result between two halves could go wrong.
-                    let one = |c: usize| {
-                        pack(unpack(sum[g + 8 * r][c].to_bits(), F64), F16, Round::Nearest) as u32
-                    };
+                    let one =
+                        |c: usize| pack(unpack(sum[g + 8 * r][c].to_bits(), F64), F16, Round::Nearest) as u32;
                     one(t) | one(t + 1) << 16
                 } else {
                     let v = sum[g + 8 * (r / 2)][t + r % 2] as f32;

@@ -61,7 +61,9 @@ impl Descriptor {
 /// Whether destinations are registers of at most 32 bits, of the instructions that may meet a sum.
 fn writes32(op: Op) -> bool {
     match op {
-        Op::Mov32 | Op::Selp32 | Op::Unpack(_) | Op::Lop3(_) | Op::Shf { .. } | Op::Prmt(_) | Op::Mma(_) => true,
+        Op::Mov32 | Op::Selp32 | Op::Unpack(_) | Op::Lop3(_) | Op::Shf { .. } | Op::Prmt(_) | Op::Mma(_) => {
+            true
+        }
         Op::F32 { .. } | Op::Fma32 { .. } | Op::MinMax32 { .. } | Op::Neg32 { .. } | Op::Abs32 { .. } => true,
         Op::Half { .. } | Op::CvtPair { .. } | Op::Ldmatrix { .. } | Op::Shfl { pred: false, .. } => true,
         Op::Int(_, w) | Op::Unary(_, w) | Op::MadLo(w) => w != W::B64,
@@ -96,7 +98,8 @@ impl Exec<'_, '_> {
             return Ok(());
         }
         let busy = |slot: i32| slot >= 0 && self.warp.products.iter().any(|(_, s)| s.contains(&slot));
-        let what = if (0..usize::from(i.srcs).min(8)).any(|n| i.narrow >> n & 1 != 0 && busy(self.src(i, n))) {
+        let what = if (0..usize::from(i.srcs).min(8)).any(|n| i.narrow >> n & 1 != 0 && busy(self.src(i, n)))
+        {
             "read"
         } else if writes32(i.op) && (0..usize::from(i.dsts)).any(|n| busy(self.dst(i, n))) {
             "written"
@@ -151,7 +154,11 @@ impl Exec<'_, '_> {
         };
         let scale = self.pred(self.src(i, 0)) & m;
         if scale != 0 && scale != m {
-            return trouble(FaultKind::InvalidOperand, m.trailing_zeros(), "lanes give different scales of D");
+            return trouble(
+                FaultKind::InvalidOperand,
+                m.trailing_zeros(),
+                "lanes give different scales of D",
+            );
         }
         let wrong = |message: &'static str| {
             let (kind, lane) = (FaultKind::InvalidOperand, m.trailing_zeros());
@@ -186,7 +193,8 @@ impl Exec<'_, '_> {
                 let row = row as u64 + 16 * u64::from(warp);
                 for (column, value) in values.iter_mut().enumerate().take(k) {
                     let (outer, inner) = if w.trans_a { (column as u64, row) } else { (row, column as u64) };
-                    *value = self.element(d.address(outer, inner, size), w.ty, (row % 32) as u32, &mut pieces)?;
+                    *value =
+                        self.element(d.address(outer, inner, size), w.ty, (row % 32) as u32, &mut pieces)?;
                 }
             }
         }
@@ -197,7 +205,8 @@ impl Exec<'_, '_> {
                 // Without transposition B is stored by columns, k being contiguous.
                 let (outer, inner) =
                     if w.trans_b { (row as u64, column as u64) } else { (column as u64, row as u64) };
-                *value = self.element(d.address(outer, inner, size), w.ty, (column % 32) as u32, &mut pieces)?;
+                *value =
+                    self.element(d.address(outer, inner, size), w.ty, (column % 32) as u32, &mut pieces)?;
             }
         }
         let sign = if w.neg_a != w.neg_b { -1.0 } else { 1.0 };

@@ -137,7 +137,10 @@ impl Parser {
                 ast.target = self.word()?;
                 let number = ast.target.strip_prefix("sm_").unwrap_or_default();
                 if !number.starts_with(|c: char| c.is_ascii_digit()) {
-                    return Err(ParseError::new(line, format!("target {} is none such as sm_80", ast.target)));
+                    return Err(ParseError::new(
+                        line,
+                        format!("target {} is none such as sm_80", ast.target),
+                    ));
                 }
                 while self.take(',') {
                     self.word()?;
@@ -160,7 +163,11 @@ impl Parser {
             }
             "section" => self.section()?,
             "pragma" => self.skip_statement()?,
-            "visible" | "extern" | "weak" | "common" => {}
+            "visible" | "extern" | "weak" | "common" => {
+                if self.peek().is_none() {
+                    return self.fail("the text ends in the middle of a declaration");
+                }
+            }
             "entry" => ast.functions.push(self.function(true)?),
             "func" => ast.functions.push(self.function(false)?),
             "global" | "const" | "shared" => {

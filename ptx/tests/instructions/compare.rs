@@ -7,8 +7,8 @@ use crate::exact::format;
 use crate::forms::{Words, bits};
 
 const NAMES: [&str; 18] = [
-    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num",
-    "nan",
+    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu",
+    "num", "nan",
 ];
 
 /// Whether a comparison holds; `None` is unordered.
@@ -125,7 +125,7 @@ fn compared(w: &Words, text: String, ty: String, ftz: bool) -> Case {
             let low = |v: u64| if pair { v & 0xffff } else { v };
             let p = holds(name, order(low(v[0]), low(v[1]), &ty, ftz));
             let q = if pair { holds(name, order(v[0] >> 16, v[1] >> 16, &ty, ftz)) } else { !p };
-            u64::from(joined(p, v[2])) | 2 * u64::from(two && joined(q, v[2]))
+            u64::from(joined(p, v[2])) | u64::from(two && joined(q, v[2])) << 1
         },
     )
 }

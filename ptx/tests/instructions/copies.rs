@@ -34,18 +34,40 @@ fn copies() -> Vec<Check> {
         for size in sizes {
             for wait in waits {
                 for hint in ["", ".L2::64B", ".L2::128B", ".L2::256B"] {
-                    add(&format!("cp.async.{kind}.shared.global{hint} [%r3], [%rd4], {size};"), wait, size, whole);
+                    add(
+                        &format!("cp.async.{kind}.shared.global{hint} [%r3], [%rd4], {size};"),
+                        wait,
+                        size,
+                        whole,
+                    );
                 }
-                add(&format!("cp.async.{kind}.shared::cta.global.L2::cache_hint [%r3], [%rd4], {size}, %rd33;"), wait, size, whole);
                 add(
-                    &format!("and.b32 %r35, %r1, {}; cp.async.{kind}.shared.global [%r3], [%rd4], {size}, %r35;", size - 1),
+                    &format!(
+                        "cp.async.{kind}.shared::cta.global.L2::cache_hint [%r3], [%rd4], {size}, %rd33;"
+                    ),
+                    wait,
+                    size,
+                    whole,
+                );
+                add(
+                    &format!(
+                        "and.b32 %r35, %r1, {}; cp.async.{kind}.shared.global [%r3], [%rd4], {size}, %r35;",
+                        size - 1
+                    ),
                     wait,
                     size,
                     |v, size| v as usize & (size - 1),
                 );
-                add(&format!("cp.async.{kind}.shared.global [%r3], [%rd4], {size}, {size};"), wait, size, whole);
                 add(
-                    &format!("and.b32 %r35, %r1, 1; setp.ne.u32 %p1, %r35, 0; cp.async.{kind}.shared.global [%r3], [%rd4], {size}, %p1;"),
+                    &format!("cp.async.{kind}.shared.global [%r3], [%rd4], {size}, {size};"),
+                    wait,
+                    size,
+                    whole,
+                );
+                add(
+                    &format!(
+                        "and.b32 %r35, %r1, 1; setp.ne.u32 %p1, %r35, 0; cp.async.{kind}.shared.global [%r3], [%rd4], {size}, %p1;"
+                    ),
                     wait,
                     size,
                     |v, size| if v & 1 != 0 { 0 } else { size },
@@ -63,7 +85,11 @@ fn copies() -> Vec<Check> {
         |v, lane, r| kept(v[lane], lane, r),
     ));
     // An mbarrier waits for the copies of all threads.
-    for (form, count) in [("cp.async.mbarrier.arrive.noinc.shared.b64", 32), ("cp.async.mbarrier.arrive.noinc.shared::cta.b64", 32), ("cp.async.mbarrier.arrive.noinc.b64", 32)] {
+    for (form, count) in [
+        ("cp.async.mbarrier.arrive.noinc.shared.b64", 32),
+        ("cp.async.mbarrier.arrive.noinc.shared::cta.b64", 32),
+        ("cp.async.mbarrier.arrive.noinc.b64", 32),
+    ] {
         let at = if form.contains("shared") { "[%r30]" } else { "[%rd20]" };
         out.push(Check::wide(
             format!(
@@ -76,7 +102,11 @@ fn copies() -> Vec<Check> {
         ));
     }
     // Without .noinc the arrival counts itself: the phase still waits for the threads.
-    for form in ["cp.async.mbarrier.arrive.shared.b64 [%r30]", "cp.async.mbarrier.arrive.shared::cta.b64 [%r30]", "cp.async.mbarrier.arrive.b64 [%rd20]"] {
+    for form in [
+        "cp.async.mbarrier.arrive.shared.b64 [%r30]",
+        "cp.async.mbarrier.arrive.shared::cta.b64 [%r30]",
+        "cp.async.mbarrier.arrive.b64 [%rd20]",
+    ] {
         out.push(Check::wide(
             format!(
                 "{PUT} add.u32 %r30, %r2, 2048; cvt.u64.u32 %rd19, %r30; cvta.shared.u64 %rd20, %rd19; setp.eq.u32 %p1, %r0, 0; @%p1 mbarrier.init.shared.b64 [%r30], 32; bar.sync 0; \
@@ -107,24 +137,31 @@ fn matrices() -> Vec<Check> {
     let mut out = Vec::new();
     // Lane l's word of matrix m goes to byte 128 m + 4 l; rows lie 16 bytes apart.
     let set: String = (0..4).map(|m| format!("shf.l.wrap.b32 %r{}, %r1, %r1, {}; ", 20 + m, 9 * m)).collect();
-    let put: String = (0..4).map(|m| format!("mad.lo.u32 %r30, %r0, 4, %r2; st.shared.u32 [%r30+{}], %r{}; ", 128 * m, 20 + m)).collect();
+    let put: String = (0..4)
+        .map(|m| format!("mad.lo.u32 %r30, %r0, 4, %r2; st.shared.u32 [%r30+{}], %r{}; ", 128 * m, 20 + m))
+        .collect();
     for (count, lanes) in [(1usize, 8), (2, 16), (4, 32)] {
         for trans in ["", ".trans"] {
             for space in ["shared", "shared::cta"] {
-                let regs = |first: usize| (first..first + count).map(|r| format!("%r{r}")).collect::<Vec<_>>().join(", ");
+                let regs = |first: usize| {
+                    (first..first + count).map(|r| format!("%r{r}")).collect::<Vec<_>>().join(", ")
+                };
                 let t = !trans.is_empty();
                 let plain = move |v: &[u32], lane: usize, r: usize| match t {
                     true => transposed(|l| word(v[l], r), lane),
                     false => word(v[lane], r),
                 };
                 // Addresses of lanes that give none are nonsense.
-                let address = format!("setp.lt.u32 %p1, %r0, {lanes}; mad.lo.u32 %r31, %r0, 16, %r2; selp.b32 %r31, %r31, 3, %p1;");
+                let address = format!(
+                    "setp.lt.u32 %p1, %r0, {lanes}; mad.lo.u32 %r31, %r0, 16, %r2; selp.b32 %r31, %r31, 3, %p1;"
+                );
                 out.push(Check::wide(
                     format!("{set} {put} {address} bar.warp.sync -1; ldmatrix.sync.aligned.m8n8.x{count}{trans}.{space}.b16 {{{}}}, [%r31];", regs(10)),
                     count,
                     plain,
                 ));
-                let take: String = (0..count).map(|m| format!("ld.shared.u32 %r{}, [%r30+{}]; ", 10 + m, 128 * m)).collect();
+                let take: String =
+                    (0..count).map(|m| format!("ld.shared.u32 %r{}, [%r30+{}]; ", 10 + m, 128 * m)).collect();
                 out.push(Check::wide(
                     format!("{set} {address} mad.lo.u32 %r30, %r0, 4, %r2; stmatrix.sync.aligned.m8n8.x{count}{trans}.{space}.b16 [%r31], {{{}}}; bar.warp.sync -1; {take}", regs(20)),
                     count,
@@ -164,11 +201,21 @@ fn products() -> Vec<Check> {
         let nc = if sum == "f16" { 2 } else { 4 };
         let mut body = String::new();
         for r in 0..na + nb + nc {
-            body += &format!("shf.l.wrap.b32 %r{0}, %r1, %r1, {1}; xor.b32 %r{0}, %r{0}, {2};", 20 + r, 3 * r, (r as u32).wrapping_mul(0x2545_f491) as i32);
+            body += &format!(
+                "shf.l.wrap.b32 %r{0}, %r1, %r1, {1}; xor.b32 %r{0}, %r{0}, {2};",
+                20 + r,
+                3 * r,
+                (r as u32).wrapping_mul(0x2545_f491) as i32
+            );
             let ty = if r < na + nb { ty } else { sum };
             body += &match ty {
-                "f16" => format!("and.b32 %r40, %r{0}, 64; setp.ne.u32 %p1, %r40, 0; selp.b32 %r40, 0x2000, 0, %p1; and.b32 %r{0}, %r{0}, 0xbfffbfff; or.b32 %r{0}, %r{0}, %r40;", 20 + r),
-                "bf16" => format!("and.b32 %r{0}, %r{0}, 0x87ff87ff; or.b32 %r{0}, %r{0}, 0x38003800;", 20 + r),
+                "f16" => format!(
+                    "and.b32 %r40, %r{0}, 64; setp.ne.u32 %p1, %r40, 0; selp.b32 %r40, 0x2000, 0, %p1; and.b32 %r{0}, %r{0}, 0xbfffbfff; or.b32 %r{0}, %r{0}, %r40;",
+                    20 + r
+                ),
+                "bf16" => {
+                    format!("and.b32 %r{0}, %r{0}, 0x87ff87ff; or.b32 %r{0}, %r{0}, 0x38003800;", 20 + r)
+                }
                 _ => format!("and.b32 %r{0}, %r{0}, 0x87ffffff; or.b32 %r{0}, %r{0}, 0x38000000;", 20 + r),
             };
         }
@@ -190,20 +237,25 @@ fn products() -> Vec<Check> {
             // Registers of a fragment to (row, column) of a matrix, after the figures of the ISA.
             let half = |w: u32, h: usize, ty: &str| format(ty).value(u64::from(w >> (16 * h) & 0xffff));
             let a = |row: usize, column: usize| match ty {
-                "tf32" => F32.value(u64::from(operand(4 * (row % 8) + column % 4, row / 8 + 2 * (column / 4), ty) & !0x1fff)),
-                _ => half(operand(4 * (row % 8) + column % 8 / 2, row / 8 + 2 * (column / 8), ty), column % 2, ty),
+                "tf32" => F32.value(u64::from(
+                    operand(4 * (row % 8) + column % 4, row / 8 + 2 * (column / 4), ty) & !0x1fff,
+                )),
+                _ => half(
+                    operand(4 * (row % 8) + column % 8 / 2, row / 8 + 2 * (column / 8), ty),
+                    column % 2,
+                    ty,
+                ),
             };
             let b = |row: usize, column: usize| match ty {
                 "tf32" => F32.value(u64::from(operand(4 * column + row % 4, na + row / 4, ty) & !0x1fff)),
                 _ => half(operand(4 * column + row % 8 / 2, na + row / 8, ty), row % 2, ty),
             };
-            let one = |row: usize, column: usize, c: f64| {
-                (0..k).fold(c, |s, x| s + a(row, x) * b(x, column))
-            };
+            let one = |row: usize, column: usize, c: f64| (0..k).fold(c, |s, x| s + a(row, x) * b(x, column));
             let (g, t) = (lane / 4, 2 * (lane % 4));
             if sum == "f16" {
                 let c = operand(lane, na + nb + r, sum);
-                let of = |h: usize| exact::round(one(g + 8 * r, t + h, half(c, h, "f16")), 0, F16, "rn") as u32;
+                let of =
+                    |h: usize| exact::round(one(g + 8 * r, t + h, half(c, h, "f16")), 0, F16, "rn") as u32;
                 return of(0) | of(1) << 16;
             }
             let c = F32.value(operand(lane, na + nb + r, sum).into());

@@ -66,7 +66,11 @@ fn every_accepted_form_is_tested() {
             defined += cases.iter().filter(|c| **c).count();
             let without = all.iter().zip(&cases).filter(|(_, c)| !**c);
             missing.extend(without.map(|(w, _)| w.join(".")));
-            assert!(crate::TESTED.contains(&form.name.as_str()), "{} is run by no test of main.rs", form.name);
+            assert!(
+                crate::TESTED.contains(&form.name.as_str()),
+                "{} is run by no test of main.rs",
+                form.name
+            );
             continue;
         }
         if OTHERWISE.contains(&form.name.as_str()) {
@@ -108,7 +112,12 @@ fn names_of_the_documentation() {
     let text = include_str!("../../docs/instructions.md");
     let names: BTreeSet<String> = forms().into_iter().map(|f| f.name).collect();
     for name in names {
-        let known = text.lines().any(|l| l.starts_with("| `") && l.split('|').nth(1).is_some_and(|c| c.contains(&format!("`{name}`")) || c.contains(&format!("`{name}."))));
+        let known = text.lines().any(|l| {
+            l.starts_with("| `")
+                && l.split('|')
+                    .nth(1)
+                    .is_some_and(|c| c.contains(&format!("`{name}`")) || c.contains(&format!("`{name}.")))
+        });
         assert!(known, "{name} is not documented");
     }
 }

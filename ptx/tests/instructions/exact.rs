@@ -127,7 +127,13 @@ pub fn round(near: f64, rest: i32, f: Format, mode: &str) -> u64 {
     let place = match part {
         0.0 => [3, 0, 1][(rest + 1) as usize],
         0.5 => (2 + rest) as usize,
-        p => if p < 0.5 { 1 } else { 3 },
+        p => {
+            if p < 0.5 {
+                1
+            } else {
+                3
+            }
+        }
     };
     let up = match mode {
         "rn" => place == 3 || place == 2 && low % 2.0 == 1.0,
@@ -199,11 +205,7 @@ pub fn sign(products: &[(f64, f64)]) -> i32 {
             carry = u64::from(c1 || c2);
         }
     }
-    if sum[WORDS - 1] >> 63 != 0 {
-        -1
-    } else {
-        i32::from(sum.iter().any(|w| *w != 0))
-    }
+    if sum[WORDS - 1] >> 63 != 0 { -1 } else { i32::from(sum.iter().any(|w| *w != 0)) }
 }
 
 /// A result: the nearest F64 and the sign of what is missing.

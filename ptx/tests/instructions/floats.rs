@@ -1,6 +1,6 @@
 //! Definitions of floating-point arithmetic (PTX ISA 9.7.3 and 9.7.4).
 
-use crate::cases::Case;
+use crate::cases::{Case, Plain};
 use crate::exact::{self, BF16, F16, F32, Format, format};
 use crate::forms::{Words, bits};
 
@@ -47,7 +47,7 @@ pub fn cases(w: &Words) -> Vec<Case> {
     vec![Case::new(text, &vec![n; operands], n, plain).float()]
 }
 
-fn definition(w: &Words, f: Format) -> Box<dyn Fn(&[u64]) -> u64> {
+fn definition(w: &Words, f: Format) -> Plain {
     let name = w.0[0].clone();
     let mode = w.one(&["rz", "rm", "rp"]).unwrap_or("rn");
     let (ftz, sat, clamp) = (w.has("ftz"), w.has("sat"), w.has("relu"));
@@ -101,6 +101,9 @@ fn outer(v: &[u64], f: Format, max: bool, nan: bool, xorsign: bool) -> u64 {
 /// The bound on what an approximation may miss of an exact value.
 type Bound = fn(f64, f64) -> f64;
 
+/// A function, its format, and its relative and absolute bounds.
+type Half = (&'static str, fn(f64) -> f64, Format, f64, f64);
+
 struct Approximation {
     name: &'static str,
     exact: fn(f64) -> f64,
@@ -152,7 +155,8 @@ fn run(text: &str, widths: &[u32], to: u32, inputs: &[Vec<u64>], seed: u64) -> V
 /// Whether a result is within the bound of an exact one; special values are exact.
 fn within(got: f64, want: f64, bound: f64, f: Format) -> bool {
     if want.is_nan() || want == 0.0 || want.is_infinite() {
-        return got.is_nan() == want.is_nan() && (want.is_nan() || got == want && got.is_sign_negative() == want.is_sign_negative());
+        return got.is_nan() == want.is_nan()
+            && (want.is_nan() || got == want && got.is_sign_negative() == want.is_sign_negative());
     }
     let most = (2.0 - 2f64.powi(1 - f.precision)) * 2f64.powi(f.most);
     if want.abs() + bound > most && got.is_infinite() {
@@ -197,7 +201,9 @@ fn approximations_of_f32_stay_within_their_bounds_and_move() {
 fn approximate_quotients() {
     let (a, mut b) = (spread(32), spread(32));
     b.rotate_left(123);
-    for (text, full) in [("div.approx", false), ("div.approx.ftz", false), ("div.full", true), ("div.full.ftz", true)] {
+    for (text, full) in
+        [("div.approx", false), ("div.approx.ftz", false), ("div.full", true), ("div.full.ftz", true)]
+    {
         let ftz = text.ends_with("ftz");
         let flush = |v: u64| if ftz { F32.flush(v) } else { v };
         let form = format!("{text}.f32 {{d}}, {{a}}, {{b}};");
@@ -223,9 +229,11 @@ fn approximate_quotients() {
 #[test]
 fn approximations_of_f64_use_the_upper_half() {
     let inputs = spread(64);
-    for (text, root, ftz) in
-        [("rcp.approx.ftz.f64", false, true), ("rsqrt.approx.f64", true, false), ("rsqrt.approx.ftz.f64", true, true)]
-    {
+    for (text, root, ftz) in [
+        ("rcp.approx.ftz.f64", false, true),
+        ("rsqrt.approx.f64", true, false),
+        ("rsqrt.approx.ftz.f64", true, true),
+    ] {
         let form = format!("{text} {{d}}, {{a}};");
         let got: Vec<Vec<u64>> =
             (0..2).map(|seed| run(&form, &[64], 64, std::slice::from_ref(&inputs), seed)).collect();
@@ -252,7 +260,7 @@ fn approximations_of_f64_use_the_upper_half() {
 fn approximations_of_halves() {
     let inputs: Vec<u64> = (0..0x1_0000).collect();
     // Relative, then absolute.
-    let all: [(&str, fn(f64) -> f64, Format, f64, f64); 4] = [
+    let all: [Half; 4] = [
         ("ex2.approx.f16", f64::exp2, F16, 2f64.powf(-9.9), 0.0),
         ("tanh.approx.f16", f64::tanh, F16, 0.0, 2f64.powf(-10.987)),
         ("ex2.approx.ftz.bf16", f64::exp2, BF16, 2f64.powi(-7), 0.0),
@@ -276,10 +284,10 @@ fn approximations_of_halves() {
         let moved = got[0].iter().zip(&got[1]).filter(|(a, b)| a != b).count();
         assert!(moved > 50, "{text}: {moved}");
         // Pairs do the same in both halves.
-        let pairs: Vec<u64> = inputs.iter().map(|v| v | (v * 7 & 0xffff) << 16).collect();
+        let pairs: Vec<u64> = inputs.iter().map(|v| v | ((v * 7) & 0xffff) << 16).collect();
         let two = run(&form.replace("16 ", "16x2 "), &[32], 32, std::slice::from_ref(&pairs), 0);
         for (input, two) in inputs.iter().zip(two) {
-            let want = got[0][*input as usize] | got[0][(input * 7 & 0xffff) as usize] << 16;
+            let want = got[0][*input as usize] | got[0][((input * 7) & 0xffff) as usize] << 16;
             assert_eq!(two, want, "{text} of {input:#x} in a pair");
         }
     }
@@ -287,16 +295,12 @@ fn approximations_of_halves() {
 
 #[test]
 fn nothing_is_contracted() {
-    let case = Case::new(
-        "mul.rn.f32 %f20, {a}, {b}; add.rn.f32 {d}, %f20, {c};".into(),
-        &[32, 32, 32],
-        32,
-        |v| {
+    let case =
+        Case::new("mul.rn.f32 %f20, {a}, {b}; add.rn.f32 {d}, %f20, {c};".into(), &[32, 32, 32], 32, |v| {
             let product = exact::mul(F32.value(v[0]), F32.value(v[1]));
             let product = F32.value(exact::round(product.0, product.1, F32, "rn"));
             let sum = exact::add(product, F32.value(v[2]), "rn");
             exact::round(sum.0, sum.1, F32, "rn")
-        },
-    );
+        });
     crate::check(&[case.float()]);
 }

@@ -26,11 +26,16 @@ fn run(text: &str, blocks: u32, threads: u32) -> Vec<u32> {
         let mut memory = Memory::new();
         let input: Vec<u8> = (0..WORDS as u32).flat_map(|i| input(i).to_le_bytes()).collect();
         let (a, b) = (memory.alloc_with(&input), memory.alloc_with(&vec![0; 4 * WORDS]));
-        let mut request = Launch::new("k", [blocks, 1, 1], [threads, 1, 1]).arg(&a.to_le_bytes()).arg(&b.to_le_bytes());
+        let mut request =
+            Launch::new("k", [blocks, 1, 1], [threads, 1, 1]).arg(&a.to_le_bytes()).arg(&b.to_le_bytes());
         request.cluster = [blocks, 1, 1];
         let options = Options { warps, step_limit: 1 << 20, ..Options::default() };
         launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{text}"));
-        out = memory.read(b, 4 * WORDS).chunks(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect();
+        out = memory
+            .read(b, 4 * WORDS)
+            .chunks(4)
+            .map(|c| u32::from_le_bytes(c.try_into().expect("four")))
+            .collect();
     }
     out
 }
@@ -94,7 +99,8 @@ fn sequence(seed: u64) -> (String, Vec<u32>) {
             3 if m.pending > 0 && (drop.is_empty() || m.expected > 1) => {
                 held = Some(m.phase);
                 let bytes = 16 * rng.random_range(1..9);
-                body += &format!("mbarrier.arrive{drop}.expect_tx{scope}{space}.b64 %rd20, [BAR], {bytes};\n");
+                body +=
+                    &format!("mbarrier.arrive{drop}.expect_tx{scope}{space}.b64 %rd20, [BAR], {bytes};\n");
                 (m.tx, in_flight, m.pending) = (m.tx + i64::from(bytes), in_flight + bytes, m.pending - 1);
                 if !drop.is_empty() {
                     m.expected -= 1;
@@ -117,7 +123,9 @@ fn sequence(seed: u64) -> (String, Vec<u32>) {
         m.settle();
         let (wait, space) = (waits[rng.random_range(0..5)], shared[rng.random_range(0..3)]);
         let name = ["test_wait", "try_wait"][step % 2];
-        body += &format!("mbarrier.{name}.parity{wait}{space}.b64 %p2, [BAR], 0; mbarrier.{name}.parity{wait}{space}.b64 %p3, [BAR], 1;\n");
+        body += &format!(
+            "mbarrier.{name}.parity{wait}{space}.b64 %p2, [BAR], 0; mbarrier.{name}.parity{wait}{space}.b64 %p3, [BAR], 1;\n"
+        );
         let state = match held {
             Some(phase) => {
                 body += &format!("mbarrier.{name}{wait}{space}.b64 %p4, [BAR], %rd20;\n");
@@ -132,7 +140,7 @@ fn sequence(seed: u64) -> (String, Vec<u32>) {
             "selp.u32 %r10, 1, 0, %p2; selp.u32 %r11, 2, 0, %p3; selp.u32 %r12, 4, 0, %p4; or.b32 %r10, %r10, %r11; or.b32 %r10, %r10, %r12; st.global.u32 [%rd1+{}], %r10;\n",
             4 * want.len()
         );
-        want.push(u32::from(m.phase & 1 == 1) | 2 * u32::from(m.phase & 1 == 0) | 4 * state);
+        want.push(u32::from(m.phase & 1 == 1) + 2 * u32::from(m.phase & 1 == 0) + 4 * state);
     }
     body += &format!("mbarrier.inval{}.b64 [BAR];\n", shared[seed as usize % 3]);
     // Without a space an address is generic.
@@ -183,10 +191,14 @@ fn copies() -> Vec<Case> {
                 let mut copies = String::new();
                 for at in (0..1024).step_by(piece as usize) {
                     let n = piece.min(1024 - at);
-                    copies += &format!("@%p1 cp.async.bulk.{space}.global.mbarrier::complete_tx::bytes{hint} [%r2+{at}], [%rd0+{at}], {n}, [%r3]{policy};\n");
+                    copies += &format!(
+                        "@%p1 cp.async.bulk.{space}.global.mbarrier::complete_tx::bytes{hint} [%r2+{at}], [%rd0+{at}], {n}, [%r3]{policy};\n"
+                    );
                 }
                 add(
-                    format!("{INIT} @%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r3], 1024;\n{copies} {WAIT} {OUT}"),
+                    format!(
+                        "{INIT} @%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r3], 1024;\n{copies} {WAIT} {OUT}"
+                    ),
                     1,
                     Box::new(|i| input(i as u32)),
                 );
@@ -235,7 +247,9 @@ fn copies() -> Vec<Case> {
             let set = match ty {
                 "f32" => "cvt.rn.f32.u32 %f1, %r0; mov.b32 %r9, %f1;",
                 // The upper halves of F64 and 64-bit integers lie in odd words.
-                "f64" => "shr.u32 %r20, %r0, 1; and.b32 %r21, %r0, 1; setp.ne.u32 %p3, %r21, 0; cvt.rn.f64.u32 %fd1, %r20; mov.b64 {%r22, %r23}, %fd1; selp.b32 %r9, %r23, %r22, %p3;",
+                "f64" => {
+                    "shr.u32 %r20, %r0, 1; and.b32 %r21, %r0, 1; setp.ne.u32 %p3, %r21, 0; cvt.rn.f64.u32 %fd1, %r20; mov.b64 {%r22, %r23}, %fd1; selp.b32 %r9, %r23, %r22, %p3;"
+                }
                 "u64" => "and.b32 %r21, %r0, 1; setp.ne.u32 %p3, %r21, 0; selp.b32 %r9, 1, 0x80000001, %p3;",
                 "s32" => "sub.u32 %r9, 100, %r0;",
                 _ => "mul.lo.u32 %r9, %r0, 0x1000001;",
@@ -247,7 +261,9 @@ fn copies() -> Vec<Case> {
                 "s32" => Box::new(|i| (200 - 2 * i as i32) as u32),
                 _ => Box::new(|i| (2 * i as u32).wrapping_mul(0x100_0001)),
             };
-            let reduce = format!("@%p1 cp.reduce.async.bulk.global.shared::cta.bulk_group{hint}.add.{ty} [%rd1], [%r2], 1024{policy};");
+            let reduce = format!(
+                "@%p1 cp.reduce.async.bulk.global.shared::cta.bulk_group{hint}.add.{ty} [%rd1], [%r2], 1024{policy};"
+            );
             add(
                 format!(
                     "{set} mad.lo.u32 %r4, %r0, 4, %r2; st.shared.u32 [%r4], %r9; fence.proxy.async.global; bar.sync 0; {reduce} {reduce} @%p1 cp.async.bulk.commit_group; @%p1 cp.async.bulk.wait_group 0;"
@@ -311,8 +327,8 @@ pub fn texts() -> Vec<String> {
 fn bulk_copies_and_clusters() {
     for case in copies() {
         let got = run(&case.text, case.blocks, case.threads);
-        for i in 0..case.words {
-            assert_eq!(got[i], (case.plain)(i), "word {i}\n{}", case.text);
+        for (i, got) in got.iter().enumerate().take(case.words) {
+            assert_eq!(*got, (case.plain)(i), "word {i}\n{}", case.text);
         }
     }
 }

@@ -48,17 +48,17 @@ pub fn cases(w: &Words) -> Vec<Case> {
             })]
         }
         // The full product of 64 unsigned bits does not fit an i128, its halves do.
-        "mul" if high && ty == "u64" => two(Box::new(|a, b| (a as u128 * b as u128 >> 64) as i128)),
-        "mul" if high => two(Box::new(move |a, b| a * b >> n)),
+        "mul" if high && ty == "u64" => two(Box::new(|a, b| ((a as u128 * b as u128) >> 64) as i128)),
+        "mul" if high => two(Box::new(move |a, b| (a * b) >> n)),
         "mul" => two(Box::new(i128::wrapping_mul)),
-        "mad" if w.has("wide") => vec![Case::new(three, &[n, n, wide], wide, move |v| {
-            cut(product(v, &t) + i128::from(v[2]), wide)
-        })],
+        "mad" if w.has("wide") => {
+            vec![Case::new(three, &[n, n, wide], wide, move |v| cut(product(v, &t) + i128::from(v[2]), wide))]
+        }
         "mad" => vec![Case::new(three, &[n, n, n], n, move |v| {
             let (a, b) = (int(v[0], &t), int(v[1], &t));
             let p = match (high, t == "u64") {
-                (true, true) => (a as u128 * b as u128 >> 64) as i128,
-                (true, false) => a * b >> n,
+                (true, true) => ((a as u128 * b as u128) >> 64) as i128,
+                (true, false) => (a * b) >> n,
                 _ => a.wrapping_mul(b),
             };
             cut(p.wrapping_add(i128::from(v[2])), n)
@@ -163,7 +163,8 @@ fn logic(w: &Words) -> Case {
     };
     let unary = w.0[0].ends_with("not");
     if w.last() == "pred" {
-        let set = "and.b32 %r20, {a}, 1; setp.ne.u32 %p1, %r20, 0; and.b32 %r21, {b}, 1; setp.ne.u32 %p2, %r21, 0;";
+        let set =
+            "and.b32 %r20, {a}, 1; setp.ne.u32 %p1, %r20, 0; and.b32 %r21, {b}, 1; setp.ne.u32 %p2, %r21, 0;";
         let second = if unary { "" } else { ", !%p2" };
         return Case::new(
             format!("{set} {text} %p3, %p1{second}; selp.u32 {{d}}, 1, 0, %p3;"),
@@ -250,8 +251,7 @@ fn carry(w: &Words) -> Case {
     };
     Case::new(text, &[n, n, n], n, move |v| {
         let apply = |a: u64, b: u64, c: i128| {
-            let sum =
-                if sub { i128::from(a) - i128::from(b) - c } else { i128::from(a) + i128::from(b) + c };
+            let sum = if sub { i128::from(a) - i128::from(b) - c } else { i128::from(a) + i128::from(b) + c };
             (cut(sum, n), i128::from(sum < 0 || sum >> n != 0))
         };
         let before = if reads { apply(v[1], v[2], 0).1 } else { 0 };
@@ -266,8 +266,7 @@ fn mad_carry(w: &Words) -> Case {
     let (reads, writes, high) = (w.0[0] == "madc", w.has("cc"), w.has("hi"));
     let (x, y) = (register(n, 0), register(n, 1));
     let start = if reads { format!("add.cc.{ty} {y}, {{b}}, {{c}}; ") } else { String::new() };
-    let text =
-        format!("{start}{} {x}, {{a}}, {{b}}, {{c}}; addc.{ty} {{d}}, {x}, {{b}};", w.text());
+    let text = format!("{start}{} {x}, {{a}}, {{b}}, {{c}}; addc.{ty} {{d}}, {x}, {{b}};", w.text());
     Case::new(text, &[n, n, n], n, move |v| {
         let product = match ty.as_str() {
             "u64" => (u128::from(v[0]) * u128::from(v[1])) as i128,

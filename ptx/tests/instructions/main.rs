@@ -33,7 +33,8 @@ fn meet(inputs: &mut [Vec<u64>], n: u32) {
         let a = inputs[0][i];
         if inputs.len() > 1 && i % 8 == 1 {
             // Nearly the opposite.
-            inputs[1][i] = (a ^ negative).wrapping_add((i as u64 / 8) % 3).wrapping_sub(1) & (negative | (negative - 1));
+            inputs[1][i] =
+                (a ^ negative).wrapping_add((i as u64 / 8) % 3).wrapping_sub(1) & (negative | (negative - 1));
         }
         if inputs.len() > 1 && i % 8 == 3 {
             // A power of two around half of the other's last place.
@@ -47,7 +48,8 @@ fn meet(inputs: &mut [Vec<u64>], n: u32) {
                 64 => x.to_bits(),
                 _ => u64::from((x as f32).to_bits()),
             };
-            let value = |v: u64| if n == 64 { f64::from_bits(v) } else { f64::from(f32::from_bits(v as u32)) };
+            let value =
+                |v: u64| if n == 64 { f64::from_bits(v) } else { f64::from(f32::from_bits(v as u32)) };
             if n >= 32 {
                 inputs[2][i] = bits(-(value(a) * value(inputs[1][i])));
             }
@@ -55,9 +57,12 @@ fn meet(inputs: &mut [Vec<u64>], n: u32) {
     }
 }
 
+/// Widths of the operands and of the result, and whether they are floating-point numbers.
+type Operands = (Vec<u32>, u32, bool);
+
 fn check(all: &[Case]) {
     // Forms of the same operands share kernels.
-    let mut groups: Vec<((Vec<u32>, u32, bool), Vec<&Case>)> = Vec::new();
+    let mut groups: Vec<(Operands, Vec<&Case>)> = Vec::new();
     for case in all {
         let key = (case.widths.clone(), case.to, case.float);
         match groups.iter_mut().find(|(k, _)| *k == key) {

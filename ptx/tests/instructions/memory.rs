@@ -167,7 +167,9 @@ fn every_load() -> Vec<Check> {
     for name in [".param", ".param::entry"] {
         out.extend(loads(name, "", "p3", |_, k| 255 - 3 * k as u8));
     }
-    out.extend(loads("", "mov.b64 %rd19, p3; cvta.param.u64 %rd20, %rd19;\n", "%rd20", |_, k| 255 - 3 * k as u8));
+    out.extend(loads("", "mov.b64 %rd19, p3; cvta.param.u64 %rd20, %rd19;\n", "%rd20", |_, k| {
+        255 - 3 * k as u8
+    }));
     out
 }
 
@@ -220,10 +222,12 @@ fn modifiers() -> Vec<Check> {
     second.iter().for_each(|x| read_only(&format!(".global.nc.L2::{x}"), false));
     ahead.iter().for_each(|x| read_only(&format!(".global.nc.L2::{x}"), false));
     read_only(".global.nc.L2::cache_hint", true);
-    out.push(Check::new(format!("ldu.u32 %r10, [%rd2];"), |v, l| v[l]));
+    out.push(Check::new("ldu.u32 %r10, [%rd2];", |v, l| v[l]));
     let mut store = |form: &str, hint: bool| {
         let extra = if hint { ", %rd33" } else { "" };
-        let body = format!("{policy}not.b32 %r30, %r1; st{form}.u32 [%rd4+8], %r30{extra}; ld.global.u32 %r10, [%rd4+8];");
+        let body = format!(
+            "{policy}not.b32 %r30, %r1; st{form}.u32 [%rd4+8], %r30{extra}; ld.global.u32 %r10, [%rd4+8];"
+        );
         out.push(Check::new(body, |v, l| !v[l]));
     };
     for start in [".weak.global", ""] {
@@ -271,8 +275,14 @@ fn strong() -> Vec<Check> {
                 // The input of eight threads.
                 let at = if nc { "%rd20" } else { "%rd4" };
                 let start = if nc { "and.b64 %rd20, %rd2, -32;".into() } else { fill(".global", "%rd4") };
-                let mut body = format!("{start}ld{ld}{}.{ty} {}, [{at}];\n", vector(count), list(width, count));
-                body += &format!("st{st}{}.{ty} [%rd4], {};\n{}", vector(count), list(width, count), digest(width, count));
+                let mut body =
+                    format!("{start}ld{ld}{}.{ty} {}, [{at}];\n", vector(count), list(width, count));
+                body += &format!(
+                    "st{st}{}.{ty} [%rd4], {};\n{}",
+                    vector(count),
+                    list(width, count),
+                    digest(width, count)
+                );
                 out.push(Check::wide(body, 2, move |v, lane, r| {
                     let eight = &v[lane & !7..];
                     let byte =
@@ -283,7 +293,9 @@ fn strong() -> Vec<Check> {
             for (ld, st) in [(".mmio.relaxed.sys", ".mmio.relaxed.sys"), ("u.global", ""), ("u", "")] {
                 let body = match ld.starts_with('u') {
                     // A value of the table's neighbour: the input is read only.
-                    true => format!("and.b64 %rd20, %rd2, -8; ld{ld}.{ty} {}, [%rd20];\n", register(width, 0)),
+                    true => {
+                        format!("and.b64 %rd20, %rd2, -8; ld{ld}.{ty} {}, [%rd20];\n", register(width, 0))
+                    }
                     false => format!(
                         "{}ld{ld}.{ty} {}, [%rd4]; st{st}.{ty} [%rd4+8], {};\n",
                         fill(".global", "%rd4"),
@@ -294,8 +306,7 @@ fn strong() -> Vec<Check> {
                 let u = ld.starts_with('u');
                 out.push(Check::wide(body + &digest(width, 1), 2, move |v, lane, r| {
                     let pair = [v[lane & !1], v[lane | 1]];
-                    let byte =
-                        |k: usize| if u { pair[k / 4].to_le_bytes()[k % 4] } else { byte(v[lane], k) };
+                    let byte = |k: usize| if u { pair[k / 4].to_le_bytes()[k % 4] } else { byte(v[lane], k) };
                     digested(std::iter::once(value(ty, 0, width, byte)), r)
                 }));
             }
@@ -308,7 +319,8 @@ fn strong() -> Vec<Check> {
         (".volatile.local", ".local", "here"),
         (".volatile.global", ".global", "%rd4"),
     ] {
-        let body = format!("st{form}.u32 [{at}+4], %r1; ld{form}.u32 %r10, [{at}+4]; ld{space}.u32 %r10, [{at}+4];");
+        let body =
+            format!("st{form}.u32 [{at}+4], %r1; ld{form}.u32 %r10, [{at}+4]; ld{space}.u32 %r10, [{at}+4];");
         out.push(Check::new(body, |v, l| v[l]));
     }
     for form in [".volatile.const", ".volatile.param", ".volatile.param::entry"] {
@@ -316,7 +328,11 @@ fn strong() -> Vec<Check> {
         out.push(Check::new(format!("ld{form}.u32 %r10, [{at}];"), move |_, _| want));
     }
     for count in [2, 4] {
-        let body = format!("and.b64 %rd20, %rd2, -16; ldu.global.v{count}.u32 {}, [%rd20];\n{}", list(32, count), digest(32, count));
+        let body = format!(
+            "and.b64 %rd20, %rd2, -16; ldu.global.v{count}.u32 {}, [%rd20];\n{}",
+            list(32, count),
+            digest(32, count)
+        );
         out.push(Check::wide(body, 2, move |v, lane, r| {
             digested((0..count).map(|k| v[(lane & !3) + k].into()), r)
         }));
@@ -337,7 +353,8 @@ fn addresses() -> Vec<Check> {
         ("param", "mov.b64 %rd19, p3; cvta.param.u64 %rd20, %rd19;"),
         ("param", "mov.b64 %rd19, p3; cvta.param::entry.u64 %rd20, %rd19;"),
     ];
-    let spaces = ["global", "local", "shared", "shared::cta", "shared::cluster", "const", "param", "param::entry"];
+    let spaces =
+        ["global", "local", "shared", "shared::cta", "shared::cluster", "const", "param", "param::entry"];
     for (place, start) in places {
         for space in spaces {
             let holds = u32::from(space.split(':').next() == Some(place));
@@ -361,7 +378,10 @@ fn addresses() -> Vec<Check> {
         ));
     }
     // Addresses of 32 bits exist for windows below 4 GiB only.
-    out.push(Check::new("mov.u32 %r30, %r3; cvta.to.shared.u32 %r31, %r30; sub.u32 %r10, %r31, %r3;", |_, _| 0));
+    out.push(Check::new(
+        "mov.u32 %r30, %r3; cvta.to.shared.u32 %r31, %r30; sub.u32 %r10, %r31, %r3;",
+        |_, _| 0,
+    ));
     for hint in [
         "prefetch.global.L1 [%rd4];",
         "prefetch.global.L2 [%rd4];",
@@ -415,7 +435,9 @@ fn moves() -> Vec<Check> {
         "and.b32 %r30, %r1, 1; setp.ne.u32 %p1, %r30, 0; mov.pred %p2, !%p1; selp.u32 %r10, 1, 0, %p2;",
         |v, l| !v[l] & 1,
     ));
-    out.push(Check::new("mov.b32 {%rs9, %rs10}, %r1; mov.b32 %r10, {%rs10, %rs9};", |v, l| v[l].rotate_left(16)));
+    out.push(Check::new("mov.b32 {%rs9, %rs10}, %r1; mov.b32 %r10, {%rs10, %rs9};", |v, l| {
+        v[l].rotate_left(16)
+    }));
     out.push(Check::wide(
         "mov.b64 %rd20, {%r1, %r0}; mov.b64 {%rs1, %rs2, %rs3, %rs4}, %rd20; mov.b64 %rd21, {%rs4, %rs3, %rs2, %rs1}; mov.b64 {%r10, %r11}, %rd21; mov.b64 {_, %r12}, %rd20;",
         3,
@@ -453,7 +475,10 @@ fn special() -> Vec<Check> {
         one("cluster_ctaid.x", |_| 0),
         one("cluster_nctaid.x", |_| 1),
         one("nclusterid.x", |_| 320),
-        Check::new("mov.u32 %r30, %smid; mov.u32 %r31, %nsmid; setp.lt.u32 %p1, %r30, %r31; selp.u32 %r10, 1, 0, %p1;", |_, _| 1),
+        Check::new(
+            "mov.u32 %r30, %smid; mov.u32 %r31, %nsmid; setp.lt.u32 %p1, %r30, %r31; selp.u32 %r10, 1, 0, %p1;",
+            |_, _| 1,
+        ),
         Check::new("mov.u64 %rd20, %gridid; cvt.u32.u64 %r10, %rd20; min.u32 %r10, %r10, 1;", |_, _| 1),
         // Clocks do not run backwards.
         Check::new(
@@ -532,7 +557,8 @@ fn calls_and_jump_tables() {
         let mut memory = ptx::Memory::new();
         let out = memory.alloc(256);
         let request = ptx::Launch::new("k", [1; 3], [64, 1, 1]).arg(&out.to_le_bytes());
-        ptx::launch(&module, &mut memory, &request, &ptx::Options::default()).unwrap_or_else(|f| panic!("{f}"));
+        ptx::launch(&module, &mut memory, &request, &ptx::Options::default())
+            .unwrap_or_else(|f| panic!("{f}"));
         for (i, got) in memory.read(out, 256).chunks(4).enumerate() {
             let want = (if i > 20 { 99 } else { 2 * i }) + [1000, 2000, 3000, 3000][i % 4];
             assert_eq!(u32::from_le_bytes(got.try_into().expect("four")) as usize, want, "thread {i}");

@@ -5,11 +5,14 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use crate::common::{HEAD, MANY, REGS, parse};
 
+/// The value of a register, from the words of a warp, a lane and the register's number.
+pub type Plain = Box<dyn Fn(&[u32], usize, usize) -> u32>;
+
 /// A body with what it stores: registers from %r10 on, compared with a definition of (words of the warp, lane, register).
 pub struct Check {
     pub body: String,
     pub words: usize,
-    pub plain: Box<dyn Fn(&[u32], usize, usize) -> u32>,
+    pub plain: Plain,
 }
 
 impl Check {
@@ -60,17 +63,18 @@ impl Check {
         request.args.extend(argument);
         let options = Options { step_limit: 1 << 20, ..Options::default() };
         launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{text}"));
-        let got: Vec<u32> = memory
-            .read(b, size)
-            .chunks(4)
-            .map(|c| u32::from_le_bytes(c.try_into().expect("four")))
-            .collect();
+        let got: Vec<u32> =
+            memory.read(b, size).chunks(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect();
         for (w, values) in input.chunks(32).enumerate() {
             for lane in 0..32 {
                 for r in 0..self.words {
                     let got = got[(32 * w + lane) * self.words + r];
                     let want = (self.plain)(values, lane, r);
-                    assert_eq!(got, want, "warp {w}, lane {lane}, register {r}: {got:#x}, not {want:#x}\n{}", self.body);
+                    assert_eq!(
+                        got, want,
+                        "warp {w}, lane {lane}, register {r}: {got:#x}, not {want:#x}\n{}",
+                        self.body
+                    );
                 }
             }
         }

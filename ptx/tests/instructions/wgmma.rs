@@ -135,7 +135,8 @@ impl Product {
         let (a, b) = (draw(64), draw(self.n));
         let mut image = vec![0xeeu8; BYTES];
         let size = self.b.size;
-        let mut put = |at: usize, bits: u64| image[at..at + size].copy_from_slice(&bits.to_le_bytes()[..size]);
+        let mut put =
+            |at: usize, bits: u64| image[at..at + size].copy_from_slice(&bits.to_le_bytes()[..size]);
         for k in 0..self.k() {
             if let Some(layout) = self.a {
                 (0..64).for_each(|i| put(layout.place(i, k), a[i][k].0));
@@ -178,9 +179,13 @@ impl Product {
                 let got = u32::from_le_bytes(got[at..at + 4].try_into().expect("four"));
                 let want = exact::round(want, 0, F32, "rn");
                 assert_eq!(
-                    u64::from(got), want,
+                    u64::from(got),
+                    want,
                     "{} n {} {:?} {:?}: row {row}, column {column}",
-                    self.ty, self.n, self.a, self.b
+                    self.ty,
+                    self.n,
+                    self.a,
+                    self.b
                 );
             }
         }
@@ -196,9 +201,9 @@ fn products() -> Vec<Product> {
         for n in (8..=256).step_by(8) {
             turn += 1;
             let scale = [[1, 1], [1, -1], [-1, 1], [-1, -1]][turn % 4];
-            let a = (turn % 3 != 0).then(|| Layout::new(128, false, size, 64, 0));
+            let a = (!turn.is_multiple_of(3)).then(|| Layout::new(128, false, size, 64, 0));
             let b = Layout::new([16, 32, 64, 128][turn % 4], false, size, n, 0);
-            out.push(Product { ty, n, a, b, scale, keep: turn % 2 == 0 });
+            out.push(Product { ty, n, a, b, scale, keep: turn.is_multiple_of(2) });
         }
         // Every pair of swizzles, orders and starts.
         for rows in [[16, 16], [32, 64], [64, 128], [128, 32], [128, 128], [16, 128], [64, 16], [32, 32]] {
@@ -212,7 +217,7 @@ fn products() -> Vec<Product> {
                     let a = Layout::new(rows[0], orders[0], size, 64, skip(rows[0], orders[0]));
                     let b = Layout::new(rows[1], orders[1], size, n, skip(rows[1], orders[1]));
                     let scale = [[1, 1], [1, -1], [-1, 1]][turn % 3];
-                    out.push(Product { ty, n, a: Some(a), b, scale, keep: turn % 2 == 0 });
+                    out.push(Product { ty, n, a: Some(a), b, scale, keep: turn.is_multiple_of(2) });
                 }
             }
         }
@@ -259,18 +264,27 @@ fn products_under_way_are_left_alone() {
     // Overwritten before the wait, by any thread; behind the wait of all warps it is free.
     assert!(run(&|t| t.replace(wait, &format!("{own} {wait}"))).is_err());
     assert_eq!(run(&|t| t.replace(wait, &format!("{wait} bar.sync 0; {own}"))), Ok(()));
-    assert_eq!(
-        run(&|t| t.replace(wait, &format!("bar.sync 0; {own} {wait}"))),
-        Err(FaultKind::CopyInFlight)
-    );
+    assert_eq!(run(&|t| t.replace(wait, &format!("bar.sync 0; {own} {wait}"))), Err(FaultKind::CopyInFlight));
     // What the product does not read may be written.
-    assert_eq!(run(&|t| t.replace(wait, &format!("mad.lo.u32 %r4, %r0, 4, %r1; st.shared.u32 [%r4+{}], %r0; {wait}", SECOND + 8192))), Ok(()));
+    assert_eq!(
+        run(&|t| t.replace(
+            wait,
+            &format!("mad.lo.u32 %r4, %r0, 4, %r1; st.shared.u32 [%r4+{}], %r0; {wait}", SECOND + 8192)
+        )),
+        Ok(())
+    );
     // Sums are read or written too early.
     assert_eq!(run(&|t| t.replace(wait, "")), Err(FaultKind::CopyInFlight));
-    assert_eq!(run(&|t| t.replace(wait, &format!("add.f32 %d3, %d3, %d3; {wait}"))), Err(FaultKind::CopyInFlight));
+    assert_eq!(
+        run(&|t| t.replace(wait, &format!("add.f32 %d3, %d3, %d3; {wait}"))),
+        Err(FaultKind::CopyInFlight)
+    );
     assert_eq!(run(&|t| t.replace(wait, &format!("mov.b32 %d3, 0; {wait}"))), Err(FaultKind::CopyInFlight));
     // Lanes that differ in the scale of D or in a descriptor.
-    assert_eq!(run(&|t| t.replace("setp.eq.u32 %p2, %r0, %r0", "setp.eq.u32 %p2, %r0, 3")), Err(FaultKind::InvalidOperand));
+    assert_eq!(
+        run(&|t| t.replace("setp.eq.u32 %p2, %r0, %r0", "setp.eq.u32 %p2, %r0, 3")),
+        Err(FaultKind::InvalidOperand)
+    );
     assert_eq!(
         run(&|t| t.replace("wgmma.fence", "cvt.u64.u32 %rd10, %r0; add.u64 %rd9, %rd9, %rd10; wgmma.fence")),
         Err(FaultKind::InvalidOperand)
