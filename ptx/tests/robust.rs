@@ -175,7 +175,7 @@ proptest! {
     ) {
         // Grids that a test could not wait for are cut.
         let blocks = grid.iter().fold(1u64, |n, g| n.saturating_mul(u64::from(*g)));
-        let refused = blocks > 1 << 31 || grid[1].max(grid[2]) > 65_535;
+        let refused = blocks > 1 << 26 || grid[1].max(grid[2]) > 65_535;
         prop_assume!(blocks < 64 || refused);
         let text = format!("{HEAD}.visible .entry k(.param .u64 p0, .param .u32 p1) {{ {REGS} .shared .align 16 .b8 s[256]; ld.param.u64 %rd1, [p0]; bar.sync 0; ret; }}");
         let module = common::parse(&text);

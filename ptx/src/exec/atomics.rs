@@ -99,8 +99,10 @@ impl Exec<'_, '_> {
             let at = self.locate(space, addresses[l], total, lane, &mut hint)?;
             places[l] = Some(at);
             self.check_written(at, total, lane)?;
-            self.note(at, total, lane, ATOMIC, Doing::Write { same: false }, false, &mut None)?;
             self.hand_over(lane, at, addresses[l]);
+            // The record is locked until the operation is done: both come in the same order for all blocks.
+            let mut held = None;
+            self.note(at, total, lane, ATOMIC, Doing::Write { same: false }, false, &mut held)?;
             for k in 0..usize::from(count) {
                 let b = value(self, 1 + k)[l];
                 let c = if f == AtomOp::Cas { value(self, 2)[l] } else { 0 };
@@ -112,6 +114,7 @@ impl Exec<'_, '_> {
                     false => apply(f, ty, old, b, c),
                 });
             }
+            drop(held);
             self.observe(lane, at, addresses[l]);
         }
         self.count_access(space, &addresses, e, total, &places);

@@ -78,7 +78,7 @@ impl Exec<'_, '_> {
                     let m = self.object(at, lane)?;
                     states[l] = m.phase;
                     if expect {
-                        m.tx += i64::from(counts[l]);
+                        m.expect(i64::from(counts[l]), lane)?;
                     }
                     if m.pending < arrivals {
                         let pending = m.pending;
@@ -105,7 +105,7 @@ impl Exec<'_, '_> {
                     let at = self.mbarrier_at(addresses[lane as usize], lane)?;
                     let m = self.object(at, lane)?;
                     let by = i64::from(bytes[lane as usize]);
-                    m.tx += if op == Mbar::ExpectTx { by } else { -by };
+                    m.expect(if op == Mbar::ExpectTx { by } else { -by }, lane)?;
                     m.advance();
                 }
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::SHARED_BASE;
 use super::clocks::{Clocks, Knowledge};
+use super::fault::{FaultKind, Run, trouble};
 use super::launch::Shared;
 use super::shadow::{Cell, Who};
 
@@ -44,6 +45,19 @@ impl Mbarrier {
             self.pending = self.expected;
             self.closed = self.open.clone();
             self.closed_from = self.open_from.clone();
+        }
+    }
+
+    /// Adds to the bytes that the phase waits for; a device counts them in 20 bits and a sign.
+    pub fn expect(&mut self, bytes: i64, lane: u32) -> Run<()> {
+        self.tx += bytes;
+        match self.tx.abs() < 1 << 20 {
+            true => Ok(()),
+            false => trouble(
+                FaultKind::InvalidOperand,
+                lane,
+                format!("an mbarrier that waits for {} bytes: it counts to 1,048,575", self.tx),
+            ),
         }
     }
 

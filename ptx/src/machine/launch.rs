@@ -223,8 +223,8 @@ fn check(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), Box<
             launch.grid
         ));
     }
-    if volume(launch.grid) > 1 << 31 {
-        return fail(format!("grid {:?}: the machine runs at most 2^31 blocks", launch.grid));
+    if volume(launch.grid) > 1 << 26 {
+        return fail(format!("grid {:?}: the machine runs at most 2^26 blocks", launch.grid));
     }
     let threads = volume(launch.block);
     if threads == 0 || threads > 1024 || launch.block[2] > 64 {

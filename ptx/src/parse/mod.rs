@@ -11,7 +11,7 @@ use lex::{Lexed, Token};
 type Result<T> = std::result::Result<T, ParseError>;
 
 /// Largest array that a declaration may name.
-const LARGEST: u64 = 1 << 32;
+const LARGEST: u64 = 1 << 28;
 
 pub(crate) struct Parser {
     tokens: Vec<Lexed>,

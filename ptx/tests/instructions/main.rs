@@ -15,7 +15,9 @@ mod forms;
 mod hopper;
 mod integers;
 mod memory;
+mod mutated;
 mod run;
+mod special;
 mod warp;
 mod wgmma;
 

@@ -450,46 +450,6 @@ fn moves() -> Vec<Check> {
     out
 }
 
-fn special() -> Vec<Check> {
-    let one = |name: &str, plain: fn(usize) -> u32| {
-        Check::new(format!("mov.u32 %r10, %{name};"), move |_, l| plain(l))
-    };
-    vec![
-        one("tid.y", |_| 0),
-        one("ntid.x", |_| 32),
-        one("ntid.z", |_| 1),
-        one("ctaid.y", |_| 0),
-        one("nctaid.x", |_| 320),
-        one("laneid", |l| l as u32),
-        one("warpid", |_| 0),
-        one("nwarpid", |_| 1),
-        one("lanemask_eq", |l| 1 << l),
-        one("lanemask_lt", |l| (1 << l) - 1),
-        one("lanemask_le", |l| ((2u64 << l) - 1) as u32),
-        one("lanemask_gt", |l| !(((2u64 << l) - 1) as u32)),
-        one("lanemask_ge", |l| !((1u32 << l) - 1)),
-        one("dynamic_smem_size", |_| 0),
-        one("total_smem_size", |_| 4096),
-        one("cluster_ctarank", |_| 0),
-        one("cluster_nctarank", |_| 1),
-        one("cluster_ctaid.x", |_| 0),
-        one("cluster_nctaid.x", |_| 1),
-        one("nclusterid.x", |_| 320),
-        Check::new(
-            "mov.u32 %r30, %smid; mov.u32 %r31, %nsmid; setp.lt.u32 %p1, %r30, %r31; selp.u32 %r10, 1, 0, %p1;",
-            |_, _| 1,
-        ),
-        Check::new("mov.u64 %rd20, %gridid; cvt.u32.u64 %r10, %rd20; min.u32 %r10, %r10, 1;", |_, _| 1),
-        // Clocks do not run backwards.
-        Check::new(
-            "mov.u32 %r30, %clock; mov.u32 %r31, %clock; mov.u64 %rd20, %clock64; mov.u64 %rd21, %clock64; mov.u32 %r32, %clock_hi; mov.u64 %rd22, %globaltimer; \
-             setp.le.u32 %p1, %r30, %r31; setp.le.and.u64 %p1, %rd20, %rd21, %p1; setp.le.and.u64 %p1, %rd21, %rd22, %p1; selp.u32 %r10, 1, 0, %p1;",
-            |_, _| 1,
-        ),
-        Check::new("mov.u32 %r30, %ctaid.x; mov.u32 %r31, %clusterid.x; sub.u32 %r10, %r30, %r31;", |_, _| 0),
-    ]
-}
-
 /// Control: branches, tables, calls, early ends.
 fn control() -> Vec<String> {
     let text = |body: &str| {
@@ -514,7 +474,7 @@ fn control() -> Vec<String> {
 }
 
 pub fn texts() -> Vec<String> {
-    let some = [every_load(), every_store(), modifiers(), strong(), addresses(), moves(), special()];
+    let some = [every_load(), every_store(), modifiers(), strong(), addresses(), moves()];
     some.iter().flatten().map(Check::text).chain(control()).collect()
 }
 
@@ -545,9 +505,8 @@ fn addresses_and_hints() {
 }
 
 #[test]
-fn moves_and_special_registers() {
+fn moves_of_all_types() {
     all(&moves());
-    all(&special());
 }
 
 #[test]
