@@ -209,7 +209,8 @@ impl Exec<'_, '_> {
                         1 => category == Infinite,
                         2 => category != Nan,
                         3 => category == Nan,
-                        4 => category == Normal,
+                        // A zero counts as normal.
+                        4 => matches!(category, Normal | Zero),
                         _ => category == Subnormal,
                     };
                     mask |= u32::from(holds) << l;

@@ -77,7 +77,7 @@ pub fn cases(w: &Words) -> Vec<Case> {
                         "infinite" => x.is_infinite(),
                         "number" => !x.is_nan(),
                         "notanumber" => x.is_nan(),
-                        "normal" => x.is_finite() && !tiny,
+                        "normal" => x == 0.0 || x.is_finite() && !tiny,
                         _ => x != 0.0 && tiny,
                     })
                 })
