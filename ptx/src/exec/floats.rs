@@ -277,14 +277,22 @@ fn div_approx(a: u32, b: u32, full: bool, ftz: bool, seed: u64) -> u32 {
     if ftz { ftz_bits(v) } else { v }
 }
 
-/// `rcp.approx.ftz.f64` and `rsqrt.approx.f64`: of the upper 32 bits alone, to about 2^-20.
+/// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`: of the upper 32 bits alone, to about 2^-20. `rsqrt.approx.f64` has no
+/// documented bound and is what `rsqrt` of CUDA compiles to: the last place is drawn.
 fn approx64(a: u64, rsqrt: bool, ftz: bool, seed: u64) -> u64 {
+    if !ftz {
+        let v = 1.0 / f64::from_bits(a).sqrt();
+        return match mix(seed ^ a) % 3 {
+            _ if !v.is_finite() || v == 0.0 => canonical64(v),
+            0 => v.next_down().to_bits(),
+            1 => v.to_bits(),
+            _ => v.next_up().to_bits(),
+        };
+    }
     let upper = a & 0xffff_ffff_0000_0000;
-    // Without .ftz all bits of a subnormal number count.
     let x = match f64::from_bits(a) {
-        x if !x.is_subnormal() => f64::from_bits(upper),
-        x if ftz => 0f64.copysign(x),
-        x => x,
+        x if x.is_subnormal() => 0f64.copysign(x),
+        _ => f64::from_bits(upper),
     };
     let exact = if rsqrt { 1.0 / x.sqrt() } else { 1.0 / x };
     if exact.is_nan() {
@@ -292,7 +300,7 @@ fn approx64(a: u64, rsqrt: bool, ftz: bool, seed: u64) -> u64 {
     }
     let error = if exact == 0.0 || exact.is_infinite() { 0.0 } else { unit(seed ^ a) * 2f64.powi(-21) };
     let v = exact * (1.0 + error);
-    let v = if v.is_subnormal() && !rsqrt { 0f64.copysign(v) } else { v };
+    let v = if v.is_subnormal() { 0f64.copysign(v) } else { v };
     v.to_bits() & 0xffff_ffff_0000_0000
 }
 
