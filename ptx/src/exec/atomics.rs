@@ -81,12 +81,12 @@ pub(super) fn apply(f: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
 
 impl Exec<'_, '_> {
     pub(super) fn atom(&mut self, i: &Instr, e: u32) -> Run<()> {
-        let Op::Atom { space, f, ty, returns, order, count } = i.op else { return Ok(()) };
+        let Op::Atom { space, f, ty, returns, order, scope, count } = i.op else { return Ok(()) };
         let addresses = self.addresses(i, 0);
         let bytes = ty.bytes();
         let total = bytes * u32::from(count);
         if matches!(order, Strong::Release | Strong::AcqRel) {
-            self.fence(e, 3);
+            self.fence(e, scope);
         }
         let mut old = [[0u64; 32]; 4];
         let (mut hint, mut places) = (usize::MAX, [None; 32]);
@@ -119,7 +119,7 @@ impl Exec<'_, '_> {
         }
         self.count_access(space, &addresses, e, total, &places);
         if matches!(order, Strong::Acquire | Strong::AcqRel) {
-            self.fence(e, 3);
+            self.fence(e, scope);
         }
         if returns {
             for k in 0..usize::from(count) {

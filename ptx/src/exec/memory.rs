@@ -40,7 +40,7 @@ impl Exec<'_, '_> {
         drop(held);
         self.count_access(a.space, &addresses, e, total, &places);
         if a.strong == Strong::Acquire {
-            self.fence(e, 3);
+            self.fence(e, a.scope);
         }
         self.set_loaded(i, e, a, &values);
         Ok(())
@@ -181,7 +181,7 @@ impl Exec<'_, '_> {
         let total = bytes * u32::from(a.count);
         let kind = if a.strong == Strong::Weak { Self::PLAIN } else { ATOMIC };
         if a.strong == Strong::Release {
-            self.fence(e, 3);
+            self.fence(e, a.scope);
         }
         let mut values = [[0u64; 32]; 8];
         for (k, v) in values.iter_mut().enumerate().take(usize::from(a.count)) {

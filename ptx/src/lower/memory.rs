@@ -18,8 +18,9 @@ const SPACES: &[(&str, Space)] = &[
     ("param::func", Space::Param),
 ];
 
-fn scope(m: &mut Modifiers) -> bool {
-    m.one_of(&[("cta", ()), ("cluster", ()), ("gpu", ()), ("sys", ())]).is_some()
+/// 1: block, 2: cluster, 3: device and system.
+fn scope(m: &mut Modifiers) -> u8 {
+    m.one_of(&[("cta", 1), ("cluster", 2), ("gpu", 3), ("sys", 3)]).unwrap_or(3)
 }
 
 impl Lower<'_> {
@@ -199,7 +200,7 @@ impl Lower<'_> {
         if m.take("mmio") {
             strong = Strong::Relaxed;
         }
-        scope(m);
+        let scope = scope(m);
         let mut space = m.one_of(SPACES).unwrap_or(Space::Generic);
         let nc = m.take("nc") || i.name == "ldu";
         let policy = Self::cache_hints(m);
@@ -259,7 +260,7 @@ impl Lower<'_> {
             };
         }
         self.note_width(space, ty.bytes());
-        let access = Access { space, ty, count, wide: bits == 64, bits, nc, strong };
+        let access = Access { space, ty, count, wide: bits == 64, bits, nc, strong, scope };
         if load {
             self.emit(Op::Ld(access), values, vec![base]).imm = offset;
         } else {
@@ -283,7 +284,7 @@ impl Lower<'_> {
                 ("acq_rel", Strong::AcqRel),
             ])
             .unwrap_or(Strong::Relaxed);
-        scope(m);
+        let scope = scope(m);
         let space = m.one_of(SPACES).unwrap_or(Space::Generic);
         m.take("noftz");
         let policy = Self::cache_hints(m);
@@ -341,7 +342,7 @@ impl Lower<'_> {
             return m.fail("the number of registers does not suit");
         }
         self.note_width(space, ty.bytes());
-        self.emit(Op::Atom { space, f, ty, returns, order, count }, d, s).imm = offset;
+        self.emit(Op::Atom { space, f, ty, returns, order, scope, count }, d, s).imm = offset;
         Ok(true)
     }
 

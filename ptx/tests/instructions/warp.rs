@@ -303,10 +303,56 @@ fn fences() -> Vec<String> {
 }
 
 #[test]
+fn acquiring_and_releasing_order_by_their_scope() {
+    let text = |store: &str, load: &str| {
+        format!(
+            "{HEAD}.visible .entry k(.param .u64 p0) {{ {REGS} ld.param.u64 %rd0, [p0]; mov.u32 %r0, %ctaid.x; setp.ne.u32 %p1, %r0, 0; @%p1 bra $read;\n\
+             st.global.u32 [%rd0], 77; {store} bra $end;\n\
+             $read: {load} setp.eq.u32 %p2, %r1, 0; @%p2 bra $read; ld.global.u32 %r2, [%rd0]; st.global.u32 [%rd0+128], %r2; $end: ret; }}"
+        )
+    };
+    let run = |store: &str, load: &str, blocks: ptx::Order| {
+        let module = parse(&text(store, load));
+        let mut memory = ptx::Memory::new();
+        let a = memory.alloc_with(&[0; 256]);
+        let request = ptx::Launch::new("k", [2, 1, 1], [1; 3]).arg(&a.to_le_bytes());
+        let options = ptx::Options { blocks, ..ptx::Options::default() };
+        ptx::launch(&module, &mut memory, &request, &options).map(|_| ()).map_err(|f| f.kind)
+    };
+    let stores = |scope: &str| {
+        [
+            format!("st.release.{scope}.global.u32 [%rd0+64], 1;"),
+            format!("red.release.{scope}.global.add.u32 [%rd0+64], 1;"),
+            format!("atom.acq_rel.{scope}.global.exch.b32 %r3, [%rd0+64], 1;"),
+        ]
+    };
+    let loads = |scope: &str| {
+        [
+            format!("ld.acquire.{scope}.global.u32 %r1, [%rd0+64];"),
+            format!("atom.acquire.{scope}.global.or.b32 %r1, [%rd0+64], 0;"),
+        ]
+    };
+    // The writing block first: the other would spin for a whole turn.
+    for blocks in [ptx::Order::Any, ptx::Order::Forward] {
+        for k in 0..6 {
+            let (store, load) = (stores("gpu")[k % 3].clone(), loads("gpu")[k / 3].clone());
+            assert_eq!(run(&store, &load, blocks), Ok(()), "{store} {load}");
+            let race = Err(ptx::FaultKind::BlockRace);
+            assert_eq!(run(&stores("cta")[k % 3], &load, blocks), race, "{store} of a block");
+            assert_eq!(run(&store, &loads("cta")[k / 3], blocks), race, "{load} of a block");
+            assert_eq!(
+                run(&store.replace("release", "relaxed").replace("acq_rel", "relaxed"), &load, blocks),
+                race
+            );
+        }
+    }
+}
+
+#[test]
 fn fences_order_blocks() {
     for text in fences() {
         let module = parse(&text);
-        for blocks in [ptx::Order::Any, ptx::Order::Backward, ptx::Order::Forward] {
+        for blocks in [ptx::Order::Any, ptx::Order::Forward] {
             let mut memory = ptx::Memory::new();
             let a = memory.alloc_with(&[0; 256]);
             let request = ptx::Launch::new("k", [2, 1, 1], [1; 3]).arg(&a.to_le_bytes());
