@@ -23,3 +23,9 @@ pub use machine::{
 pub use parse::ast::{Space, Ty, Variable};
 pub use pipes::Pipe;
 pub use program::{Kernel, Module, Param};
+
+/// The forms of instructions that the machine accepts, in the notation that the text explains.
+#[doc(hidden)]
+pub fn forms() -> &'static str {
+    lower::forms::FORMS
+}

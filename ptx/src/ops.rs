@@ -241,6 +241,8 @@ pub struct Access {
     pub nc: bool,
     /// `.volatile`, `.relaxed`, `.acquire` or `.release`: ordered by the memory model rather than a plain access.
     pub strong: Strong,
+    /// Of acquiring and releasing: 1: block, 2: cluster, 3: device and system.
+    pub scope: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -446,6 +448,7 @@ pub enum Op {
     },
     Approx64 {
         rsqrt: bool,
+        ftz: bool,
     },
     Testp {
         kind: u8,
@@ -501,6 +504,7 @@ pub enum Op {
         ty: Ty,
         returns: bool,
         order: Strong,
+        scope: u8,
         count: u8,
     },
     Cvta {

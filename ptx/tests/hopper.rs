@@ -125,6 +125,21 @@ fn clusters_share_memory() {
     trips(32, 2, "mapa.shared::cluster.u32 %r4, %r2, 2;", FaultKind::InvalidOperand);
 }
 
+#[test]
+fn mbarriers_that_a_device_cannot_count() {
+    let init = "@%p1 mbarrier.init.shared.b64 [%r3], 2;";
+    let bad = |body: &str| trips(32, 1, body, FaultKind::InvalidOperand);
+    bad("@%p1 mbarrier.init.shared.b64 [%r3], 0;");
+    bad("@%p1 mbarrier.init.shared.b64 [%r3], 0x100000;");
+    bad(&format!("{init} @%p1 mbarrier.arrive.shared.b64 %rd5, [%r3], 3;"));
+    bad(&format!("{init} @%p1 mbarrier.arrive.shared.b64 %rd5, [%r3], 0;"));
+    bad(&format!("{init} @%p1 mbarrier.expect_tx.shared.b64 [%r3], 0x100000;"));
+    bad(&format!("{init} @%p1 mbarrier.complete_tx.shared.b64 [%r3], 0x100000;"));
+    trips(32, 1, "@%p1 mbarrier.inval.shared.b64 [%r3];", FaultKind::UninitialisedMemory);
+    trips(32, 1, &format!("{init} @%p1 mbarrier.arrive.shared.b64 %rd5, [%r3+4];"), FaultKind::Misaligned);
+    passes(32, 1, &format!("{init} @%p1 mbarrier.expect_tx.shared.b64 [%r3], 0xfffff;"));
+}
+
 const WGMMA_WAIT: &str = "wgmma.wait_group.sync.aligned 0;";
 
 /// D = A B of 64 x 8 x 16 in BF16, A and B in shared memory without swizzle and with one of 32 bytes.

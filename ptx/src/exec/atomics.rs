@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::floats::flush_bits;
 use super::memory::shift;
 use super::soft::{self, BF16, F16, F32, F64, Format, pack, unpack};
 use super::spaces::{Doing, Where};
@@ -15,6 +16,12 @@ use crate::machine::shadow::{ATOMIC, PLAIN, Who};
 use crate::ops::{AtomOp, Op, Round, Strong};
 use crate::parse::ast::Ty;
 use crate::program::Instr;
+
+/// Sums of F32 in global memory: subnormal operands and results become zeros.
+pub(super) fn add_flushed(old: u64, b: u64) -> u64 {
+    let [old, b] = [old, b].map(|v| u64::from(flush_bits(v as u32)));
+    u64::from(flush_bits(apply(AtomOp::Add, Ty::F32, old, b, 0) as u32))
+}
 
 /// The new value of a place.
 pub(super) fn apply(f: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
@@ -74,12 +81,12 @@ pub(super) fn apply(f: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
 
 impl Exec<'_, '_> {
     pub(super) fn atom(&mut self, i: &Instr, e: u32) -> Run<()> {
-        let Op::Atom { space, f, ty, returns, order, count } = i.op else { return Ok(()) };
+        let Op::Atom { space, f, ty, returns, order, scope, count } = i.op else { return Ok(()) };
         let addresses = self.addresses(i, 0);
         let bytes = ty.bytes();
         let total = bytes * u32::from(count);
         if matches!(order, Strong::Release | Strong::AcqRel) {
-            self.fence(e, 3);
+            self.fence(e, scope);
         }
         let mut old = [[0u64; 32]; 4];
         let (mut hint, mut places) = (usize::MAX, [None; 32]);
@@ -92,20 +99,27 @@ impl Exec<'_, '_> {
             let at = self.locate(space, addresses[l], total, lane, &mut hint)?;
             places[l] = Some(at);
             self.check_written(at, total, lane)?;
-            self.note(at, total, lane, ATOMIC, Doing::Write { same: false }, false, &mut None)?;
+            self.hand_over(lane, at, addresses[l]);
+            // The record is locked until the operation is done: both come in the same order for all blocks.
+            let mut held = None;
+            self.note(at, total, lane, ATOMIC, Doing::Write { same: false }, false, &mut held)?;
             for k in 0..usize::from(count) {
                 let b = value(self, 1 + k)[l];
                 let c = if f == AtomOp::Cas { value(self, 2)[l] } else { 0 };
                 let cut = |v: u64| if bytes == 8 { v } else { v & ((1 << (8 * bytes)) - 1) };
                 let (b, c) = (cut(b), cut(c));
-                old[k][l] =
-                    self.exchange(shift(at, k as u32 * bytes), bytes, lane, |old| apply(f, ty, old, b, c));
+                let flushed = f == AtomOp::Add && ty == Ty::F32 && matches!(at, Where::Global(..));
+                old[k][l] = self.exchange(shift(at, k as u32 * bytes), bytes, lane, |old| match flushed {
+                    true => add_flushed(old, b),
+                    false => apply(f, ty, old, b, c),
+                });
             }
-            self.publish(lane, at, addresses[l]);
+            drop(held);
+            self.observe(lane, at, addresses[l]);
         }
         self.count_access(space, &addresses, e, total, &places);
         if matches!(order, Strong::Acquire | Strong::AcqRel) {
-            self.fence(e, 3);
+            self.fence(e, scope);
         }
         if returns {
             for k in 0..usize::from(count) {
@@ -148,26 +162,33 @@ impl Exec<'_, '_> {
         }
     }
 
-    /// A strong access: hands over what the last fence kept, and remembers the place for the next one.
-    pub(super) fn publish(&mut self, lane: u32, at: Where, address: u64) {
+    /// A strong write: hands over what the last fence kept. It stands before the write, which others may see at once.
+    pub(super) fn hand_over(&mut self, lane: u32, at: Where, address: u64) {
+        if !self.shared.options.races {
+            return;
+        }
+        let Some((known, scope)) = &self.warp.fenced[lane as usize] else { return };
+        let key = self.place_key(at, address);
+        let block = &self.blocks[self.rank];
+        let mut all = self.shared.released.lock().expect("no panic");
+        let here = all.entry(key).or_default();
+        let entry = here.entry(block.number).or_insert_with(|| (known.clone(), *scope));
+        if !Arc::ptr_eq(&entry.0, known) {
+            let mut joined = (*entry.0).clone();
+            joined.join(known);
+            *entry = (Arc::new(joined), *scope.max(&entry.1));
+        }
+        for (other, known) in &block.clocks.foreign {
+            here.entry(*other).or_insert_with(|| (known.clone(), *scope));
+        }
+    }
+
+    /// A strong read: remembers the place for the next fence.
+    pub(super) fn observe(&mut self, lane: u32, at: Where, address: u64) {
         if !self.shared.options.races {
             return;
         }
         let key = self.place_key(at, address);
-        if let Some((known, scope)) = &self.warp.fenced[lane as usize] {
-            let block = &self.blocks[self.rank];
-            let mut all = self.shared.released.lock().expect("no panic");
-            let here = all.entry(key).or_default();
-            let entry = here.entry(block.number).or_insert_with(|| (known.clone(), *scope));
-            if !Arc::ptr_eq(&entry.0, known) {
-                let mut joined = (*entry.0).clone();
-                joined.join(known);
-                *entry = (Arc::new(joined), *scope.max(&entry.1));
-            }
-            for (other, known) in &block.clocks.foreign {
-                here.entry(*other).or_insert_with(|| (known.clone(), *scope));
-            }
-        }
         if !self.warp.observed.contains(&(lane, key)) {
             if self.warp.observed.len() > 256 {
                 self.warp.observed.remove(0);
@@ -204,22 +225,6 @@ impl Exec<'_, '_> {
         for lane in lanes(e) {
             let known = Arc::new(block.clocks.release(warp, lane));
             self.warp.fenced[lane as usize] = Some((known, scope));
-        }
-    }
-
-    pub(super) fn acquire(&mut self, e: u32, addresses: &[u64; 32]) {
-        self.strong(e, addresses);
-        self.fence(e, 3);
-    }
-
-    pub(super) fn release(&mut self, e: u32, addresses: &[u64; 32]) {
-        self.fence(e, 3);
-        self.strong(e, addresses);
-    }
-
-    fn strong(&mut self, e: u32, addresses: &[u64; 32]) {
-        for lane in lanes(e) {
-            self.publish(lane, Where::Global(0, 0), addresses[lane as usize]);
         }
     }
 

@@ -76,6 +76,11 @@ fn approximated(f: Approx, x: f64) -> (f64, f64, f64) {
     }
 }
 
+/// The largest power of two that is not above |x|.
+fn power_below(x: f64) -> f64 {
+    f64::from_bits(x.to_bits() & f64::INFINITY.to_bits())
+}
+
 /// The result of an approximate instruction on F32 bits: the exact one and an error drawn within the bound. The same
 /// operand gives the same result.
 pub(super) fn approximate(f: Approx, bits: u32, ftz: bool, seed: u64) -> u32 {
@@ -90,7 +95,8 @@ pub(super) fn approximate(f: Approx, bits: u32, ftz: bool, seed: u64) -> u32 {
         exact
     } else {
         let u = unit(seed ^ u64::from(bits) << 8 ^ f as u64);
-        exact + u * (exact.abs() * relative * 0.5 + absolute * 0.9)
+        // Half of the bound is left to the rounding. Errors in units of the last place count from a power of two.
+        exact + u * (power_below(exact) * relative * 0.5 + absolute * 0.9)
     };
     let bounded = match f {
         Approx::Sin | Approx::Cos | Approx::Tanh => drawn.clamp(-1.0, 1.0),
@@ -186,9 +192,9 @@ impl Exec<'_, '_> {
                 let seed = self.shared.options.seed;
                 self.zip32(i, e, |a, b| div_approx(a, b, full, ftz, seed));
             }
-            Op::Approx64 { rsqrt } => {
+            Op::Approx64 { rsqrt, ftz } => {
                 let seed = self.shared.options.seed;
-                self.map64(i, e, |a| approx64(a, rsqrt, seed));
+                self.map64(i, e, |a| approx64(a, rsqrt, ftz, seed));
             }
             Op::Testp { kind, wide } => {
                 let mut mask = 0;
@@ -203,7 +209,8 @@ impl Exec<'_, '_> {
                         1 => category == Infinite,
                         2 => category != Nan,
                         3 => category == Nan,
-                        4 => category == Normal,
+                        // A zero counts as normal.
+                        4 => matches!(category, Normal | Zero),
                         _ => category == Subnormal,
                     };
                     mask |= u32::from(holds) << l;
@@ -264,23 +271,36 @@ fn div_approx(a: u32, b: u32, full: bool, ftz: bool, seed: u64) -> u32 {
     let drawn = if exact == 0.0 || exact.is_infinite() {
         exact
     } else {
-        exact * (1.0 + unit(seed ^ mix(u64::from(a) << 32 | u64::from(b))) * 2f64.powi(-23))
+        exact + power_below(exact) * unit(seed ^ mix(u64::from(a) << 32 | u64::from(b))) * 2f64.powi(-23)
     };
     let v = (drawn as f32).to_bits();
     if ftz { ftz_bits(v) } else { v }
 }
 
-/// `rcp.approx.ftz.f64` and `rsqrt.approx.f64`, PTX ISA 9.7.3.13 and 9.7.3.17: of the upper 32 bits alone, to about 2^-20.
-fn approx64(a: u64, rsqrt: bool, seed: u64) -> u64 {
+/// `rcp.approx.ftz.f64` and `rsqrt.approx.ftz.f64`: of the upper 32 bits alone, to about 2^-20. `rsqrt.approx.f64` has no
+/// documented bound and is what `rsqrt` of CUDA compiles to: the last place is drawn.
+fn approx64(a: u64, rsqrt: bool, ftz: bool, seed: u64) -> u64 {
+    if !ftz {
+        let v = 1.0 / f64::from_bits(a).sqrt();
+        return match mix(seed ^ a) % 3 {
+            _ if !v.is_finite() || v == 0.0 => canonical64(v),
+            0 => v.next_down().to_bits(),
+            1 => v.to_bits(),
+            _ => v.next_up().to_bits(),
+        };
+    }
     let upper = a & 0xffff_ffff_0000_0000;
-    let x = f64::from_bits(if f64::from_bits(upper).is_subnormal() { upper & 1 << 63 } else { upper });
+    let x = match f64::from_bits(a) {
+        x if x.is_subnormal() => 0f64.copysign(x),
+        _ => f64::from_bits(upper),
+    };
     let exact = if rsqrt { 1.0 / x.sqrt() } else { 1.0 / x };
     if exact.is_nan() {
         return 0x7fff_ffff_0000_0000;
     }
-    let error = if exact == 0.0 || exact.is_infinite() { 0.0 } else { unit(seed ^ upper) * 2f64.powi(-21) };
+    let error = if exact == 0.0 || exact.is_infinite() { 0.0 } else { unit(seed ^ a) * 2f64.powi(-21) };
     let v = exact * (1.0 + error);
-    let v = if v.is_subnormal() && !rsqrt { 0f64.copysign(v) } else { v };
+    let v = if v.is_subnormal() { 0f64.copysign(v) } else { v };
     v.to_bits() & 0xffff_ffff_0000_0000
 }
 

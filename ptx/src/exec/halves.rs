@@ -5,6 +5,7 @@ use super::floats::{approximate, soft_fma};
 use super::soft::{self, BF16, F16, Format, pack, unpack};
 use crate::ops::{Approx, HalfOp, Op, Round};
 use crate::program::Instr;
+use crate::random::unit;
 
 /// Bits of F32 to bits of a format, to nearest.
 fn narrow(v: u32, f: Format) -> u32 {
@@ -50,8 +51,20 @@ impl Form {
                 }
             }
             HalfOp::Ex2 | HalfOp::Tanh => {
-                let f = if self.f == HalfOp::Ex2 { Approx::Ex2 } else { Approx::Tanh };
-                narrow(approximate(f, widen(a, format), false, self.seed), format)
+                let ex2 = self.f == HalfOp::Ex2;
+                let (f, limit) = if ex2 { (Approx::Ex2, f32::INFINITY) } else { (Approx::Tanh, 1.0) };
+                let exact = approximate(f, widen(a, format), false, self.seed);
+                // What the bound leaves beside the error in F32 and the rounding.
+                let share = match (ex2, self.bf16) {
+                    (true, _) => 0.9 * 0.5f64.powi(format.precision as i32),
+                    (false, true) => 0.5f64.powi(10),
+                    (false, false) => 0.0,
+                };
+                let x = f64::from(f32::from_bits(exact));
+                let by =
+                    if matches!(x, 0.0 | 1.0 | -1.0) { 0.0 } else { unit(self.seed ^ u64::from(a) << 8) };
+                let moved = (x * (1.0 + by * share)) as f32;
+                narrow(moved.clamp(-limit, limit).to_bits(), format)
             }
             HalfOp::Fma => soft_fma(a.into(), b.into(), c.into(), format, Round::Nearest) as u32,
             _ => {

@@ -70,12 +70,15 @@ impl Exec<'_, '_> {
                     let l = lane as usize;
                     let at = self.mbarrier_at(addresses[l], lane)?;
                     let known = self.blocks[self.rank].clocks.release(warp, lane);
-                    let same_block = at.0 == self.rank;
+                    let from = (at.0 != self.rank).then(|| self.blocks[self.rank].number);
                     let arrivals = if expect { 1 } else { counts[l] };
+                    if arrivals == 0 {
+                        return trouble(FaultKind::InvalidOperand, lane, "an arrival of nobody");
+                    }
                     let m = self.object(at, lane)?;
                     states[l] = m.phase;
                     if expect {
-                        m.tx += i64::from(counts[l]);
+                        m.expect(i64::from(counts[l]), lane)?;
                     }
                     if m.pending < arrivals {
                         let pending = m.pending;
@@ -89,9 +92,7 @@ impl Exec<'_, '_> {
                     if drop {
                         m.expected -= arrivals;
                     }
-                    if same_block {
-                        m.open.join(&known);
-                    }
+                    m.join(from, &known);
                     m.advance();
                 }
                 if returns {
@@ -104,7 +105,7 @@ impl Exec<'_, '_> {
                     let at = self.mbarrier_at(addresses[lane as usize], lane)?;
                     let m = self.object(at, lane)?;
                     let by = i64::from(bytes[lane as usize]);
-                    m.tx += if op == Mbar::ExpectTx { by } else { -by };
+                    m.expect(if op == Mbar::ExpectTx { by } else { -by }, lane)?;
                     m.advance();
                 }
             }
@@ -122,9 +123,14 @@ impl Exec<'_, '_> {
                     };
                     if complete {
                         done |= 1 << lane;
-                        let known = m.closed.clone();
+                        let (known, others) = (m.closed.clone(), m.closed_from.clone());
+                        let clocks = &mut self.blocks[self.rank].clocks;
                         if at.0 == self.rank {
-                            self.blocks[self.rank].clocks.acquire(warp, &known);
+                            clocks.acquire(warp, &known);
+                        }
+                        for (block, known) in others {
+                            let mine = clocks.foreign.entry(block).or_default();
+                            std::sync::Arc::make_mut(mine).join(&known);
                         }
                     }
                 }
@@ -219,12 +225,10 @@ impl Exec<'_, '_> {
             let known = self.blocks[self.rank].clocks.release(self.warp.index, lane);
             for bar in bars {
                 let at = self.mbarrier_at(bar, lane)?;
-                let mine = at.0 == self.rank;
+                let from = (at.0 != self.rank).then(|| self.blocks[self.rank].number);
                 let m = self.object(at, lane)?;
                 m.tx -= i64::from(n);
-                if mine {
-                    m.open.join(&known);
-                }
+                m.join(from, &known);
                 m.advance();
             }
             let c = &mut self.counts[self.pc as usize];
@@ -251,7 +255,10 @@ impl Exec<'_, '_> {
         for k in (0..16).step_by(bytes as usize) {
             let v = values[k / 8] >> (8 * (k % 8)) & if bytes == 8 { u64::MAX } else { 0xffff_ffff };
             let at = super::memory::shift(target, k as u32);
-            self.exchange(at, bytes, lane, |old| super::atomics::apply(AtomOp::Add, ty, old, v, 0));
+            self.exchange(at, bytes, lane, |old| match ty {
+                Ty::F32 => super::atomics::add_flushed(old, v),
+                _ => super::atomics::apply(AtomOp::Add, ty, old, v, 0),
+            });
         }
         Ok(())
     }

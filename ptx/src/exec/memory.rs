@@ -33,11 +33,14 @@ impl Exec<'_, '_> {
                 let v = self.peek(shift(at, k * bytes), bytes, lane);
                 values[k as usize][lane as usize] = extend(v, &a);
             }
+            if a.strong != Strong::Weak {
+                self.observe(lane, at, addresses[lane as usize]);
+            }
         }
         drop(held);
         self.count_access(a.space, &addresses, e, total, &places);
-        if matches!(a.strong, Strong::Acquire) {
-            self.acquire(e, &addresses);
+        if a.strong == Strong::Acquire {
+            self.fence(e, a.scope);
         }
         self.set_loaded(i, e, a, &values);
         Ok(())
@@ -177,8 +180,8 @@ impl Exec<'_, '_> {
         let bytes = a.ty.bytes();
         let total = bytes * u32::from(a.count);
         let kind = if a.strong == Strong::Weak { Self::PLAIN } else { ATOMIC };
-        if matches!(a.strong, Strong::Release) {
-            self.release(e, &addresses);
+        if a.strong == Strong::Release {
+            self.fence(e, a.scope);
         }
         let mut values = [[0u64; 32]; 8];
         for (k, v) in values.iter_mut().enumerate().take(usize::from(a.count)) {
@@ -200,6 +203,9 @@ impl Exec<'_, '_> {
                 });
             self.note(at, total, lane, kind, Doing::Write { same }, false, &mut held)?;
             places[lane as usize] = Some(at);
+            if a.strong != Strong::Weak {
+                self.hand_over(lane, at, addresses[lane as usize]);
+            }
             for k in 0..u32::from(a.count) {
                 self.poke(shift(at, k * bytes), bytes, lane, values[k as usize][lane as usize] & cut);
             }

@@ -211,6 +211,9 @@ impl<'e> Exec<'e, '_> {
         }
         let mine = self.rank;
         let number = self.blocks[mine].number;
+        if doing != Doing::Read && !self.blocks[rank].readings.is_empty() {
+            self.check_readings(rank, at, n, who.thread % 32)?;
+        }
         if rank != mine {
             // Blocks of a cluster: records are those of the other block, knowledge is the own.
             let mut cells = std::mem::take(&mut self.blocks[rank].cells);
@@ -498,8 +501,11 @@ impl<'e> Exec<'e, '_> {
                     let at = a[l] & !(WINDOW - 1);
                     let windows = [SHARED_WINDOW, LOCAL_WINDOW, PARAM_WINDOW];
                     let holds = match space {
-                        Space::Global => !windows.contains(&at),
-                        Space::Const => false,
+                        Space::Global | Space::Const => {
+                            let memory = &self.shared.memory;
+                            let constant = memory.index(a[l]).is_some_and(|b| memory.buffers[b].constant);
+                            !windows.contains(&at) && constant == (space == Space::Const)
+                        }
                         _ => at == window(space),
                     };
                     mask |= u32::from(holds) << l;

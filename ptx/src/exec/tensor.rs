@@ -1,9 +1,10 @@
 //! `ldmatrix`, `stmatrix`, `movmatrix` and `mma.sync`, PTX ISA 9.7.14.5.
 
+use super::soft::{F16, F64, pack, unpack};
 use super::spaces::{Doing, Where};
 use super::{Exec, lanes};
 use crate::machine::fault::Run;
-use crate::ops::MatMul;
+use crate::ops::{MatMul, Round};
 use crate::parse::ast::Space;
 use crate::program::Instr;
 
@@ -142,7 +143,9 @@ impl Exec<'_, '_> {
             let v = std::array::from_fn(|l| {
                 let (g, t) = (l / 4, 2 * (l % 4));
                 if halves {
-                    let one = |c: usize| u32::from(half::f16::from_f64(sum[g + 8 * r][c]).to_bits());
+                    // Rounded once: by way of F32 a result between two halves could go wrong.
+                    let one =
+                        |c: usize| pack(unpack(sum[g + 8 * r][c].to_bits(), F64), F16, Round::Nearest) as u32;
                     one(t) | one(t + 1) << 16
                 } else {
                     let v = sum[g + 8 * (r / 2)][t + r % 2] as f32;

@@ -53,10 +53,12 @@ impl Lower<'_> {
                 Ok(true)
             }
             "trap" => {
+                self.args(i, &[0])?;
                 self.emit(Op::Trap, vec![], vec![]);
                 Ok(true)
             }
             "brkpt" | "pmevent" => {
+                self.args(i, &[usize::from(i.name == "pmevent")])?;
                 self.emit(Op::Nop, vec![], vec![]);
                 Ok(true)
             }

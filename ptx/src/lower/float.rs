@@ -89,7 +89,7 @@ impl Lower<'_> {
                 if named.is_some() || !ftz && i.name == "rcp" {
                     return m.fail("only .approx.ftz.f64 is supported");
                 }
-                return self.float_args(i, ty, 1, Op::Approx64 { rsqrt: i.name == "rsqrt" });
+                return self.float_args(i, ty, 1, Op::Approx64 { rsqrt: i.name == "rsqrt", ftz });
             }
             "rcp" | "sqrt" if !approx => {
                 if named.is_none() {

@@ -18,8 +18,9 @@ const SPACES: &[(&str, Space)] = &[
     ("param::func", Space::Param),
 ];
 
-fn scope(m: &mut Modifiers) -> bool {
-    m.one_of(&[("cta", ()), ("cluster", ()), ("gpu", ()), ("sys", ())]).is_some()
+/// 1: block, 2: cluster, 3: device and system.
+fn scope(m: &mut Modifiers) -> u8 {
+    m.one_of(&[("cta", 1), ("cluster", 2), ("gpu", 3), ("sys", 3)]).unwrap_or(3)
 }
 
 impl Lower<'_> {
@@ -114,6 +115,9 @@ impl Lower<'_> {
                 m.one_of(SPACES);
                 m.take("L1");
                 m.take("L2");
+                // `applypriority` and `discard` also give a size.
+                let args = self.args(i, if i.name.starts_with("prefetch") { &[1] } else { &[2] })?;
+                self.address(&args[0])?;
                 self.emit(Op::Prefetch, vec![], vec![]);
                 Ok(true)
             }
@@ -122,10 +126,11 @@ impl Lower<'_> {
                 Self::cache_hints(m);
                 m.take("L2::evict_unchanged");
                 m.ty()?;
-                let d = match i.args.first() {
-                    Some(d) => self.dst(d, 64)?,
-                    None => return m.fail("a destination is needed"),
-                };
+                let args = self.args(i, &[1, 2])?;
+                let d = self.dst(&args[0], 64)?;
+                if let Some(fraction) = args.get(1) {
+                    self.src(fraction, Ty::F32)?;
+                }
                 self.emit(Op::CreatePolicy, vec![d], vec![]);
                 Ok(true)
             }
@@ -195,7 +200,7 @@ impl Lower<'_> {
         if m.take("mmio") {
             strong = Strong::Relaxed;
         }
-        scope(m);
+        let scope = scope(m);
         let mut space = m.one_of(SPACES).unwrap_or(Space::Generic);
         let nc = m.take("nc") || i.name == "ldu";
         let policy = Self::cache_hints(m);
@@ -255,7 +260,7 @@ impl Lower<'_> {
             };
         }
         self.note_width(space, ty.bytes());
-        let access = Access { space, ty, count, wide: bits == 64, bits, nc, strong };
+        let access = Access { space, ty, count, wide: bits == 64, bits, nc, strong, scope };
         if load {
             self.emit(Op::Ld(access), values, vec![base]).imm = offset;
         } else {
@@ -279,7 +284,7 @@ impl Lower<'_> {
                 ("acq_rel", Strong::AcqRel),
             ])
             .unwrap_or(Strong::Relaxed);
-        scope(m);
+        let scope = scope(m);
         let space = m.one_of(SPACES).unwrap_or(Space::Generic);
         m.take("noftz");
         let policy = Self::cache_hints(m);
@@ -337,7 +342,7 @@ impl Lower<'_> {
             return m.fail("the number of registers does not suit");
         }
         self.note_width(space, ty.bytes());
-        self.emit(Op::Atom { space, f, ty, returns, order, count }, d, s).imm = offset;
+        self.emit(Op::Atom { space, f, ty, returns, order, scope, count }, d, s).imm = offset;
         Ok(true)
     }
 
@@ -425,7 +430,10 @@ impl Lower<'_> {
         if m.take("prefetch") {
             m.take("L2");
             m.take("global");
-            Self::cache_hints(m);
+            let policy = Self::cache_hints(m);
+            let args = self.args(i, &[2 + usize::from(policy)])?;
+            self.address(&args[0])?;
+            self.src(&args[1], Ty::U32)?;
             self.emit(Op::Bulk(Bulk::Prefetch), vec![], vec![]);
             return Ok(true);
         }

@@ -4,6 +4,7 @@
 mod alloc;
 mod control;
 mod float;
+pub(crate) mod forms;
 mod integer;
 mod memory;
 mod modifiers;
@@ -438,6 +439,9 @@ impl<'a> Lower<'a> {
             return self.fail(format!("unknown opcode {opcode}"));
         }
         m.done()?;
+        if !forms::accepted(&i.name, &i.modifiers) {
+            return self.fail(format!("{opcode}: the instruction has no such form"));
+        }
         if i.name != "call" {
             for one in &mut self.code[before..] {
                 one.opcode = id;

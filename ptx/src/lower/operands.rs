@@ -186,14 +186,12 @@ impl Lower<'_> {
     /// A special register (PTX ISA 10) that keeps its value; `None` if the name is none.
     fn special(&mut self, name: &str, bits: u32) -> Result<Option<V>> {
         use Special::*;
-        let axis = |s: &str| match s.rsplit('.').next() {
-            Some("x") => 0,
-            Some("y") => 1,
-            Some("z") => 2,
-            _ => 3,
+        let (stem, a) = match name.rsplit_once('.') {
+            Some((stem, "x")) => (stem, 0),
+            Some((stem, "y")) => (stem, 1),
+            Some((stem, "z")) => (stem, 2),
+            _ => (name, 3),
         };
-        let a = axis(name);
-        let stem = if a < 3 { &name[..name.len() - 2] } else { name };
         let special = match (stem, a < 3) {
             ("%tid", true) => Tid(a),
             ("%ntid", true) => Ntid(a),

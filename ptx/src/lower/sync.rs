@@ -14,10 +14,12 @@ impl Lower<'_> {
             "membar" => {
                 let scope = m.one_of(&[("cta", 1), ("gl", 3), ("sys", 3)]);
                 let Some(scope) = scope else { return m.fail("a scope is needed") };
+                self.args(i, &[0])?;
                 self.emit(Op::Fence { scope }, vec![], vec![]);
                 Ok(true)
             }
             "fence" => {
+                self.args(i, &[0])?;
                 if m.take("proxy") {
                     m.must("async")?;
                     m.one_of(&[("global", ()), ("shared::cta", ()), ("shared::cluster", ())]);
@@ -142,6 +144,7 @@ impl Lower<'_> {
                     (false, true) => Op::GridDep { wait: false },
                     _ => return m.fail("one of .wait and .launch_dependents is needed"),
                 };
+                self.args(i, &[0])?;
                 self.emit(op, vec![], vec![]);
                 Ok(true)
             }
@@ -347,12 +350,14 @@ impl Lower<'_> {
         if m.take("fence") {
             m.must("sync")?;
             m.must("aligned")?;
+            self.args(i, &[0])?;
             self.emit(Op::WgFence, vec![], vec![]);
             return Ok(true);
         }
         if m.take("commit_group") {
             m.must("sync")?;
             m.must("aligned")?;
+            self.args(i, &[0])?;
             self.emit(Op::WgCommit, vec![], vec![]);
             return Ok(true);
         }

@@ -1,9 +1,10 @@
 //! A block: its shared memory, barriers and mbarriers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::SHARED_BASE;
 use super::clocks::{Clocks, Knowledge};
+use super::fault::{FaultKind, Run, trouble};
 use super::launch::Shared;
 use super::shadow::{Cell, Who};
 
@@ -31,6 +32,9 @@ pub(crate) struct Mbarrier {
     /// What arrivals of the current phase released, and of the last complete one.
     pub open: Knowledge,
     pub closed: Knowledge,
+    /// The same of threads of other blocks of the cluster, by the number of their block.
+    pub open_from: BTreeMap<u32, Knowledge>,
+    pub closed_from: BTreeMap<u32, Knowledge>,
 }
 
 impl Mbarrier {
@@ -40,8 +44,41 @@ impl Mbarrier {
             self.phase += 1;
             self.pending = self.expected;
             self.closed = self.open.clone();
+            self.closed_from = self.open_from.clone();
         }
     }
+
+    /// Adds to the bytes that the phase waits for; a device counts them in 20 bits and a sign.
+    pub fn expect(&mut self, bytes: i64, lane: u32) -> Run<()> {
+        self.tx += bytes;
+        match self.tx.abs() < 1 << 20 {
+            true => Ok(()),
+            false => trouble(
+                FaultKind::InvalidOperand,
+                lane,
+                format!("an mbarrier that waits for {} bytes: it counts to 1,048,575", self.tx),
+            ),
+        }
+    }
+
+    /// Adds what a thread knew that arrived or copied; `from` is the number of its block, if it is another.
+    pub fn join(&mut self, from: Option<u32>, known: &Knowledge) {
+        match from {
+            None => self.open.join(known),
+            Some(block) => self.open_from.entry(block).or_default().join(known),
+        }
+    }
+}
+
+/// What a product of a warpgroup reads until its warp waits for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    pub warp: u32,
+    /// The group that it was committed in.
+    pub group: u32,
+    pub pc: u32,
+    /// Pieces of 16 bytes of shared memory.
+    pub pieces: HashSet<u64>,
 }
 
 #[derive(Debug)]
@@ -60,6 +97,8 @@ pub(crate) struct Block {
     pub alive: u32,
     /// Shared memory, in pieces of 16 bytes, that no proxy fence followed yet.
     pub generic_writes: HashMap<u64, Who>,
+    /// Products under way.
+    pub readings: Vec<Reading>,
 }
 
 impl Block {
@@ -82,6 +121,7 @@ impl Block {
             mbarriers: HashMap::new(),
             alive: threads,
             generic_writes: HashMap::new(),
+            readings: Vec::new(),
         }
     }
 

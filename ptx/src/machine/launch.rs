@@ -208,6 +208,11 @@ fn refuse(kernel: &str, message: impl Into<String>) -> Box<Fault> {
     })
 }
 
+/// Points of a grid or block; what does not fit 64 bits counts as that many.
+fn volume(size: [u32; 3]) -> u64 {
+    size.iter().fold(1, |n, s| n.saturating_mul(u64::from(*s)))
+}
+
 /// The limits of devices of compute capability 7.5 to 10.0, CUDA C++ Programming Guide, technical specifications.
 fn check(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), Box<Fault>> {
     let fail = |message: String| Err(refuse(&kernel.name, message));
@@ -218,16 +223,15 @@ fn check(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), Box<
             launch.grid
         ));
     }
-    if u64::from(gx) * u64::from(gy) * u64::from(gz) > 1 << 31 {
-        return fail(format!("grid {:?}: the machine runs at most 2^31 blocks", launch.grid));
+    if volume(launch.grid) > 1 << 26 {
+        return fail(format!("grid {:?}: the machine runs at most 2^26 blocks", launch.grid));
     }
-    let [bx, by, bz] = launch.block;
-    let threads = u64::from(bx) * u64::from(by) * u64::from(bz);
-    if threads == 0 || threads > 1024 || bz > 64 {
+    let threads = volume(launch.block);
+    if threads == 0 || threads > 1024 || launch.block[2] > 64 {
         return fail(format!("block {:?}: at least 1 and at most 1,024 threads, 64 in z", launch.block));
     }
     if let Some(most) = kernel.max_threads {
-        let most = most.iter().map(|n| u64::from(*n)).product::<u64>();
+        let most = volume(most);
         if threads > most {
             return fail(format!("{threads} threads of a block, the kernel was compiled for at most {most}"));
         }
@@ -238,7 +242,7 @@ fn check(kernel: &Kernel, launch: &Launch, options: &Options) -> Result<(), Box<
             launch.block, kernel.required_threads
         ));
     }
-    let blocks: u64 = launch.cluster.iter().map(|n| u64::from(*n)).product();
+    let blocks = volume(launch.cluster);
     if blocks == 0 || blocks > 16 || (0..3).any(|i| !launch.grid[i].is_multiple_of(launch.cluster[i].max(1)))
     {
         return fail(format!(

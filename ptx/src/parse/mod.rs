@@ -11,7 +11,7 @@ use lex::{Lexed, Token};
 type Result<T> = std::result::Result<T, ParseError>;
 
 /// Largest array that a declaration may name.
-const LARGEST: u64 = 1 << 32;
+const LARGEST: u64 = 1 << 28;
 
 pub(crate) struct Parser {
     tokens: Vec<Lexed>,
@@ -27,6 +27,9 @@ pub fn parse(text: &str) -> Result<Ast> {
     }
     if ast.version == (0, 0) {
         return Err(ParseError::new(1, "no .version: this is no PTX"));
+    }
+    if ast.target.is_empty() {
+        return Err(ParseError::new(1, "no .target"));
     }
     Ok(ast)
 }
@@ -132,6 +135,13 @@ impl Parser {
             }
             "target" => {
                 ast.target = self.word()?;
+                let number = ast.target.strip_prefix("sm_").unwrap_or_default();
+                if !number.starts_with(|c: char| c.is_ascii_digit()) {
+                    return Err(ParseError::new(
+                        line,
+                        format!("target {} is none such as sm_80", ast.target),
+                    ));
+                }
                 while self.take(',') {
                     self.word()?;
                 }
@@ -153,7 +163,11 @@ impl Parser {
             }
             "section" => self.section()?,
             "pragma" => self.skip_statement()?,
-            "visible" | "extern" | "weak" | "common" => {}
+            "visible" | "extern" | "weak" | "common" => {
+                if self.peek().is_none() {
+                    return self.fail("the text ends in the middle of a declaration");
+                }
+            }
             "entry" => ast.functions.push(self.function(true)?),
             "func" => ast.functions.push(self.function(false)?),
             "global" | "const" | "shared" => {

@@ -32,27 +32,35 @@ fn register(bits: u32, n: usize) -> String {
 
 /// Runs `text` for every element: its inputs are `{a}`, `{b}`, `{c}`, its output `{d}`.
 pub fn elements(text: &str, widths: &[u32], to: u32, inputs: &[Vec<u64>]) -> Vec<u64> {
+    many(&[text.to_string()], widths, to, inputs, 0).remove(0)
+}
+
+/// Runs several snippets on the same inputs, each with its own output.
+pub fn many(texts: &[String], widths: &[u32], to: u32, inputs: &[Vec<u64>], seed: u64) -> Vec<Vec<u64>> {
     let n = inputs[0].len();
     let mut body = String::from(
         "mov.u32 %r40, %ctaid.x; mov.u32 %r41, %ntid.x; mov.u32 %r42, %tid.x; mad.lo.s32 %r43, %r40, %r41, %r42;\n",
     );
-    let mut snippet = text.to_string();
-    for (k, width) in widths.iter().enumerate() {
-        let name = register(*width, k);
+    let names: Vec<String> = widths.iter().enumerate().map(|(k, w)| register(*w, k)).collect();
+    for (k, (width, name)) in widths.iter().zip(&names).enumerate() {
         body += &format!(
             "ld.param.u64 %rd0, [p{k}]; mad.wide.u32 %rd1, %r43, {}, %rd0; ld.global.b{width} {name}, [%rd1];\n",
             width / 8
         );
-        snippet = snippet.replace(["{a}", "{b}", "{c}"][k], &name);
     }
     let out = register(to, 8);
-    body += &snippet.replace("{d}", &out);
-    body += &format!(
-        "\nld.param.u64 %rd0, [p{}]; mad.wide.u32 %rd1, %r43, {}, %rd0; st.global.b{to} [%rd1], {out};",
-        widths.len(),
-        to / 8
-    );
-    let module = parse(&kernel(widths.len() + 1, &body));
+    for (k, text) in texts.iter().enumerate() {
+        let mut snippet = text.replace("{d}", &out);
+        for (slot, name) in ["{a}", "{b}", "{c}"].iter().zip(&names) {
+            snippet = snippet.replace(slot, name);
+        }
+        body += &format!(
+            "{snippet}\nld.param.u64 %rd0, [p{}]; mad.wide.u32 %rd1, %r43, {}, %rd0; st.global.b{to} [%rd1], {out};\n",
+            widths.len() + k,
+            to / 8
+        );
+    }
+    let module = parse(&kernel(widths.len() + texts.len(), &body));
     let mut memory = Memory::new();
     let mut request = Launch::new("k", [n.div_ceil(256) as u32, 1, 1], [256, 1, 1]);
     for (values, width) in inputs.iter().zip(widths) {
@@ -63,19 +71,15 @@ pub fn elements(text: &str, widths: &[u32], to: u32, inputs: &[Vec<u64>]) -> Vec
         request = request.arg(&memory.alloc_with(&bytes).to_le_bytes());
     }
     let size = to as usize / 8;
-    let out = memory.alloc((n.next_multiple_of(256) * size) as u64);
-    request = request.arg(&out.to_le_bytes());
-    let options = Options { races: false, ..Options::default() };
-    launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{text}"));
-    memory
-        .read(out, n * size)
-        .chunks(size)
-        .map(|b| {
-            let mut wide = [0; 8];
-            wide[..size].copy_from_slice(b);
-            u64::from_le_bytes(wide)
-        })
-        .collect()
+    let outs: Vec<u64> =
+        texts.iter().map(|_| memory.alloc((n.next_multiple_of(256) * size) as u64)).collect();
+    for out in &outs {
+        request = request.arg(&out.to_le_bytes());
+    }
+    let options = Options { races: false, counters: false, seed, ..Options::default() };
+    launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{texts:?}"));
+    let value = |b: &[u8]| b.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b));
+    outs.iter().map(|out| memory.read(*out, n * size).chunks(size).map(value).collect()).collect()
 }
 
 /// Operands: edge cases of integers and floating-point formats, their neighbours, and random bits.
