@@ -9,6 +9,8 @@
 //! [`CandidateSet`]: crate::CandidateSet
 //! [`RowSet`]: crate::RowSet
 
+mod arrays;
+
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -282,10 +284,8 @@ impl Engine {
         vae: &Vae,
     ) -> Result<PairIndex<'a>> {
         let pairs = options.plan(seeds.pairs())?.0.pairs();
-        let take: TakePairs<'a> = dispatch!(&self.backend, b => {
-            let lookup = PairLookup::new(b, vae, seeds, options)?;
-            Box::new(move |numbers, dtype| lookup.take(numbers, dtype))
-        });
+        let take: Box<dyn TakePairs + 'a> =
+            dispatch!(&self.backend, b => Box::new(PairLookup::new(b, vae, seeds, options)?));
         Ok(PairIndex::new(take, pairs))
     }
 

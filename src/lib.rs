@@ -127,8 +127,9 @@ mod stream;
 mod timing;
 
 pub use backend::{
-    Adam, DecodeMode, DeviceChoice, DeviceInfo, Divergence, LatentSource, Likelihood, Perturbation,
-    PosteriorsHost, Precision, Reduction, RewardObjective, SyntheticPath, VaeLoss, VaeObjective,
+    Adam, DecodeMode, DeviceArray, DeviceChoice, DeviceInfo, Divergence, LatentSource, Likelihood,
+    Perturbation, PosteriorsHost, Precision, Reduction, RewardObjective, SyntheticPath, VaeLoss,
+    VaeObjective,
 };
 pub use data::{
     Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,

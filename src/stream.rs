@@ -3,9 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::backend::{Backend, DeviceArray};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::synth::PairBatch;
+use crate::synth::{PairBatch, PairLookup};
 
 /// Makes a range of pairs.
 pub(crate) type MakePairs<'a> = Box<dyn Fn(Range<u64>) -> Result<PairBatch> + Send + Sync + 'a>;
@@ -63,11 +64,24 @@ impl Iterator for PairStream<'_> {
 }
 
 /// Makes the pairs of a list of numbers.
-pub(crate) type TakePairs<'a> = Box<dyn Fn(&[u64], Dtype) -> Result<PairBatch> + Send + Sync + 'a>;
+pub(crate) trait TakePairs: Send + Sync {
+    fn take(&self, numbers: &[u64], dtype: Dtype, pinned: bool) -> Result<PairBatch>;
+    fn take_on_device(&self, numbers: &[u64], dtype: Dtype) -> Result<[DeviceArray; 2]>;
+}
+
+impl<B: Backend> TakePairs for PairLookup<'_, B> {
+    fn take(&self, numbers: &[u64], dtype: Dtype, pinned: bool) -> Result<PairBatch> {
+        PairLookup::take(self, numbers, dtype, pinned)
+    }
+
+    fn take_on_device(&self, numbers: &[u64], dtype: Dtype) -> Result<[DeviceArray; 2]> {
+        PairLookup::take_on_device(self, numbers, dtype)
+    }
+}
 
 /// Synthetic pairs by their numbers, in any order; made by [`Engine::index`](crate::Engine::index).
 pub struct PairIndex<'a> {
-    take: TakePairs<'a>,
+    take: Box<dyn TakePairs + 'a>,
     pairs: u64,
 }
 
@@ -78,7 +92,7 @@ impl fmt::Debug for PairIndex<'_> {
 }
 
 impl<'a> PairIndex<'a> {
-    pub(crate) fn new(take: TakePairs<'a>, pairs: u64) -> PairIndex<'a> {
+    pub(crate) fn new(take: Box<dyn TakePairs + 'a>, pairs: u64) -> PairIndex<'a> {
         PairIndex { take, pairs }
     }
 
@@ -92,6 +106,23 @@ impl<'a> PairIndex<'a> {
     /// # Errors
     /// No number, a number beyond the last, a value that `dtype` cannot hold, or a file that changed.
     pub fn take(&self, numbers: &[u64], dtype: Dtype) -> Result<PairBatch> {
-        (self.take)(numbers, dtype)
+        self.take.take(numbers, dtype, false)
+    }
+
+    /// The same in memory that is registered with the engine's GPU for as long as the batch is kept, for copies to it that
+    /// need none on the host. Without a GPU it is like any other.
+    ///
+    /// # Errors
+    /// As [`PairIndex::take`].
+    pub fn take_pinned(&self, numbers: &[u64], dtype: Dtype) -> Result<PairBatch> {
+        self.take.take(numbers, dtype, true)
+    }
+
+    /// The same pairs in the memory of the engine's GPU, `[count, d]` a side, where nothing leaves it: chosen and rejected.
+    ///
+    /// # Errors
+    /// As [`PairIndex::take`]; an engine that is no GPU's.
+    pub fn take_on_device(&self, numbers: &[u64], dtype: Dtype) -> Result<[DeviceArray; 2]> {
+        self.take.take_on_device(numbers, dtype)
     }
 }

@@ -15,16 +15,18 @@ use std::sync::{Arc, Mutex};
 use common::cli::{Lab, Said, bare};
 use common::device::{Races, Schedule, Simulated, gpu, settings, simulated, stand_in, tested_gpu};
 use common::{data_buf, poisoned, standardizer, widened};
+use lensmith::SynthesisOptions;
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::cuda::{Cuda, kernels, layout};
 use lensmith::backend::{
-    Adam, AnyBackend, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows,
-    Perturbation, Precision, Reduction, Residual, RewardData, RewardObjective, RewardSide, Sample, Synthetic,
-    VaeObjective,
+    Adam, AnyBackend, Backend, DecodeMode, DeviceArray, Divergence, LatentSource, Likelihood, NoiseKey,
+    PairData, PairRows, Perturbation, Precision, Reduction, Residual, RewardData, RewardObjective,
+    RewardSide, Sample, Synthetic, VaeObjective,
 };
 use lensmith::dtype::Dtype;
-use lensmith::matrix::{Matrix, RowSet, Side};
+use lensmith::matrix::{Matrix, RowSet, RowsBuf, Side};
 use lensmith::model::{FoldedReward, RewardModel, RewardSize, Vae, VaeSize};
+use lensmith::synth::PairLookup;
 use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -488,6 +490,91 @@ fn all_devices_write_what_one_writes() {
             let train = train.replace("@vae", &format!("@{name}-{number}"));
             let said = run(&lab, &format!("{train} --json"), device, environment).json();
             assert_eq!(said["device"]["name"], format!("cuda:{number}"), "{said}");
+        }
+    }
+}
+
+/// Rows that lie on the device are read where they lie, and results stay there, with the bits that copies have.
+#[test]
+fn arrays_on_the_device_have_the_bits_of_the_hosts() {
+    let dim = 40;
+    let rows = data_buf(Dtype::F16, 3, 23, dim);
+    let (vae, reward) = models(dim);
+    for exact in [true, false] {
+        let b = simulated(Races::Found, Simulated { exact, ..Simulated::default() }, Precision::F32);
+        let want = made(&b, rows.view().into(), &vae, &reward);
+        let (v, r) = (b.load_vae(&vae).expect("loads"), b.load_reward(&reward).expect("loads"));
+        let x = Backend::upload_array(&b, &rows).expect("uploads");
+        assert_eq!((x.rows(), x.cols(), x.dtype()), (23, dim, Dtype::F16));
+        let host = |array: &DeviceArray| Backend::download_array(&b, array).expect("downloads");
+        assert_eq!(host(&x).bytes(), rows.bytes());
+        let [mu, logvar] = b.encode_array(&v, &x).expect("encodes");
+        common::assert_same_bits("mu", &widened(&host(&mu)), &want[0]);
+        assert_eq!((logvar.rows(), logvar.cols(), logvar.dtype()), (23, 16, Dtype::F32));
+        let out = b.decode_array(&v, &mu, Dtype::Bf16).expect("decodes");
+        common::assert_same_bits("embeddings", &widened(&host(&out)), &want[1]);
+        common::assert_same_bits(
+            "rewards",
+            &widened(&host(&b.score_array(&r, &x).expect("scores"))),
+            &want[2],
+        );
+
+        // Rows 1 and on of the same memory, which begin at no multiple of 16 where the width is odd.
+        let (odd, narrow) =
+            (data_buf(Dtype::F16, 4, 9, 33), Vae::init(VaeSize::new(33, 16, 16).expect("sizes"), 5));
+        let narrow = b.load_vae(&narrow).expect("loads");
+        let whole = Backend::upload_array(&b, &odd).expect("uploads");
+        let at = whole.address() + 33 * 2;
+        // SAFETY: inside of the whole, which is kept.
+        #[allow(unsafe_code)]
+        let part =
+            unsafe { DeviceArray::from_raw(x.device(), at, (8, 33), Dtype::F16, Arc::new(whole.clone())) };
+        let [all, some] =
+            [&whole, &part].map(|x| widened(&host(&b.encode_array(&narrow, x).expect("encodes")[0])));
+        common::assert_same_bits("rows 1 and on", &some, &all[16..]);
+
+        // None, too few columns, of another type.
+        let none = Backend::upload_array(&b, &RowsBuf::zeros(Dtype::F32, 0, dim)).expect("uploads");
+        assert_eq!(b.score_array(&r, &none).expect("scores").rows(), 0);
+        let said = b.score_array(&r, &whole).expect_err("33 columns").to_string();
+        assert!(said.contains("columns of the embeddings") && said.contains("40"), "{said}");
+        let half = Backend::upload_array(&b, &data_buf(Dtype::F16, 5, 3, 16)).expect("uploads");
+        let said = b.decode_array(&v, &half, Dtype::F32).expect_err("F16").to_string();
+        assert!(said.contains("storage type of the latents"), "{said}");
+        if tested_gpu().is_none() {
+            let other = simulated(Races::Ignored, Simulated::default(), Precision::F32);
+            let r = other.load_reward(&reward).expect("loads");
+            let said = other.score_array(&r, &x).expect_err("of another device").to_string();
+            assert!(said.contains("lie in the memory of cuda:"), "{said}");
+        }
+    }
+    let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
+    let said = cpu.upload_array(&rows).expect_err("no GPU").to_string();
+    assert!(said.contains("device: expected a GPU"), "{said}");
+}
+
+/// Pairs that stay on the device have the bits of those that are copied to the host, in any order.
+#[test]
+fn pairs_stay_on_the_device() {
+    let dim = 40;
+    let sides = [5, 6].map(|s| data_buf(Dtype::F32, s, 12, dim));
+    let (vae, _) = models(dim);
+    let seeds = sides.each_ref().map(|side| RowSet::from(side.view()));
+    let cpu = Cpu::new(1, Precision::F32).expect("the CPU backend");
+    for (mode, dtype) in [(DecodeMode::Plain, Dtype::Bf16), (DecodeMode::Residual, Dtype::F32)] {
+        let options = SynthesisOptions { mode, ..SynthesisOptions::default() };
+        let b = simulated(Races::Found, Simulated::default(), Precision::F32);
+        let lookup = PairLookup::new(&b, &vae, &seeds, &options).expect("prepares");
+        let host = PairLookup::new(&cpu, &vae, &seeds, &options).expect("prepares");
+        // Originals and samples, mixed; originals alone; samples alone.
+        let mixed: Vec<u64> = vec![3, 40, 0, 17, 12, 40, 11, 30];
+        for numbers in [mixed, vec![2, 1], vec![20, 21, 22]] {
+            let want = host.take(&numbers, dtype, false).expect("makes");
+            let got = lookup.take_on_device(&numbers, dtype).expect("makes");
+            for (got, want) in got.iter().zip([&want.chosen, &want.rejected]) {
+                let got = Backend::download_array(&b, got).expect("downloads");
+                assert!(got.bytes() == want.bytes(), "{mode:?}, {dtype}, {numbers:?}");
+            }
         }
     }
 }

@@ -17,9 +17,10 @@ use common::device::{settings, stand_in, tested_gpu};
 use lensmith::backend::cuda::kernels;
 use serde_json::{Value, json};
 
-const STAGES: [&str; 7] = ["device", "probes", "kernels", "rates", "memcheck", "racecheck", "ncu"];
+const STAGES: [&str; 8] =
+    ["device", "probes", "kernels", "rates", "instructions", "memcheck", "racecheck", "ncu"];
 /// What runs with --small.
-const PROGRAMS: [&str; 4] = ["single", "parity", "large", "gpu"];
+const PROGRAMS: [&str; 5] = ["single", "parity", "large", "instructions", "gpu"];
 /// All take options with one value each, then the command that they run.
 const SANITIZER: &str = "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do shift 2; done\nexec \"$@\"\n";
 const NCU: &str = r#"#!/bin/sh
@@ -125,7 +126,9 @@ fn program(name: &str) -> PathBuf {
         hash.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
     });
     let found = of_name.max_by_key(newest);
-    found.unwrap_or_else(|| panic!("{name} is not built: cargo test --no-run builds all test programs"))
+    found.unwrap_or_else(|| {
+        panic!("{name} is not built: tools/test builds all, `cargo test --workspace --no-run` too")
+    })
 }
 
 /// Stages and their status.
@@ -477,7 +480,7 @@ fn parts_of_the_peers_fail_one_by_one() {
             lab.put(&format!("root/tools/{name}"), &fs::read(&path).expect("a script"));
         }
     }
-    for name in ["single", "operations", "parity", "cuda", "large", "gpu", "lensmith"] {
+    for name in ["single", "operations", "parity", "cuda", "large", "instructions", "gpu", "lensmith"] {
         lab.put(&format!("root/target/gpu_check/{name}"), b"");
     }
     for (name, text) in [("torch", TORCH), ("numpy", ""), ("safetensors", "")] {

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHIVE = ROOT / "target" / "gpu_check.tar.xz"
 FOLDER = ROOT / "target" / "gpu_check"
 # Test programs, and what measures; `lensmith` is for tools/bench_peers.py.
-TESTS = ["single", "operations", "parity", "cuda", "large"]
+TESTS = ["single", "operations", "parity", "cuda", "large", "instructions"]
 PROGRAMS = [*TESTS, "gpu", "lensmith"]
 STAMP = "archive"
 
@@ -23,8 +23,9 @@ def build(architectures):
     if architectures:
         environment["LENSMITH_CUDA_ARCHS"] = architectures
     tests = [word for name in TESTS for word in ("--test", name)]
+    packages = ["--package", "lensmith", "--package", "ptx"]
     found = built(
-        ROOT, "build", "--release", "--bin", "lensmith", "--bench", "gpu", *tests, environment=environment
+        ROOT, "build", "--release", *packages, "--bin", "lensmith", "--bench", "gpu", *tests, environment=environment
     )
     ARCHIVE.parent.mkdir(exist_ok=True)
     part = ARCHIVE.with_name(f"{ARCHIVE.name}.part")

@@ -18,14 +18,15 @@ SECONDS = {
     "probes": 30,
     "kernels": 90,
     "rates": 90,
+    "instructions": 40,
     "memcheck": 90,
-    "racecheck": 120,
+    "racecheck": 90,
     "ncu": 90,
     # Only where --stages names them.
     "initcheck": 60,
     "synccheck": 60,
 }
-USUAL = ["device", "probes", "kernels", "rates", "memcheck", "racecheck", "ncu"]
+USUAL = ["device", "probes", "kernels", "rates", "instructions", "memcheck", "racecheck", "ncu"]
 SANITIZER = ["memcheck", "racecheck", "initcheck", "synccheck"]
 # Test program and filters of its tests.
 PROBES = [("single", ["probes", "floor", "adam", "perturb"])]
@@ -35,11 +36,20 @@ KERNELS = [
     ("parity", ["cuda::"]),
     ("cuda", ["posteriors_of_both_sides"]),
 ]
+# The tests of the machine for PTX that run their snippets on the GPU: the same definitions hold on both.
+INSTRUCTIONS = [
+    (
+        "instructions",
+        ["arithmetic", "carries_bits", "comparisons", "conversions", "shuffles", "votes", "loads_", "stores_of", "hints_"]
+        + ["addresses_", "moves_", "copies_of", "products_of", "of_one_dimension"],
+    )
+]
 # Under the sanitizer a program is some fifty times slower: every kernel once, and the training steps.
 SANITIZED = [("parity", ["cuda::"]), ("operations", ["cuda_in_bf16_gives", "cuda_gives_the_bits"])]
 # The machine for PTX takes seconds where a GPU takes milliseconds.
 SMALL_PROBES = [("single", ["probes::tensor", "floor::products"])]
 SMALL_KERNELS = [("large", ["cuda_decodes"]), ("parity", ["cuda::encodes", "cuda::scores"])]
+SMALL_INSTRUCTIONS = [("instructions", ["comparisons_to_registers"])]
 SMALL_SANITIZED = [("parity", ["cuda::encodes"])]
 HOT = ["encode_bf16_bf16", "decode_bf16_bf16", "score_bf16_bf16", "score_latents_bf16"]
 # A stage's status is the first of these that any of its steps has.
@@ -94,7 +104,7 @@ class Stages:
     def environment(self):
         # CARGO would tell a benchmark that cargo runs it.
         own = {name: value for name, value in os.environ.items() if name != "CARGO"}
-        own |= {"LENSMITH_TEST_GPU": "0", "CARGO_MANIFEST_DIR": str(ROOT), "LENSMITH_DEVICE": "cpu"}
+        own |= {"LENSMITH_TEST_GPU": "0", "CARGO_MANIFEST_DIR": str(ROOT), "LENSMITH_DEVICE": "cpu", "PTX_TEST_GPU": "0"}
         return own | {"LENSMITH_CHECK_STAGE": self.stage} | ({"LENSMITH_TEST_SMALL": "1"} if self.small else {})
 
     def process(self, program, arguments, wrapper=(), share=0.5):
@@ -198,6 +208,9 @@ class Stages:
                 self.measured[one["name"]] = found[0]
             steps.append(self.step(one["name"], done))
         return steps
+
+    def instructions(self):
+        return self.tests(SMALL_INSTRUCTIONS if self.small else INSTRUCTIONS)
 
     def sanitize(self):
         program = tool("compute-sanitizer")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from ._compare import Comparison, compare
 from ._engine import Engine, LensmithWarning, default_engine, set_default_engine
-from ._lensmith import Embeddings, LensmithError, __version__
+from ._lensmith import DeviceArray, Embeddings, LensmithError, __version__
 from ._models import Health, RewardModel, Vae
 from ._pairs import PairSet, Split, split
 from ._synthesis import Pair, PairBatch, SyntheticPairs, synthesize
@@ -27,6 +27,7 @@ from .embed import embed, embed_candidates, embed_texts, gold_scores
 
 __all__ = [
     "Comparison",
+    "DeviceArray",
     "Embeddings",
     "Engine",
     "Health",

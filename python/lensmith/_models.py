@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _lensmith
 from ._engine import Callback, Engine, Progress, core, require_kind, settings, still_open, warn
-from ._lensmith import Embeddings
+from ._lensmith import DeviceArray, Embeddings
 from ._pairs import PairSet
 from ._synthesis import SyntheticPairs, synthesis_options
 from ._table import Table
@@ -289,15 +289,19 @@ class Vae(_Model):
         found = self._core.health(core(engine or still_open(self._engine)), seeds._core, held_out, options, json.dumps(losses))
         return Health(json.loads(found))
 
-    def encode(self, x: Any, *, engine: Engine | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Means and logarithms of the variances of the posteriors of embeddings ``x`` [n, d]; float32 [n, latent] each."""
-        mu, logvar = self._core.encode(core(engine or still_open(self._engine)), _matrix(x))
-        return mu.numpy(), logvar.numpy()
+    def encode(self, x: Any, *, engine: Engine | None = None) -> tuple[Any, Any]:
+        """Means and logarithms of the variances of the posteriors of embeddings ``x`` [n, d]; float32 [n, latent] each.
 
-    def decode(self, z: Any, *, engine: Engine | None = None) -> np.ndarray:
-        """Embeddings float32 [n, d] of latents ``z`` [n, latent]."""
-        made: Embeddings = self._core.decode(core(engine or still_open(self._engine)), _matrix(z))
-        return made.numpy()
+        They are numpy arrays; of an array on the engine's GPU (DLPack or ``__cuda_array_interface__``, read where it lies)
+        both stay there, as :class:`DeviceArray`.
+        """
+        mu, logvar = self._core.encode(core(engine or still_open(self._engine)), _matrix(x))
+        return _given(mu), _given(logvar)
+
+    def decode(self, z: Any, *, engine: Engine | None = None) -> Any:
+        """Embeddings float32 [n, d] of latents ``z`` [n, latent], float32: a numpy array, or a :class:`DeviceArray` of latents
+        on the engine's GPU."""
+        return _given(self._core.decode(core(engine or still_open(self._engine)), _matrix(z)))
 
     def __repr__(self) -> str:
         return f"Vae(dim={self.dim}, hidden={self.hidden}, latent={self.latent})"
@@ -436,9 +440,14 @@ class RewardModel(_Model):
         """Heads, whose mean is the reward."""
         return int(self._core.size[3])
 
-    def score(self, x: Any, *, engine: Engine | None = None) -> np.ndarray:
-        """Rewards float32 [n] of embeddings ``x`` [n, d]."""
-        return np.frombuffer(self._core.score(core(engine or still_open(self._engine)), _matrix(x)), np.float32)
+    def score(self, x: Any, *, engine: Engine | None = None) -> Any:
+        """Rewards float32 [n] of embeddings ``x`` [n, d]: a numpy array.
+
+        An array on the engine's GPU (DLPack or ``__cuda_array_interface__``) is read where it lies, and its rewards stay
+        there, as a :class:`DeviceArray`.
+        """
+        rewards = self._core.score(core(engine or still_open(self._engine)), _matrix(x))
+        return rewards if isinstance(rewards, DeviceArray) else np.frombuffer(rewards, np.float32)
 
     __call__ = score
 
@@ -561,6 +570,11 @@ def _matrix(x: Any) -> Any:
     if hasattr(x, "requires_grad") and x.requires_grad:
         return x.detach()
     return x
+
+
+def _given(made: Embeddings | DeviceArray) -> Any:
+    """What was made, on the host as a numpy array."""
+    return made if isinstance(made, DeviceArray) else made.numpy()
 
 
 def _losses(history: list[dict[str, Any]]) -> Table:

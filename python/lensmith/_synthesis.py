@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _lensmith
 from ._engine import Engine, Progress, core, require_kind, settings, text, whole
-from ._lensmith import Embeddings, LensmithError
+from ._lensmith import DeviceArray, Embeddings, LensmithError
 from ._optional import require
 from ._pairs import PairSet, _arrow
 
@@ -65,11 +65,13 @@ class Pair(NamedTuple):
 class PairBatch:
     """Some synthetic pairs."""
 
-    def __init__(self, chosen: Embeddings, rejected: Embeddings, indices: np.ndarray) -> None:
-        #: Embeddings of the preferred responses, [b, d].
-        self.chosen = chosen
+    def __init__(
+        self, chosen: Embeddings | DeviceArray, rejected: Embeddings | DeviceArray, indices: np.ndarray
+    ) -> None:
+        #: Embeddings of the preferred responses, [b, d]: :class:`Embeddings`, or :class:`DeviceArray` on a GPU.
+        self.chosen: Any = chosen
         #: Embeddings of the other responses, [b, d].
-        self.rejected = rejected
+        self.rejected: Any = rejected
         #: Numbers of the pairs, uint64 [b].
         self.indices = indices
 
@@ -81,12 +83,13 @@ class PairBatch:
         return self.chosen.torch(), self.rejected.torch()
 
     def numpy(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both sides as numpy arrays over the same memory."""
+        """Both sides as numpy arrays over the same memory; of pairs on a GPU copies."""
         return self.chosen.numpy(), self.rejected.numpy()
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Columns ``chosen`` and ``rejected`` of fixed-size lists, for libraries that read Arrow."""
-        return _arrow(self.chosen, self.rejected, None).__arrow_c_stream__(requested_schema)
+        chosen, rejected = (s.host() if isinstance(s, DeviceArray) else s for s in (self.chosen, self.rejected))
+        return _arrow(chosen, rejected, None).__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
         return f"PairBatch({len(self)} pairs, dim={self.chosen.shape[1]}, {self.chosen.dtype})"
@@ -193,13 +196,22 @@ class SyntheticPairs:
         size, start = whole(size, "size", 1), whole(start, "start")
         return (self._range(first, min(first + size, len(self))) for first in range(start, len(self), size))
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> PairBatch:
+    def take(
+        self, indices: Sequence[int] | np.ndarray, *, on_device: bool = False, pinned: bool = False
+    ) -> PairBatch:
         """The pairs with these numbers, in this order; a number may be there more than once.
 
         The first call encodes all seeds; what it keeps takes some hundred bytes a seed.
 
+        Args:
+            indices: Numbers of pairs, [b].
+            on_device: Whether they stay in the memory of the engine's GPU, as :class:`DeviceArray`.
+            pinned: Whether they lie in memory that is registered with the engine's GPU, for copies there; without a GPU it
+                changes nothing.
+
         Raises:
             IndexError: A number that is not there.
+            LensmithError: ``on_device`` with an engine that is no GPU's.
         """
         numbers = np.asarray(indices)
         if not numbers.size:
@@ -210,11 +222,16 @@ class SyntheticPairs:
             if not 0 <= int(end) < len(self):
                 raise IndexError(f"indices: expected numbers from 0 to {len(self) - 1}, found {end}")
         first, count = int(numbers[0]), len(numbers)
-        if int(numbers[-1]) - first + 1 == count and (np.diff(numbers.astype(np.int64)) == 1).all():
+        if not (on_device or pinned) and int(numbers[-1]) - first + 1 == count and (np.diff(numbers.astype(np.int64)) == 1).all():
             # In order a batch is made faster.
             return self._range(first, first + count)
         numbers = numbers.astype(np.uint64)
-        chosen, rejected = self._core.take(numbers.tolist())
+        chosen: Embeddings | DeviceArray
+        rejected: Embeddings | DeviceArray
+        if on_device:
+            chosen, rejected = self._core.take_on_device(numbers.tolist())
+        else:
+            chosen, rejected = self._core.take(numbers.tolist(), pinned)
         return PairBatch(chosen, rejected, numbers)
 
     def torch(self, batch_size: int = 1024, **options: Any) -> Any:
@@ -222,6 +239,11 @@ class SyntheticPairs:
         from .torch import dataset
 
         return dataset(self, batch_size=batch_size, **options)
+
+    @property
+    def device(self) -> str:
+        """The device that makes them: "cpu", or a GPU as in "cuda:0"."""
+        return str(json.loads(core(self._engine).devices())[0]["name"])
 
     def to_pairs(self) -> PairSet:
         """All pairs in memory."""

@@ -609,7 +609,8 @@ class RewardPipeline:
             InvalidRow: A ValueError: an empty response, or turns that the chat template refuses.
             ValueError: Another number of prompts, or embeddings that are not finite.
         """
-        return self.reward_model.score(self.embed(responses, prompts), engine=self.engine)
+        rewards: np.ndarray = self.reward_model.score(self.embed(responses, prompts), engine=self.engine)
+        return rewards
 
     def spread(self, responses: Any, prompts: Sequence[Any] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rewards and their standard deviations over the heads, float32 [n] each; of one head 0."""

@@ -282,7 +282,8 @@ class RewardEstimator(ClassifierMixin, BaseEstimator):
         """Rewards float32 [n] of responses ``X`` [n, d]."""
         check_is_fitted(self)
         X = check_array(X, dtype=np.float32, order="C", input_name="X", estimator=self)
-        return self.reward_model_.score(X)
+        rewards: np.ndarray = self.reward_model_.score(X)
+        return rewards
 
     def decision_function(self, X: Any) -> np.ndarray:
         """The reward of the second response less that of the first, float64 [n], of pairs ``X``."""

@@ -136,6 +136,7 @@ def dataset(
     drop_last: bool = False,
     map_style: bool = False,
     pin_memory: bool = False,
+    on_device: bool = False,
     prefetch: int = 2,
     indices: bool = False,
 ) -> PairIterable | PairMap:
@@ -153,8 +154,11 @@ def dataset(
         drop_last: Whether to leave out the pairs that fill no whole batch on every rank.
         map_style: A dataset of single pairs for torch's own samplers, :class:`PairMap`; of the options only
             ``indices`` is used then.
-        pin_memory: Whether to copy batches into page-locked memory, for faster copies to a CUDA device. With
-            worker processes this is the loader's to do: give it ``pin_memory=True`` instead.
+        pin_memory: Whether batches are in page-locked memory, for faster copies to a CUDA device. An engine on a GPU
+            makes synthetic pairs there; others are copied. With worker processes this is the loader's to do: give
+            it ``pin_memory=True`` instead.
+        on_device: Whether synthetic pairs stay in the memory of the engine's GPU, where torch takes them without a
+            copy. Without worker processes only.
         prefetch: Batches that a thread makes ahead when there are no worker processes; 0 for no thread.
         indices: Whether batches have the numbers of their pairs as a third field.
 
@@ -162,6 +166,7 @@ def dataset(
         TypeError: Something else than pairs.
         ValueError: An option out of range.
         RuntimeError: ``pin_memory`` where CUDA cannot be used.
+        LensmithError: ``on_device`` with an engine that is no GPU's, when a pass begins.
     """
     if not isinstance(pairs, PairSet | SyntheticPairs):
         raise TypeError(f"pairs: expected a PairSet or SyntheticPairs, found {type(pairs).__name__}")
@@ -176,15 +181,18 @@ def dataset(
         world_size=world_size,
         drop_last=drop_last,
         pin_memory=pin_memory,
+        on_device=on_device,
         prefetch=prefetch,
         indices=indices,
     )
 
 
-def _make(source: Source, numbers: np.ndarray, indices: bool, pin: bool) -> Batch:
+def _make(source: Source, numbers: np.ndarray, indices: bool, pin: bool, on_device: bool = False) -> Batch:
     """The pairs with these numbers as tensors over the engine's output."""
     if isinstance(source, SyntheticPairs):
-        sides = source.take(numbers).torch()
+        own = pin and source.device.startswith("cuda")
+        sides = source.take(numbers, on_device=on_device, pinned=own).torch()
+        pin = pin and not own
     else:
         rows = source[numbers]
         sides = rows.chosen.torch(), rows.rejected.torch()
@@ -230,6 +238,7 @@ class PairIterable(IterableDataset[Batch]):
         world_size: int | None = None,
         drop_last: bool = False,
         pin_memory: bool = False,
+        on_device: bool = False,
         prefetch: int = 2,
         indices: bool = False,
     ) -> None:
@@ -238,7 +247,11 @@ class PairIterable(IterableDataset[Batch]):
         if rank is not None and world_size is not None:
             world_size = whole(world_size, "world_size", 1)
             rank = whole(rank, "rank", 0, world_size - 1)
-        if pin_memory and not torch.cuda.is_available():
+        if on_device and (pin_memory or not isinstance(pairs, SyntheticPairs)):
+            found = "pin_memory too" if pin_memory else type(pairs).__name__
+            raise ValueError(f"on_device: expected synthetic pairs without pin_memory, found {found}")
+        by_engine = isinstance(pairs, SyntheticPairs) and pairs.device.startswith("cuda")
+        if pin_memory and not by_engine and not torch.cuda.is_available():
             raise RuntimeError(
                 "pin_memory: expected a CUDA device that torch can use, found none; leave it out"
             )
@@ -248,6 +261,7 @@ class PairIterable(IterableDataset[Batch]):
         self.seed = whole(seed, "seed", 0, 2**64 - 1)
         self.drop_last = bool(drop_last)
         self.pin_memory = bool(pin_memory)
+        self.on_device = bool(on_device)
         self.prefetch = whole(prefetch, "prefetch", 0)
         self.indices = bool(indices)
         self._given = rank, world_size
@@ -469,6 +483,7 @@ class _Maker:
     seed: int
     indices: bool
     pin: bool
+    on_device: bool
     progress: _Progress
 
     def __call__(self, step: int) -> Batch:
@@ -478,7 +493,7 @@ class _Maker:
             numbers = permutation(len(self.source), self.seed, progress.epoch, start, stop)
         else:
             numbers = np.arange(start, stop, dtype=np.uint64)
-        return _make(self.source, numbers, self.indices, self.pin)
+        return _make(self.source, numbers, self.indices, self.pin, self.on_device)
 
 
 class _Pass(Iterator[Batch]):
@@ -497,6 +512,8 @@ class _Pass(Iterator[Batch]):
         self._maker: _Maker | None = None
         info = get_worker_info()
         if info is not None:
+            if data.on_device:
+                raise RuntimeError("on_device: worker processes cannot share a GPU's memory; use none")
             if data.pin_memory:
                 raise RuntimeError(
                     "pin_memory: worker processes cannot pin memory; give it to the loader instead"
@@ -507,7 +524,8 @@ class _Pass(Iterator[Batch]):
 
     def _maker_of(self, progress: _Progress) -> _Maker:
         data = self._data
-        return _Maker(data.pairs, data.shuffle, data.seed, data.indices, data.pin_memory, progress)
+        places = data.pin_memory, data.on_device
+        return _Maker(data.pairs, data.shuffle, data.seed, data.indices, *places, progress)
 
     def _begin(self) -> _Maker:
         self._maker = self._maker_of(self._data._begin())

@@ -144,7 +144,7 @@ impl Memory {
 }
 
 /// Sizes of an array that is to be a matrix.
-fn matrix(shape: &[usize], what: &str) -> PyResult<(usize, usize)> {
+pub fn matrix(shape: &[usize], what: &str) -> PyResult<(usize, usize)> {
     match *shape {
         [rows, cols] if cols > 0 => Ok((rows, cols)),
         [_, _] => Err(value(format!("{what}: expected one or more columns, found shape {shape:?}"))),
@@ -152,7 +152,7 @@ fn matrix(shape: &[usize], what: &str) -> PyResult<(usize, usize)> {
     }
 }
 
-fn not_contiguous(what: &str) -> PyErr {
+pub fn not_contiguous(what: &str) -> PyErr {
     value(format!(
         "{what}: expected rows one after the other (C-contiguous), found strides; numpy.ascontiguousarray or \
          .contiguous() makes such a copy"
@@ -172,7 +172,7 @@ fn aligned(data: *mut u8, dtype: Dtype, what: &str) -> PyResult<*mut u8> {
     }
 }
 
-fn wrong_dtype(what: &str, found: &str) -> PyErr {
+pub fn wrong_dtype(what: &str, found: &str) -> PyErr {
     wrong_type(format!(
         "{what}: expected float32, float16 or bfloat16, found {found}; .astype(numpy.float32) or .float() converts"
     ))

@@ -121,6 +121,11 @@ impl Engine {
 }
 
 impl Opened {
+    /// The number of the GPU that it works on, if it does on one.
+    pub fn gpu(&self) -> Option<usize> {
+        self.engine.info().name.strip_prefix("cuda:")?.parse().ok()
+    }
+
     /// Does work that takes long, with the interpreter free for other threads. A signal, such as Ctrl-C, ends it and is
     /// raised; `failed` is an exception of a callback, which comes before the error that it caused.
     pub fn work<T: Send>(

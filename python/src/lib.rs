@@ -4,14 +4,16 @@
 //! embeddings as memory that both sides share.
 //!
 //! 1. [`array`]: rows of embeddings, in from any library and out to any;
-//! 2. [`engine`]: an opened device, and how its work is waited for;
-//! 3. [`pairs`]: preference pairs, in memory or in files;
-//! 4. [`models`]: the VAE and the reward model;
-//! 5. [`synthesis`]: synthetic pairs, one by one, in batches, or as a folder;
-//! 6. [`compare`]: one split of an experiment.
+//! 2. [`device`]: the same in the memory of a GPU;
+//! 3. [`engine`]: an opened device, and how its work is waited for;
+//! 4. [`pairs`]: preference pairs, in memory or in files;
+//! 5. [`models`]: the VAE and the reward model;
+//! 6. [`synthesis`]: synthetic pairs, one by one, in batches, or as a folder;
+//! 7. [`compare`]: one split of an experiment.
 
 mod array;
 mod compare;
+mod device;
 mod engine;
 mod error;
 mod models;
@@ -91,6 +93,7 @@ fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("LensmithError", module.py().get_type::<error::LensmithError>())?;
     module.add_class::<array::Embeddings>()?;
+    module.add_class::<device::DeviceArray>()?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<pairs::Pairs>()?;
     module.add_class::<models::Vae>()?;

@@ -8,11 +8,14 @@ use lensmith::{
     Checkpoint, Dtype, Linear, Matrix, PairSource, RewardTraining, RowSet, Rows, RowsBuf, SynthesisOptions,
     VaeLoss, VaeTraining,
 };
+use pyo3::PyClass;
 use pyo3::prelude::*;
+use pyo3::pyclass_init::PyClassInitializer;
 use pyo3::types::PyByteArray;
 use serde_json::json;
 
 use crate::array::{Embeddings, Memory};
+use crate::device::{self, DeviceArray};
 use crate::engine::Engine;
 use crate::error::{json, raise, settings, value};
 use crate::pairs::Pairs;
@@ -53,6 +56,11 @@ fn facts(training: String) -> Metadata {
 /// A number for each row, as float32 bytes.
 fn numbers<'py>(py: Python<'py>, values: &[f32]) -> Bound<'py, PyByteArray> {
     PyByteArray::new(py, bytemuck::cast_slice(values))
+}
+
+/// An object of Python.
+fn given<T: PyClass + Into<PyClassInitializer<T>>>(py: Python<'_>, made: T) -> PyResult<Py<PyAny>> {
+    Ok(Py::new(py, made)?.into_any())
 }
 
 fn matrix(matrix: &Matrix) -> PyResult<Embeddings> {
@@ -138,29 +146,43 @@ impl Vae {
     }
 
     /// Means and logarithms of the variances of the posteriors of `x` [n, d].
+    ///
+    /// Of an array on the engine's GPU both stay there, as `DeviceArray`.
     fn encode(
         &self,
         py: Python<'_>,
         engine: &Bound<'_, Engine>,
         x: &Bound<'_, PyAny>,
-    ) -> PyResult<(Embeddings, Embeddings)> {
+    ) -> PyResult<(Py<PyAny>, Py<PyAny>)> {
+        let opened = engine.get().get()?;
+        if let Some(x) = device::import(x, opened.gpu(), "x")? {
+            let [mu, logvar] = opened.run(py, |engine| engine.encode_array(&self.model, &x))?;
+            return Ok((
+                given(py, DeviceArray::new(mu, &opened))?,
+                given(py, DeviceArray::new(logvar, &opened))?,
+            ));
+        }
         let x = Memory::import(x, "x")?;
-        let host =
-            engine.get().get()?.run(py, |engine| engine.encode(&self.model, &RowSet::from(x.view())))?;
-        Ok((matrix(&host.mu)?, matrix(&host.logvar)?))
+        let host = opened.run(py, |engine| engine.encode(&self.model, &RowSet::from(x.view())))?;
+        Ok((given(py, matrix(&host.mu)?)?, given(py, matrix(&host.logvar)?)?))
     }
 
-    /// Embeddings of latents `z` [n, latent].
+    /// Embeddings of latents `z` [n, latent]; of an array on the engine's GPU they stay there, as `DeviceArray`.
     fn decode(
         &self,
         py: Python<'_>,
         engine: &Bound<'_, Engine>,
         z: &Bound<'_, PyAny>,
-    ) -> PyResult<Embeddings> {
+    ) -> PyResult<Py<PyAny>> {
+        let opened = engine.get().get()?;
+        if let Some(z) = device::import(z, opened.gpu(), "z")? {
+            let made = opened.run(py, |engine| engine.decode_array(&self.model, &z, Dtype::F32))?;
+            return given(py, DeviceArray::new(made, &opened));
+        }
         let z = Memory::import(z, "z")?;
         let mut latents = Matrix::zeros(z.rows(), z.cols());
         z.view().values().widen(&mut latents.values);
-        matrix(&engine.get().get()?.run(py, |engine| engine.decode(&self.model, &latents))?)
+        given(py, matrix(&opened.run(py, |engine| engine.decode(&self.model, &latents))?)?)
     }
 
     /// Figures of its health, and warnings, as JSON.
@@ -286,16 +308,16 @@ impl RewardModel {
         self.model.layers.iter().map(|l| layer(py, l)).collect()
     }
 
-    /// Rewards of `x` [n, d], as float32 bytes.
-    fn score<'py>(
-        &self,
-        py: Python<'py>,
-        engine: &Bound<'_, Engine>,
-        x: &Bound<'_, PyAny>,
-    ) -> PyResult<Bound<'py, PyByteArray>> {
+    /// Rewards of `x` [n, d], as float32 bytes; of an array on the engine's GPU a `DeviceArray` [n] there.
+    fn score(&self, py: Python<'_>, engine: &Bound<'_, Engine>, x: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        let opened = engine.get().get()?;
+        if let Some(x) = device::import(x, opened.gpu(), "x")? {
+            let rewards = opened.run(py, |engine| engine.score_array(&self.model, &x))?;
+            return given(py, DeviceArray::flat(rewards, &opened));
+        }
         let x = Memory::import(x, "x")?;
         let mut rewards = Vec::with_capacity(x.rows());
-        engine.get().get()?.run(py, |engine| {
+        opened.run(py, |engine| {
             if x.rows() == 0 {
                 return Ok(());
             }
@@ -304,7 +326,7 @@ impl RewardModel {
                 Ok(())
             })
         })?;
-        Ok(numbers(py, &rewards))
+        Ok(numbers(py, &rewards).into_any().unbind())
     }
 
     /// Rewards and their standard deviations over the heads, as float32 bytes.

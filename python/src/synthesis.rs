@@ -13,6 +13,7 @@ use self_cell::self_cell;
 use serde_json::json;
 
 use crate::array::{Embeddings, Memory, dtype_of, name};
+use crate::device::DeviceArray;
 use crate::engine::{Engine, Opened};
 use crate::error::{json, raise, settings, value};
 use crate::models;
@@ -125,28 +126,34 @@ impl Synthesis {
     }
 
     /// The pairs with these numbers, in this order.
-    fn take(&self, py: Python<'_>, numbers: Vec<u64>) -> PyResult<(Embeddings, Embeddings)> {
-        if numbers.is_empty() {
-            return Err(value("pairs: expected one or more numbers, found none"));
-        }
-        if let Some(wrong) = numbers.iter().find(|number| **number >= self.pairs) {
-            return Err(value(format!(
-                "pairs: expected numbers from 0 to {}, found {wrong}",
-                self.pairs - 1
-            )));
-        }
+    #[pyo3(signature = (numbers, pinned = false))]
+    fn take(&self, py: Python<'_>, numbers: Vec<u64>, pinned: bool) -> PyResult<(Embeddings, Embeddings)> {
+        self.require_numbers(&numbers)?;
         let opened = self.engine.get().get()?;
-        let index = self.kept(py, &self.index, &opened, |sources| {
-            Index::try_new(sources, |Sources { opened, seeds }| {
-                opened.engine.index(&self.options, seeds.get(), &self.vae)
+        let index = self.index(py, &opened)?;
+        let make = |_: &lensmith::Engine| {
+            index.with_dependent(|_, index| match pinned {
+                true => index.take_pinned(&numbers, self.dtype),
+                false => index.take(&numbers, self.dtype),
             })
-        })?;
-        let make = |_: &lensmith::Engine| index.with_dependent(|_, index| index.take(&numbers, self.dtype));
+        };
         let made = match self.is_large(numbers.len() as u64) {
             true => opened.run(py, make)?,
             false => opened.soon(py, make)?,
         };
         Ok(sides(made))
+    }
+
+    /// The same pairs in the memory of the engine's GPU, where they stay.
+    fn take_on_device(&self, py: Python<'_>, numbers: Vec<u64>) -> PyResult<(DeviceArray, DeviceArray)> {
+        self.require_numbers(&numbers)?;
+        let opened = self.engine.get().get()?;
+        let index = self.index(py, &opened)?;
+        let make = |_: &lensmith::Engine| {
+            index.with_dependent(|_, index| index.take_on_device(&numbers, self.dtype))
+        };
+        let [chosen, rejected] = opened.soon(py, make)?;
+        Ok((DeviceArray::new(chosen, &opened), DeviceArray::new(rejected, &opened)))
     }
 
     /// Writes a folder as the program does and gives what was done as JSON. `seeds` and `vae` are the files of its seeds and
@@ -252,6 +259,26 @@ fn sides(batch: PairBatch) -> (Embeddings, Embeddings) {
 }
 
 impl Synthesis {
+    fn require_numbers(&self, numbers: &[u64]) -> PyResult<()> {
+        if numbers.is_empty() {
+            return Err(value("pairs: expected one or more numbers, found none"));
+        }
+        match numbers.iter().find(|number| **number >= self.pairs) {
+            None => Ok(()),
+            Some(wrong) => {
+                Err(value(format!("pairs: expected numbers from 0 to {}, found {wrong}", self.pairs - 1)))
+            }
+        }
+    }
+
+    fn index(&self, py: Python<'_>, opened: &Arc<Opened>) -> PyResult<Arc<Index>> {
+        self.kept(py, &self.index, opened, |sources| {
+            Index::try_new(sources, |Sources { opened, seeds }| {
+                opened.engine.index(&self.options, seeds.get(), &self.vae)
+            })
+        })
+    }
+
     fn is_large(&self, pairs: u64) -> bool {
         let row = self.vae.size().dim as u64 * self.dtype.size() as u64;
         pairs.saturating_mul(2 * row) > LARGE

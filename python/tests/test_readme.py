@@ -1,4 +1,7 @@
-"""Every Python block of the READMEs, the guide and docs/python.md runs, in order, in a folder with the pairs they name."""
+"""Every `python` block of the READMEs, the guide and docs/python.md runs, in order, in a folder with the pairs they name.
+
+Blocks marked `py` need a GPU: test_device.py runs what they show.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 //! else.
 
 use super::{
-    Backend, PairData, PairRows, Perturbation, Residual, RewardData, RewardObjective, Sample, Synthetic,
-    VaeObjective,
+    Backend, DeviceArray, PairData, PairRows, Perturbation, Residual, RewardData, RewardObjective, Sample,
+    Synthetic, VaeObjective,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -98,6 +98,14 @@ pub fn store_rows<B: Shapes>(
     width("VAE", size.dim, cols)
 }
 
+/// An array has the columns that are wanted.
+pub fn array(what: &str, cols: usize, array: &DeviceArray) -> Result<()> {
+    match array.cols() == cols {
+        true => Ok(()),
+        false => Err(Error::shape(format!("columns of the {what}"), cols, array.cols())),
+    }
+}
+
 /// The rows that are picked are there (storage type, number and width of what is stored), and fit the output.
 pub fn pick_rows(index: &[u32], (dtype, rows, cols): (Dtype, usize, usize), out: &RowsBuf) -> Result<()> {
     length("the rows to be picked", out.rows(), index.len())?;
@@ -105,6 +113,11 @@ pub fn pick_rows(index: &[u32], (dtype, rows, cols): (Dtype, usize, usize), out:
         let text = |dtype: Dtype, cols: usize| format!("{cols} values of {dtype}");
         return Err(Error::shape("rows to be picked", text(dtype, cols), text(out.dtype(), out.cols())));
     }
+    picked(index, rows)
+}
+
+/// The rows that are picked are there.
+pub fn picked(index: &[u32], rows: usize) -> Result<()> {
     below("rows to be picked", rows, index.iter().copied())
 }
 

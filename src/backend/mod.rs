@@ -7,6 +7,7 @@
 //! epoch crosses the boundary, not a step. Every operation is defined per row, so that a result never depends
 //! on how rows are cut into calls.
 
+mod array;
 mod checked;
 pub mod cpu;
 pub mod cuda;
@@ -16,13 +17,14 @@ pub mod reference;
 mod roofline;
 mod rows;
 
+pub use array::DeviceArray;
 pub use device::{AnyBackend, DeviceChoice};
 pub use options::*;
 pub use roofline::{KERNELS, Limit, Resident, Resource, Roofline};
 pub use rows::HostRows;
 
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 
@@ -145,6 +147,34 @@ pub trait Backend: Send + Sync + Sized + 'static {
         rows.pick(self, index, out)
     }
 
+    /// Registers host memory with the device, if that gains anything, for as long as it is kept.
+    fn pin(&self, _rows: &mut RowsBuf) {}
+    /// [`PairRowStore::pick_on_device`].
+    fn pick_on_device(&self, rows: &Self::Rows, index: &[u32]) -> Result<DeviceArray> {
+        rows.pick_on_device(self, index)
+    }
+
+    /// [`Backend::score`] of rows in the device's memory; the rewards `[n, 1]` stay there.
+    fn score_array(&self, _model: &Self::Reward, _x: &DeviceArray) -> Result<DeviceArray> {
+        Err(no_arrays(self))
+    }
+    /// [`Backend::encode`] of rows in the device's memory: mu and logvar `[n, latent]`, which stay there.
+    fn encode_array(&self, _vae: &Self::Vae, _x: &DeviceArray) -> Result<[DeviceArray; 2]> {
+        Err(no_arrays(self))
+    }
+    /// [`Backend::decode`] of latents `[n, latent]` in F32 in the device's memory; the embeddings stay there.
+    fn decode_array(&self, _vae: &Self::Vae, _z: &DeviceArray, _dtype: Dtype) -> Result<DeviceArray> {
+        Err(no_arrays(self))
+    }
+    /// Copies rows to the device's memory.
+    fn upload_array(&self, _rows: &RowsBuf) -> Result<DeviceArray> {
+        Err(no_arrays(self))
+    }
+    /// Copies rows in the device's memory to the host.
+    fn download_array(&self, _array: &DeviceArray) -> Result<RowsBuf> {
+        Err(no_arrays(self))
+    }
+
     /// Starts VAE training from `initial`, a model for standardised embeddings.
     fn vae_trainer(
         &self,
@@ -210,6 +240,15 @@ pub trait PairRowStore<B: Backend>: Send {
     /// Copies the rows that `index` names, in its order, into `out`, whose rows are as many and of the same
     /// kind. A device may keep the memory of `out` registered for further copies.
     fn pick(&self, b: &B, index: &[u32], out: &mut RowsBuf) -> Result<()>;
+    /// The same into the device's memory, where they stay.
+    fn pick_on_device(&self, b: &B, _index: &[u32]) -> Result<DeviceArray> {
+        Err(no_arrays(b))
+    }
+}
+
+/// The error of a device whose memory is the host's.
+fn no_arrays<B: Backend + ?Sized>(b: &B) -> Error {
+    Error::argument("device", "a GPU, in whose memory arrays can lie", b.info().name)
 }
 
 /// What residual decoding adds to: the seeds' embeddings and posteriors. Each latent knows its row in them.

@@ -113,6 +113,14 @@ impl Driver for Watched {
         self.inner.clear(at, bytes)
     }
 
+    fn synchronize(&self) -> DriverResult<()> {
+        self.inner.synchronize()
+    }
+
+    fn index(&self) -> usize {
+        self.inner.index()
+    }
+
     fn launch(&self, launch: &Launch) -> DriverResult<()> {
         self.inner.launch(launch)
     }

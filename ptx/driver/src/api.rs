@@ -576,6 +576,12 @@ pub unsafe extern "C" fn ptx_driver_fault(device: c_int, to: *mut u8, room: usiz
     })
 }
 
+/// Whether memory of the host is pinned on a device: 1 or 0.
+#[unsafe(no_mangle)]
+pub extern "C" fn ptx_driver_pinned(device: c_int, at: usize, bytes: usize) -> c_int {
+    by_number(device).map_or(0, |device| device.look(|state| c_int::from(state.is_pinned(at, bytes))))
+}
+
 /// Bytes of a range of device memory that nothing wrote, once all work is done.
 #[unsafe(no_mangle)]
 pub extern "C" fn ptx_driver_unwritten(device: c_int, at: u64, bytes: usize) -> usize {

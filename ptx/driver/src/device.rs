@@ -577,12 +577,21 @@ impl State {
             return refuse(codes::NOT_REGISTERED, "memory is unpinned that was not pinned on this device");
         };
         let host = self.pinned[found].host;
-        let in_use = |op: &Op| op.host().is_some_and(|h| h.overlaps(host));
-        if self.streams.values().any(|s| s.queue.iter().any(in_use)) {
+        if self.uses(host) {
             return refuse(codes::INVALID_VALUE, "memory is unpinned while a copy uses it");
         }
         self.pinned.remove(found);
         Ok(host.bytes)
+    }
+
+    /// Whether a copy that is not done uses memory of the host.
+    fn uses(&self, host: Host) -> bool {
+        let in_use = |op: &Op| op.host().is_some_and(|h| h.overlaps(host));
+        self.streams.values().any(|s| s.queue.iter().any(in_use))
+    }
+
+    pub fn is_pinned(&self, at: usize, bytes: usize) -> bool {
+        self.pinned.iter().any(|p| Host { at, bytes }.within(p.host))
     }
 
     /// Whether an asynchronous copy may use host memory: all of it pinned on this device. The driver copies other memory
@@ -619,10 +628,13 @@ impl State {
         let to = Host { at, bytes };
         self.inside(from, bytes, "a copy to the host")?;
         self.copyable(to, device.settings.staged)?;
+        let in_use = self.uses(to);
         self.push(stream, Op::ToHost { to, from })?;
-        // What a program reads before it waits is wrong for certain.
-        // SAFETY: pinned memory of this many bytes, which the copy may write from now on.
-        unsafe { to.write(&vec![0xa5; bytes]) };
+        if !in_use {
+            // What a program reads before it waits is wrong for certain.
+            // SAFETY: pinned memory of this many bytes, which the copy may write from now on.
+            unsafe { to.write(&vec![0xa5; bytes]) };
+        }
         Ok(())
     }
 

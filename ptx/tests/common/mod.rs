@@ -1,6 +1,8 @@
 //! Snippets of PTX as kernels: one thread an element.
 #![allow(dead_code, reason = "not every test uses everything")]
 
+mod device;
+
 use ptx::{Launch, Memory, Module, Options, launch};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -19,6 +21,54 @@ pub fn kernel(params: usize, body: &str) -> String {
 /// The module of a text, which must be well formed.
 pub fn parse(text: &str) -> Module {
     Module::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Argument<'a> {
+    /// The address of a buffer with these bytes.
+    In(&'a [u8]),
+    /// The address of a buffer of so many bytes, which the kernel writes.
+    Out(usize),
+    /// The bytes of the parameter itself.
+    Value(&'a [u8]),
+}
+
+impl Argument<'_> {
+    /// Bytes of the buffer or the value.
+    pub fn size(&self) -> usize {
+        match self {
+            Argument::In(bytes) | Argument::Value(bytes) => bytes.len(),
+            Argument::Out(size) => *size,
+        }
+    }
+}
+
+/// Runs the kernel `k` of a text, whose parameters lie one behind the other at multiples of 8 (16, where they are larger),
+/// in the machine or, where one is tested, on a GPU. Gives what the buffers then hold.
+pub fn run(text: &str, grid: u32, block: u32, arguments: &[Argument<'_>], options: &Options) -> Vec<Vec<u8>> {
+    if let Some(number) = device::tested() {
+        return device::run(number, text, grid, block, arguments);
+    }
+    let module = parse(text);
+    let mut memory = Memory::new();
+    let (mut args, mut buffers) = (Vec::new(), Vec::new());
+    for argument in arguments {
+        let at = match argument {
+            Argument::In(bytes) => memory.alloc_with(bytes),
+            Argument::Out(size) => memory.alloc(*size as u64),
+            Argument::Value(bytes) => {
+                args.resize(args.len().next_multiple_of(if bytes.len() > 8 { 16 } else { 8 }), 0u8);
+                args.extend(*bytes);
+                continue;
+            }
+        };
+        args.extend(at.to_le_bytes());
+        buffers.push((at, argument.size()));
+    }
+    let request = Launch { args, ..Launch::new("k", [grid, 1, 1], [block, 1, 1]) };
+    launch(&module, &mut memory, &request, options).unwrap_or_else(|f| panic!("{f}\n{text}"));
+    buffers.iter().map(|(at, size)| memory.read(*at, *size)).collect()
 }
 
 /// Bits of a type: `b16`, `b32` or `b64`, with its register.
@@ -60,26 +110,24 @@ pub fn many(texts: &[String], widths: &[u32], to: u32, inputs: &[Vec<u64>], seed
             to / 8
         );
     }
-    let module = parse(&kernel(widths.len() + texts.len(), &body));
-    let mut memory = Memory::new();
-    let mut request = Launch::new("k", [n.div_ceil(256) as u32, 1, 1], [256, 1, 1]);
-    for (values, width) in inputs.iter().zip(widths) {
-        let mut padded = values.clone();
-        padded.resize(n.next_multiple_of(256), 0);
-        let bytes: Vec<u8> =
-            padded.iter().flat_map(|v| v.to_le_bytes()[..*width as usize / 8].to_vec()).collect();
-        request = request.arg(&memory.alloc_with(&bytes).to_le_bytes());
-    }
     let size = to as usize / 8;
-    let outs: Vec<u64> =
-        texts.iter().map(|_| memory.alloc((n.next_multiple_of(256) * size) as u64)).collect();
-    for out in &outs {
-        request = request.arg(&out.to_le_bytes());
-    }
+    let padded = n.next_multiple_of(256);
+    let inputs: Vec<Vec<u8>> = inputs
+        .iter()
+        .zip(widths)
+        .map(|(values, width)| {
+            let mut values = values.clone();
+            values.resize(padded, 0);
+            values.iter().flat_map(|v| v.to_le_bytes()[..*width as usize / 8].to_vec()).collect()
+        })
+        .collect();
+    let outs = texts.iter().map(|_| Argument::Out(padded * size));
+    let arguments: Vec<Argument<'_>> = inputs.iter().map(|i| Argument::In(i)).chain(outs).collect();
     let options = Options { races: false, counters: false, seed, ..Options::default() };
-    launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{texts:?}"));
+    let text = kernel(widths.len() + texts.len(), &body);
+    let got = run(&text, padded as u32 / 256, 256, &arguments, &options);
     let value = |b: &[u8]| b.iter().rev().fold(0, |v, b| v << 8 | u64::from(*b));
-    outs.iter().map(|out| memory.read(*out, n * size).chunks(size).map(value).collect()).collect()
+    got[widths.len()..].iter().map(|out| out[..n * size].chunks(size).map(value).collect()).collect()
 }
 
 /// Operands: edge cases of integers and floating-point formats, their neighbours, and random bits.

@@ -1,9 +1,9 @@
 //! Runs bodies for blocks of one warp on words of input.
 
-use ptx::{Launch, Memory, Options, launch};
+use ptx::Options;
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
-use crate::common::{HEAD, MANY, REGS, parse};
+use crate::common::{Argument, HEAD, MANY, REGS, run};
 
 /// The value of a register, from the words of a warp, a lane and the register's number.
 pub type Plain = Box<dyn Fn(&[u32], usize, usize) -> u32>;
@@ -47,24 +47,15 @@ impl Check {
     /// Runs it on so many words.
     pub fn run(&self, input: &[u32]) {
         let text = self.text();
-        let module = parse(&text);
-        let mut memory = Memory::new();
         let bytes: Vec<u8> = input.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let size = 4 * self.words * input.len();
-        let (a, b) = (memory.alloc_with(&bytes), memory.alloc(size as u64));
-        let c = memory.alloc_with(&vec![0x5a; 64 * input.len()]);
         let argument: Vec<u8> = (0..64).map(|i| 255 - 3 * i).collect();
-        let request = Launch::new("k", [input.len() as u32 / 32, 1, 1], [32, 1, 1])
-            .arg(&a.to_le_bytes())
-            .arg(&b.to_le_bytes())
-            .arg(&c.to_le_bytes())
-            .arg(&[0; 8]);
-        let mut request = request;
-        request.args.extend(argument);
+        let more = vec![0x5a; 64 * input.len()];
+        let size = 4 * self.words * input.len();
+        let arguments =
+            [Argument::In(&bytes), Argument::Out(size), Argument::In(&more), Argument::Value(&argument)];
         let options = Options { step_limit: 1 << 20, ..Options::default() };
-        launch(&module, &mut memory, &request, &options).unwrap_or_else(|f| panic!("{f}\n{text}"));
-        let got: Vec<u32> =
-            memory.read(b, size).chunks(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect();
+        let out = run(&text, input.len() as u32 / 32, 32, &arguments, &options).swap_remove(1);
+        let got: Vec<u32> = out.chunks(4).map(|c| u32::from_le_bytes(c.try_into().expect("four"))).collect();
         for (w, values) in input.chunks(32).enumerate() {
             for lane in 0..32 {
                 for r in 0..self.words {

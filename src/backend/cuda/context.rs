@@ -84,6 +84,11 @@ impl Cuda {
         Error::Device { device: self.driver.name().into(), reason: format!("{error}{help}") }
     }
 
+    /// The device's number in the order of the driver.
+    pub(super) fn index(&self) -> usize {
+        self.driver.index()
+    }
+
     /// The flag that stops this backend's work. An operation of a GPU takes milliseconds, so it is looked at between
     /// operations.
     pub fn interrupt(&self) -> &Interrupt {

@@ -94,6 +94,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()>;
     /// Sets bytes to zero.
     fn clear(&self, at: u64, bytes: usize) -> DriverResult<()>;
+    /// Waits for all work of the device, whoever asked for it; faults of launches are errors here.
+    fn synchronize(&self) -> DriverResult<()>;
+    /// The device's number in the order of the driver.
+    fn index(&self) -> usize;
     /// Runs a kernel.
     fn launch(&self, launch: &Launch) -> DriverResult<()>;
     /// Records launches without running them.

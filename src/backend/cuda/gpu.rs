@@ -123,19 +123,6 @@ impl Gpu {
         };
         Ok(Gpu { inner: Arc::new(inner) })
     }
-
-    /// The device's number in the order of the driver.
-    pub fn index(&self) -> usize {
-        self.inner.device.index()
-    }
-
-    /// Waits until all launches are done; their faults are errors here.
-    pub fn finish(&self) -> DriverResult<()> {
-        self.inner.bind()?;
-        let _guard = lock(&self.inner.compute_lock);
-        // SAFETY: the stream is live.
-        unsafe { stream::synchronize(self.inner.compute.0) }.map_err(failed("waiting for the GPU"))
-    }
 }
 
 impl Inner {
@@ -421,6 +408,16 @@ impl Driver for Gpu {
                 None
             }
         });
+    }
+
+    fn synchronize(&self) -> DriverResult<()> {
+        self.inner.bind()?;
+        let _guard = lock(&self.inner.compute_lock);
+        result::ctx::synchronize().map_err(failed("waiting for the GPU"))
+    }
+
+    fn index(&self) -> usize {
+        self.inner.device.index()
     }
 
     fn copy(&self, to: u64, from: u64, bytes: usize) -> DriverResult<()> {

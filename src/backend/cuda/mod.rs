@@ -13,6 +13,7 @@
 //! What is on the device stays there until it is asked for. All work of a device is in the order of one
 //! stream, so that nothing waits for a launch but a copy to the host.
 
+mod arrays;
 mod chunks;
 mod context;
 mod data;
@@ -49,11 +50,13 @@ use self::data::{DrawnLatents, LatentValues};
 use self::infer::EncoderOutputs;
 use self::memory::Buffer;
 use super::{
-    Backend, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, checked,
+    Backend, DeviceArray, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation,
+    PosteriorsHost, Precision, Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath,
+    VaeLoss, VaeObjective, checked,
 };
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::matrix::{Matrix, RowSet, ValuesMut};
+use crate::matrix::{Matrix, RowSet, RowsBuf, ValuesMut};
 use crate::model::{FoldedReward, RewardModel, Standardizer, Vae, VaeSize};
 
 impl checked::Shapes for Cuda {
@@ -259,6 +262,36 @@ impl Backend for Cuda {
             self.launch_score_latents(folded, latents, base.as_ref(), &rewards)?;
             rewards.download_into(out)
         })
+    }
+
+    fn pin(&self, rows: &mut RowsBuf) {
+        self.driver.register(rows);
+    }
+
+    fn score_array(&self, model: &DeviceReward, x: &DeviceArray) -> Result<DeviceArray> {
+        checked::array("embeddings", model.host.size().dim, x)?;
+        self.run(|| self.score_lent(model, x))
+    }
+
+    fn encode_array(&self, vae: &DeviceVae, x: &DeviceArray) -> Result<[DeviceArray; 2]> {
+        checked::array("embeddings", vae.host.size().dim, x)?;
+        self.run(|| self.encode_lent(vae, x))
+    }
+
+    fn decode_array(&self, vae: &DeviceVae, z: &DeviceArray, dtype: Dtype) -> Result<DeviceArray> {
+        checked::array("latents", vae.host.size().latent, z)?;
+        if z.dtype() != Dtype::F32 {
+            return Err(Error::shape("storage type of the latents", Dtype::F32, z.dtype()));
+        }
+        self.run(|| self.decode_lent(vae, z, dtype))
+    }
+
+    fn upload_array(&self, rows: &RowsBuf) -> Result<DeviceArray> {
+        self.run(|| Cuda::upload_array(self, rows))
+    }
+
+    fn download_array(&self, array: &DeviceArray) -> Result<RowsBuf> {
+        self.run(|| Cuda::download_array(self, array))
     }
 
     fn vae_trainer(

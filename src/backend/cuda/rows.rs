@@ -9,7 +9,7 @@ use super::launch::u32_of;
 use super::layout::Block;
 use super::memory::Buffer;
 use super::params;
-use crate::backend::{HostRows, PairRowStore, Synthetic, checked};
+use crate::backend::{DeviceArray, HostRows, PairRowStore, Synthetic, checked};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::matrix::RowsBuf;
@@ -86,22 +86,51 @@ impl PairRowStore<Cuda> for Rows {
         cuda.run(|| {
             let index_at = Buffer::upload(&cuda.driver, index, "index of rows")?;
             cuda.download_chunks(out.bytes_mut(), index.len(), &mut |first, count, to| {
-                let params = params::PickRows {
-                    from: buffer.address(),
-                    index: index_at.at(first),
-                    out: to,
-                    count: count as u64,
-                    row_bytes: u32_of(self.row_bytes()),
-                    ..Default::default()
-                };
-                let block = Block { threads: THREADS, tile: PICKED_ROWS, shared: 0 };
-                cuda.driver.launch(&cuda.tiled("pick_rows", count, block, 1, params)?)
+                self.launch_pick(cuda, buffer, (index_at.at(first), count), to)
             })
+        })
+    }
+
+    fn pick_on_device(&self, cuda: &Cuda, index: &[u32]) -> Result<DeviceArray> {
+        let Some((buffer, rows)) = &self.device else {
+            let mut out = RowsBuf::zeros(self.dtype, index.len(), self.dim);
+            self.host.pick_rows(index, &mut out)?;
+            return cuda.run(|| Cuda::upload_array(cuda, &out));
+        };
+        checked::picked(index, *rows)?;
+        cuda.run(|| {
+            let index_at = Buffer::upload(&cuda.driver, index, "index of rows")?;
+            let out = cuda.new_array(index.len(), self.dim, self.dtype)?;
+            if !index.is_empty() {
+                self.launch_pick(cuda, buffer, (index_at.address(), index.len()), out.address())?;
+            }
+            cuda.driver.synchronize()?;
+            Ok(out)
         })
     }
 }
 
 impl Rows {
+    /// Launches what copies the picked rows to an address.
+    fn launch_pick(
+        &self,
+        cuda: &Cuda,
+        from: &Buffer<u8>,
+        (index, count): (u64, usize),
+        to: u64,
+    ) -> DriverResult<()> {
+        let params = params::PickRows {
+            from: from.address(),
+            index,
+            out: to,
+            count: count as u64,
+            row_bytes: u32_of(self.row_bytes()),
+            ..Default::default()
+        };
+        let block = Block { threads: THREADS, tile: PICKED_ROWS, shared: 0 };
+        cuda.driver.launch(&cuda.tiled("pick_rows", count, block, 1, params)?)
+    }
+
     fn row_bytes(&self) -> usize {
         self.dim * self.dtype.size()
     }

@@ -74,7 +74,7 @@ impl Machine {
         let kernel: &'static str = Box::leak(kernel.to_string().into_boxed_str());
         let launch = RawLaunch { kernel, grid, threads: block[0], shared, params: Params::of(params) };
         // A device says what was wrong when it is waited for.
-        let said = self.gpu.launch(&launch).and_then(|()| self.gpu.finish());
+        let said = self.gpu.launch(&launch).and_then(|()| self.gpu.synchronize());
         said.map_err(|error| match self.number {
             Some(number) => format!("{error}\n{}", super::fault(number)),
             None => error.to_string(),
