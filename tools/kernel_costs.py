@@ -1,4 +1,5 @@
 """What launches cost: counters of the machine for PTX, a row or a step, and the limits of kernels/costs.txt."""
+import hashlib
 import json
 import os
 import re
@@ -41,9 +42,8 @@ class Cost:
 
     @property
     def name(self):
-        """Of a row of tables: the operation, where the kernel is all of it."""
-        plain = re.sub("_residual$", "", self.operation)
-        return self.operation if plain == self.kernel else self.kernel
+        """Of a row of tables: the operation, where it is named after the kernel."""
+        return self.operation if self.operation.startswith(self.kernel) else self.kernel
 
 
 def read(line):
@@ -52,6 +52,11 @@ def read(line):
     counts |= {pipe: n for pipe, n in line["issued"].items()}
     counts["instructions"] = sum(line["issued"].values())
     return counts
+
+
+def helps(mark, kernel):
+    """Whether a launch draws latents for an operation on rows; an operation of its own counts that."""
+    return kernel == "perturb_f32" and mark["operation"] != "perturb_f32" and "_step" not in mark["operation"]
 
 
 def added(a, b, factor=1):
@@ -64,7 +69,7 @@ def costs(lines):
     for line in map(json.loads, lines):
         if "operation" in line:
             mark = line
-        elif mark and mark["items"]:
+        elif mark and mark["items"] and not helps(mark, line["kernel"]):
             found[mark["operation"], line["kernel"]][mark["items"]].append(line)
     out = []
     for (operation, kernel), by_items in found.items():
@@ -97,6 +102,20 @@ def flags():
     text = (ROOT / "build/compile.rs").read_text()
     skipped = {"-fatbin", "-Xptxas", "-v"}
     return [flag for flag in re.search(r'FLAGS: &str = "(.*)"', text)[1].split() if flag not in skipped]
+
+
+def compiled_ptx(architecture, release):
+    """A folder with sm_XX/*.ptx of kernels/, kept below target by a digest of what it is made from."""
+    digest = hashlib.sha256(f"{release} {flags()}".encode())
+    for path in sorted((ROOT / "kernels").rglob("*.cu*")):
+        digest.update(f"{path.name} {len(path.read_bytes())} ".encode() + path.read_bytes())
+    kept = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "ptx-model" / digest.hexdigest()[:16]
+    if not (kept / architecture).is_dir():
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept, prefix="part-") as part:
+            compile_ptx(Path(part), architecture)
+            (Path(part) / architecture).rename(kept / architecture)
+    return kept
 
 
 def compile_ptx(folder, architecture):
@@ -132,7 +151,7 @@ def program():
 
 def count(ptx, architecture, at=None, rows=ROWS):
     """Runs every operation in the machine for PTX; the lines that it leaves."""
-    at = at or program()
+    at = (at or program()).resolve()
     driver = at.with_name("libptx_driver.so")
     if not driver.is_file():
         missing(f"{driver} is not there: run cargo test --bench gpu --no-run")

@@ -68,7 +68,7 @@ impl Every<'_> {
     /// others.
     fn mark(&self, name: &str, items: usize) -> Result<()> {
         self.cuda.wait()?;
-        let name = name.replace("{p}", &self.precision.to_string());
+        let name = name.replace("{p}", &self.precision.to_string()).to_lowercase();
         let line = json!({ "operation": name, "items": items });
         let file = OpenOptions::new().create(true).append(true).open(self.marks);
         file.and_then(|mut file| writeln!(file, "{line}")).map_err(Error::io("write", self.marks))
