@@ -1,6 +1,9 @@
 //! Rates of single CUDA kernels at the paper's sizes (d = 4096, hidden 64, latent 16, reward hidden 256), one JSON object
 //! a line. tools/gpu_check runs and records them; by hand: `cargo bench --bench gpu -- --list`.
 
+#[path = "gpu/every.rs"]
+mod every;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,6 +22,8 @@ gpu --device                         what the GPU is; exit code 3 if there is no
   --small           sizes for the machine for PTX
   --once            runs each kernel once and measures nothing, for profilers and checkers
   --images FOLDER   takes STEM.fatbin or STEM.cubin from the folder in place of what was built from kernels/STEM.cu
+  --every ROWS      in place of rates, runs every operation once with so many and twice as many rows
+  --marks FILE      with --every: adds a line of JSON to the file before the launches of each operation
   --turns N         with --images: N trials of the old and the new kernel in turns, and whether both write the same
 
 Exit codes: 0 done, 1 the device failed, 2 wrong usage, 3 no GPU.";
@@ -31,6 +36,8 @@ struct Options {
     once: bool,
     images: Option<PathBuf>,
     turns: Option<usize>,
+    every: Option<usize>,
+    marks: Option<PathBuf>,
     kernels: Vec<Measurement>,
 }
 
@@ -46,11 +53,12 @@ fn options(mut words: impl Iterator<Item = String>) -> std::result::Result<Optio
             "--small" => options.small = true,
             "--once" => options.once = true,
             "--images" => options.images = Some(value()?.into()),
-            "--turns" => {
+            "--marks" => options.marks = Some(value()?.into()),
+            "--turns" | "--every" => {
                 let text = value()?;
-                let turns = text.parse().ok().filter(|&n| n > 0);
-                options.turns =
-                    Some(turns.ok_or_else(|| format!("--turns: expected 1 or more, found `{text}`"))?);
+                let number = text.parse().ok().filter(|&n| n > 0);
+                let number = number.ok_or_else(|| format!("{word}: expected 1 or more, found `{text}`"))?;
+                *(if word == "--turns" { &mut options.turns } else { &mut options.every }) = Some(number);
             }
             "--kernel" => {
                 let name = value()?;
@@ -64,6 +72,9 @@ fn options(mut words: impl Iterator<Item = String>) -> std::result::Result<Optio
     }
     if options.turns.is_some() && options.images.is_none() {
         return Err("--turns wants --images".into());
+    }
+    if options.every.is_some() != options.marks.is_some() {
+        return Err("--every and --marks want each other".into());
     }
     if options.kernels.is_empty() {
         options.kernels = Measurement::all();
@@ -154,6 +165,15 @@ fn main() -> ExitCode {
             Err(error) => {
                 eprintln!("gpu: {error}");
                 ExitCode::from(if Device::is_absent() { 3 } else { 1 })
+            }
+        };
+    }
+    if let (Some(rows), Some(marks)) = (options.every, &options.marks) {
+        return match every::run(rows, marks) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("gpu: {error}");
+                ExitCode::FAILURE
             }
         };
     }

@@ -10,10 +10,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use common::cli::{Lab, Said, bare};
-use common::device::{settings, stand_in, tested_gpu};
+use common::device::{program, settings, stand_in, tested_gpu};
 use lensmith::backend::cuda::kernels;
 use serde_json::{Value, json};
 
@@ -112,23 +111,6 @@ impl Machine {
     fn record(&self, name: &str) -> Value {
         self.lab.value(name)
     }
-}
-
-/// The newest executable of a target that stands beside this one.
-fn program(name: &str) -> PathBuf {
-    let own = std::env::current_exe().expect("a path");
-    let newest =
-        |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    let entries = fs::read_dir(own.parent().expect("a folder")).expect("a folder");
-    let of_name = entries.map(|e| e.expect("an entry").path()).filter(|path| {
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        let hash = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
-        hash.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
-    });
-    let found = of_name.max_by_key(newest);
-    found.unwrap_or_else(|| {
-        panic!("{name} is not built: tools/test builds all, `cargo test --workspace --no-run` too")
-    })
 }
 
 /// Stages and their status.

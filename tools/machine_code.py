@@ -25,11 +25,16 @@ class Loop:
     inner: list = field(default_factory=list)  # loops right inside, in the order of their addresses
     names: Counter = field(default_factory=Counter)  # instructions, those of inner loops included
 
-    def cost(self, trips=()):
-        """Instructions of one pass, where the inner loops make so many passes each (one, if not told)."""
-        own = self.names.total() - sum(loop.names.total() for loop in self.inner)
+    def cost(self, trips=(), prefix=""):
+        """Instructions of one pass, where the inner loops make so many passes each (one, if not told). Only those whose
+        names begin with `prefix`, if there is one."""
+
+        def total(names):
+            return sum(n for name, n in names.items() if name.startswith(prefix))
+
+        own = total(self.names) - sum(total(loop.names) for loop in self.inner)
         padded = [*trips, *[1] * len(self.inner)]
-        return own + sum(passes * loop.cost() for passes, loop in zip(padded, self.inner))
+        return own + sum(passes * loop.cost(prefix=prefix) for passes, loop in zip(padded, self.inner))
 
 
 def instructions(lines):
@@ -51,6 +56,33 @@ def instructions(lines):
             out.setdefault((kernel, architecture), []).append(
                 Instruction(int(address, 16), bool(predicate), name, int(target[1], 16) if target else None)
             )
+    return out
+
+
+def ptx_instructions(text):
+    """The same of each kernel in a PTX file. Branches and products have the names that machine code has for them."""
+    out = {}
+    for entry in re.split(r"\.entry\s+", re.sub(r"//[^\n]*|\.loc\s[^\n]*", "", text))[1:]:
+        kernel, body = re.match(r"[\w$]+", entry)[0], entry[entry.index("{") + 1 :]
+        labels, code, address = {}, [], 0
+        for statement in re.split(r";|(?<=:)\s", body):
+            words = statement.lstrip("{} \t\n").split()
+            if not words or words[0].startswith("."):
+                continue
+            if words[0].endswith(":"):
+                labels[words[0][:-1]] = address
+                continue
+            predicated = words[0].startswith("@")
+            name, *operands = words[1:] if predicated else words
+            first = name.split(".")[0]
+            target = operands[-1] if first == "bra" else None
+            name = {"bra": "BRA", "ret": "RET", "exit": "EXIT", "mma": f"HMMA.{name}"}.get(first, name)
+            code.append(Instruction(address, predicated, name, target))
+            address += 1
+        code.append(Instruction(address, False, "EXIT", None))
+        for one in code:
+            one.target = labels.get(one.target)
+        out[kernel] = code
     return out
 
 

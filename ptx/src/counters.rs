@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::machine::{Launch, Place};
 use crate::ops::Op;
@@ -32,6 +34,52 @@ impl PcCount {
     }
 }
 
+/// Bytes of a sector, the least that global memory moves.
+const SECTOR: u64 = 32;
+
+/// A bit a sector of a buffer.
+type Sectors = OnceLock<Box<[AtomicU64]>>;
+
+/// What a launch touches: sectors of every buffer, and bytes of shared memory.
+#[derive(Debug)]
+pub(crate) struct Touched {
+    /// Bytes of each buffer, and its sectors that were read and written.
+    buffers: Vec<(u64, [Sectors; 2])>,
+    /// Bytes of shared memory up to the last that a block wrote.
+    shared: AtomicU64,
+}
+
+impl Touched {
+    pub fn new(sizes: impl Iterator<Item = u64>) -> Touched {
+        let buffers = sizes.map(|bytes| (bytes, Default::default())).collect();
+        Touched { buffers, shared: AtomicU64::new(0) }
+    }
+
+    /// Notes an access to `n` bytes of a buffer at `at`.
+    pub fn global(&self, buffer: usize, at: u64, n: u32, write: bool) {
+        let (bytes, sectors) = &self.buffers[buffer];
+        let words = || (0..bytes.div_ceil(64 * SECTOR)).map(|_| AtomicU64::new(0)).collect();
+        let bits = sectors[usize::from(write)].get_or_init(words);
+        for sector in at / SECTOR..=(at + u64::from(n) - 1) / SECTOR {
+            let (word, bit) = (&bits[(sector / 64) as usize], 1 << (sector % 64));
+            if word.load(Relaxed) & bit == 0 {
+                word.fetch_or(bit, Relaxed);
+            }
+        }
+    }
+
+    /// Notes how far a block used its shared memory.
+    pub fn shared(&self, bytes: u64) {
+        self.shared.fetch_max(bytes, Relaxed);
+    }
+
+    /// Number of sectors that were read, or written.
+    fn count(&self, write: bool) -> u64 {
+        let bits = self.buffers.iter().filter_map(|(_, sectors)| sectors[usize::from(write)].get());
+        bits.flat_map(|b| b.iter()).map(|word| u64::from(word.load(Relaxed).count_ones())).sum()
+    }
+}
+
 /// Counts of a launch or a part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -53,11 +101,19 @@ pub struct Counts {
     pub write_bytes: u64,
     /// Barriers that warps waited at.
     pub barriers: u64,
+    /// Warp instructions that approximate functions ([`Pipe::Special`] counts conversions too).
+    pub approximations: u64,
+    /// Multiplications and additions on tensor cores: of BF16 and F16, and of TF32.
+    pub products: [u64; 2],
 }
 
 impl Counts {
     fn add(&mut self, op: &Op, c: &PcCount) {
         self.issued[op.pipe() as usize] += c.issued;
+        self.approximations += if op.is_approximation() { c.issued } else { 0 };
+        let [half, tf32] = op.products();
+        self.products[0] += half * c.issued;
+        self.products[1] += tf32 * c.issued;
         self.lanes += c.lanes;
         self.shared_wavefronts += c.wavefronts;
         self.shared_ideal += c.ideal;
@@ -100,11 +156,28 @@ pub struct Counters {
     pub instructions: Vec<(Place, u64, u64)>,
     /// Warps of the launch.
     pub warps: u64,
+    /// Sectors that loads read, each counted once.
+    pub unique_read_sectors: u64,
+    /// The same of stores and atomic operations.
+    pub unique_write_sectors: u64,
+    /// Bytes of shared memory up to the last that any block wrote.
+    pub shared_used: u64,
 }
 
 impl Counters {
-    pub(crate) fn new(module: &Module, kernel: &Kernel, counts: &[PcCount], launch: &Launch) -> Counters {
-        let mut out = Counters::default();
+    pub(crate) fn new(
+        module: &Module,
+        kernel: &Kernel,
+        counts: &[PcCount],
+        launch: &Launch,
+        touched: &Touched,
+    ) -> Counters {
+        let mut out = Counters {
+            unique_read_sectors: touched.count(false),
+            unique_write_sectors: touched.count(true),
+            shared_used: touched.shared.load(Relaxed),
+            ..Counters::default()
+        };
         let threads: u64 = launch.block.iter().map(|n| u64::from(*n)).product();
         let blocks: u64 = launch.grid.iter().map(|n| u64::from(*n)).product();
         out.warps = blocks * threads.div_ceil(32);
@@ -117,6 +190,17 @@ impl Counters {
             out.instructions.push((place, c.issued, c.lanes));
         }
         out
+    }
+}
+
+/// What is of the launch as a whole, for the line below its counts.
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "different sectors: {} read, {} written; {} bytes of shared memory in use",
+            self.unique_read_sectors, self.unique_write_sectors, self.shared_used
+        )
     }
 }
 

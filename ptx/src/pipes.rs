@@ -1,6 +1,6 @@
 //! Which part of a device executes an instruction.
 
-use crate::ops::{IntOp, Op, UnOp};
+use crate::ops::{IntOp, MatMul, Op, UnOp, WgType};
 use crate::parse::ast::Ty;
 
 /// What executes an instruction on a device.
@@ -42,6 +42,26 @@ impl Pipe {
 }
 
 impl Op {
+    /// Whether it is one of the functions that a device approximates (ex2, rcp and the like).
+    pub fn is_approximation(&self) -> bool {
+        use Op::*;
+        matches!(self, Approx { .. } | DivApprox { .. } | Approx64 { .. } | Rcp32 { .. } | Sqrt32 { .. })
+    }
+
+    /// Multiplications and additions of a warp instruction on tensor cores: of BF16 and F16, and of TF32. `wgmma` is
+    /// issued by four warps, each of which does a quarter.
+    pub fn products(&self) -> [u64; 2] {
+        match self {
+            Op::Mma(MatMul::Tf32K8) => [0, 2 * 16 * 8 * 8],
+            Op::Mma(MatMul::Tf32K4) => [0, 2 * 16 * 8 * 4],
+            Op::Mma(MatMul::Bf16K8 | MatMul::F16K8) => [2 * 16 * 8 * 8, 0],
+            Op::Mma(_) => [2 * 16 * 8 * 16, 0],
+            Op::WgMma(w) if w.ty == WgType::Tf32 => [0, 2 * 16 * u64::from(w.n) * 8],
+            Op::WgMma(w) => [2 * 16 * u64::from(w.n) * 16, 0],
+            _ => [0, 0],
+        }
+    }
+
     /// The pipe that executes it.
     pub fn pipe(&self) -> Pipe {
         use Op::*;

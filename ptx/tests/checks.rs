@@ -351,3 +351,33 @@ fn counters_see_conflicts_and_sectors() {
     let c = count("setp.lt.u32 %p1, %r0, 8; @%p1 add.u32 %r4, %r0, 1;");
     assert!(c.active_share() < 1.0);
 }
+
+#[test]
+fn counters_see_each_sector_once() {
+    let count = |grid: u32, shared: u32, body: &str| {
+        let module = parse(&text(body));
+        let mut memory = Memory::new();
+        let (a, b) = (memory.alloc_with(&[0; 8192]), memory.alloc(8192));
+        let request = Launch::new("k", [grid, 1, 1], [32, 1, 1])
+            .shared(shared)
+            .arg(&a.to_le_bytes())
+            .arg(&b.to_le_bytes());
+        launch(&module, &mut memory, &request, &Options::default()).expect("no fault").counters
+    };
+    let sectors = |c: &ptx::Counters| (c.unique_read_sectors, c.unique_write_sectors);
+    // Three blocks read the same 128 bytes: twelve sectors pass, four of them differ.
+    let c = count(3, 0, "ld.global.u32 %r4, [%rd2];");
+    assert_eq!((c.total.read_sectors, sectors(&c)), (12, (4, 0)));
+    // A copy of 16 bytes a lane, with the reads of one lane only: half a sector.
+    let copy = "setp.eq.u32 %p1, %r0, 3; mad.wide.u32 %rd3, %r0, 16, %rd0; mad.lo.u32 %r4, %r0, 16, %r2; \
+                @%p1 cp.async.ca.shared.global [%r4], [%rd3], 16; cp.async.wait_all;";
+    let c = count(1, 0, copy);
+    assert_eq!((sectors(&c), c.shared_used), ((1, 0), 64));
+    // Writes and atomic operations count as writes, whichever lane they are of.
+    let c = count(1, 0, "st.global.u32 [%rd1+100], 1; atom.global.add.u32 %r4, [%rd0+4096], 1;");
+    assert_eq!(sectors(&c), (0, 2));
+    // Dynamic shared memory lies behind 4,096 static bytes.
+    let c = count(1, 512, "mov.u32 %r4, dyn; st.shared.u32 [%r4+8], 1;");
+    assert_eq!(c.shared_used, 4096 + 12);
+    assert_eq!(count(1, 512, "mov.u32 %r4, 0;").shared_used, 0);
+}

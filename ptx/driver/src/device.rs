@@ -289,24 +289,32 @@ fn note(path: &std::path::Path, work: &Work, counters: &Counters) {
     let t = &counters.total;
     let pipes: Vec<String> =
         ptx::Pipe::ALL.iter().map(|p| format!("\"{}\":{}", p.name(), t.issued[*p as usize])).collect();
+    let numbers = [
+        ("shared", u64::from(work.shared)),
+        ("shared_used", counters.shared_used),
+        ("warps", counters.warps),
+        ("lanes", t.lanes),
+        ("approximations", t.approximations),
+        ("products_half", t.products[0]),
+        ("products_tf32", t.products[1]),
+        ("shared_wavefronts", t.shared_wavefronts),
+        ("shared_ideal", t.shared_ideal),
+        ("read_sectors", t.read_sectors),
+        ("read_bytes", t.read_bytes),
+        ("write_sectors", t.write_sectors),
+        ("write_bytes", t.write_bytes),
+        ("unique_read_sectors", counters.unique_read_sectors),
+        ("unique_write_sectors", counters.unique_write_sectors),
+        ("barriers", t.barriers),
+    ];
+    let numbers: Vec<String> = numbers.iter().map(|(name, n)| format!("\"{name}\":{n}")).collect();
     let line = format!(
-        "{{\"kernel\":\"{}\",\"grid\":{:?},\"block\":{:?},\"shared\":{},\"warps\":{},\"issued\":{{{}}},\"lanes\":{},\
-         \"shared_wavefronts\":{},\"shared_ideal\":{},\"read_sectors\":{},\"read_bytes\":{},\"write_sectors\":{},\
-         \"write_bytes\":{},\"barriers\":{}}}\n",
+        "{{\"kernel\":\"{}\",\"grid\":{:?},\"block\":{:?},\"issued\":{{{}}},{}}}\n",
         work.kernel,
         work.grid,
         work.block,
-        work.shared,
-        counters.warps,
         pipes.join(","),
-        t.lanes,
-        t.shared_wavefronts,
-        t.shared_ideal,
-        t.read_sectors,
-        t.read_bytes,
-        t.write_sectors,
-        t.write_bytes,
-        t.barriers
+        numbers.join(",")
     );
     let file = OpenOptions::new().create(true).append(true).open(path);
     if let Err(e) = file.and_then(|mut f| f.write_all(line.as_bytes())) {

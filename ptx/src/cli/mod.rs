@@ -203,7 +203,7 @@ fn launch_file(arguments: &[String]) -> Result<String, String> {
         );
     }
     let total = &outcome.counters.total;
-    let _ = writeln!(out, "{total}");
+    let _ = writeln!(out, "{total}\n{}", outcome.counters);
     let rate = total.instructions() as f64 / seconds / 1e6;
     let _ = writeln!(out, "{seconds:.3} s, {rate:.1} M warp instructions/s");
     let mut by_line: Vec<_> = outcome.counters.lines.iter().collect();

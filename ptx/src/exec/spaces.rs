@@ -376,6 +376,9 @@ impl<'e> Exec<'e, '_> {
                         "a variable in .const memory is written",
                     );
                 }
+                if let Some(touched) = &self.shared.touched {
+                    touched.global(b, at, n, doing != Doing::Read);
+                }
                 self.note_global((b, at), n, self.who(lane, kind), doing, constant, held)
             }
             Where::Shared(rank, at) => {

@@ -136,6 +136,13 @@ impl Block {
         self.written[word] |= ((1u64 << n) - 1) << shift;
     }
 
+    /// Bytes up to the last that was written.
+    pub fn used(&self) -> u64 {
+        let written = self.written.iter().enumerate().rev().find(|(_, word)| **word != 0);
+        let bytes = written.map_or(0, |(at, word)| 64 * (at as u64 + 1) - u64::from(word.leading_zeros()));
+        self.mbarriers.keys().map(|at| at + 8).fold(bytes, u64::max)
+    }
+
     /// Offset of an address in the window of a block's shared memory.
     pub fn offset(&self, address: u64, n: u32) -> Option<u64> {
         let at = address.wrapping_sub(SHARED_BASE);

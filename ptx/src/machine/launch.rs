@@ -10,7 +10,7 @@ use super::fault::{Fault, FaultKind, Other, Place, Trouble};
 use super::memory::Memory;
 use super::run::{Cluster, Stop};
 use super::shadow::Shadow;
-use crate::counters::{Counters, PcCount};
+use crate::counters::{Counters, PcCount, Touched};
 use crate::program::{Kernel, Module};
 
 /// A launch.
@@ -140,6 +140,8 @@ pub(crate) struct Shared<'a> {
     pub consts32: Vec<[u32; 32]>,
     pub consts64: Vec<[u64; 32]>,
     pub shadow: Option<Shadow>,
+    /// Where counters are wanted.
+    pub touched: Option<Touched>,
     /// What threads released at an address of global memory, by block.
     pub released: Mutex<Released>,
     pub stop: AtomicBool,
@@ -325,7 +327,7 @@ pub fn launch(
         consts64[*at as usize] = consts64[*at as usize].wrapping_add(address);
     }
     let shared_bytes = kernel.static_shared.next_multiple_of(kernel.dynamic_align) + launch.shared;
-    let result = {
+    let (result, touched) = {
         let sizes = memory.buffers.iter().map(|b| b.bytes);
         let shared = Shared {
             kernel,
@@ -340,18 +342,19 @@ pub fn launch(
             params: launch.args.clone(),
             consts32: kernel.consts32.iter().map(|c| [*c; 32]).collect(),
             consts64: consts64.iter().map(|c| [*c; 32]).collect(),
+            touched: options.counters.then(|| Touched::new(sizes.clone())),
             shadow: options.races.then(|| Shadow::new(sizes, kernel.global_grain)),
             released: Mutex::new(HashMap::new()),
             stop: AtomicBool::new(false),
         };
-        all_clusters(&shared)
+        (all_clusters(&shared), shared.touched)
     };
     for address in made {
         memory.free(address);
     }
     let counts = result?;
-    let counters =
-        if options.counters { Counters::new(module, kernel, &counts, launch) } else { Counters::default() };
+    let counters = touched.map(|touched| Counters::new(module, kernel, &counts, launch, &touched));
+    let counters = counters.unwrap_or_default();
     Ok(Outcome { counters })
 }
 

@@ -104,7 +104,12 @@ impl Cluster {
             }
             if idle > n {
                 return match self.warps.iter().all(|(_, w)| w.alive == 0) {
-                    true => Ok(Stop::Done),
+                    true => {
+                        if let Some(touched) = &shared.touched {
+                            self.blocks.iter().for_each(|block| touched.shared(block.used()));
+                        }
+                        Ok(Stop::Done)
+                    }
                     false => Err(Box::new(self.deadlock(shared))),
                 };
             }

@@ -11,8 +11,10 @@ mod single;
 
 use std::ffi::{CString, c_char, c_int};
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use lensmith::backend::Precision;
 use lensmith::backend::cuda::{Cuda, Device, Gpu};
@@ -155,6 +157,23 @@ fn library() -> PathBuf {
     let path = program.parent().expect("its folder").join("libptx_driver.so");
     assert!(path.is_file(), "{} is missing: cargo test builds it", path.display());
     path
+}
+
+/// The newest executable of a target that stands beside this one.
+pub fn program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("a path");
+    let newest =
+        |path: &PathBuf| fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let entries = fs::read_dir(own.parent().expect("a folder")).expect("a folder");
+    let of_name = entries.map(|e| e.expect("an entry").path()).filter(|path| {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let hash = file.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+        hash.is_some_and(|h| h.len() == 16 && h.bytes().all(|b| b.is_ascii_hexdigit()))
+    });
+    let found = of_name.max_by_key(newest);
+    found.unwrap_or_else(|| {
+        panic!("{name} is not built: tools/test builds all, `cargo test --workspace --no-run` too")
+    })
 }
 
 /// The stand-in, loaded: what opens libcuda in this process from now on gets it.
