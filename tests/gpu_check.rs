@@ -10,7 +10,6 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use common::cli::{Lab, Said, bare};
 use common::device::{program, settings, stand_in, tested_gpu};
