@@ -149,7 +149,7 @@ def program():
     return Path(built(ROOT, "test", "--bench", "gpu")["gpu"])
 
 
-def count(ptx, architecture, at=None, rows=ROWS):
+def count(ptx, architecture, shared, at=None, rows=ROWS):
     """Runs every operation in the machine for PTX; the lines that it leaves."""
     at = (at or program()).resolve()
     driver = at.with_name("libptx_driver.so")
@@ -161,7 +161,7 @@ def count(ptx, architecture, at=None, rows=ROWS):
         lines = Path(folder) / "counters"
         # Two blocks go through all rows, so that each takes several tiles; work is done when it is asked for.
         settings = f"kernels={ptx},counters={lines},capability={digits[:-1]}.{digits[-1]},races=0,queue=early"
-        settings += ",processors=2,occupancy=1"
+        settings += f",processors=2,occupancy=1,shared={shared}"
         environment = {k: v for k, v in os.environ.items() if k != "CARGO"}
         environment |= {"PTX_DRIVER": settings, "LD_LIBRARY_PATH": folder}
         command = [at, "--every", str(rows), "--marks", lines]
