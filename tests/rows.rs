@@ -176,7 +176,7 @@ fn pairs_in_any_order_are_those_of_a_range() {
     ) -> [RowsBuf; 4] {
         let lookup = PairLookup::new(b, vae, seeds, options).expect("starts");
         let numbers: Vec<u64> = (0..36).map(|i| i * 25 % 36).collect();
-        let some = lookup.take(&numbers, Dtype::Bf16).expect("pairs");
+        let some = lookup.take(&numbers, Dtype::Bf16, false).expect("pairs");
         let setup = options.plan(9).expect("a plan");
         let make = Synthesizer::new(b, vae, seeds, setup, options.mode).expect("starts");
         let all = make.batch(0..36, Dtype::Bf16).expect("pairs");
