@@ -544,6 +544,8 @@ pub enum Op {
         scope: u8,
     },
     FenceProxy,
+    /// `fence.mbarrier_init`.
+    FenceMbarrier,
     ClusterArrive {
         relaxed: bool,
     },

@@ -75,6 +75,7 @@ impl Op {
             | BarWarp
             | Fence { .. }
             | FenceProxy
+            | FenceMbarrier
             | ClusterArrive { .. }
             | ClusterWait
             | Nanosleep

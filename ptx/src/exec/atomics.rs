@@ -249,5 +249,6 @@ impl Exec<'_, '_> {
         block
             .generic_writes
             .retain(|_, who| !lanes(e).any(|lane| clocks.before(who.thread, who.count, warp, lane)));
+        self.fence_mbarriers(e);
     }
 }

@@ -143,6 +143,7 @@ impl Exec<'_, '_> {
             Op::Movmatrix => self.movmatrix(i, m),
             Op::Mma(kind) => self.mma(i, m, kind),
             Op::WgMma(w) => self.wgmma(i, m, w)?,
+            Op::WgFence => self.warp.product_fence = true,
             Op::WgCommit => self.warp.product_groups += 1,
             Op::WgWait(n) => self.wait_products(n),
             _ => {}

@@ -1,10 +1,12 @@
 //! mbarriers and bulk copies of compute capability 9.0, PTX ISA 9.7.13.15 and 9.7.9.25.4.
 
+use std::collections::HashSet;
+
 use super::spaces::{Doing, Where};
 use super::{Exec, Flow, lanes};
-use crate::machine::block::Mbarrier;
+use crate::machine::block::{Block, Mbarrier, Reading};
 use crate::machine::fault::{FaultKind, Run, Trouble, trouble};
-use crate::machine::shadow::PLAIN;
+use crate::machine::shadow::{PLAIN, Who};
 use crate::ops::{AtomOp, Bulk, Mbar};
 use crate::parse::ast::{Space, Ty};
 use crate::program::Instr;
@@ -52,7 +54,12 @@ impl Exec<'_, '_> {
                     }
                     let who = self.who(lane, PLAIN);
                     self.note_shared(at.0, at.1, 8, who, Doing::Write { same: false })?;
-                    let fresh = Mbarrier { expected: count, pending: count, ..Mbarrier::default() };
+                    let fresh = Mbarrier {
+                        expected: count,
+                        pending: count,
+                        unfenced: Some(who),
+                        ..Mbarrier::default()
+                    };
                     self.blocks[at.0].mbarriers.insert(at.1, fresh);
                 }
             }
@@ -202,9 +209,13 @@ impl Exec<'_, '_> {
                 }
             }
             let mut hint = usize::MAX;
+            let mut pieces = HashSet::new();
             for done in (0..n).step_by(16) {
                 let source = self.locate(from_space, from + u64::from(done), 16, lane, &mut hint)?;
                 self.check_proxy(source, lane)?;
+                if let Where::Shared(_, at) = source {
+                    pieces.insert(at / 16);
+                }
                 self.note(source, 16, lane, PLAIN, Doing::Read, false, &mut None)?;
                 self.check_written(source, 16, lane)?;
                 let halves = [0, 8].map(|k| self.peek(super::memory::shift(source, k), 8, lane));
@@ -222,11 +233,28 @@ impl Exec<'_, '_> {
                     self.mark_written(target, 16, lane);
                 }
             }
+            if bars.is_empty() {
+                let (warp, group, pc) = (self.warp.index, self.warp.bulk_groups[l], self.pc);
+                self.block().readings.push(Reading { warp, lane: Some(lane), group, pc, pieces });
+            }
             let known = self.blocks[self.rank].clocks.release(self.warp.index, lane);
             for bar in bars {
                 let at = self.mbarrier_at(bar, lane)?;
                 let from = (at.0 != self.rank).then(|| self.blocks[self.rank].number);
+                let number = self.blocks[at.0].number;
                 let m = self.object(at, lane)?;
+                if let Some(who) = &m.unfenced {
+                    return Err(Box::new(Trouble {
+                        kind: FaultKind::MissingProxyFence,
+                        lane,
+                        message:
+                            "a bulk copy completes on an mbarrier behind whose mbarrier.init stands neither \
+                                  fence.mbarrier_init nor fence.proxy.async"
+                                .into(),
+                        other: Some(("mbarrier.init", number, who.thread, who.pc)),
+                        pc: None,
+                    }));
+                }
                 m.tx -= i64::from(n);
                 m.join(from, &known);
                 m.advance();
@@ -261,6 +289,40 @@ impl Exec<'_, '_> {
             });
         }
         Ok(())
+    }
+
+    /// `cp.async.bulk.wait_group`: at most `n` of the newest groups of each thread stay under way.
+    pub(super) fn wait_bulk(&mut self, e: u32, n: u32) {
+        let (warp, committed) = (self.warp.index, self.warp.bulk_groups);
+        self.block().readings.retain(|r| {
+            let Some(lane) = r.lane.filter(|lane| r.warp == warp && e >> lane & 1 != 0) else { return true };
+            r.group >= committed[lane as usize].saturating_sub(n)
+        });
+    }
+
+    /// Fails if a thread ends while a bulk copy of its own may still read shared memory.
+    pub(super) fn check_bulk(&mut self, e: u32) -> Run<()> {
+        let warp = self.warp.index;
+        let of_lane = |r: &&Reading| r.warp == warp && r.lane.is_some_and(|lane| e >> lane & 1 != 0);
+        let Some((lane, pc)) = self.block().readings.iter().find(of_lane).map(|r| (r.lane, r.pc)) else {
+            return Ok(());
+        };
+        self.pc = pc;
+        trouble(
+            FaultKind::CopyInFlight,
+            lane.unwrap_or(0),
+            "the thread ends before cp.async.bulk.wait_group has waited for this copy",
+        )
+    }
+
+    /// `fence.mbarrier_init` and `fence.proxy.async`: the asynchronous proxy may complete on what was initialised before.
+    pub(super) fn fence_mbarriers(&mut self, e: u32) {
+        let warp = self.warp.index;
+        let Block { mbarriers, clocks, .. } = self.block();
+        for m in mbarriers.values_mut() {
+            let before = |who: &Who| lanes(e).any(|lane| clocks.before(who.thread, who.count, warp, lane));
+            m.unfenced = m.unfenced.filter(|who| !before(who));
+        }
     }
 
     /// Fails if the asynchronous proxy reads what a generic write left without a fence.

@@ -351,6 +351,7 @@ impl Exec<'_, '_> {
             Op::CpWaitAll => self.cp_wait(e, None)?,
             Op::Fence { scope } => self.fence(e, scope),
             Op::FenceProxy => self.fence_proxy(e),
+            Op::FenceMbarrier => self.fence_mbarriers(e),
             Op::CreatePolicy => self.set64(i.d[0], e, &[0; 32]),
             Op::ActiveMask => self.set32(i.d[0], e, &[e; 32]),
             Op::Clock(kind) => {
@@ -381,7 +382,12 @@ impl Exec<'_, '_> {
             Op::ClusterArrive { .. } | Op::ClusterWait => return self.cluster_barrier(i, e, mask),
             Op::Mbar(m) => return self.mbarrier(i, e, mask, m),
             Op::Bulk(b) => self.bulk(i, e, b)?,
-            Op::BulkCommit | Op::BulkWait { .. } => {}
+            Op::BulkCommit => {
+                for lane in lanes(e) {
+                    self.warp.bulk_groups[lane as usize] += 1;
+                }
+            }
+            Op::BulkWait { count, .. } => self.wait_bulk(e, count),
             Op::GridDep { .. } => {}
             _ => self.integer(i, e),
         }
@@ -409,6 +415,7 @@ impl Exec<'_, '_> {
             let lane = p.lane;
             self.land(lane, u32::MAX)?;
         }
+        self.check_bulk(e)?;
         self.warp.alive &= !e;
         self.warp.ready &= !e;
         self.go(mask & !e, self.pc + 1);

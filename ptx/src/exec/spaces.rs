@@ -252,6 +252,19 @@ impl<'e> Exec<'e, '_> {
         Ok(())
     }
 
+    /// Fails if a write to shared memory is not ordered before a read of the whole warp, which is not recorded.
+    pub(super) fn check_read(&self, rank: usize, at: u64, n: u32, lane: u32) -> Run<()> {
+        if !self.shared.options.races || rank != self.rank {
+            return Ok(());
+        }
+        let (block, who) = (&self.blocks[rank], self.who(lane, PLAIN));
+        let cells = (at >> block.grain) as usize..=((at + u64::from(n) - 1) >> block.grain) as usize;
+        match block.cells[cells].iter().find_map(|c| c.clone().read(who, block.number, &block.clocks)) {
+            Some(c) => self.conflict(who, c, Doing::Read, &format!("byte {at} of shared memory")),
+            None => Ok(()),
+        }
+    }
+
     /// Records an access to global memory.
     pub(super) fn note_global(
         &self,

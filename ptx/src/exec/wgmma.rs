@@ -80,8 +80,10 @@ impl Exec<'_, '_> {
         let at = self.locate(Space::Shared, address, size, lane, &mut 0)?;
         self.check_proxy(at, lane)?;
         self.check_written(at, size, lane)?;
-        if let Where::Shared(_, at) = at {
-            pieces.insert(at / 16);
+        if let Where::Shared(rank, at) = at {
+            if pieces.insert(at / 16) {
+                self.check_read(rank, at / 16 * 16, 16, lane)?;
+            }
         }
         let v = self.peek(at, size, lane) as u32;
         Ok(match ty {
@@ -113,21 +115,27 @@ impl Exec<'_, '_> {
         )
     }
 
-    /// Fails if a product under way reads what is about to be written.
+    /// Fails if a product or bulk copy under way reads what is about to be written.
     pub(super) fn check_readings(&self, rank: usize, at: u64, n: u32, lane: u32) -> Run<()> {
         let block = &self.blocks[rank];
         let pieces = at / 16..=(at + u64::from(n) - 1) / 16;
         match block.readings.iter().find(|r| pieces.clone().any(|p| r.pieces.contains(&p))) {
             None => Ok(()),
-            Some(r) => Err(Box::new(Trouble {
-                kind: FaultKind::CopyInFlight,
-                lane,
-                message: format!(
-                    "byte {at} of shared memory is written while a product reads it: wgmma.wait_group is missing"
-                ),
-                other: Some(("a product", block.number, r.warp * 32, r.pc)),
-                pc: None,
-            })),
+            Some(r) => {
+                let (what, wait) = match r.lane {
+                    None => ("a product", "wgmma.wait_group"),
+                    Some(_) => ("a bulk copy", "cp.async.bulk.wait_group"),
+                };
+                Err(Box::new(Trouble {
+                    kind: FaultKind::CopyInFlight,
+                    lane,
+                    message: format!(
+                        "byte {at} of shared memory is written while {what} reads it: {wait} is missing"
+                    ),
+                    other: Some((what, block.number, r.warp * 32 + r.lane.unwrap_or(0), r.pc)),
+                    pc: None,
+                }))
+            }
         }
     }
 
@@ -136,7 +144,7 @@ impl Exec<'_, '_> {
         let before = self.warp.product_groups.saturating_sub(n);
         self.warp.products.retain(|(group, _)| *group >= before);
         let warp = self.warp.index;
-        self.block().readings.retain(|r| r.warp != warp || r.group >= before);
+        self.block().readings.retain(|r| r.lane.is_some() || r.warp != warp || r.group >= before);
     }
 
     pub(super) fn wgmma(&mut self, i: &Instr, m: u32, w: Wgmma) -> Run<()> {
@@ -152,6 +160,14 @@ impl Exec<'_, '_> {
                 None => Ok(v[m.trailing_zeros() as usize]),
             }
         };
+        if !self.warp.product_fence {
+            let lane = m.trailing_zeros();
+            return trouble(
+                FaultKind::CopyInFlight,
+                lane,
+                "a warp's first wgmma needs wgmma.fence before it",
+            );
+        }
         let scale = self.pred(self.src(i, 0)) & m;
         if scale != 0 && scale != m {
             return trouble(
@@ -227,7 +243,7 @@ impl Exec<'_, '_> {
         let slots = (0..n / 2).map(|r| self.dst(i, r)).collect();
         let (group, warp, pc) = (self.warp.product_groups, self.warp.index, self.pc);
         self.warp.products.push((group, slots));
-        self.block().readings.push(Reading { warp, group, pc, pieces });
+        self.block().readings.push(Reading { warp, lane: None, group, pc, pieces });
         Ok(())
     }
 }

@@ -31,6 +31,7 @@ impl Lower<'_> {
                     m.must("release")?;
                     m.must("cluster")?;
                     self.emit(Op::Fence { scope: 2 }, vec![], vec![]);
+                    self.emit(Op::FenceMbarrier, vec![], vec![]);
                     return Ok(true);
                 }
                 for order in ["sc", "acq_rel", "acquire", "release"] {

@@ -35,6 +35,8 @@ pub(crate) struct Mbarrier {
     /// The same of threads of other blocks of the cluster, by the number of their block.
     pub open_from: BTreeMap<u32, Knowledge>,
     pub closed_from: BTreeMap<u32, Knowledge>,
+    /// Who initialised it, until a fence makes that known to the asynchronous proxy.
+    pub unfenced: Option<Who>,
 }
 
 impl Mbarrier {
@@ -70,10 +72,12 @@ impl Mbarrier {
     }
 }
 
-/// What a product of a warpgroup reads until its warp waits for it.
+/// What a product of a warpgroup reads until its warp waits for it, or a bulk copy until its thread does.
 #[derive(Clone, Debug)]
 pub(crate) struct Reading {
     pub warp: u32,
+    /// The thread of a bulk copy.
+    pub lane: Option<u32>,
     /// The group that it was committed in.
     pub group: u32,
     pub pc: u32,
@@ -97,7 +101,7 @@ pub(crate) struct Block {
     pub alive: u32,
     /// Shared memory, in pieces of 16 bytes, that no proxy fence followed yet.
     pub generic_writes: HashMap<u64, Who>,
-    /// Products under way.
+    /// Products and bulk copies under way.
     pub readings: Vec<Reading>,
 }
 

@@ -58,6 +58,10 @@ pub(crate) struct Warp {
     /// Products of a warpgroup under way: (group, slots of their sums), and the number of committed groups.
     pub products: Vec<(u32, Vec<i32>)>,
     pub product_groups: u32,
+    /// Whether `wgmma.fence` was passed, which the first product needs.
+    pub product_fence: bool,
+    /// Groups of bulk copies that each lane committed.
+    pub bulk_groups: [u32; 32],
     /// Member masks of lanes that wait at an instruction of the whole warp.
     pub members: [u32; 32],
     /// The phase of the cluster barrier that each lane arrived in.
@@ -91,6 +95,8 @@ impl Warp {
             observed: Vec::new(),
             products: Vec::new(),
             product_groups: 0,
+            product_fence: false,
+            bulk_groups: [0; 32],
             members: [0; 32],
             cluster_phase: [0; 32],
         };

@@ -1,6 +1,7 @@
 //! The kernels as PTX: what nvcc makes of `kernels/` for an architecture, kept in the target folder by a digest of all
 //! that it is made from.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -44,12 +45,31 @@ fn suits(source: &str, architecture: u32) -> bool {
     lowest.expect("a number behind `// archs: sm_`") <= architecture
 }
 
+/// The headers of ours that a file includes, and those that they include.
+fn headers(of: &Path, found: &mut BTreeSet<PathBuf>) {
+    for line in read(of).lines() {
+        let named = line.strip_prefix("#include \"").and_then(|rest| rest.split('"').next());
+        let Some(header) = named.map(|name| of.with_file_name(name)) else { continue };
+        if found.insert(header.clone()) {
+            headers(&header, found);
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
 /// The folder with `sm_XX/*.ptx` of `kernels/`, or of the folder that LENSMITH_TEST_KERNELS names, for compute
 /// capability `major.minor`. Compiles what is not there yet.
 pub fn ptx(capability: (u32, u32)) -> PathBuf {
-    // Temporary names differ between processes, not threads.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    // One at a time: temporary names differ between processes, not threads.
+    static FOLDERS: Mutex<BTreeMap<(u32, u32), PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
+    folders.entry(capability).or_insert_with(|| compiled(capability)).clone()
+}
+
+fn compiled(capability: (u32, u32)) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let kernels =
         std::env::var_os("LENSMITH_TEST_KERNELS").map_or_else(|| root.join("kernels"), PathBuf::from);
@@ -60,51 +80,54 @@ pub fn ptx(capability: (u32, u32)) -> PathBuf {
     let toolkit = toolkit();
     let flags: Vec<&str> =
         build::compile::FLAGS.split(' ').filter(|f| !["-fatbin", "-Xptxas", "-v"].contains(f)).collect();
-    let read = |path: &Path| fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut shared = Xxh3::new();
-    shared.update(toolkit.version.as_bytes());
-    shared.update(flags.join(" ").as_bytes());
-    files(&kernels.join("include"), "cuh").iter().for_each(|path| shared.update(read(path).as_bytes()));
-    let sources: Vec<(PathBuf, String)> =
-        files(&kernels, "cu").into_iter().map(|p| (p.clone(), read(&p))).collect();
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target folder");
     let kept = target.join("ptx");
-    let mut all = shared.clone();
+    // Each file with a digest of what its PTX depends on, so that only what a change touches is compiled anew.
+    let mut wanted: Vec<(PathBuf, String, u64)> = Vec::new();
+    let mut all = Xxh3::new();
     all.update(name.as_bytes());
-    sources.iter().for_each(|(_, text)| all.update(text.as_bytes()));
+    for path in files(&kernels, "cu") {
+        let text = read(&path);
+        if !suits(&text, number) {
+            continue;
+        }
+        let mut included = BTreeSet::new();
+        headers(&path, &mut included);
+        let mut digest = Xxh3::new();
+        for part in [&toolkit.version, &flags.join(" "), &name, &text] {
+            digest.update(part.as_bytes());
+        }
+        included.iter().for_each(|header| digest.update(read(header).as_bytes()));
+        let stem = path.file_stem().expect("a file name").to_string_lossy().to_string();
+        all.update(stem.as_bytes());
+        all.update(&digest.digest().to_le_bytes());
+        wanted.push((path, stem, digest.digest()));
+    }
+    assert!(!wanted.is_empty(), "{}: no kernels for sm_{name}", kernels.display());
     let folder = kept.join(format!("{:016x}", all.digest()));
     let place = folder.join(format!("sm_{name}"));
     if place.is_dir() {
         return folder;
     }
 
-    // File by file, so that a changed one is all that is compiled anew.
-    let object = |source: &(PathBuf, String)| {
-        let mut digest = shared.clone();
-        digest.update(name.as_bytes());
-        digest.update(source.1.as_bytes());
-        let stem = source.0.file_stem().expect("a file name").to_string_lossy();
-        (stem.to_string(), kept.join(format!("files/{stem}-{:016x}.ptx", digest.digest())))
-    };
+    let object = |stem: &str, digest: u64| kept.join(format!("files/{stem}-{digest:016x}.ptx"));
     fs::create_dir_all(kept.join("files")).unwrap_or_else(|e| panic!("{}: {e}", kept.display()));
-    let wanted: Vec<_> = sources.iter().filter(|(_, text)| suits(text, number)).collect();
-    assert!(!wanted.is_empty(), "{}: no kernels for sm_{name}", kernels.display());
     let next = AtomicUsize::new(0);
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(wanted.len());
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(source) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let (_, to) = object(source);
+                while let Some((path, stem, digest)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let to = object(stem, *digest);
                     if to.is_file() {
                         continue;
                     }
                     let part = to.with_extension(format!("{}.part", std::process::id()));
                     let mut command = Command::new(&toolkit.nvcc);
                     command.args(["-ptx".to_string(), format!("-arch=compute_{name}")]).args(&flags);
-                    let done = command.arg("-o").arg(&part).arg(&source.0).output().expect("nvcc runs");
+                    let done = command.arg("-o").arg(&part).arg(path).output().expect("nvcc runs");
                     let said = String::from_utf8_lossy(&done.stderr);
-                    assert!(done.status.success(), "compiling {} to PTX failed\n{said}", source.0.display());
+                    assert!(done.status.success(), "compiling {} to PTX failed\n{said}", path.display());
                     fs::rename(&part, &to).unwrap_or_else(|e| panic!("{}: {e}", to.display()));
                 }
             });
@@ -114,8 +137,8 @@ pub fn ptx(capability: (u32, u32)) -> PathBuf {
     let part = folder.with_extension(format!("{}.part", std::process::id()));
     let _ = fs::remove_dir_all(&part);
     fs::create_dir_all(&part).unwrap_or_else(|e| panic!("{}: {e}", part.display()));
-    for source in wanted {
-        let (stem, from) = object(source);
+    for (_, stem, digest) in &wanted {
+        let from = object(stem, *digest);
         fs::hard_link(&from, part.join(format!("{stem}.ptx")))
             .unwrap_or_else(|e| panic!("{}: {e}", from.display()));
     }
