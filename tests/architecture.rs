@@ -23,7 +23,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("synth", "error dtype side timing matrix noise model data backend"),
     ("train", "error dtype side timing matrix noise model data backend synth"),
     ("eval", "error memory dtype side timing matrix noise model data backend synth train"),
-    ("stream", "error dtype synth"),
+    ("stream", "error dtype backend synth"),
     ("engine", "error interrupt dtype side timing matrix noise model data backend synth train eval stream"),
     ("bench", "error memory dtype side timing matrix noise model data backend synth train eval"),
     ("report", "error dtype side timing matrix noise model data backend synth train eval bench"),

@@ -333,8 +333,9 @@ fn reward_training_does_not_depend_on_the_schedule() {
                 RewardSide { originals: &originals[s], synthetic: Some(synthetic) }
             };
             let data = RewardData { chosen: side(0), rejected: side(1) };
+            let (adam, input_noise) = (Adam::with_lr(1e-3), if residual { 0.2 } else { 0.0 });
             let objective =
-                RewardObjective { batch: 20, adam: Adam::with_lr(1e-3), ..RewardObjective::default() };
+                RewardObjective { batch: 20, adam, input_noise, seed: 4, ..RewardObjective::default() };
             let mut trainer = b.reward_trainer(&model, &standardizer(dim), &objective).expect("starts");
             let loss = b.reward_epoch(&mut trainer, &data, &pairs).expect("trains");
             let made = b.reward_parameters(&trainer).expect("parameters");

@@ -142,35 +142,42 @@ fn encode_decode_and_score_over_shapes() {
     }
 }
 
-/// A latent that is not a number makes its own row so, and no other.
 #[test]
 fn nan_stays_in_its_row() {
     let [pairs, matrices] = cpus_in_bf16();
     for b in [cpu(2), pairs, matrices] {
-        let precision = b.arithmetic();
         // Hidden layers that do not fill their last lane, or are wider than a mask has bits.
-        for hidden in [16, 48, 64, 80] {
-            let size = VaeSize::new(100, hidden, 16).expect("sizes");
-            let (vae, model) =
-                (Vae::init(size, 3), RewardModel::init(RewardSize::new(100, 48).expect("sizes"), 4));
-            let folded = FoldedReward::new(&vae, &model).expect("one dimension");
-            let embeddings = data_buf(Dtype::Bf16, 5, 4, 100);
-            let owners = [0, 1, 2, 3];
-            let mut z = Matrix::new(normals(6, 7, 4 * 16), 4, 16).expect("a matrix");
-            let clean = z.clone();
-            z.values[2 * 16 + 5] = f32::NAN;
-            for with_base in [false, true] {
-                let rows = |z: &Matrix| decoded(&b, &vae, &embeddings, (z, &owners), with_base, Dtype::F32);
-                let scores = |z: &Matrix| scored_latents(&b, &folded, &embeddings, (z, &owners), with_base);
-                for (got, want, width) in [(rows(&z), rows(&clean), 100), (scores(&z), scores(&clean), 1)] {
-                    let rows = got.chunks_exact(width).zip(want.chunks_exact(width)).enumerate();
-                    for (row, (got, want)) in rows {
-                        let what = format!("{precision}, hidden {hidden}, {with_base}, row {row}");
-                        match row {
-                            2 => assert!(got.iter().all(|v| v.is_nan()), "{what}: {got:?}"),
-                            _ => assert_same_bits(&what, got, want),
-                        }
-                    }
+        [16, 48, 64, 80].map(|hidden| nan_makes_its_row_nan(&b, hidden));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_keeps_nan_in_its_row() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        [48, 64].map(|hidden| nan_makes_its_row_nan(&cuda(precision), hidden));
+    }
+}
+
+/// A latent that is not a number makes its own row so, and no other.
+fn nan_makes_its_row_nan<B: Backend>(b: &B, hidden: usize) {
+    let size = VaeSize::new(100, hidden, 16).expect("sizes");
+    let (vae, model) = (Vae::init(size, 3), RewardModel::init(RewardSize::new(100, 48).expect("sizes"), 4));
+    let folded = FoldedReward::new(&vae, &model).expect("one dimension");
+    let embeddings = data_buf(Dtype::Bf16, 5, 4, 100);
+    let owners = [0, 1, 2, 3];
+    let mut z = Matrix::new(normals(6, 7, 4 * 16), 4, 16).expect("a matrix");
+    let clean = z.clone();
+    z.values[2 * 16 + 5] = f32::NAN;
+    for with_base in [false, true] {
+        let rows = |z: &Matrix| decoded(b, &vae, &embeddings, (z, &owners), with_base, Dtype::F32);
+        let scores = |z: &Matrix| scored_latents(b, &folded, &embeddings, (z, &owners), with_base);
+        for (got, want, width) in [(rows(&z), rows(&clean), 100), (scores(&z), scores(&clean), 1)] {
+            for (row, (got, want)) in got.chunks_exact(width).zip(want.chunks_exact(width)).enumerate() {
+                let what = format!("{}, hidden {hidden}, {with_base}, row {row}", b.arithmetic());
+                match row {
+                    2 => assert!(got.iter().all(|v| v.is_nan()), "{what}: {got:?}"),
+                    _ => assert_same_bits(&what, got, want),
                 }
             }
         }
@@ -699,6 +706,47 @@ fn cuda_gives_the_bits_of_the_cpu() {
     }
 }
 
+/// Numbers below the smallest normal one are kept: nothing flushes them to zero.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_gives_the_bits_of_the_cpu_for_subnormal_numbers() {
+    for (dim, stored) in [(40, Dtype::F32), (33, Dtype::Bf16)] {
+        let values: Vec<f32> = data(31, 70, dim).iter().map(|v| v * 1e-38).collect();
+        let buf = RowsBuf::from_f32(stored, &values, dim).expect("whole rows");
+        let mut reward = RewardModel::init(RewardSize::new(dim, 64).expect("sizes"), 23);
+        for layer in &mut reward.layers {
+            layer.bias.fill(0.0);
+        }
+        let want = scored(&cpu(1), &reward, &buf);
+        let subnormal = want.iter().filter(|v| v.is_subnormal()).count();
+        assert!(subnormal > 60, "{subnormal} of 70 rewards show anything");
+        let cuda = simulated(Races::Ignored, Simulated::default(), Precision::F32);
+        assert_same_bits(&format!("d {dim}, {stored}"), &scored(&cuda, &reward, &buf), &want);
+    }
+}
+
+/// Rows that are stored in 16 bits are those of F32, rounded to nearest.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_rounds_decoded_rows_to_nearest() {
+    for (precision, dim) in [Precision::F32, Precision::Bf16].into_iter().zip([100, 128]) {
+        let b = cuda(precision);
+        let vae = Vae::init(VaeSize::new(dim, 64, 16).expect("sizes"), 3);
+        let embeddings = data_buf(Dtype::Bf16, 5, 7, dim);
+        let z = Matrix::new(normals(6, 7, 33 * 16), 33, 16).expect("a matrix");
+        let owners = indices(2, 33, 7);
+        for residual in [false, true] {
+            let [wide, half, brain] = [Dtype::F32, Dtype::F16, Dtype::Bf16]
+                .map(|dtype| decoded(&b, &vae, &embeddings, (&z, &owners), residual, dtype));
+            let what = format!("{precision}, residual {residual}");
+            let rounded: Vec<f32> = wide.iter().map(|v| f16::from_f32(*v).to_f32()).collect();
+            assert_same_bits(&format!("{what}, F16"), &half, &rounded);
+            let rounded: Vec<f32> = wide.iter().map(|v| bf16::from_f32(*v).to_f32()).collect();
+            assert_same_bits(&format!("{what}, BF16"), &brain, &rounded);
+        }
+    }
+}
+
 /// Rows that stand one after the other are taken from where they are, rows that lie apart are copied first.
 #[test]
 fn where_rows_lie_does_not_matter() {
@@ -1017,12 +1065,8 @@ fn reward_gradients_of<B: Backend>(b: &B, precision: Precision, synthetic: Synth
             };
             let case = (0..50).find_map(|k| corner(100 * k + 10 * i as u64 + j as u64));
             let (sides, vae, model, z, owners, ends) = case.expect("a case away from the corners");
-            let objective = RewardObjective {
-                batch: pairs,
-                adam: Adam::with_lr(1e-3),
-                synthetic,
-                ..RewardObjective::default()
-            };
+            let objective =
+                RewardObjective { batch: pairs, adam: Adam::with_lr(1e-3), synthetic, input_noise, seed: 9 };
             let (got, got_gradients) = with_reward_data!(b, &vae, sides, z, owners, residual, data => {
                 let mut trainer = b.reward_trainer(&model, &map, &objective).expect("starts");
                 b.reward_gradients(&mut trainer, &data, &ends).expect("gradients")

@@ -9,6 +9,8 @@ use common::device;
 mod adam;
 #[path = "single/floor.rs"]
 mod floor;
+#[path = "single/gather.rs"]
+mod gather;
 #[path = "single/perturb.rs"]
 mod perturb;
 #[path = "single/probes.rs"]

@@ -7,7 +7,6 @@
 //! epoch crosses the boundary, not a step. Every operation is defined per row, so that a result never depends
 //! on how rows are cut into calls.
 
-mod array;
 mod checked;
 pub mod cpu;
 pub mod cuda;
@@ -17,7 +16,7 @@ pub mod reference;
 mod roofline;
 mod rows;
 
-pub use array::DeviceArray;
+pub use cuda::DeviceArray;
 pub use device::{AnyBackend, DeviceChoice};
 pub use options::*;
 pub use roofline::{KERNELS, Limit, Resident, Resource, Roofline};

@@ -81,20 +81,25 @@ fn stage_is(place: &Option<(String, Vec<String>)>) -> bool {
         .is_some_and(|(variable, values)| std::env::var(variable).is_ok_and(|now| values.contains(&now)))
 }
 
+/// Ends the process, or never returns, where the settings ask for it.
+fn crash_or_hang() {
+    let settings = environment();
+    if stage_is(&settings.crash_where) {
+        std::process::abort();
+    }
+    while stage_is(&settings.hang_where) {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+}
+
 // ---- start
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
     code(|| {
-        let settings = environment();
-        if stage_is(&settings.crash_where) {
-            std::process::abort();
-        }
-        while stage_is(&settings.hang_where) {
-            std::thread::sleep(std::time::Duration::from_secs(1));
-        }
+        crash_or_hang();
         injected("cuDriverGetVersion")?;
-        let (major, minor) = settings.release;
+        let (major, minor) = environment().release;
         // SAFETY: the caller answers for the place.
         unsafe { give(version, major * 1000 + minor * 10) }
     })
@@ -103,6 +108,7 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub extern "C" fn cuInit(_flags: c_uint) -> c_int {
     code(|| {
+        crash_or_hang();
         injected("cuInit")?;
         device::start();
         Ok(())

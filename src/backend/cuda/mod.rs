@@ -18,6 +18,7 @@ mod chunks;
 mod context;
 mod data;
 mod device;
+mod device_array;
 pub mod driver;
 mod gpu;
 mod infer;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 pub use context::Cuda;
 pub use data::{DeviceFolded, DeviceReward, DeviceVae, Embeddings, Latents, Posteriors};
 pub use device::{Device, Summary};
+pub use device_array::DeviceArray;
 pub use gpu::Gpu;
 pub use infer::Decoded;
 pub use launch::{Launch, Params};
@@ -50,9 +52,8 @@ use self::data::{DrawnLatents, LatentValues};
 use self::infer::EncoderOutputs;
 use self::memory::Buffer;
 use super::{
-    Backend, DeviceArray, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation,
-    PosteriorsHost, Precision, Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath,
-    VaeLoss, VaeObjective, checked,
+    Backend, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
+    Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, checked,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
