@@ -1,6 +1,6 @@
-//! The CPU and the CUDA backend (its kernels in the machine for PTX) against the F64 reference over shapes, storage types and options; and what no
-//! bound excuses: a row's bits must not depend on its neighbours, on how rows are cut into calls or files, on the thread
-//! count or on the device.
+//! The CPU and the CUDA backend (its kernels in the machine for PTX) against the F64 reference over shapes, storage types
+//! and options; and what no bound excuses: a row's bits must not depend on its neighbours, on how rows are cut into calls
+//! or files, on the thread count or on the device.
 
 mod common;
 
@@ -10,6 +10,7 @@ use common::{
     Bound, Budgeted, LAMBDA, U, Worst, assert_same_bits, data, data_buf, indices, normals, operand_roundoff,
     poisoned, standardizer, wide, widened,
 };
+use half::{bf16, f16};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
@@ -147,7 +148,7 @@ fn nan_stays_in_its_row() {
     let [pairs, matrices] = cpus_in_bf16();
     for b in [cpu(2), pairs, matrices] {
         // Hidden layers that do not fill their last lane, or are wider than a mask has bits.
-        [16, 48, 64, 80].map(|hidden| nan_makes_its_row_nan(&b, hidden));
+        [16, 48, 64, 80].into_iter().for_each(|hidden| nan_makes_its_row_nan(&b, hidden));
     }
 }
 
@@ -155,7 +156,7 @@ fn nan_stays_in_its_row() {
 #[test]
 fn cuda_keeps_nan_in_its_row() {
     for precision in [Precision::F32, Precision::Bf16] {
-        [48, 64].map(|hidden| nan_makes_its_row_nan(&cuda(precision), hidden));
+        [48, 64].into_iter().for_each(|hidden| nan_makes_its_row_nan(&cuda(precision), hidden));
     }
 }
 

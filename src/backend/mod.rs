@@ -246,7 +246,7 @@ pub trait PairRowStore<B: Backend>: Send {
 }
 
 /// The error of a device whose memory is the host's.
-fn no_arrays<B: Backend + ?Sized>(b: &B) -> Error {
+fn no_arrays<B: Backend>(b: &B) -> Error {
     Error::argument("device", "a GPU, in whose memory arrays can lie", b.info().name)
 }
 

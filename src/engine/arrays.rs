@@ -13,8 +13,8 @@ impl Engine {
     /// are not finite pass.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the model does not fit, [`Error::InvalidArgument`] for an engine that is no GPU's,
-    /// [`Error::Device`] for rows of another GPU.
+    /// [`Shape`](crate::Error::Shape) where the model does not fit, [`InvalidArgument`](crate::Error::InvalidArgument) for
+    /// an engine that is no GPU's, [`Device`](crate::Error::Device) for rows of another GPU.
     pub fn score_array(&self, model: &RewardModel, x: &DeviceArray) -> Result<DeviceArray> {
         dispatch!(&self.backend, b => b.score_array(&b.load_reward(model)?, x))
     }

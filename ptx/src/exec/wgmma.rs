@@ -80,10 +80,10 @@ impl Exec<'_, '_> {
         let at = self.locate(Space::Shared, address, size, lane, &mut 0)?;
         self.check_proxy(at, lane)?;
         self.check_written(at, size, lane)?;
-        if let Where::Shared(rank, at) = at {
-            if pieces.insert(at / 16) {
-                self.check_read(rank, at / 16 * 16, 16, lane)?;
-            }
+        if let Where::Shared(rank, at) = at
+            && pieces.insert(at / 16)
+        {
+            self.check_read(rank, at / 16 * 16, 16, lane)?;
         }
         let v = self.peek(at, size, lane) as u32;
         Ok(match ty {
