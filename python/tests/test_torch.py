@@ -526,11 +526,11 @@ def watched(pairs, monkeypatch, fail_at: int | None = None) -> list[str]:
     names: list[str] = []
     take = lm.SyntheticPairs.take
 
-    def watch(self, indices):
+    def watch(self, indices, **options):
         names.append(threading.current_thread().name)
         if len(names) == fail_at:
             raise OSError("a disk is gone")
-        return take(self, indices)
+        return take(self, indices, **options)
 
     monkeypatch.setattr(lm.SyntheticPairs, "take", watch)
     return names
@@ -572,7 +572,7 @@ def test_nothing_more_is_made_for_an_iterator_that_was_dropped(pairs, monkeypatc
     names = watched(pairs, monkeypatch)
     take, go_on = lm.SyntheticPairs.take, threading.Event()
     monkeypatch.setattr(
-        lm.SyntheticPairs, "take", lambda self, rows: (len(names) < 1 or go_on.wait(10)) and take(self, rows)
+        lm.SyntheticPairs, "take", lambda self, rows, **options: (len(names) < 1 or go_on.wait(10)) and take(self, rows, **options)
     )
     batches = iter(made(pairs, 10, prefetch=5))
     next(batches)
@@ -641,7 +641,7 @@ def test_tensors_are_the_engines_memory(pairs, monkeypatch):
     kept = []
     take = lm.SyntheticPairs.take
     monkeypatch.setattr(
-        lm.SyntheticPairs, "take", lambda self, rows: kept.append(take(self, rows)) or kept[-1]
+        lm.SyntheticPairs, "take", lambda self, rows, **options: kept.append(take(self, rows, **options)) or kept[-1]
     )
     for prefetch in (0, 2):
         kept.clear()
