@@ -250,7 +250,7 @@ class PairIterable(IterableDataset[Batch]):
         if on_device and (pin_memory or not isinstance(pairs, SyntheticPairs)):
             found = "pin_memory too" if pin_memory else type(pairs).__name__
             raise ValueError(f"on_device: expected synthetic pairs without pin_memory, found {found}")
-        by_engine = isinstance(pairs, SyntheticPairs) and pairs.device.startswith("cuda")
+        by_engine = pin_memory and isinstance(pairs, SyntheticPairs) and pairs.device.startswith("cuda")
         if pin_memory and not by_engine and not torch.cuda.is_available():
             raise RuntimeError(
                 "pin_memory: expected a CUDA device that torch can use, found none; leave it out"

@@ -572,7 +572,9 @@ def test_nothing_more_is_made_for_an_iterator_that_was_dropped(pairs, monkeypatc
     names = watched(pairs, monkeypatch)
     take, go_on = lm.SyntheticPairs.take, threading.Event()
     monkeypatch.setattr(
-        lm.SyntheticPairs, "take", lambda self, rows, **options: (len(names) < 1 or go_on.wait(10)) and take(self, rows, **options)
+        lm.SyntheticPairs,
+        "take",
+        lambda self, rows, **options: (len(names) < 1 or go_on.wait(10)) and take(self, rows, **options),
     )
     batches = iter(made(pairs, 10, prefetch=5))
     next(batches)
@@ -676,7 +678,7 @@ class Endless(lm.SyntheticPairs):
     def __len__(self) -> int:
         return 10**15
 
-    def take(self, indices):
+    def take(self, indices, **options):
         rows = lm.Embeddings(np.zeros((len(indices), 1), np.float32))
         return lm.PairBatch(rows, rows, np.asarray(indices, np.uint64))
 
