@@ -5,7 +5,7 @@
 mod common;
 
 #[cfg(target_os = "linux")]
-use common::device::{Races, Schedule, Simulated, cuda, simulated};
+use common::device::{Races, Schedule, Simulated, cuda, precisions, simulated};
 use common::{
     Bound, Budgeted, LAMBDA, U, Worst, assert_same_bits, data, data_buf, indices, normals, operand_roundoff,
     poisoned, standardizer, wide, widened,
@@ -155,7 +155,7 @@ fn nan_stays_in_its_row() {
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_keeps_nan_in_its_row() {
-    for precision in [Precision::F32, Precision::Bf16] {
+    for &precision in precisions() {
         [48, 64].into_iter().for_each(|hidden| nan_makes_its_row_nan(&cuda(precision), hidden));
     }
 }
@@ -191,8 +191,7 @@ fn cuda_encodes_decodes_and_scores_over_shapes() {
     // Every shape with at most 65 rows would take minutes in the machine for PTX.
     let some: Vec<Shape> = shapes().into_iter().filter(|s| s.rows * s.size.dim <= 6500).step_by(3).collect();
     assert!(some.len() > 40, "{}", some.len());
-    over_shapes(&cuda(Precision::F32), Precision::F32, &some);
-    over_shapes(&cuda(Precision::Bf16), Precision::Bf16, &some);
+    precisions().iter().for_each(|&precision| over_shapes(&cuda(precision), precision, &some));
 }
 
 fn over_shapes<B: Backend>(b: &B, precision: Precision, shapes: &[Shape]) {
@@ -730,7 +729,7 @@ fn cuda_gives_the_bits_of_the_cpu_for_subnormal_numbers() {
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_rounds_decoded_rows_to_nearest() {
-    for (precision, dim) in [Precision::F32, Precision::Bf16].into_iter().zip([100, 128]) {
+    for (&precision, dim) in precisions().iter().zip([100, 128]) {
         let b = cuda(precision);
         let vae = Vae::init(VaeSize::new(dim, 64, 16).expect("sizes"), 3);
         let embeddings = data_buf(Dtype::Bf16, 5, 7, dim);

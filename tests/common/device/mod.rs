@@ -37,6 +37,12 @@ pub fn usual_capability() -> (u32, u32) {
         .unwrap_or_else(|| panic!("LENSMITH_TEST_CAPABILITY: `{text}` is no compute capability, as 8.0 is"))
 }
 
+/// The precisions of usual devices: products in BF16 need compute capability 8.0.
+pub fn precisions() -> &'static [Precision] {
+    let all = &[Precision::F32, Precision::Bf16];
+    if usual_capability() >= (8, 0) { all } else { &all[..1] }
+}
+
 /// The schedule of devices that no test asks for: [`Schedule::PLAIN`], or one of LENSMITH_TEST_SCHEDULE, `backward` or
 /// `random:SEED`.
 pub fn usual_schedule() -> Schedule {
