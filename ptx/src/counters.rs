@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::machine::{Launch, Place};
-use crate::ops::Op;
+use crate::ops::{Bulk, Op};
 use crate::pipes::Pipe;
 use crate::program::{Kernel, Module};
 
@@ -105,21 +105,24 @@ pub struct Counts {
     pub approximations: u64,
     /// Multiplications and additions on tensor cores: of BF16 and F16, and of TF32.
     pub products: [u64; 2],
+    /// Those of `products` that are of `wgmma`; the others are of `mma.sync`.
+    pub warpgroup_products: [u64; 2],
 }
 
 impl Counts {
     fn add(&mut self, op: &Op, c: &PcCount) {
         self.issued[op.pipe() as usize] += c.issued;
         self.approximations += if op.is_approximation() { c.issued } else { 0 };
-        let [half, tf32] = op.products();
-        self.products[0] += half * c.issued;
-        self.products[1] += tf32 * c.issued;
+        for (kind, products) in op.products().into_iter().enumerate() {
+            self.products[kind] += products * c.issued;
+            self.warpgroup_products[kind] += if matches!(op, Op::WgMma(_)) { products * c.issued } else { 0 };
+        }
         self.lanes += c.lanes;
         self.shared_wavefronts += c.wavefronts;
         self.shared_ideal += c.ideal;
         self.barriers += c.barriers;
         let reads = matches!(op, Op::Ld(_) | Op::CpAsync { .. })
-            || matches!(op, Op::Bulk(crate::ops::Bulk::GlobalToShared { .. }));
+            || matches!(op, Op::Bulk(Bulk::GlobalToShared { .. } | Bulk::TensorLoad { .. }));
         if reads {
             self.read_sectors += c.sectors;
             self.read_bytes += c.bytes;

@@ -14,6 +14,7 @@ mod parse;
 mod pipes;
 mod program;
 mod random;
+mod tensor_map;
 
 pub use counters::{Counters, Counts};
 pub use error::ParseError;
@@ -23,6 +24,7 @@ pub use machine::{
 pub use parse::ast::{Space, Ty, Variable};
 pub use pipes::Pipe;
 pub use program::{Kernel, Module, Param};
+pub use tensor_map::{Element, Fill, Swizzle, TensorMap};
 
 /// The forms of instructions that the machine accepts, in the notation that the text explains.
 #[doc(hidden)]

@@ -288,6 +288,14 @@ pub enum Bulk {
     SharedToCluster,
     /// `cp.reduce.async.bulk` with addition.
     ReduceAdd(Ty),
+    /// `cp.async.bulk.tensor` of so many dimensions, to shared memory or from it.
+    TensorLoad {
+        rank: u8,
+        multicast: bool,
+    },
+    TensorStore {
+        rank: u8,
+    },
     Prefetch,
 }
 

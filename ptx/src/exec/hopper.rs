@@ -1,21 +1,17 @@
-//! mbarriers and bulk copies of compute capability 9.0, PTX ISA 9.7.13.15 and 9.7.9.25.4.
-
-use std::collections::HashSet;
+//! mbarriers and the asynchronous proxy of compute capability 9.0, PTX ISA 9.7.13.15.
 
 use super::spaces::{Doing, Where};
 use super::{Exec, Flow, lanes};
-use crate::machine::block::{Block, Mbarrier, Reading};
+use crate::machine::block::{Block, Mbarrier};
 use crate::machine::fault::{FaultKind, Run, Trouble, trouble};
 use crate::machine::shadow::{PLAIN, Who};
-use crate::ops::{AtomOp, Bulk, Mbar};
-use crate::parse::ast::{Space, Ty};
+use crate::ops::Mbar;
 use crate::program::Instr;
 
 impl Exec<'_, '_> {
     /// The rank and offset of an mbarrier object.
     fn mbarrier_at(&self, address: u64, lane: u32) -> Run<(usize, u64)> {
-        let space = if address >> 40 != 0 { Space::Generic } else { Space::Shared };
-        match self.locate(space, address, 8, lane, &mut 0)? {
+        match self.locate(super::bulk::shared_space(address), address, 8, lane, &mut 0)? {
             Where::Shared(rank, at) => Ok((rank, at)),
             _ => trouble(
                 FaultKind::InvalidOperand,
@@ -170,149 +166,31 @@ impl Exec<'_, '_> {
         Ok(Flow::Next)
     }
 
-    /// Bulk copies are made at once. Their effects are those of the asynchronous proxy: generic writes to what they
-    /// read need `fence.proxy.async` before, and what they wrote counts as ordered behind the mbarrier's phase.
-    pub(super) fn bulk(&mut self, i: &Instr, e: u32, kind: Bulk) -> Run<()> {
-        if kind == Bulk::Prefetch {
-            return Ok(());
-        }
-        let to = self.addresses(i, 0);
-        let offsets = *self.a64(self.src(i, 2));
-        let from = self.wide(i, 1);
-        let sizes = *self.a32(self.src(i, 3));
-        for lane in lanes(e) {
-            let l = lane as usize;
-            let (from, to, n) = (from[l].wrapping_add(offsets[l]), to[l], sizes[l]);
-            if !n.is_multiple_of(16) || !from.is_multiple_of(16) || !to.is_multiple_of(16) {
-                return trouble(
-                    FaultKind::Misaligned,
+    /// Ends a bulk copy of so many bytes on mbarriers.
+    pub(super) fn complete_bytes(&mut self, bars: &[u64], bytes: u64, lane: u32) -> Run<()> {
+        let known = self.blocks[self.rank].clocks.release(self.warp.index, lane);
+        for bar in bars {
+            let at = self.mbarrier_at(*bar, lane)?;
+            let from = (at.0 != self.rank).then(|| self.blocks[self.rank].number);
+            let number = self.blocks[at.0].number;
+            let m = self.object(at, lane)?;
+            if let Some(who) = &m.unfenced {
+                return Err(Box::new(Trouble {
+                    kind: FaultKind::MissingProxyFence,
                     lane,
-                    format!("a bulk copy of {n} bytes from {from:#x} to {to:#x}: all are multiples of 16"),
-                );
+                    message:
+                        "a bulk copy completes on an mbarrier behind whose mbarrier.init stands neither \
+                              fence.mbarrier_init nor fence.proxy.async"
+                            .into(),
+                    other: Some(("mbarrier.init", number, who.thread, who.pc)),
+                    pc: None,
+                }));
             }
-            let shared = |a: u64| if a >> 40 != 0 { Space::Generic } else { Space::Shared };
-            let (from_space, to_space) = match kind {
-                Bulk::GlobalToShared { .. } => (Space::Global, shared(to)),
-                Bulk::SharedToCluster => (shared(from), shared(to)),
-                _ => (shared(from), Space::Global),
-            };
-            let mut targets = vec![to];
-            let mut bars = Vec::new();
-            if matches!(kind, Bulk::GlobalToShared { .. } | Bulk::SharedToCluster) {
-                let bar = self.wide(i, 4)[l].wrapping_add(self.a64(self.src(i, 5))[l]);
-                bars.push(bar);
-                if kind == (Bulk::GlobalToShared { multicast: true }) {
-                    let mask = self.a32(self.src(i, 6))[l];
-                    let at = |a: u64, rank: u32| u64::from(rank + 1) << 24 | a & 0xff_ffff;
-                    targets = lanes(mask & 0xffff).map(|r| at(to, r)).collect();
-                    bars = lanes(mask & 0xffff).map(|r| at(bar, r)).collect();
-                }
-            }
-            let mut hint = usize::MAX;
-            let mut pieces = HashSet::new();
-            for done in (0..n).step_by(16) {
-                let source = self.locate(from_space, from + u64::from(done), 16, lane, &mut hint)?;
-                self.check_proxy(source, lane)?;
-                if let Where::Shared(_, at) = source {
-                    pieces.insert(at / 16);
-                }
-                self.note(source, 16, lane, PLAIN, Doing::Read, false, &mut None)?;
-                self.check_written(source, 16, lane)?;
-                let halves = [0, 8].map(|k| self.peek(super::memory::shift(source, k), 8, lane));
-                for to in &targets {
-                    let space = if *to >> 24 != 0 && *to >> 40 == 0 { Space::Shared } else { to_space };
-                    let target = self.locate(space, to + u64::from(done), 16, lane, &mut 0)?;
-                    if let Bulk::ReduceAdd(ty) = kind {
-                        self.reduce(target, lane, ty, halves)?;
-                        continue;
-                    }
-                    self.note(target, 16, lane, PLAIN, Doing::Write { same: false }, false, &mut None)?;
-                    for (k, v) in halves.iter().enumerate() {
-                        self.poke(super::memory::shift(target, 8 * k as u32), 8, lane, *v);
-                    }
-                    self.mark_written(target, 16, lane);
-                }
-            }
-            if bars.is_empty() {
-                let (warp, group, pc) = (self.warp.index, self.warp.bulk_groups[l], self.pc);
-                self.block().readings.push(Reading { warp, lane: Some(lane), group, pc, pieces });
-            }
-            let known = self.blocks[self.rank].clocks.release(self.warp.index, lane);
-            for bar in bars {
-                let at = self.mbarrier_at(bar, lane)?;
-                let from = (at.0 != self.rank).then(|| self.blocks[self.rank].number);
-                let number = self.blocks[at.0].number;
-                let m = self.object(at, lane)?;
-                if let Some(who) = &m.unfenced {
-                    return Err(Box::new(Trouble {
-                        kind: FaultKind::MissingProxyFence,
-                        lane,
-                        message:
-                            "a bulk copy completes on an mbarrier behind whose mbarrier.init stands neither \
-                                  fence.mbarrier_init nor fence.proxy.async"
-                                .into(),
-                        other: Some(("mbarrier.init", number, who.thread, who.pc)),
-                        pc: None,
-                    }));
-                }
-                m.tx -= i64::from(n);
-                m.join(from, &known);
-                m.advance();
-            }
-            let c = &mut self.counts[self.pc as usize];
-            if from_space == Space::Global || to_space == Space::Global {
-                c.sectors += u64::from(n / 32);
-                c.bytes += u64::from(n);
-            }
+            m.tx -= bytes as i64;
+            m.join(from, &known);
+            m.advance();
         }
         Ok(())
-    }
-
-    fn reduce(&mut self, target: Where, lane: u32, ty: Ty, values: [u64; 2]) -> Run<()> {
-        let bytes = ty.bytes();
-        self.check_written(target, 16, lane)?;
-        self.note(
-            target,
-            16,
-            lane,
-            crate::machine::shadow::ATOMIC,
-            Doing::Write { same: false },
-            false,
-            &mut None,
-        )?;
-        for k in (0..16).step_by(bytes as usize) {
-            let v = values[k / 8] >> (8 * (k % 8)) & if bytes == 8 { u64::MAX } else { 0xffff_ffff };
-            let at = super::memory::shift(target, k as u32);
-            self.exchange(at, bytes, lane, |old| match ty {
-                Ty::F32 => super::atomics::add_flushed(old, v),
-                _ => super::atomics::apply(AtomOp::Add, ty, old, v, 0),
-            });
-        }
-        Ok(())
-    }
-
-    /// `cp.async.bulk.wait_group`: at most `n` of the newest groups of each thread stay under way.
-    pub(super) fn wait_bulk(&mut self, e: u32, n: u32) {
-        let (warp, committed) = (self.warp.index, self.warp.bulk_groups);
-        self.block().readings.retain(|r| {
-            let Some(lane) = r.lane.filter(|lane| r.warp == warp && e >> lane & 1 != 0) else { return true };
-            r.group >= committed[lane as usize].saturating_sub(n)
-        });
-    }
-
-    /// Fails if a thread ends while a bulk copy of its own may still read shared memory.
-    pub(super) fn check_bulk(&mut self, e: u32) -> Run<()> {
-        let warp = self.warp.index;
-        let of_lane = |r: &&Reading| r.warp == warp && r.lane.is_some_and(|lane| e >> lane & 1 != 0);
-        let Some((lane, pc)) = self.block().readings.iter().find(of_lane).map(|r| (r.lane, r.pc)) else {
-            return Ok(());
-        };
-        self.pc = pc;
-        trouble(
-            FaultKind::CopyInFlight,
-            lane.unwrap_or(0),
-            "the thread ends before cp.async.bulk.wait_group has waited for this copy",
-        )
     }
 
     /// `fence.mbarrier_init` and `fence.proxy.async`: the asynchronous proxy may complete on what was initialised before.
@@ -328,6 +206,9 @@ impl Exec<'_, '_> {
     /// Fails if the asynchronous proxy reads what a generic write left without a fence.
     pub(super) fn check_proxy(&self, at: Where, lane: u32) -> Run<()> {
         let Where::Shared(rank, at) = at else { return Ok(()) };
+        if self.blocks[rank].generic_writes.is_empty() {
+            return Ok(());
+        }
         match self.blocks[rank].generic_writes.get(&(at / 16)) {
             None => Ok(()),
             Some(who) => Err(Box::new(Trouble {

@@ -3,6 +3,7 @@
 mod alu;
 mod atomics;
 mod bits;
+mod bulk;
 mod collective;
 mod compare;
 mod convert;
@@ -14,6 +15,7 @@ mod hopper;
 mod memory;
 mod spaces;
 mod tensor;
+mod tiles;
 mod wgmma;
 
 pub(crate) mod soft;

@@ -259,7 +259,7 @@ impl<'e> Exec<'e, '_> {
         }
         let (block, who) = (&self.blocks[rank], self.who(lane, PLAIN));
         let cells = (at >> block.grain) as usize..=((at + u64::from(n) - 1) >> block.grain) as usize;
-        match block.cells[cells].iter().find_map(|c| c.clone().read(who, block.number, &block.clocks)) {
+        match block.cells[cells].iter().find_map(|c| c.check_read(who, block.number, &block.clocks)) {
             Some(c) => self.conflict(who, c, Doing::Read, &format!("byte {at} of shared memory")),
             None => Ok(()),
         }

@@ -3,15 +3,14 @@
 //! A warp computes its own 16 of the 64 rows, at once; the products are complete where a device may take until
 //! `wgmma.wait_group`.
 
-use std::collections::HashSet;
-
 use super::spaces::Where;
 use super::{Exec, lanes};
-use crate::machine::block::Reading;
+use crate::machine::block::{Pieces, Reading};
 use crate::machine::fault::{FaultKind, Run, Trouble, trouble};
 use crate::ops::{Op, W, WgType, Wgmma};
 use crate::parse::ast::Space;
 use crate::program::Instr;
+use crate::tensor_map::Swizzle;
 
 /// A matrix descriptor, PTX ISA 9.7.15.5.1.2.2.
 #[derive(Clone, Copy, Debug)]
@@ -48,14 +47,17 @@ impl Descriptor {
         let (chunk, within) = (byte / self.row, byte % self.row);
         let linear =
             self.start + outer / 8 * self.stride + chunk * self.leading + outer % 8 * self.row + within;
-        // Swizzling: bits 4 to 6 take the exclusive or with bits 7 to 9, as many as the row has.
-        let bits = (self.row / 32).trailing_zeros() + 1;
-        if self.row == 16 {
-            return linear;
-        }
-        let mask = (1u64 << bits) - 1;
-        linear ^ (linear >> 7 & mask) << 4
+        Swizzle::of_row(self.row).apply(linear)
     }
+}
+
+/// Values of an element type, exact in F64.
+fn convert(ty: WgType, bits: u32) -> f64 {
+    f64::from(match ty {
+        WgType::Tf32 => super::tensor::tf32(bits),
+        WgType::Bf16 => f32::from_bits(bits << 16),
+        WgType::F16 => half::f16::from_bits(bits as u16).to_f32(),
+    })
 }
 
 /// Whether destinations are registers of at most 32 bits, of the instructions that may meet a sum.
@@ -74,23 +76,64 @@ fn writes32(op: Op) -> bool {
 }
 
 impl Exec<'_, '_> {
-    /// An element of an operand; the pieces of shared memory that were read are added to `pieces`.
-    fn element(&mut self, address: u64, ty: WgType, lane: u32, pieces: &mut HashSet<u64>) -> Run<f32> {
-        let size = if ty == WgType::Tf32 { 4 } else { 2 };
-        let at = self.locate(Space::Shared, address, size, lane, &mut 0)?;
-        self.check_proxy(at, lane)?;
-        self.check_written(at, size, lane)?;
-        if let Where::Shared(rank, at) = at
-            && pieces.insert(at / 16)
-        {
-            self.check_read(rank, at / 16 * 16, 16, lane)?;
+    /// Sixteen bytes of an operand, as values. They are added to `pieces`.
+    fn piece(&self, address: u64, ty: WgType, lane: u32, pieces: &mut Pieces) -> Run<[f64; 8]> {
+        let Where::Shared(rank, at) = self.locate(Space::Shared, address, 16, lane, &mut 0)? else {
+            return trouble(FaultKind::InvalidOperand, lane, "an operand outside of shared memory");
+        };
+        if pieces.insert(at / 16) {
+            let place = Where::Shared(rank, at);
+            self.check_proxy(place, lane)?;
+            self.check_written(place, 16, lane)?;
+            self.check_read(rank, at, 16, lane)?;
         }
-        let v = self.peek(at, size, lane) as u32;
-        Ok(match ty {
-            WgType::Tf32 => super::tensor::tf32(v),
-            WgType::Bf16 => f32::from_bits(v << 16),
-            WgType::F16 => half::f16::from_bits(v as u16).to_f32(),
-        })
+        let bytes = &self.blocks[rank].shared[at as usize..at as usize + 16];
+        let mut out = [0.0; 8];
+        match ty {
+            WgType::Tf32 => {
+                for (v, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *v = convert(ty, u32::from_le_bytes(*b));
+                }
+            }
+            _ => {
+                for (v, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *v = convert(ty, u32::from(u16::from_le_bytes(*b)));
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// An operand of `rows` rows from `first` on, with k values each: value (row, k) at `k * rows + row`. Rows are those of A
+    /// and the columns of B; transposed ones run along the contiguous dimension.
+    fn operand(
+        &self,
+        d: Descriptor,
+        (first, rows, k): (usize, usize, usize),
+        transposed: bool,
+        ty: WgType,
+        pieces: &mut Pieces,
+    ) -> Run<Vec<f64>> {
+        let size = if ty == WgType::Tf32 { 4 } else { 2 };
+        let many = 16 / size as usize;
+        let mut out = vec![0.0; rows * k];
+        let (outer, inner) =
+            if transposed { (0..k, first..first + rows) } else { (first..first + rows, 0..k) };
+        for o in outer {
+            for n in inner.clone().step_by(many) {
+                let lane = if transposed { n } else { o } as u32 % 32;
+                let values = self.piece(d.address(o as u64, n as u64, size), ty, lane, pieces)?;
+                if transposed {
+                    let at = o * rows + n - first;
+                    out[at..at + many].copy_from_slice(&values[..many]);
+                } else {
+                    for (x, v) in values[..many].iter().enumerate() {
+                        out[(n + x) * rows + o - first] = *v;
+                    }
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// Fails if an instruction reads or writes sums of a product that was not waited for. Products that go on adding to
@@ -99,7 +142,7 @@ impl Exec<'_, '_> {
         if e == 0 || matches!(i.op, Op::WgMma(_)) {
             return Ok(());
         }
-        let busy = |slot: i32| slot >= 0 && self.warp.products.iter().any(|(_, s)| s.contains(&slot));
+        let busy = |slot: i32| slot >= 0 && self.warp.is_busy(slot);
         let what = if (0..usize::from(i.srcs).min(8)).any(|n| i.narrow >> n & 1 != 0 && busy(self.src(i, n)))
         {
             "read"
@@ -119,7 +162,7 @@ impl Exec<'_, '_> {
     pub(super) fn check_readings(&self, rank: usize, at: u64, n: u32, lane: u32) -> Run<()> {
         let block = &self.blocks[rank];
         let pieces = at / 16..=(at + u64::from(n) - 1) / 16;
-        match block.readings.iter().find(|r| pieces.clone().any(|p| r.pieces.contains(&p))) {
+        match block.readings.iter().find(|r| pieces.clone().any(|p| r.pieces.contains(p))) {
             None => Ok(()),
             Some(r) => {
                 let (what, wait) = match r.lane {
@@ -142,14 +185,14 @@ impl Exec<'_, '_> {
     /// `wgmma.commit_group` and `wgmma.wait_group`: at most `n` of the newest groups stay under way.
     pub(super) fn wait_products(&mut self, n: u32) {
         let before = self.warp.product_groups.saturating_sub(n);
-        self.warp.products.retain(|(group, _)| *group >= before);
+        self.warp.end_products(before);
         let warp = self.warp.index;
         self.block().readings.retain(|r| r.lane.is_some() || r.warp != warp || r.group >= before);
     }
 
     pub(super) fn wgmma(&mut self, i: &Instr, m: u32, w: Wgmma) -> Run<()> {
         let n = usize::from(w.n);
-        let (k, size) = if w.ty == WgType::Tf32 { (8, 4) } else { (16, 2) };
+        let k = if w.ty == WgType::Tf32 { 8 } else { 16 };
         let warp = self.warp.index % 4;
         let uniform = |this: &Self, s: usize| -> Run<u64> {
             let v = this.a64(this.src(i, s));
@@ -180,70 +223,76 @@ impl Exec<'_, '_> {
             let (kind, lane) = (FaultKind::InvalidOperand, m.trailing_zeros());
             Box::new(Trouble { kind, lane, message: message.into(), other: None, pc: None })
         };
-        let mut pieces = HashSet::new();
+        let mut pieces = Pieces::default();
         let na = if w.a_regs { 4 } else { 1 };
-        let mut a = vec![[0f32; 16]; 16];
-        if w.a_regs {
-            for r in 0..4 {
-                let v = *self.a32(self.src(i, 1 + r));
-                for (l, v) in v.iter().enumerate() {
-                    let (g, t) = (l / 4, l % 4);
-                    let row = g + 8 * (r % 2);
-                    match w.ty {
-                        WgType::Tf32 => a[row][t + 4 * (r / 2)] = super::tensor::tf32(*v),
-                        _ => {
-                            for h in 0..2 {
-                                let bits = *v >> (16 * h) & 0xffff;
-                                a[row][2 * t + 8 * (r / 2) + h] = match w.ty {
-                                    WgType::Bf16 => f32::from_bits(bits << 16),
-                                    _ => half::f16::from_bits(bits as u16).to_f32(),
-                                };
-                            }
-                        }
-                    }
-                }
-            }
+        let mut a = if w.a_regs {
+            self.fragments(i, w.ty)
         } else {
             let d = Descriptor::new(uniform(self, 1)?, w.trans_a).map_err(wrong)?;
-            for (row, values) in a.iter_mut().enumerate() {
-                let row = row as u64 + 16 * u64::from(warp);
-                for (column, value) in values.iter_mut().enumerate().take(k) {
-                    let (outer, inner) = if w.trans_a { (column as u64, row) } else { (row, column as u64) };
-                    *value =
-                        self.element(d.address(outer, inner, size), w.ty, (row % 32) as u32, &mut pieces)?;
-                }
-            }
+            self.operand(d, (16 * warp as usize, 16, k), w.trans_a, w.ty, &mut pieces)?
+        };
+        if w.neg_a != w.neg_b {
+            a.iter_mut().for_each(|v| *v = -*v);
         }
         let d = Descriptor::new(uniform(self, 1 + na)?, w.trans_b).map_err(wrong)?;
-        let mut b = vec![vec![0f32; n]; k];
-        for (row, values) in b.iter_mut().enumerate() {
-            for (column, value) in values.iter_mut().enumerate() {
-                // Without transposition B is stored by columns, k being contiguous.
-                let (outer, inner) =
-                    if w.trans_b { (row as u64, column as u64) } else { (column as u64, row as u64) };
-                *value =
-                    self.element(d.address(outer, inner, size), w.ty, (column % 32) as u32, &mut pieces)?;
+        let b = self.operand(d, (0, n, k), w.trans_b, w.ty, &mut pieces)?;
+        // Sums of the warp's rows, from C on in rising k.
+        let mut sums = vec![0.0; 16 * n];
+        let place = |r: usize, l: usize| (l / 4 + 8 * (r / 2 % 2)) * n + 2 * (l % 4) + r % 2 + 8 * (r / 4);
+        if scale != 0 {
+            for r in 0..n / 2 {
+                let c = self.a32(self.src(i, 2 + na + r));
+                c.iter().enumerate().for_each(|(l, c)| sums[place(r, l)] = f64::from(f32::from_bits(*c)));
             }
         }
-        let sign = if w.neg_a != w.neg_b { -1.0 } else { 1.0 };
-        let keep = scale != 0;
+        for (row, sums) in sums.chunks_exact_mut(n).enumerate() {
+            for (a, b) in a[row..].iter().step_by(16).zip(b.chunks_exact(n)) {
+                sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += a * b);
+            }
+        }
         for r in 0..n / 2 {
-            let c = *self.a32(self.src(i, 2 + na + r));
             let v = std::array::from_fn(|l| {
-                let (g, t) = (l / 4, 2 * (l % 4));
-                let (row, column) = (g + 8 * (r / 2 % 2), t + r % 2 + 8 * (r / 4));
-                let start = if keep { f64::from(f32::from_bits(c[l])) } else { 0.0 };
-                let sum =
-                    (0..k).fold(start, |s, x| s + sign * f64::from(a[row][x]) * f64::from(b[x][column]));
+                let sum = sums[place(r, l)];
                 if sum.is_nan() { super::soft::NAN32 } else { (sum as f32).to_bits() }
             });
             let d = self.dst(i, r);
             self.set32(d, m, &v);
         }
+        self.count_operands(w, warp);
         let slots = (0..n / 2).map(|r| self.dst(i, r)).collect();
         let (group, warp, pc) = (self.warp.product_groups, self.warp.index, self.pc);
-        self.warp.products.push((group, slots));
+        self.warp.begin_product(group, slots);
         self.block().readings.push(Reading { warp, lane: None, group, pc, pieces });
         Ok(())
+    }
+
+    /// A of the form with registers, as [`Exec::operand`] gives it.
+    fn fragments(&self, i: &Instr, ty: WgType) -> Vec<f64> {
+        let mut a = vec![0.0; 16 * if ty == WgType::Tf32 { 8 } else { 16 }];
+        for r in 0..4 {
+            for (l, v) in self.a32(self.src(i, 1 + r)).iter().enumerate() {
+                let (row, t) = (l / 4 + 8 * (r % 2), l % 4);
+                if ty == WgType::Tf32 {
+                    a[(t + 4 * (r / 2)) * 16 + row] = convert(ty, *v);
+                    continue;
+                }
+                for h in 0..2 {
+                    a[(2 * t + 8 * (r / 2) + h) * 16 + row] = convert(ty, *v >> (16 * h) & 0xffff);
+                }
+            }
+        }
+        a
+    }
+
+    /// Passes over shared memory: a warp's own rows of A, and its share of B, which the four warps read together. No
+    /// conflicts are counted.
+    fn count_operands(&mut self, w: Wgmma, warp: u32) {
+        // A row of k values has 32 bytes.
+        let a = if w.a_regs { 0 } else { 16 * 32 / 128 };
+        let b = u64::from(w.n) * 32 / 128;
+        let share = b * u64::from(warp + 1) / 4 - b * u64::from(warp) / 4;
+        let c = &mut self.counts[self.pc as usize];
+        c.wavefronts += a + share;
+        c.ideal += a + share;
     }
 }

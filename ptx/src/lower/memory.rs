@@ -51,7 +51,7 @@ impl Lower<'_> {
         m.take("L2::cache_hint")
     }
 
-    fn note_width(&mut self, space: Space, bytes: u32) {
+    pub(super) fn note_width(&mut self, space: Space, bytes: u32) {
         let grain = bytes.trailing_zeros().min(2);
         if matches!(space, Space::Shared | Space::Generic) {
             self.grains[0] = self.grains[0].min(grain);
@@ -115,6 +115,7 @@ impl Lower<'_> {
                 m.one_of(SPACES);
                 m.take("L1");
                 m.take("L2");
+                m.take("tensormap");
                 // `applypriority` and `discard` also give a size.
                 let args = self.args(i, if i.name.starts_with("prefetch") { &[1] } else { &[2] })?;
                 self.address(&args[0])?;
@@ -424,10 +425,11 @@ impl Lower<'_> {
             self.emit(Op::BulkWait { count: n.min(1 << 20) as u32, read }, vec![], vec![]);
             return Ok(true);
         }
+        let prefetch = m.take("prefetch");
         if m.take("tensor") {
-            return m.fail("copies by tensor map are not supported");
+            return self.tensor(i, m, prefetch);
         }
-        if m.take("prefetch") {
+        if prefetch {
             m.take("L2");
             m.take("global");
             let policy = Self::cache_hints(m);

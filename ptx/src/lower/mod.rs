@@ -10,6 +10,7 @@ mod memory;
 mod modifiers;
 mod operands;
 mod sync;
+mod tensor_map;
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;

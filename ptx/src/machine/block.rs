@@ -1,6 +1,6 @@
 //! A block: its shared memory, barriers and mbarriers.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::SHARED_BASE;
 use super::clocks::{Clocks, Knowledge};
@@ -81,8 +81,28 @@ pub(crate) struct Reading {
     /// The group that it was committed in.
     pub group: u32,
     pub pc: u32,
-    /// Pieces of 16 bytes of shared memory.
-    pub pieces: HashSet<u64>,
+    pub pieces: Pieces,
+}
+
+/// Pieces of 16 bytes of shared memory, a bit each.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pieces(Vec<u64>);
+
+impl Pieces {
+    /// Adds a piece by its number; false if it was there.
+    pub fn insert(&mut self, piece: u64) -> bool {
+        let (word, bit) = ((piece / 64) as usize, 1 << (piece % 64));
+        if word >= self.0.len() {
+            self.0.resize(word + 1, 0);
+        }
+        let new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        new
+    }
+
+    pub fn contains(&self, piece: u64) -> bool {
+        self.0.get((piece / 64) as usize).is_some_and(|word| word >> (piece % 64) & 1 != 0)
+    }
 }
 
 #[derive(Debug)]

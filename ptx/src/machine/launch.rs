@@ -12,6 +12,7 @@ use super::run::{Cluster, Stop};
 use super::shadow::Shadow;
 use crate::counters::{Counters, PcCount, Touched};
 use crate::program::{Kernel, Module};
+use crate::tensor_map::TensorMap;
 
 /// A launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,13 @@ impl<'a> Launch<'a> {
         let align = bytes.len().next_power_of_two().clamp(1, 8);
         self.args.resize(self.args.len().next_multiple_of(align), 0);
         self.args.extend(bytes);
+        self
+    }
+
+    /// Adds a tensor map, a parameter of 128 bytes at a multiple of 64.
+    pub fn tensor_map(mut self, map: &TensorMap) -> Self {
+        self.args.resize(self.args.len().next_multiple_of(64), 0);
+        self.args.extend(map.encode());
         self
     }
 }

@@ -97,19 +97,26 @@ impl Cell {
         true
     }
 
+    /// What stands against a read that is not recorded.
+    #[inline]
+    pub fn check_read(&self, me: Who, block: u32, clocks: &Clocks) -> Option<Conflict> {
+        if self.write == 0 {
+            return None;
+        }
+        let who = Who::unpack(self.write);
+        let fine = match who.kind {
+            COPY => false,
+            ATOMIC if me.kind == ATOMIC => true,
+            _ => self.ordered(0, who, clocks, block, me),
+        };
+        (!fine).then_some(Conflict { write: true, block: self.block[0], who })
+    }
+
     /// Records a read.
     #[inline]
     pub fn read(&mut self, me: Who, block: u32, clocks: &Clocks) -> Option<Conflict> {
-        if self.write != 0 {
-            let who = Who::unpack(self.write);
-            let fine = match who.kind {
-                COPY => false,
-                ATOMIC if me.kind == ATOMIC => true,
-                _ => self.ordered(0, who, clocks, block, me),
-            };
-            if !fine {
-                return Some(Conflict { write: true, block: self.block[0], who });
-            }
+        if let Some(conflict) = self.check_read(me, block, clocks) {
+            return Some(conflict);
         }
         let bit = 1u32 << (me.thread % 32);
         let warp = Who { thread: me.thread & !31, ..me };

@@ -57,6 +57,8 @@ pub(crate) struct Warp {
     pub observed: Vec<(u32, u64)>,
     /// Products of a warpgroup under way: (group, slots of their sums), and the number of committed groups.
     pub products: Vec<(u32, Vec<i32>)>,
+    /// The same slots, a bit each.
+    busy: Vec<u64>,
     pub product_groups: u32,
     /// Whether `wgmma.fence` was passed, which the first product needs.
     pub product_fence: bool,
@@ -94,6 +96,7 @@ impl Warp {
             fenced: vec![None; 32],
             observed: Vec::new(),
             products: Vec::new(),
+            busy: Vec::new(),
             product_groups: 0,
             product_fence: false,
             bulk_groups: [0; 32],
@@ -114,6 +117,31 @@ impl Warp {
             warp.r64[*slot as usize] = [1; 32];
         }
         warp
+    }
+
+    /// A product of a warpgroup begins, in a group, with sums in these slots.
+    pub fn begin_product(&mut self, group: u32, slots: Vec<i32>) {
+        self.products.push((group, slots));
+        self.find_busy();
+    }
+
+    /// Ends the products of groups before a number.
+    pub fn end_products(&mut self, before: u32) {
+        self.products.retain(|(group, _)| *group >= before);
+        self.find_busy();
+    }
+
+    fn find_busy(&mut self) {
+        self.busy.clear();
+        self.busy.resize(self.r32.len().div_ceil(64), 0);
+        for slot in self.products.iter().flat_map(|(_, slots)| slots).filter(|slot| **slot >= 0) {
+            self.busy[*slot as usize / 64] |= 1 << (slot % 64);
+        }
+    }
+
+    /// Whether a product under way has a sum in a slot.
+    pub fn is_busy(&self, slot: i32) -> bool {
+        self.busy[slot as usize / 64] >> (slot % 64) & 1 != 0
     }
 }
 
