@@ -52,6 +52,7 @@ impl Descriptor {
 }
 
 /// Values of an element type, exact in F64.
+#[inline(always)]
 fn convert(ty: WgType, bits: u32) -> f64 {
     f64::from(match ty {
         WgType::Tf32 => super::tensor::tf32(bits),
@@ -73,6 +74,11 @@ fn writes32(op: Op) -> bool {
         Op::Ld(a) => !a.wide,
         _ => false,
     }
+}
+
+/// Values from one k to the next: not a power of two, so that values of a row do not all meet in one set of a cache.
+fn pitch(rows: usize) -> usize {
+    rows + 8
 }
 
 impl Exec<'_, '_> {
@@ -104,8 +110,8 @@ impl Exec<'_, '_> {
         Ok(out)
     }
 
-    /// An operand of `rows` rows from `first` on, with k values each: value (row, k) at `k * rows + row`. Rows are those of A
-    /// and the columns of B; transposed ones run along the contiguous dimension.
+    /// An operand of `rows` rows from `first` on, with k values each: value (row, k) at `k * pitch(rows) + row`. Rows are those
+    /// of A and the columns of B; transposed ones run along the contiguous dimension.
     fn operand(
         &self,
         d: Descriptor,
@@ -116,7 +122,8 @@ impl Exec<'_, '_> {
     ) -> Run<Vec<f64>> {
         let size = if ty == WgType::Tf32 { 4 } else { 2 };
         let many = 16 / size as usize;
-        let mut out = vec![0.0; rows * k];
+        let pitch = pitch(rows);
+        let mut out = vec![0.0; pitch * k];
         let (outer, inner) =
             if transposed { (0..k, first..first + rows) } else { (first..first + rows, 0..k) };
         for o in outer {
@@ -124,11 +131,11 @@ impl Exec<'_, '_> {
                 let lane = if transposed { n } else { o } as u32 % 32;
                 let values = self.piece(d.address(o as u64, n as u64, size), ty, lane, pieces)?;
                 if transposed {
-                    let at = o * rows + n - first;
+                    let at = o * pitch + n - first;
                     out[at..at + many].copy_from_slice(&values[..many]);
                 } else {
                     for (x, v) in values[..many].iter().enumerate() {
-                        out[(n + x) * rows + o - first] = *v;
+                        out[(n + x) * pitch + o - first] = *v;
                     }
                 }
             }
@@ -246,7 +253,7 @@ impl Exec<'_, '_> {
             }
         }
         for (row, sums) in sums.chunks_exact_mut(n).enumerate() {
-            for (a, b) in a[row..].iter().step_by(16).zip(b.chunks_exact(n)) {
+            for (a, b) in a[row..].iter().step_by(pitch(16)).zip(b.chunks_exact(pitch(n))) {
                 sums.iter_mut().zip(b).for_each(|(sum, b)| *sum += a * b);
             }
         }
@@ -268,16 +275,17 @@ impl Exec<'_, '_> {
 
     /// A of the form with registers, as [`Exec::operand`] gives it.
     fn fragments(&self, i: &Instr, ty: WgType) -> Vec<f64> {
-        let mut a = vec![0.0; 16 * if ty == WgType::Tf32 { 8 } else { 16 }];
+        let pitch = pitch(16);
+        let mut a = vec![0.0; pitch * if ty == WgType::Tf32 { 8 } else { 16 }];
         for r in 0..4 {
             for (l, v) in self.a32(self.src(i, 1 + r)).iter().enumerate() {
                 let (row, t) = (l / 4 + 8 * (r % 2), l % 4);
                 if ty == WgType::Tf32 {
-                    a[(t + 4 * (r / 2)) * 16 + row] = convert(ty, *v);
+                    a[(t + 4 * (r / 2)) * pitch + row] = convert(ty, *v);
                     continue;
                 }
                 for h in 0..2 {
-                    a[(2 * t + 8 * (r / 2) + h) * 16 + row] = convert(ty, *v >> (16 * h) & 0xffff);
+                    a[(2 * t + 8 * (r / 2) + h) * pitch + row] = convert(ty, *v >> (16 * h) & 0xffff);
                 }
             }
         }

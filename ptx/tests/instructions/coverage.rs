@@ -46,6 +46,7 @@ fn every_accepted_form_is_tested() {
         crate::copies::texts(),
         crate::hopper::texts(),
         crate::wgmma::texts(),
+        crate::tensor_map::texts(),
     ];
     let mut opcodes = BTreeSet::new();
     for text in texts.iter().flatten() {

@@ -18,6 +18,7 @@ mod memory;
 mod mutated;
 mod run;
 mod special;
+mod tensor_map;
 mod warp;
 mod wgmma;
 
