@@ -17,8 +17,8 @@ COSTS = ROOT / "kernels" / "costs.txt"
 # Rows of the smaller of two runs: two tiles a block in BF16, one in F32.
 ROWS = 256
 SUMS = (
-    "lanes approximations products_half products_tf32 shared_wavefronts shared_ideal read_sectors read_bytes "
-    "write_sectors write_bytes unique_read_sectors unique_write_sectors barriers"
+    "lanes approximations products_half products_tf32 wgmma_half wgmma_tf32 shared_wavefronts shared_ideal read_sectors "
+    "read_bytes write_sectors write_bytes unique_read_sectors unique_write_sectors barriers"
 ).split()
 
 
@@ -48,7 +48,7 @@ class Cost:
 
 def read(line):
     """Counts of a launch as one dictionary."""
-    counts = {name: line[name] for name in SUMS}
+    counts = {name: line.get(name, 0) for name in SUMS}
     counts |= {pipe: n for pipe, n in line["issued"].items()}
     counts["instructions"] = sum(line["issued"].values())
     return counts

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{HEAD, REGS, parse};
-use ptx::{Fault, FaultKind, Launch, Memory, Options, Order, launch};
+use ptx::{Element, Fault, FaultKind, Fill, Launch, Memory, Options, Order, Swizzle, TensorMap, launch};
 
 fn text(body: &str) -> String {
     format!(
@@ -209,4 +209,85 @@ fn warpgroup_products() {
         let fault = launch(&module, &mut memory, &request, &Options::default()).expect_err("no wait");
         assert_eq!(fault.kind, FaultKind::CopyInFlight);
     }
+}
+
+/// A tensor of 32 x 16 words in boxes of 8 x 16, whose map is at %rd0, with %rd1 and what `text` has.
+fn with_map(body: &str, map: &[u8; 128]) -> Result<(), Box<Fault>> {
+    let text = text(body)
+        .replace(".param .u64 p0", ".param .align 64 .b8 p0[128]")
+        .replace("ld.param.u64 %rd0, [p0];", "mov.b64 %rd2, p0; cvta.param.u64 %rd0, %rd2;");
+    let module = parse(&text);
+    let mut memory = Memory::new();
+    let out = memory.alloc(4096);
+    let request = Launch::new("k", [1; 3], [64, 1, 1]).arg(map).arg(&out.to_le_bytes());
+    let options = Options { step_limit: 100_000, ..Options::default() };
+    launch(&module, &mut memory, &request, &options).map(|_| ())
+}
+
+#[test]
+fn copies_by_tensor_map_that_go_wrong() {
+    let mut memory = Memory::new();
+    // The only buffer of a fresh memory: the output, which the tensor lies in, or is the start of.
+    let at = memory.alloc(4096);
+    let make = |rows: u64| {
+        let tile = [8, 16];
+        TensorMap::new(Element::U32, at, &[32, rows], &[128], &tile, Swizzle::None, Fill::Zeros)
+            .expect("a map")
+            .encode()
+    };
+    let map = make(16);
+    let fill = "mad.wide.u32 %rd5, %r0, 4, %rd1; mov.u32 %r4, 0; $f: st.global.u32 [%rd5], %r4; add.u64 %rd5, %rd5, 256; add.u32 %r4, %r4, 1; setp.lt.u32 %p3, %r4, 16; @%p3 bra $f; bar.sync 0;";
+    let expect = "@%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r3], 512;";
+    let load = "@%p1 cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd0, {4, -1}], [%r3];";
+    let whole = |body: &str| format!("{fill} {INIT} {expect} {body} {WAIT}");
+    let kind = |body: &str, map: &[u8; 128]| with_map(body, map).map_err(|f| f.kind);
+    let read = "ld.shared.u32 %r5, [%r2];";
+    assert_eq!(kind(&format!("{} {read}", whole(load)), &map), Ok(()));
+    // Bytes outside of the tensor count: fewer are never complete. Nothing orders a read before the wait.
+    let less = whole(load).replace("512", "480");
+    assert_eq!(kind(&less, &map), Err(FaultKind::StepLimit));
+    assert_eq!(kind(&whole(load).replace("512", "528"), &map), Err(FaultKind::StepLimit));
+    let early = format!("{fill} {INIT} {expect} {load} {read}");
+    assert!(matches!(kind(&early, &map), Err(FaultKind::Race | FaultKind::UninitialisedMemory)));
+    let unfenced = whole(load).replace(" fence.mbarrier_init.release.cluster;", "");
+    assert_eq!(kind(&unfenced, &map), Err(FaultKind::MissingProxyFence));
+    // Addresses: of shared memory, of the map, of what the map names.
+    let with = |from: &str, to: &str| kind(&whole(&load.replace(from, to)), &map);
+    assert_eq!(with("[%r2]", "[%r2+64]"), Err(FaultKind::Misaligned));
+    assert_eq!(with("[%r2]", "[%r2+7808]"), Err(FaultKind::OutOfBounds));
+    assert_eq!(with("[%rd0,", "[%rd0+32,"), Err(FaultKind::Misaligned));
+    assert_eq!(with("[%rd0,", "[%rd0+64,"), Err(FaultKind::OutOfBounds));
+    assert_eq!(with("[%rd0,", "[%rd1,"), Err(FaultKind::InvalidOperand));
+    let rank = load.replace("2d", "3d").replace("{4, -1}", "{4, -1, 0}");
+    assert_eq!(kind(&whole(&rank), &map), Err(FaultKind::InvalidOperand));
+    let own = "cvt.u64.u32 %rd6, %r2; cvta.shared.u64 %rd0, %rd6;";
+    assert_eq!(kind(&whole(&format!("{own} {load}")), &map), Err(FaultKind::InvalidOperand));
+    assert_eq!(kind(&whole(load), &[0; 128]), Err(FaultKind::InvalidOperand));
+    let below = load.replace("-1", "24");
+    assert_eq!(kind(&whole(&below), &make(32)), Ok(()));
+    assert_eq!(kind(&whole(&below), &make(40)), Err(FaultKind::OutOfBounds));
+    // What the tensor does not hold yet.
+    assert_eq!(kind(&format!("{INIT} {expect} {load} {WAIT}"), &map), Err(FaultKind::UninitialisedMemory));
+    // Stores: of what threads wrote behind a fence, and shared memory is left alone until they have read it.
+    let store = "@%p1 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd0, {-4, 9}], [%r2]; @%p1 cp.async.bulk.commit_group;";
+    let wait = "@%p1 cp.async.bulk.wait_group 0;";
+    let body = |fence: &str, behind: &str| {
+        format!(
+            "mad.lo.u32 %r4, %r0, 8, %r2; st.shared.u32 [%r4], %r0; st.shared.u32 [%r4+4], %r0; {fence} bar.sync 0; {store} {behind}"
+        )
+    };
+    let fence = "fence.proxy.async.shared::cta;";
+    assert_eq!(kind(&body(fence, wait), &map), Ok(()));
+    assert_eq!(kind(&body("", wait), &map), Err(FaultKind::MissingProxyFence));
+    assert_eq!(kind(&body(fence, ""), &map), Err(FaultKind::CopyInFlight));
+    let over = |at: u32| format!("@%p1 st.shared.u32 [%r2+{at}], 0; {wait}");
+    assert_eq!(kind(&body(fence, &over(16)), &map), Err(FaultKind::CopyInFlight));
+    // The first half of a row lies outside and is not read.
+    assert_eq!(kind(&body(fence, &over(0)), &map), Ok(()));
+    assert_eq!(kind(&body(fence, &format!("{wait} {}", over(16))), &map), Ok(()));
+    let race = |behind: &str| {
+        format!("{} setp.eq.u32 %p4, %r0, 33; {behind} @%p4 st.global.u32 [%rd1+1152], 5;", body(fence, wait))
+    };
+    assert_eq!(kind(&race("bar.sync 0;"), &map), Ok(()));
+    assert_eq!(kind(&race(""), &map), Err(FaultKind::Race));
 }

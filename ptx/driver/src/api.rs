@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// An answer as a code. A panic is a defect of this library: it is printed, and the call fails.
-fn code(run: impl FnOnce() -> Answer<()>) -> c_int {
+pub(crate) fn code(run: impl FnOnce() -> Answer<()>) -> c_int {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => codes::SUCCESS,
         Ok(Err(code)) => code,
@@ -50,7 +50,7 @@ fn current() -> Answer<Arc<Device>> {
 }
 
 /// A call on the current context; objects that it names must belong to it.
-fn on<T>(
+pub(crate) fn on<T>(
     function: &'static str,
     objects: &[*mut c_void],
     run: impl FnOnce(&Device, &mut State) -> Answer<T>,

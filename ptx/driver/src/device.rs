@@ -186,7 +186,7 @@ fn say(words: &str) {
 }
 
 /// Says why, and refuses.
-fn refuse<T>(code: i32, words: impl AsRef<str>) -> Answer<T> {
+pub fn refuse<T>(code: i32, words: impl AsRef<str>) -> Answer<T> {
     say(words.as_ref());
     Err(code)
 }
@@ -297,6 +297,8 @@ fn note(path: &std::path::Path, work: &Work, counters: &Counters) {
         ("approximations", t.approximations),
         ("products_half", t.products[0]),
         ("products_tf32", t.products[1]),
+        ("wgmma_half", t.warpgroup_products[0]),
+        ("wgmma_tf32", t.warpgroup_products[1]),
         ("shared_wavefronts", t.shared_wavefronts),
         ("shared_ideal", t.shared_ideal),
         ("read_sectors", t.read_sectors),
@@ -705,15 +707,16 @@ impl State {
         Ok(())
     }
 
-    /// By threads and shared memory, of which a block takes 1 KiB more than it asks for.
+    /// By threads and shared memory, static and dynamic, of which a block takes 1 KiB more than it asks for. Blocks of a
+    /// cluster count like others.
     pub fn occupancy(&self, device: &Device, function: u64, threads: i32, shared: usize) -> Answer<i32> {
-        if !self.functions.contains_key(&function) {
-            return Err(codes::INVALID_HANDLE);
-        }
+        let function = self.functions.get(&function).ok_or(codes::INVALID_HANDLE)?;
+        let module = function.source.as_ref().and_then(|source| source.module().ok());
+        let fixed = module.and_then(|m| m.kernel(&function.name)).map_or(0, |k| k.static_shared as usize);
         if !(1..=1024).contains(&threads) || shared > device.settings.shared as usize {
             return Err(codes::INVALID_VALUE);
         }
-        let by_shared = (device.settings.shared as usize + 1024) / (shared + 1024);
+        let by_shared = (device.settings.shared as usize + 1024) / (shared + fixed + 1024);
         let computed = i32::try_from(by_shared).unwrap_or(i32::MAX).min(2048 / threads).min(32);
         Ok(device.settings.occupancy.unwrap_or(computed))
     }

@@ -5,5 +5,6 @@ mod codes;
 mod device;
 mod kernels;
 mod settings;
+mod tensor_maps;
 
 pub use settings::{Failure, Queue, Settings};

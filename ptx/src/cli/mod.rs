@@ -26,6 +26,10 @@ Options:
                                bytes:00ff12                      a structure
                                f32[1024]:random                  a buffer: random, iota, zeros,
                                                                  unwritten, or a number for all
+                               bf16[256,64]:random:box=64,8:swizzle=128
+                                                                 a tensor map of a buffer: sizes and
+                                                                 box, the contiguous one first;
+                                                                 swizzle=32, 64, 128; fill=nan
   --warps, --blocks ORDER    forward, backward, random:SEED
   --copies late|early        when cp.async writes
   --seed N                   of random buffers and approximate instructions (0)
@@ -165,14 +169,17 @@ fn launch_file(arguments: &[String]) -> Result<String, String> {
         let argument = Argument::parse(text, seed.wrapping_add(n as u64))?;
         let bytes = match argument {
             Argument::Value(bytes) => bytes,
-            Argument::Buffer { ty, count, bytes } => {
+            Argument::Buffer { ty, count, bytes, map } => {
                 let size = (count * ty.bytes()) as u64;
                 let address = memory.alloc(size);
                 if let Some(bytes) = &bytes {
                     memory.write(address, bytes);
                 }
                 buffers.push((n, ty, count, address, bytes));
-                address.to_le_bytes().to_vec()
+                match map {
+                    Some(map) => map.encode(address)?,
+                    None => address.to_le_bytes().to_vec(),
+                }
             }
         };
         if bytes.len() != param.bytes as usize {

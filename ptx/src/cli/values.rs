@@ -1,4 +1,6 @@
-//! Arguments as text: `u32:5`, `f32[1024]:random`.
+//! Arguments as text: `u32:5`, `f32[1024]:random`, `bf16[128,64]:iota:box=64,8`.
+
+use ptx::{Element, Fill, Swizzle, TensorMap};
 
 /// Types of numbers on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +21,68 @@ pub enum Argument {
     /// Bytes that are passed as they are.
     Value(Vec<u8>),
     /// A buffer, with its contents unless it is to be unwritten.
-    Buffer { ty: Type, count: usize, bytes: Option<Vec<u8>> },
+    Buffer { ty: Type, count: usize, bytes: Option<Vec<u8>>, map: Option<Map> },
+}
+
+/// A tensor map of a buffer: sizes, the contiguous one first, box, swizzle and what lies outside.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Map {
+    element: Element,
+    sizes: Vec<u64>,
+    tile: Vec<u32>,
+    swizzle: Swizzle,
+    fill: Fill,
+}
+
+impl Map {
+    /// Reads what stands behind the contents: `box=64,8:swizzle=128:fill=nan`.
+    fn parse(ty: Type, sizes: Vec<u64>, options: &str) -> Result<Map, String> {
+        let (mut tile, mut swizzle, mut fill) = (Vec::new(), Swizzle::None, Fill::Zeros);
+        for option in options.split(':') {
+            match option.split_once('=') {
+                Some(("box", list)) => tile = numbers(list)?,
+                Some(("swizzle", "32")) => swizzle = Swizzle::Bytes32,
+                Some(("swizzle", "64")) => swizzle = Swizzle::Bytes64,
+                Some(("swizzle", "128")) => swizzle = Swizzle::Bytes128,
+                Some(("fill", "nan")) => fill = Fill::Nan,
+                _ => return Err(format!("{option}: expected box=, swizzle=32, 64 or 128, or fill=nan")),
+            }
+        }
+        let element = match ty {
+            Type::Unsigned(1) => Element::U8,
+            Type::Unsigned(2) => Element::U16,
+            Type::Unsigned(4) => Element::U32,
+            Type::Unsigned(_) => Element::U64,
+            Type::Signed(4) => Element::S32,
+            Type::Signed(8) => Element::S64,
+            Type::Signed(_) => return Err("tensors of s8 and s16 have no tensor map".to_string()),
+            Type::F16 => Element::F16,
+            Type::Bf16 => Element::Bf16,
+            Type::F32 => Element::F32,
+            Type::F64 => Element::F64,
+        };
+        Ok(Map { element, sizes, tile, swizzle, fill })
+    }
+
+    /// The map of a tensor without gaps at an address.
+    pub fn encode(&self, address: u64) -> Result<Vec<u8>, String> {
+        let Map { element, sizes, tile, swizzle, fill } = self;
+        let mut bytes = u64::from(element.bytes());
+        let strides: Vec<u64> = sizes[..sizes.len() - 1]
+            .iter()
+            .map(|n| {
+                bytes *= n;
+                bytes
+            })
+            .collect();
+        let map = TensorMap::new(*element, address, sizes, &strides, tile, *swizzle, *fill)?;
+        Ok(map.encode().to_vec())
+    }
+}
+
+/// Numbers between commas.
+fn numbers<T: std::str::FromStr>(list: &str) -> Result<Vec<T>, String> {
+    list.split(',').map(|n| n.parse().map_err(|_| format!("{n} is no number of values"))).collect()
 }
 
 impl Type {
@@ -116,10 +179,16 @@ impl Argument {
             return Ok(Argument::Value(Type::parse(ty)?.of_text(value)?));
         };
         let ty = Type::parse(name)?;
-        let count: usize = count.parse().map_err(|_| format!("{count} is no number of values"))?;
-        if count.checked_mul(ty.bytes()).is_none_or(|b| b > 1 << 34) {
+        let sizes: Vec<u64> = numbers(count)?;
+        let bytes = sizes.iter().try_fold(ty.bytes() as u64, |n, size| n.checked_mul(*size));
+        let Some(bytes) = bytes.filter(|b| *b <= 1 << 34) else {
             return Err(format!("{count} values are too many"));
-        }
+        };
+        let count = bytes as usize / ty.bytes();
+        let (value, map) = match value.split_once(':') {
+            Some((value, options)) => (value, Some(Map::parse(ty, sizes, options)?)),
+            None => (value, None),
+        };
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -142,7 +211,7 @@ impl Argument {
                 Some(one.repeat(count))
             }
         };
-        Ok(Argument::Buffer { ty, count, bytes })
+        Ok(Argument::Buffer { ty, count, bytes, map })
     }
 }
 
