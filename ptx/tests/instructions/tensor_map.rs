@@ -131,7 +131,7 @@ impl Case {
                 Swizzle::Bytes64 => line % 4,
                 Swizzle::Bytes128 => line % 8,
             };
-            (at ^ by * 16, inside.then_some(global as usize))
+            (at ^ (by * 16), inside.then_some(global as usize))
         };
         (0..count).map(place).collect()
     }
@@ -235,7 +235,7 @@ pub fn texts() -> Vec<String> {
         bodies.map(|body| kernel("", PARAM, &body))
     };
     let mut out: Vec<String> = cases().iter().take(80).flat_map(of).collect();
-    out.push(kernel("", CONST, ""));
+    out.push(kernel(".const .align 64 .b8 constant[128];\n", CONST, ""));
     out
 }
 
