@@ -36,6 +36,8 @@ pub struct Kernels {
     pub hash: u64,
     /// The lowest architecture that it is written for.
     pub lowest: Architecture,
+    /// Whether it is written for that one alone.
+    pub only: bool,
     /// Its kernels, in order of appearance.
     pub symbols: Vec<String>,
 }
@@ -47,6 +49,13 @@ pub struct Architecture {
     pub number: u32,
     /// As in `a`: code for this architecture alone.
     pub suffix: Option<char>,
+}
+
+impl Kernels {
+    /// Whether it is compiled for an architecture.
+    pub fn suits(&self, architecture: Architecture) -> bool {
+        if self.only { architecture == self.lowest } else { architecture >= self.lowest }
+    }
 }
 
 impl Architecture {
@@ -115,11 +124,11 @@ pub fn read(root: &Path) -> Result<Sources, String> {
         let stem = name.strip_prefix("kernels/").and_then(|n| n.strip_suffix(".cu"));
         let header = [".cuh", ".h", ".hpp"].iter().any(|ending| name.ends_with(ending));
         if let Some(stem) = stem.filter(|stem| !stem.contains('/')) {
-            let lowest = lowest(&name, &text)?;
+            let (lowest, only) = architectures(&name, &text)?;
             let mut hash = Xxh3::new();
             hash.update(&bytes);
             let symbols = symbols(&text);
-            out.kernels.push(Kernels { stem: stem.into(), hash: hash.digest(), lowest, symbols });
+            out.kernels.push(Kernels { stem: stem.into(), hash: hash.digest(), lowest, only, symbols });
         } else if header {
             update(&mut headers, &name, &bytes);
         } else if name == EXPECTATIONS {
@@ -167,14 +176,19 @@ fn list(root: &Path, folder: &str, out: &mut Vec<String>) -> Result<(), String> 
     Ok(())
 }
 
-/// The architecture in a first line such as `// archs: sm_75+`.
-fn lowest(name: &str, text: &str) -> Result<Architecture, String> {
+/// The architecture in a first line such as `// archs: sm_75+` or `// archs: sm_90a`, and whether it is the only one.
+fn architectures(name: &str, text: &str) -> Result<(Architecture, bool), String> {
     let first = text.lines().next().unwrap_or_default();
     let Some(tag) = first.trim_start_matches('/').trim().strip_prefix("archs:") else {
-        return Ok(Architecture::LOWEST);
+        return Ok((Architecture::LOWEST, false));
     };
-    let one = tag.trim().strip_suffix('+').and_then(Architecture::parse);
-    one.ok_or_else(|| format!("{name}:1: `archs:{tag}` is not of the form `archs: sm_75+`"))
+    let (one, only) = match tag.trim().strip_suffix('+') {
+        Some(lowest) => (Architecture::parse(lowest), false),
+        None => (Architecture::parse(tag).filter(|a| a.suffix == Some('a')), true),
+    };
+    let one =
+        one.ok_or_else(|| format!("{name}:1: `archs:{tag}` is not of the form `sm_75+` or `sm_90a`"))?;
+    Ok((one, only))
 }
 
 /// The kernels that a file exports: the names of its `extern "C" __global__` functions, and the first arguments of

@@ -75,7 +75,7 @@ def hot_loop(outermost):
 
     def weight(found):
         names = found[0].names - sum((inner.names for inner in found[0].inner), Counter())
-        products = sum(n for name, n in names.items() if name.startswith("HMMA"))
+        products = sum(n for name, n in names.items() if name.startswith(("HMMA", "HGMMA")))
         # Of equal numbers of products the hot one is that without inner loops, then the shorter one: the others are for
         # sizes known at run time only.
         return products, not found[0].inner, -names.total() if products else names.total()

@@ -83,13 +83,18 @@ struct tile {
           ldmatrix_x4(w, b + (16 * g + second + low) * b_stride + k + first);
         else
           ldmatrix_x4_trans(w, b + (k + first + low) * b_stride + 16 * g + second);
-        const u32 left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
-#pragma unroll
-        for (u32 r = 0; r < R; r++) {
-          mma_m16n8k16_bf16(sum[r][2 * g], x[r], left);
-          mma_m16n8k16_bf16(sum[r][2 * g + 1], x[r], right);
-        }
+        multiply(g, x, w);
       }
+    }
+  }
+
+  /// Adds fragments of A times group g of B, 16 outputs, over k = 16.
+  GPU_FN void multiply(u32 g, const u32 (&x)[R][4], const u32 (&w)[4]) {
+    const u32 left[2] = {w[0], w[1]}, right[2] = {w[2], w[3]};
+#pragma unroll
+    for (u32 r = 0; r < R; r++) {
+      mma_m16n8k16_bf16(sum[r][2 * g], x[r], left);
+      mma_m16n8k16_bf16(sum[r][2 * g + 1], x[r], right);
     }
   }
 };

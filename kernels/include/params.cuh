@@ -62,6 +62,21 @@ struct encode {
 };
 static_assert(sizeof(encode<float, float>) == 112);
 
+/// What the copy engine knows of a matrix: a CUtensorMap, made by the driver on the host.
+struct __align__(64) tensor_map {
+  u64 opaque[16];
+};
+static_assert(sizeof(tensor_map) == 128);
+
+/// encode_tma_*: `of`, and maps of its embeddings and of W1.
+template <class S, class W>
+struct encode_tma {
+  tensor_map embeddings, w1;
+  encode<S, W> of;
+  u64 unused[2];
+};
+static_assert(sizeof(encode_tma<float, float>) == 384);
+
 /// decode_*: W1 [hidden, latent], W2 [dim, hidden], out [count, dim], by slices of `columns` columns.
 template <class S, class W>
 struct decode {
@@ -91,6 +106,15 @@ struct score {
   u32 unused;
 };
 static_assert(sizeof(score<float, float>) == 72);
+
+/// score_wgmma_*: `of`, and maps of its embeddings and of W1.
+template <class S, class W>
+struct score_wgmma {
+  tensor_map embeddings, w1;
+  score<S, W> of;
+  u64 unused[7];
+};
+static_assert(sizeof(score_wgmma<float, float>) == 384);
 
 /// score_latents_*: W1 [hidden, latent], folded [width, hidden], out [count].
 template <class W>

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::cuda::driver::{Driver, DriverResult, Event, Graph, Limits};
+use lensmith::backend::cuda::driver::{BoxedMatrix, Driver, DriverResult, Event, Graph, Limits};
 use lensmith::backend::cuda::{Cuda, Launch};
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
@@ -79,6 +79,10 @@ impl Driver for Watched {
 
     fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32> {
         self.inner.occupancy(kernel, threads, shared)
+    }
+
+    fn tensor_map(&self, matrix: BoxedMatrix) -> DriverResult<[u64; 16]> {
+        self.inner.tensor_map(matrix)
     }
 
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64> {

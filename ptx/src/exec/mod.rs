@@ -178,12 +178,15 @@ impl Exec<'_, '_> {
     fn suspects(&mut self, i: &Instr, mask: u32, e: u32) -> Run<()> {
         let kernel = self.shared.kernel;
         let Some((reads, writes)) = kernel.suspect_uses.get(&self.pc) else { return Ok(()) };
+        // A product of a warpgroup whose scale of D is false reads no sums.
+        let anew = matches!(i.op, Op::WgMma(_)) && self.pred(self.src(i, 0)) & e == 0;
+        let is_sum = |slot: u32| (0..usize::from(i.dsts)).any(|n| self.dst(i, n) as u32 == slot);
         for r in reads {
             // A guard is read by all lanes, operands by those that the guard lets through.
             let (class, slot, name) = &kernel.suspects[*r as usize];
             let guard = *class == 2 && i.guard != NO_GUARD && i.guard as u32 / 2 == *slot;
             let missing = (if guard { mask } else { e }) & !self.warp.written[*r as usize];
-            if missing != 0 {
+            if missing != 0 && !(anew && *class == 0 && is_sum(*slot)) {
                 return trouble(
                     FaultKind::UninitialisedRegister,
                     missing.trailing_zeros(),

@@ -66,7 +66,7 @@ impl Cuda {
     /// [`Error::Device`] for BF16 where the driver has no tensor cores.
     pub fn over(driver: Arc<dyn Driver>, precision: Precision) -> Result<Cuda> {
         let cuda = Cuda { driver, precision, interrupt: Interrupt::default() };
-        if precision == Precision::Bf16 && !cuda.driver.limits().tensor_cores {
+        if precision == Precision::Bf16 && !cuda.driver.limits().architecture.has_tensor_cores() {
             return Err(cuda.error(DriverError::Other(format!(
                 "{}: `precision` bf16 needs BF16 tensor cores (compute capability 8.0); use `precision` f32",
                 cuda.driver.detail()

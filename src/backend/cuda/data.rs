@@ -281,6 +281,11 @@ pub struct RowsAt {
 }
 
 impl RowsAt {
+    /// The rows of a weight of products in BF16.
+    pub(super) fn weights(address: u64, rows: usize) -> RowsAt {
+        RowsAt { address, rows, dtype: Dtype::Bf16 }
+    }
+
     /// All rows of resident embeddings.
     pub(super) fn all(embeddings: &Embeddings<'_>, buffer: &Buffer<u8>) -> RowsAt {
         RowsAt { address: buffer.address(), rows: embeddings.rows.rows(), dtype: embeddings.dtype }

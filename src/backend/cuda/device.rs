@@ -12,6 +12,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
+use super::architecture::Architecture;
 use super::kernels::{IMAGES, Image, ReplacedImages, TOOLKIT};
 use crate::error::{Error, Result};
 
@@ -45,6 +46,7 @@ impl fmt::Display for Summary {
 pub struct Device {
     index: usize,
     summary: Summary,
+    architecture: Architecture,
     context: Arc<CudaContext>,
     modules: Vec<Module>,
 }
@@ -101,6 +103,11 @@ impl Device {
     /// Its number in the order of the driver.
     pub fn index(&self) -> usize {
         self.index
+    }
+
+    /// Which kernels it runs.
+    pub(super) fn architecture(&self) -> Architecture {
+        self.architecture
     }
 
     /// The context of all its memory, streams and modules.
@@ -245,6 +252,7 @@ fn open(index: usize, replaced: &ReplacedImages) -> Result<Device, String> {
              CUDA_HOME, and build again"
         ));
     }
+    let architecture = Architecture::choose(summary.capability)?;
     let context = CudaContext::new(index).map_err(|e| match e.0 {
         CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
             format!("{summary}: another process holds the GPU in exclusive mode: wait, or choose another GPU")
@@ -255,14 +263,14 @@ fn open(index: usize, replaced: &ReplacedImages) -> Result<Device, String> {
         _ => format!("{summary}: the driver opens no context on it ({})", code(&e)),
     })?;
     let mut modules = Vec::new();
-    for image in IMAGES.iter().filter(|image| image.lowest <= capability) {
+    for image in IMAGES.iter().filter(|image| image.suits(capability)) {
         let module = Module::load(&context, image, replaced);
         modules.push(module.map_err(|e| refused_image(&summary, image, &e))?);
     }
     if modules.is_empty() {
         return Err(format!("{summary}: this build has no kernels for it: {}", build_for(&summary)));
     }
-    Ok(Device { index, summary, context, modules })
+    Ok(Device { index, summary, architecture, context, modules })
 }
 
 const NO_GPU: &str =

@@ -6,7 +6,9 @@
 use std::ffi::c_void;
 use std::{fmt, ptr};
 
+use super::architecture::Architecture;
 use super::launch::Launch;
+use crate::dtype::Dtype;
 use crate::matrix::RowsBuf;
 
 /// What a device allows.
@@ -16,8 +18,23 @@ pub struct Limits {
     pub shared: usize,
     /// Multiprocessors.
     pub processors: u32,
-    /// Whether there are BF16 tensor cores and asynchronous copies (compute capability 8.0).
-    pub tensor_cores: bool,
+    /// Which kernels it runs.
+    pub architecture: Architecture,
+}
+
+/// A matrix in device memory whose boxes, of `box_rows` rows of 128 bytes each, kernels have the copy engine bring in.
+#[derive(Clone, Copy, Debug)]
+pub struct BoxedMatrix {
+    /// Where it starts, a multiple of 16.
+    pub address: u64,
+    /// Type of its values.
+    pub dtype: Dtype,
+    /// Its rows.
+    pub rows: usize,
+    /// Values of a row, which takes a multiple of 16 bytes.
+    pub columns: usize,
+    /// Rows of a box, at most 256.
+    pub box_rows: u32,
 }
 
 /// Why a driver's call failed.
@@ -75,6 +92,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// How many blocks of a kernel a multiprocessor runs at the same time, of `threads` threads and `shared`
     /// bytes each; at least one.
     fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
+    /// What kernels hand to the copy engine for a matrix: a `params::tensor_map`, swizzled by 128 bytes.
+    fn tensor_map(&self, matrix: BoxedMatrix) -> DriverResult<[u64; 16]>;
     /// Uninitialised device memory, aligned to 256 bytes. `bytes` is not 0. `label` says what it is for.
     fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64>;
     /// Gives memory back. What was launched before may still use it: the next owner's work comes later in the

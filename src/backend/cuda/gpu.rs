@@ -20,9 +20,11 @@ use cudarc::driver::result::{self, DriverError as CallError, event, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
 use super::device::{Device, Handle, code};
-use super::driver::{Driver, DriverError, DriverResult, Event, Graph, Limits};
+use super::driver::{BoxedMatrix, Driver, DriverError, DriverResult, Event, Graph, Limits};
 use super::launch::Launch;
+use super::layout::BOX_ROW;
 use super::pinned::{Staging, lock};
+use crate::dtype::Dtype;
 use crate::matrix::RowsBuf;
 
 /// Allocations above this are rounded up to multiples of it, smaller ones to powers of two.
@@ -88,7 +90,7 @@ impl Gpu {
         let limits = Limits {
             shared: usize::try_from(shared).unwrap_or(0),
             processors: u32::try_from(processors).unwrap_or(1).max(1),
-            tensor_cores: device.summary().capability.0 >= 8,
+            architecture: device.architecture(),
         };
         let mut functions = HashMap::new();
         for (name, function) in device.functions() {
@@ -314,6 +316,41 @@ impl Driver for Gpu {
         let blocks = u32::try_from(blocks).unwrap_or(0).max(1);
         lock(&inner.occupancy).insert(key, blocks);
         Ok(blocks)
+    }
+
+    fn tensor_map(&self, matrix: BoxedMatrix) -> DriverResult<[u64; 16]> {
+        use sys::CUtensorMapDataType_enum as Type;
+        let BoxedMatrix { address, dtype, rows, columns, box_rows } = matrix;
+        let of = match dtype {
+            Dtype::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            Dtype::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Dtype::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let sizes = [columns as u64, rows as u64];
+        let strides = [(columns * dtype.size()) as u64];
+        let boxed = [BOX_ROW / dtype.size() as u32, box_rows];
+        self.inner.bind()?;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays have as many elements as the two dimensions ask for; the memory is not touched.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                of,
+                2,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxed.as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(failed("describing a matrix to the copy engine"))?;
+        Ok(map.opaque)
     }
 
     fn allocate(&self, bytes: usize, _: &'static str) -> DriverResult<u64> {

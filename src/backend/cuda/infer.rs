@@ -12,7 +12,7 @@ use super::data::{
     DeviceFolded, DeviceReward, DeviceVae, DrawnLatents, Embeddings, LatentValues, Latents, Layer,
     Posteriors, ResidualBase, RowsAt,
 };
-use super::driver::{DriverError, DriverResult};
+use super::driver::{BoxedMatrix, DriverError, DriverResult};
 use super::launch::{Launch, Params, u32_of};
 use super::layout::{self, Block};
 use super::memory::Buffer;
@@ -66,8 +66,9 @@ impl Cuda {
     ) -> DriverResult<Launch> {
         let tiles = u32::try_from(items.div_ceil(block.tile)).unwrap_or(u32::MAX);
         let blocks = self.driver.occupancy(kernel, block.threads, block.shared)?;
-        let most = (self.driver.limits().processors * blocks / slices).max(1);
-        let grid = [tiles.clamp(1, most), slices, 1];
+        let most = self.driver.limits().processors * blocks / slices / block.cluster;
+        let clusters = tiles.div_ceil(block.cluster).clamp(1, most.max(1));
+        let grid = [clusters * block.cluster, slices, 1];
         let params = Params::of(params);
         Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, params })
     }
@@ -117,7 +118,6 @@ impl Cuda {
         key: Option<NoiseKey>,
     ) -> DriverResult<()> {
         let size = vae.host.size();
-        let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
         let [w1, b1, w2, b2] = layers(&vae.encoder);
         let params = params::Encode {
             embeddings: rows.address,
@@ -135,6 +135,22 @@ impl Cuda {
             latent: u32_of(size.latent),
             ..Default::default()
         };
+        let block = layout::encode_tma(rows.dtype, size.latent);
+        if size.hidden <= layout::TMA_HIDDEN && self.takes_boxes(&rows, size.dim, block) {
+            let params = params::EncodeTma {
+                embeddings: self.boxes(&rows, size.dim, block.tile)?,
+                w1: self.boxes(&RowsAt::weights(w1, size.hidden), size.dim, layout::TMA_HIDDEN)?,
+                of: params,
+                ..Default::default()
+            };
+            let kernel = match rows.dtype {
+                Dtype::F32 => "encode_tma_bf16_f32",
+                Dtype::F16 => "encode_tma_bf16_f16",
+                Dtype::Bf16 => "encode_tma_bf16_bf16",
+            };
+            return self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?);
+        }
+        let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
         let kernel = kernel!("encode", self.precision, rows.dtype);
         self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?)
     }
@@ -306,7 +322,6 @@ impl Cuda {
         (out, pre): (u64, u64),
     ) -> DriverResult<()> {
         let size = model.host.size();
-        let block = self.fitting("scoring", [layout::score(self.precision)])?;
         let params = params::Score {
             embeddings: rows.address,
             rows: rows.rows as u64,
@@ -320,8 +335,42 @@ impl Cuda {
             b2: model.host.layers[1].bias[0],
             ..Default::default()
         };
+        let block = layout::score_wgmma(rows.dtype);
+        if self.driver.limits().architecture.has_wgmma() && self.takes_boxes(&rows, size.dim, block) {
+            let w1 = RowsAt::weights(params.w1, size.hidden);
+            let params = params::ScoreWgmma {
+                embeddings: self.boxes(&rows, size.dim, block.tile)?,
+                w1: self.boxes(&w1, size.dim, layout::WGMMA_BOX)?,
+                of: params,
+                ..Default::default()
+            };
+            let kernel = match rows.dtype {
+                Dtype::F32 => "score_wgmma_bf16_f32",
+                Dtype::F16 => "score_wgmma_bf16_f16",
+                Dtype::Bf16 => "score_wgmma_bf16_bf16",
+            };
+            return self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?);
+        }
+        let block = self.fitting("scoring", [layout::score(self.precision)])?;
         let kernel = kernel!("score", self.precision, rows.dtype);
         self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?)
+    }
+
+    /// Whether the copy engine can bring in rows and the weights that they meet, and a block with boxes of them fits.
+    fn takes_boxes(&self, rows: &RowsAt, dim: usize, block: Block) -> bool {
+        let limits = self.driver.limits();
+        // Rows of both, BF16 ones too, start on multiples of 16 bytes.
+        let aligned = dim.is_multiple_of(8) && rows.address.is_multiple_of(16);
+        let bf16 = self.precision == Precision::Bf16 && limits.architecture.has_tensor_maps();
+        // It counts rows and columns in signed 32 bits.
+        bf16 && aligned && i32::try_from(rows.rows.max(dim)).is_ok() && block.shared <= limits.shared
+    }
+
+    /// What kernels hand to the copy engine for a matrix.
+    fn boxes(&self, rows: &RowsAt, columns: usize, box_rows: usize) -> DriverResult<params::TensorMap> {
+        let RowsAt { address, rows, dtype } = *rows;
+        let matrix = BoxedMatrix { address, dtype, rows, columns, box_rows: u32_of(box_rows) };
+        Ok(params::TensorMap { opaque: self.driver.tensor_map(matrix)? })
     }
 
     /// What residual scoring adds to.

@@ -19,11 +19,20 @@ pub struct Image {
     pub architectures: &'static [&'static str],
     /// The lowest of them times ten, as in 80 for compute capability 8.0.
     pub lowest: u32,
+    /// Whether it is for that one alone.
+    pub only: bool,
     /// The architecture whose PTX it holds, as in `compute_80`: the driver compiles it for GPUs that came
     /// later.
     pub ptx: Option<&'static str>,
     /// The fatbin, aligned to 16 bytes.
     pub bytes: &'static [u8],
+}
+
+impl Image {
+    /// Whether it is for GPUs of a compute capability, times ten.
+    pub fn suits(&self, capability: u32) -> bool {
+        if self.only { capability == self.lowest } else { capability >= self.lowest }
+    }
 }
 
 /// The bytes of a file that the build wrote, aligned as the driver expects headers to be.

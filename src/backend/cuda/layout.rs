@@ -4,6 +4,7 @@
 use half::bf16;
 
 use crate::backend::Precision;
+use crate::dtype::Dtype;
 use crate::model::VaeSize;
 
 /// Counts the bytes of arrays as `gpu::carver` places them.
@@ -29,6 +30,8 @@ pub struct Block {
     pub tile: usize,
     /// Bytes of shared memory.
     pub shared: usize,
+    /// Blocks of a cluster, which a grid has whole ones of; 1 where there are none.
+    pub cluster: u32,
 }
 
 /// Most candidates that `select_f32` keeps of a row.
@@ -39,7 +42,12 @@ const PERTURB_THREADS: u32 = 128;
 
 /// The block of `start_f32` and `perturb_f32`.
 pub fn perturb(latent: usize) -> Block {
-    Block { threads: PERTURB_THREADS, tile: (4 * PERTURB_THREADS as usize / latent).max(1), shared: 0 }
+    Block {
+        threads: PERTURB_THREADS,
+        tile: (4 * PERTURB_THREADS as usize / latent).max(1),
+        shared: 0,
+        cluster: 1,
+    }
 }
 
 /// The block of `select_f32`: a row for each group of 4 to 32 lanes of a warp.
@@ -53,7 +61,7 @@ pub fn select(latent: usize, keep: usize, drawn: usize) -> Block {
     let mut carver = Carver::default();
     carver.take::<f32>(rows * latent).take::<f32>(rows * latent).take::<f32>(rows * latent);
     let shared = carver.take::<u64>(rows * capacity).bytes;
-    Block { threads: PERTURB_THREADS, tile: rows, shared }
+    Block { threads: PERTURB_THREADS, tile: rows, shared, cluster: 1 }
 }
 
 /// Slices of output columns of `decode` are a multiple of this wide.
@@ -83,7 +91,7 @@ impl Carver {
     }
 
     fn exact(&self) -> Block {
-        Block { threads: EXACT.1, tile: EXACT.0, shared: self.bytes }
+        Block { threads: EXACT.1, tile: EXACT.0, shared: self.bytes, cluster: 1 }
     }
 }
 
@@ -112,7 +120,7 @@ impl Carver {
     }
 
     fn tensor(&self, tile: usize) -> Block {
-        Block { threads: TENSOR.1, tile, shared: self.bytes }
+        Block { threads: TENSOR.1, tile, shared: self.bytes, cluster: 1 }
     }
 }
 
@@ -130,6 +138,42 @@ pub fn encode(precision: Precision, size: VaeSize) -> Block {
             carver.take::<bf16>(2 * latent * tensor_stride(hidden)).tensor(TENSOR.0)
         }
     }
+}
+
+/// Bytes of a row of a box (`kernels/include/bulk_copy.cuh`).
+pub const BOX_ROW: u32 = 128;
+/// Hidden units of `encode_tma_*`, and those of W1 that a stage of it holds.
+pub const TMA_HIDDEN: usize = 64;
+/// Width of the reward model that a stage of `score_wgmma_*` holds, and that which each block of a cluster brings in.
+const WGMMA_WIDTH: usize = 256;
+/// See [`WGMMA_WIDTH`].
+pub const WGMMA_BOX: usize = WGMMA_WIDTH / 2;
+
+impl Carver {
+    /// Stages of `rows` rows of embeddings and `wide` rows of W1, and their mbarriers (`gpu::stages`).
+    fn boxed_stages(&mut self, stages: usize, dtype: Dtype, rows: usize, wide: usize) -> &mut Carver {
+        // 64 columns: a box of 2-byte values, two of F32.
+        let boxes = dtype.size().div_ceil(2);
+        self.take::<u8>(stages * (boxes * rows + wide) * BOX_ROW as usize);
+        self.take::<u64>(stages).take::<u64>(stages)
+    }
+}
+
+/// The block of `encode_tma_*`.
+pub fn encode_tma(dtype: Dtype, latent: usize) -> Block {
+    let rows = 512 / dtype.size();
+    let mut carver = Carver::default();
+    carver.boxed_stages(4, dtype, rows, TMA_HIDDEN).take::<bf16>(2 * latent * tensor_stride(TMA_HIDDEN));
+    // A warp for 32 rows, and one that asks for stages.
+    Block { threads: rows as u32 + 32, tile: rows, shared: carver.bytes, cluster: 1 }
+}
+
+/// The block of `score_wgmma_*`, of which two are a cluster.
+pub fn score_wgmma(dtype: Dtype) -> Block {
+    let mut carver = Carver::default();
+    let stages = if dtype == Dtype::F32 { 3 } else { 4 };
+    carver.boxed_stages(stages, dtype, 128, WGMMA_WIDTH);
+    Block { threads: 288, tile: 128, shared: carver.bytes, cluster: 2 }
 }
 
 /// The block of `decode` for a slice of `columns`.

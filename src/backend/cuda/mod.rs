@@ -13,6 +13,7 @@
 //! What is on the device stays there until it is asked for. All work of a device is in the order of one
 //! stream, so that nothing waits for a launch but a copy to the host.
 
+mod architecture;
 mod arrays;
 mod chunks;
 mod context;

@@ -67,6 +67,17 @@ structures! {
         latent: u32,
         unused: u32,
     }
+    /// What the copy engine knows of a matrix: [`super::driver::Driver::tensor_map`].
+    TensorMap = 128 {
+        opaque: [u64; 16],
+    }
+    /// Parameters of `encode_tma_*`.
+    EncodeTma = 384 {
+        embeddings: TensorMap,
+        w1: TensorMap,
+        of: Encode,
+        unused: [u64; 2],
+    }
     /// Parameters of `decode_*`.
     Decode = 144 {
         source: Latents,
@@ -95,6 +106,13 @@ structures! {
         width: u32,
         b2: f32,
         unused: u32,
+    }
+    /// Parameters of `score_wgmma_*`.
+    ScoreWgmma = 384 {
+        embeddings: TensorMap,
+        w1: TensorMap,
+        of: Score,
+        unused: [u64; 7],
     }
     /// Parameters of `score_latents_*`.
     ScoreLatents = 144 {

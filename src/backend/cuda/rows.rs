@@ -72,7 +72,7 @@ impl PairRowStore<Cuda> for Rows {
             let first = Buffer::upload(&cuda.driver, &[u64::MAX], "the first value that is not finite")?;
             let (at, count) = (buffer.address(), values as u64);
             let params = params::FindNonFinite { values: at, first: first.address(), count };
-            let block = Block { threads: THREADS, tile: SCANNED_BYTES, shared: 0 };
+            let block = Block { threads: THREADS, tile: SCANNED_BYTES, shared: 0, cluster: 1 };
             cuda.driver.launch(&cuda.tiled(kernel, values * self.dtype.size(), block, 1, params)?)?;
             Ok(first.download()?[0] as usize)
         })?;
@@ -127,7 +127,7 @@ impl Rows {
             row_bytes: u32_of(self.row_bytes()),
             ..Default::default()
         };
-        let block = Block { threads: THREADS, tile: PICKED_ROWS, shared: 0 };
+        let block = Block { threads: THREADS, tile: PICKED_ROWS, shared: 0, cluster: 1 };
         cuda.driver.launch(&cuda.tiled("pick_rows", count, block, 1, params)?)
     }
 

@@ -37,12 +37,15 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     out
 }
 
-/// Whether a file is compiled for an architecture: from the one that its first line names, as in `// archs: sm_75+`, or
-/// from 8.0.
+/// Whether a file is compiled for an architecture: from the one that its first line names, as in `// archs: sm_75+`, for
+/// that one alone, as in `// archs: sm_90a`, or from 8.0.
 fn suits(source: &str, architecture: u32) -> bool {
-    let named = source.lines().next().and_then(|line| line.strip_prefix("// archs: sm_"));
-    let lowest = named.map_or(Some(80), |rest| rest.trim_end_matches(['+', 'a']).parse().ok());
-    lowest.expect("a number behind `// archs: sm_`") <= architecture
+    let named = source.lines().next().and_then(|line| line.strip_prefix("// archs: sm_")).unwrap_or("80+");
+    let number = |text: &str| text.parse::<u32>().expect("a number behind `// archs: sm_`");
+    match named.strip_suffix('+') {
+        Some(lowest) => number(lowest) <= architecture,
+        None => number(named.trim_end_matches('a')) == architecture,
+    }
 }
 
 /// The headers of ours that a file includes, and those that they include.
