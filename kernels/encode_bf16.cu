@@ -86,7 +86,7 @@ GPU_FN void encode(const params::encode<S, bf16>& p) {
     // A warp's hidden rows are read by itself alone.
     __syncwarp();
     write_codes(hidden, shared.w2, p.b2, first + own, rows, size, latent, out);
-    __syncwarp();
+    // The barriers of add_stored stand between this and the next hidden rows.
   }
 }
 

@@ -63,7 +63,7 @@ struct encode {
 static_assert(sizeof(encode<float, float>) == 112);
 
 /// What the copy engine knows of a matrix: a CUtensorMap, made by the driver on the host.
-struct __align__(64) tensor_map {
+struct __align__(128) tensor_map {
   u64 opaque[16];
 };
 static_assert(sizeof(tensor_map) == 128);
