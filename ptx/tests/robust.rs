@@ -4,7 +4,7 @@ mod common;
 
 use common::{HEAD, REGS};
 use proptest::prelude::*;
-use ptx::{Fault, FaultKind, Launch, Memory, Module, Options, launch};
+use ptx::{Element, Fault, FaultKind, Fill, Launch, Memory, Module, Options, Swizzle, TensorMap, launch};
 
 const SMALL: &str = include_str!("data/small.ptx");
 const SEED: &str = include_str!("data/seed.ptx");
@@ -39,7 +39,7 @@ fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
-const OPERANDS: [&str; 34] = [
+const OPERANDS: [&str; 36] = [
     "%r1",
     "%r2",
     "%r3",
@@ -66,6 +66,8 @@ const OPERANDS: [&str; 34] = [
     "[%rd1+8]",
     "[%r2+16]",
     "[s]",
+    "[%rd1, {%r1, %r2}]",
+    "[%rd1+64, {-1, %r2, 5}]",
     "{%r4, %r5}",
     "{%r4, %r5, %r6, %r7}",
     "{%rs1, %rs2}",
@@ -147,6 +149,39 @@ proptest! {
         let result = run(&text, &Options::default(), &[address.to_le_bytes()], 1, 32);
         prop_assert!(result.is_some(), "{}", text);
         if let Some(Err(fault)) = result {
+            prop_assert!(!fault.to_string().is_empty() && fault.kind != FaultKind::StepLimit);
+        }
+    }
+
+    /// Tensor maps of any memory, and any places in them and in shared memory: a fault or a result, never more.
+    #[test]
+    fn wild_tensors(
+        at in prop_oneof![any::<u64>(), Just(0x7f00_0000_0000), Just(u64::MAX), Just(1 << 63)],
+        shared in prop_oneof![any::<u64>(), 1024u64..4096, Just(u64::MAX), Just(0x7d00_0000_0400)],
+        sizes in prop::array::uniform3(prop_oneof![1u64..40, Just(1 << 32)]),
+        strides in prop::array::uniform2(prop_oneof![0u64..64, Just((1 << 36) - 1)]),
+        tile in prop::array::uniform3(prop_oneof![1u32..9, Just(256)]),
+        places in prop::array::uniform3(prop_oneof![any::<i32>(), -20i32..40]),
+        kinds in (0usize..13, 0usize..4, any::<bool>()),
+    ) {
+        let (element, swizzle) = (Element::ALL[kinds.0], Swizzle::ALL[kinds.1]);
+        let tile = [16 / element.bytes() * tile[0].min(2), tile[1], tile[2]];
+        let map = TensorMap::new(element, at & !15, &sizes, &strides.map(|s| 16 * s), &tile, swizzle, Fill::Zeros);
+        let map = map.expect("a map");
+        let copy = match kinds.2 {
+            true => "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%rd2], [%rd0, {%r1, %r2, %r3}], [bar];",
+            false => "cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%rd0, {%r1, %r2, %r3}], [%rd2]; cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;",
+        };
+        let [x, y, z] = places;
+        let text = format!(
+            "{HEAD}.visible .entry k(.param .align 64 .b8 p0[128]) {{ {REGS} .shared .align 1024 .b8 s[4096]; .shared .align 8 .b64 bar; mov.b64 %rd0, p0; cvta.param.u64 %rd0, %rd0;\n\
+             mov.u64 %rd2, {}; mov.u32 %r1, {x}; mov.u32 %r2, {y}; mov.u32 %r3, {z}; mbarrier.init.shared.b64 [bar], 1; fence.proxy.async; {copy} ret; }}",
+            shared & !127
+        );
+        let mut memory = Memory::new();
+        memory.alloc_with(&[7; 1 << 16]);
+        let request = Launch::new("k", [1; 3], [1; 3]).tensor_map(&map);
+        if let Err(fault) = launch(&common::parse(&text), &mut memory, &request, &Options::default()) {
             prop_assert!(!fault.to_string().is_empty() && fault.kind != FaultKind::StepLimit);
         }
     }

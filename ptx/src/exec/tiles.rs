@@ -43,7 +43,7 @@ impl Moved {
 fn spans(address: u64, bytes: u32) -> impl Iterator<Item = (u32, u32)> {
     let mut done = 0;
     std::iter::from_fn(move || {
-        let at = address + u64::from(done);
+        let at = address.wrapping_add(u64::from(done));
         let n =
             [16, 8, 4, 2, 1].into_iter().find(|n| done + n <= bytes && at.is_multiple_of(u64::from(*n)))?;
         done += n;
@@ -158,8 +158,13 @@ impl Exec<'_, '_> {
                 if let Some((from, to, address)) = map.inside(&coordinates, r) {
                     let inside = &mut row[from as usize..to as usize];
                     for (at, n) in spans(address, to - from) {
-                        let source =
-                            self.locate(Space::Global, address + u64::from(at), n, lane, &mut hint)?;
+                        let source = self.locate(
+                            Space::Global,
+                            address.wrapping_add(u64::from(at)),
+                            n,
+                            lane,
+                            &mut hint,
+                        )?;
                         let values = self.take_async(source, n, lane, &mut held)?;
                         copy_out(values, &mut inside[at as usize..(at + n) as usize]);
                     }
@@ -172,7 +177,8 @@ impl Exec<'_, '_> {
                 }
                 for target in &targets {
                     for (k, piece) in row.chunks_exact(16).enumerate() {
-                        let at = map.swizzle().apply(target + r * u64::from(bytes) + 16 * k as u64);
+                        let at =
+                            map.swizzle().apply(target.wrapping_add(r * u64::from(bytes) + 16 * k as u64));
                         let at = self.locate(shared_space(*target), at, 16, lane, &mut 0)?;
                         self.put_async(at, 16, lane, copy_in(piece), &mut held)?;
                     }
@@ -196,7 +202,8 @@ impl Exec<'_, '_> {
             for r in 0..map.rows() {
                 let Some((from, to, address)) = map.inside(&coordinates, r) else { continue };
                 for piece in (from / 16 * 16..to).step_by(16) {
-                    let at = map.swizzle().apply(shared + r * u64::from(bytes) + u64::from(piece));
+                    let at =
+                        map.swizzle().apply(shared.wrapping_add(r * u64::from(bytes) + u64::from(piece)));
                     let at = self.locate(shared_space(shared), at, 16, lane, &mut 0)?;
                     if let Where::Shared(_, at) = at {
                         pieces.insert(at / 16);
@@ -208,7 +215,8 @@ impl Exec<'_, '_> {
                     }
                 }
                 for (k, n) in spans(address, to - from) {
-                    let target = self.locate(Space::Global, address + u64::from(k), n, lane, &mut hint)?;
+                    let target =
+                        self.locate(Space::Global, address.wrapping_add(u64::from(k)), n, lane, &mut hint)?;
                     let values = copy_in(&row[(from + k) as usize..(from + k + n) as usize]);
                     self.put_async(target, n, lane, values, &mut held)?;
                 }
