@@ -293,9 +293,7 @@ pub enum Bulk {
         rank: u8,
         multicast: bool,
     },
-    TensorStore {
-        rank: u8,
-    },
+    TensorStore(u8),
     Prefetch,
 }
 

@@ -24,7 +24,7 @@ impl<'e> Exec<'e, '_> {
         match kind {
             Bulk::Prefetch => return Ok(()),
             Bulk::TensorLoad { rank, multicast } => return self.load_tensor(i, e, rank, multicast),
-            Bulk::TensorStore { rank } => return self.store_tensor(i, e, rank),
+            Bulk::TensorStore(rank) => return self.store_tensor(i, e, rank),
             _ => {}
         }
         let to = self.addresses(i, 0);

@@ -69,7 +69,7 @@ impl Lower<'_> {
             // Boxes may begin and end at any element.
             self.note_width(Space::Global, 1);
             let s = [shared, map, V::C64(0), V::C64(map_offset as u64), V::C64(0), V::C32(0)];
-            (shared_offset, s, coordinates, Bulk::TensorStore { rank })
+            (shared_offset, s, coordinates, Bulk::TensorStore(rank))
         };
         let (offset, first, coordinates, kind) = s;
         let s = first.into_iter().chain(coordinates).collect();
