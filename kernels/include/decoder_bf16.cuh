@@ -37,8 +37,7 @@ struct decoder_input {
     const u64 row = first + own;
     const bool there = row < count;
     const u64 seed = base_mu && there ? owner_of(source, row) : 0;
-    // What the lanes read of the former latents is behind them. A lane brings one latent in.
-    __syncwarp();
+    // A lane brings one latent in. What the warp read of the former ones lies before the barrier at the end.
 #pragma unroll 1
     for (u32 block = 0; block < latent / 4; block++) {
       const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -42,9 +42,12 @@ fn steps_have_the_bits_of_the_cpu() {
         }
         for (races, schedule) in [(Races::Found, Schedule::PLAIN)].into_iter().chain(all) {
             let machine = Machine::new(races, schedule);
-            let [dw, dg, dm, dv] = start.each_ref().map(|values| machine.upload(values));
+            // Parts of a buffer may start anywhere.
+            let skew = usize::from(schedule == Schedule::ALL[1]);
+            let [dw, dg, dm, dv] =
+                start.each_ref().map(|values| machine.upload(&[&vec![0.0; skew][..], values].concat()));
             let now = machine.upload(&[Step { rate, inverse_root, ..Step::default() }]);
-            let [w_at, g_at, m_at, v_at] = [&dw, &dg, &dm, &dv].map(|buffer| buffer.address());
+            let [w_at, g_at, m_at, v_at] = [&dw, &dg, &dm, &dv].map(|buffer| buffer.address() + 4 * skew as u64);
             let params = Adam {
                 w: w_at,
                 g: g_at,
@@ -65,9 +68,9 @@ fn steps_have_the_bits_of_the_cpu() {
             for (what, got, want) in
                 [("w", dw.download(), &w), ("m", dm.download(), &m), ("v", dv.download(), &v)]
             {
-                assert!(bits(&got) == bits(want), "{what} of {n} elements, {races:?}, {schedule:?}");
+                assert!(bits(&got[skew..]) == bits(want), "{what} of {n} elements, {races:?}, {schedule:?}");
             }
-            assert_eq!(bits(&dg.download()), bits(&g), "the gradient is only read");
+            assert_eq!(bits(&dg.download()[skew..]), bits(&g), "the gradient is only read");
         }
     }
 }

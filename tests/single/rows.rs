@@ -14,7 +14,7 @@ fn schedules() -> impl Iterator<Item = (Races, Schedule)> {
 
 #[test]
 fn rows_are_picked() {
-    for row_bytes in [2usize, 16, 30, 48, 1024 + 16] {
+    for row_bytes in [2usize, 16, 24, 30, 48, 1024 + 16] {
         let rows: Vec<u8> = (0..37 * row_bytes).map(|i| (i * 37 / 11) as u8).collect();
         let index: Vec<u32> = (0..41u32).map(|i| (i * 29 + 3) % 37).collect();
         let want: Vec<u8> =
