@@ -5,7 +5,7 @@
 // Needs hidden, latent and width multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands and the decoder's hidden layer rounded to BF16, sums in F32: 2^-8 of summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `score`, `preactivations`, `score_latents`
-// Never measured on a GPU; by count bound by L2, where W1 lies (embeddings), by shared memory (latents)
+// H200 by model, 2026-11, ns at width 256: a row L2 7.33, L1 3.68, tensor 3.11; a latent L1 0.08, issue 0.07
 #include "include/decoder_bf16.cuh"
 #include "include/reduce.cuh"
 
