@@ -66,9 +66,11 @@ GPU_FN void score(const params::score<S, bf16>& p) {
           for (u32 h = 0; h < 2; h++) {
             const float low = t.sum[r][n][2 * h], high = t.sum[r][n][2 * h + 1];
             const u64 row = first + own + t.row(r, 2 * h);
-            if (p.pre && row < rows) gpu::store_2(p.pre + row * width + o, make_float2(low, high));
-            part[r][h] = __fmaf_rn(relu_nan(low), weight.x, part[r][h]);
-            part[r][h] = __fmaf_rn(relu_nan(high), weight.y, part[r][h]);
+            const float2 act = make_float2(relu_nan(low), relu_nan(high));
+            if (p.pre && row < rows)
+              gpu::store_2(p.pre + row * width + o, p.relu ? act : make_float2(low, high));
+            part[r][h] = __fmaf_rn(act.x, weight.x, part[r][h]);
+            part[r][h] = __fmaf_rn(act.y, weight.y, part[r][h]);
           }
         }
       }

@@ -64,7 +64,8 @@ GPU_FN void run(const params::score<S, float>& p) {
 #pragma unroll
           for (u32 j = 0; j < 4; j++) {
             const u32 output = from + output_of(j);
-            if (row < rows && output < width) p.pre[row * width + output] = t.sum[i][j];
+            if (row < rows && output < width)
+              p.pre[row * width + output] = p.relu ? relu(t.sum[i][j]) : t.sum[i][j];
           }
         }
       }

@@ -103,7 +103,7 @@ struct score {
   float* pre;  // pre-activations [rows, width], or null
   u32 dim, width;
   float b2;
-  u32 unused;
+  u32 relu;  // 1: `pre` gets their ReLU
 };
 static_assert(sizeof(score<float, float>) == 72);
 
@@ -132,6 +132,43 @@ struct score_latents {
   float b2;
 };
 static_assert(sizeof(score_latents<float>) == 144);
+
+/// layer_*: x [rows, depth], W [outputs, depth], out [rows, outputs].
+template <class T, class W>
+struct layer {
+  const float* x;
+  u64 rows;
+  const W* w;
+  const float* bias;  // or null
+  T* out;
+  latents source;       // where there are seeds: the owners of rows
+  params::seeds seeds;  // embeddings that sums start from in place of the bias, or null
+  u32 depth, outputs;
+  u32 relu;  // 1: out gets the ReLU of sums
+  u32 unused;
+};
+static_assert(sizeof(layer<float, float>) == 136);
+
+/// subtract_rows: out and of, `width` wide.
+struct subtract_rows {
+  float* out;  // [rows, width]
+  const float* of;
+  latents source;  // the owners of rows
+  u64 rows;
+  u32 width;
+  u32 unused;
+};
+static_assert(sizeof(subtract_rows) == 88);
+
+/// head_f32.
+struct head {
+  const float *pre, *w2;  // [rows, width], [width]
+  float* out;             // [rows]
+  u64 rows;
+  u32 width;
+  float b2;
+};
+static_assert(sizeof(head) == 40);
 
 /// select_f32.
 struct select {

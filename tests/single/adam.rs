@@ -47,7 +47,8 @@ fn steps_have_the_bits_of_the_cpu() {
             let [dw, dg, dm, dv] =
                 start.each_ref().map(|values| machine.upload(&[&vec![0.0; skew][..], values].concat()));
             let now = machine.upload(&[Step { rate, inverse_root, ..Step::default() }]);
-            let [w_at, g_at, m_at, v_at] = [&dw, &dg, &dm, &dv].map(|buffer| buffer.address() + 4 * skew as u64);
+            let [w_at, g_at, m_at, v_at] =
+                [&dw, &dg, &dm, &dv].map(|buffer| buffer.address() + 4 * skew as u64);
             let params = Adam {
                 w: w_at,
                 g: g_at,

@@ -105,7 +105,7 @@ structures! {
         dim: u32,
         width: u32,
         b2: f32,
-        unused: u32,
+        relu: u32,
     }
     /// Parameters of `score_wgmma_*`.
     ScoreWgmma = 384 {
@@ -128,6 +128,38 @@ structures! {
         out: u64,
         latent: u32,
         hidden: u32,
+        width: u32,
+        b2: f32,
+    }
+    /// Parameters of `layer_*`.
+    Layer = 136 {
+        x: u64,
+        rows: u64,
+        w: u64,
+        bias: u64,
+        out: u64,
+        source: Latents,
+        seeds: Seeds,
+        depth: u32,
+        outputs: u32,
+        relu: u32,
+        unused: u32,
+    }
+    /// Parameters of `subtract_rows`.
+    SubtractRows = 88 {
+        out: u64,
+        of: u64,
+        source: Latents,
+        rows: u64,
+        width: u32,
+        unused: u32,
+    }
+    /// Parameters of `head_f32`.
+    Head = 40 {
+        pre: u64,
+        w2: u64,
+        out: u64,
+        rows: u64,
         width: u32,
         b2: f32,
     }
