@@ -208,18 +208,30 @@ struct step {
 };
 static_assert(sizeof(step) == 24);
 
+/// end_step, and the end of adam_f32.
+struct end_step {
+  const double* losses;  // [terms, count]
+  double* totals;        // [terms]
+  const step* table;
+  u32* turn;
+  step* now;
+  u32 count, terms;
+};
+static_assert(sizeof(end_step) == 48);
+
 /// adam_f32: flat arrays [n].
 struct adam {
   float* w;
   const float* g;
   float *m, *v;
-  const step* now;
+  end_step end;
+  u32* ticket;  // a zero
   u64 n;
   float beta1, keep1, beta2, keep2;  // keep = 1 - beta, from F64
   float eps;
   float decay;  // 1 without weight decay
 };
-static_assert(sizeof(adam) == 72);
+static_assert(sizeof(adam) == 120);
 
 /// product_*: out [m, n] = op(a) op(b), each dense, row-major with rows `lda`, `ldb`, `ldo` values apart.
 struct product {
@@ -231,15 +243,22 @@ struct product {
   const u32* limit;   // rows of the batch that count, or null: m in nt and nn, k in tn; beyond, results are 0
   const float* c;     // nt: c [m, l] d [n, l] is the last slice, or null
   const float* d;
-  float* sums;     // tn: [m], sums of a's columns by blocks behind the last column of tiles, or null
-  float* partial;  // with several slices (gridDim.z): room for them, [slices, m, ldo]
+  float* sums;     // tn: [m], sums of a's columns by blocks of their own, or null
+  float* partial;  // with several slices: room for them, [slices, m, ldo]
   u32* tickets;    // and a zero for each tile
   u32 m, n, k, l, lda, ldb, ldo;
-  u32 relu;  // 1: the result goes through it
-  u32 add;   // 1: added to what out holds
-  u32 unused;
+  u32 relu;    // 1: the result goes through it
+  u32 add;     // 1: added to what out holds
+  u32 slices;  // that of c d^T among them
 };
 static_assert(sizeof(product) == 128);
+
+/// product_tn_*: products of one launch. Those behind the last have no blocks.
+struct products {
+  product of[4];
+  u32 blocks[4];  // of each: a row of tiles of column sums, then tiles by slices
+};
+static_assert(sizeof(products) == 528);
 
 /// Where rows of a batch come from.
 struct sources {
@@ -272,18 +291,6 @@ struct gather_rows {
   u32 unused;
 };
 static_assert(sizeof(gather_rows) == 112);
-
-/// end_step.
-struct end_step {
-  const double* losses;  // [terms, count]
-  double* totals;        // [terms]
-  const step* table;
-  u32* turn;
-  step* now;
-  u32 count;
-  u32 unused;
-};
-static_assert(sizeof(end_step) == 48);
 
 /// vae_codes.
 struct vae_codes {
@@ -343,23 +350,17 @@ static_assert(sizeof(reward_hidden) == 104);
 struct reward_head {
   const float* act;
   const float *w2, *b2;  // null: linear heads
-  float* out;
-  u32 rows, heads, units;
-  u32 unused;
-};
-static_assert(sizeof(reward_head) == 48);
-
-/// reward_loss.
-struct reward_loss {
-  const float* reward;
+  float* reward;
   const uint2* slots;
   const step* now;
   float* slope;
   float* db2;  // or null
   double* losses;
-  u32 batch, heads;
+  u32* tickets;  // a zero for each head
+  u32 batch, heads, units;
+  u32 unused;
 };
-static_assert(sizeof(reward_loss) == 56);
+static_assert(sizeof(reward_head) == 96);
 
 /// reward_backward.
 struct reward_backward {

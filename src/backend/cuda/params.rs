@@ -195,13 +195,24 @@ structures! {
         rate: f32,
         inverse_root: f32,
     }
+    /// Parameters of `end_step`, and of the end of `adam_f32`.
+    EndStep = 48 {
+        losses: u64,
+        totals: u64,
+        table: u64,
+        turn: u64,
+        now: u64,
+        count: u32,
+        terms: u32,
+    }
     /// Parameters of `adam_f32`.
-    Adam = 72 {
+    Adam = 120 {
         w: u64,
         g: u64,
         m: u64,
         v: u64,
-        now: u64,
+        end: EndStep,
+        ticket: u64,
         n: u64,
         beta1: f32,
         keep1: f32,
@@ -210,7 +221,7 @@ structures! {
         eps: f32,
         decay: f32,
     }
-    /// Parameters of `product_*`.
+    /// Parameters of `product_nt_*` and `product_nn_*`.
     Product = 128 {
         a: u64,
         b: u64,
@@ -232,7 +243,12 @@ structures! {
         ldo: u32,
         relu: u32,
         add: u32,
-        unused: u32,
+        slices: u32,
+    }
+    /// Parameters of `product_tn_*`.
+    Products = 528 {
+        of: [Product; 4],
+        blocks: [u32; 4],
     }
     /// Where rows of a batch come from.
     Sources = 48 {
@@ -262,16 +278,6 @@ structures! {
         dim: u32,
         batch: u32,
         noise: f32,
-        unused: u32,
-    }
-    /// Parameters of `end_step`.
-    EndStep = 48 {
-        losses: u64,
-        totals: u64,
-        table: u64,
-        turn: u64,
-        now: u64,
-        count: u32,
         unused: u32,
     }
     /// Parameters of `vae_codes`.
@@ -332,26 +338,21 @@ structures! {
         unused: u32,
     }
     /// Parameters of `reward_head`.
-    RewardHead = 48 {
+    RewardHead = 96 {
         act: u64,
         w2: u64,
         b2: u64,
-        out: u64,
-        rows: u32,
-        heads: u32,
-        units: u32,
-        unused: u32,
-    }
-    /// Parameters of `reward_loss`.
-    RewardLoss = 56 {
         reward: u64,
         slots: u64,
         now: u64,
         slope: u64,
         db2: u64,
         losses: u64,
+        tickets: u64,
         batch: u32,
         heads: u32,
+        units: u32,
+        unused: u32,
     }
     /// Parameters of `reward_backward`.
     RewardBackward = 64 {
