@@ -1,13 +1,13 @@
 // archs: sm_75+
 // AdamW: m' = beta1 m + keep1 g; v' = beta2 v + keep2 g^2;
 //        w' = decay w - rate m' / (sqrt(v') inverse_root + eps), decay 1 without weight decay
-// Shapes:   w, g, m, v are flat [n] F32; w, m and v are updated in place, g is only read
+//        and the end of a step: its losses added up, the next one put in place
+// Shapes:   w, g, m, v flat [n] F32; w, m and v are updated in place, g is only read; losses [terms, count]
 // Owns:     a thread owns elements i, i + threads, ... (groups of four where 16-byte accesses are possible)
 // Costs:    28 bytes and 14 FLOPs an element (one division, one square root)
-// Requires: no overlap among the arrays; any n, grid and one-dimensional block of at most 256 threads
+// Requires: no overlap among the arrays; any n and grid; a one-dimensional block of up to eight whole warps
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
-// Reference: src/backend/cpu/train/adam.rs
-// Measured on: nothing yet
+// Reference: src/backend/cpu/train/adam.rs; measured on nothing yet
 #include "include/train.cuh"
 
 namespace adam {
@@ -41,8 +41,9 @@ extern "C" __global__ void __launch_bounds__(adam::THREADS)
   float *w = p.w, *m = p.m, *v = p.v;
   const float* g = p.g;
   const u64 n = p.n;
-  const params::step now = gpu::running(p.now);
-  const Step step{p.beta1, p.keep1, p.beta2, p.keep2, now.rate, now.inverse_root, p.eps, p.decay};
+  // Not by gpu::running: this launch replaces it.
+  const float rate = p.end.now->rate, inverse_root = p.end.now->inverse_root;
+  const Step step{p.beta1, p.keep1, p.beta2, p.keep2, rate, inverse_root, p.eps, p.decay};
   const u64 first = u64(blockIdx.x) * blockDim.x + threadIdx.x;
   const u64 threads = u64(gridDim.x) * blockDim.x;
 
@@ -68,4 +69,12 @@ extern "C" __global__ void __launch_bounds__(adam::THREADS)
   for (u64 i = groups * 4 + first; i < n; i += threads) {
     update(step, w[i], __ldg(g + i), m[i], v[i]);
   }
+
+  // The first blocks have a row of losses more each.
+  extern __shared__ __align__(1024) unsigned char memory[];
+  gpu::carver carve(memory);
+  gpu::add_losses(p.end, carve.take<double>(THREADS / gpu::WARP));
+
+  // Every block has read the step that it replaces.
+  if (gpu::last_block(p.ticket, gridDim.x) && threadIdx.x == 0) gpu::next_step(p.end);
 }

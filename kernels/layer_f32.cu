@@ -51,7 +51,8 @@ GPU_FN void run(const params::layer<T, float>& p) {
         for (u32 j = 0; j < 4; j++) {
           const u32 output = from + output_of(j);
           if (row < p.rows && output < p.outputs)
-            p.out[row * p.outputs + output] = gpu::from_f32<T>(p.relu ? gpu::relu(t.sum[i][j]) : t.sum[i][j]);
+            p.out[row * p.outputs + output] =
+                gpu::from_f32<T>(p.relu ? gpu::relu(t.sum[i][j]) : t.sum[i][j]);
         }
       }
     }

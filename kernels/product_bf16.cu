@@ -1,6 +1,6 @@
 // Products of training on tensor cores: x W^T (nt), dy^T x (tn), dy W (nn), as product_f32.cu in BF16
 // nt: a [m, k], b [n, k]; tn: a [k, m], b [k, n]; nn: a [m, k], b [k, n]; out [m, n]; all F32 in memory
-// A block owns 64 x 64 of out over one slice of k (blockIdx.z), a warp 32 x 32; the last block adds slices
+// A block owns 64 x 64 of out over one slice of k, a warp 32 x 32; the last block adds slices
 // 2 m n k FLOP; reads a n / 64 times and b m / 64 times, from L2 at the sizes of training
 // Needs rows that are k or n values long; multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: operands rounded to BF16 on their way, sums in F32: 2^-8 of the summed magnitudes
@@ -42,16 +42,12 @@ GPU_FN void copy_operand(bf16* to, const float* from, u32 ld, u32 row, u32 rows,
 
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
-GPU_FN void run(const params::product& p) {
+GPU_FN void run(const params::product& p, const gpu::place& place) {
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
-  const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE, warp = threadIdx.x / gpu::WARP;
-  if (LIMITS_K && p.sums && column >= p.n) {
-    if (blockIdx.z == 0) gpu::column_sums(p, row, reinterpret_cast<double*>(shared.a));
-    return;
-  }
-  const auto [pa, pb, lda, ldb, m, from, end] = gpu::share::of<LIMITS_K>(p, DEEP);
+  const u32 row = place.row, column = place.column, warp = threadIdx.x / gpu::WARP;
+  const auto [pa, pb, lda, ldb, m, from, end] = gpu::share::of<LIMITS_K>(p, place.slice, DEEP);
   const u32 own = warp / 2 * 32, aside = warp % 2 * 32;
 
   tile<2, 2> t;
@@ -68,8 +64,8 @@ GPU_FN void run(const params::product& p) {
     t.add<A_BY_ROWS, B_BY_ROWS>(a, stride_in(A_BY_ROWS), b, stride_in(B_BY_ROWS), DEEP);
   }
 
-  const bool whole = gridDim.z == 1;
-  float* out = whole ? p.out : p.partial + u64(blockIdx.z) * p.m * p.ldo;
+  const bool whole = p.slices == 1;
+  float* out = whole ? p.out : p.partial + u64(place.slice) * p.m * p.ldo;
 #pragma unroll
   for (u32 r = 0; r < 2; r++) {
 #pragma unroll
@@ -83,17 +79,35 @@ GPU_FN void run(const params::product& p) {
       }
     }
   }
-  if (!whole) gpu::join_slices<TILE, gpu::tensor::THREADS>(p, row, column);
+  if (!whole) gpu::join_slices<TILE, gpu::tensor::THREADS>(p, place);
+}
+
+/// Blocks of a group: column sums of a product, then its tiles by slices.
+GPU_FN void run_group(const params::products& group) {
+  u32 block;
+  const params::product& p = gpu::own_product(group, block);
+  const u32 sums = p.sums ? gpu::place::tiles<TILE>(p.m) : 0;
+  if (block < sums) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    gpu::carver carve(memory);
+    gpu::column_sums(p, block * TILE, reinterpret_cast<double*>(layout(carve).a));
+  } else {
+    run<false, false, true>(p, gpu::place::of<TILE>(p, block - sums));
+  }
 }
 
 }  // namespace product_bf16
 
-#define KERNEL(name, A_BY_ROWS, B_BY_ROWS, LIMITS_K) \
+#define KERNEL(name, B_BY_ROWS) \
   extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4) \
       name(const __grid_constant__ params::product p) { \
-    product_bf16::run<A_BY_ROWS, B_BY_ROWS, LIMITS_K>(p); \
+    product_bf16::run<true, B_BY_ROWS, false>(p, gpu::place::of_block<product_bf16::TILE>()); \
   }
-KERNEL(product_nt_bf16, true, true, false)
-KERNEL(product_tn_bf16, false, false, true)
-KERNEL(product_nn_bf16, true, false, false)
+KERNEL(product_nt_bf16, true)
+KERNEL(product_nn_bf16, false)
 #undef KERNEL
+
+extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4)
+    product_tn_bf16(const __grid_constant__ params::products p) {
+  product_bf16::run_group(p);
+}

@@ -1,7 +1,7 @@
 // archs: sm_75+
 // Products of training: x W^T (nt), dy^T x (tn), dy W (nn), in F32, with bias, ReLU, mask or sum behind them
 // nt: a [m, k], b [n, k]; tn: a [k, m], b [k, n]; nn: a [m, k], b [k, n]; out [m, n]; leading dimensions free
-// A block owns 64 x 64 of out over one slice of k (blockIdx.z); a tile's last block adds the slices in order
+// A block owns 64 x 64 of out over one slice of k; a tile's last block adds the slices; tn: up to 4 products
 // 2 m n k FLOP; reads a n / 64 times and b m / 64 times, from L2 at the sizes of training
 // Needs leading dimensions that are multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: F32 sums in k order within a slice, relative error about sqrt(k) u
@@ -67,16 +67,12 @@ struct part {
 
 /// `LIMITS_K`: the limit is on k, else on m.
 template <bool A_BY_ROWS, bool B_BY_ROWS, bool LIMITS_K>
-GPU_FN void run(const params::product& p) {
+GPU_FN void run(const params::product& p, const gpu::place& place) {
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   const layout shared(carve);
-  const u32 row = blockIdx.y * TILE, column = blockIdx.x * TILE;
-  if (LIMITS_K && p.sums && column >= p.n) {
-    if (blockIdx.z == 0) gpu::column_sums(p, row, reinterpret_cast<double*>(shared.a));
-    return;
-  }
-  const auto [pa, pb, lda, ldb, m, from, end] = gpu::share::of<LIMITS_K>(p, DEPTH);
+  const u32 row = place.row, column = place.column;
+  const auto [pa, pb, lda, ldb, m, from, end] = gpu::share::of<LIMITS_K>(p, place.slice, DEPTH);
 
   float sum[8][4] = {};
   const u32 ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -112,8 +108,8 @@ GPU_FN void run(const params::product& p) {
     }
   }
 
-  const bool whole = gridDim.z == 1;
-  float* out = whole ? p.out : p.partial + u64(blockIdx.z) * p.m * p.ldo;
+  const bool whole = p.slices == 1;
+  float* out = whole ? p.out : p.partial + u64(place.slice) * p.m * p.ldo;
 #pragma unroll
   for (u32 r = 0; r < 8; r++) {
     const u32 to = row + (r < 4 ? 4 * ty + r : 28 + 4 * ty + r);
@@ -125,17 +121,35 @@ GPU_FN void run(const params::product& p) {
       if (n < p.n) out[at] = whole ? gpu::finished(p, sum[r][c], at, n) : sum[r][c];
     }
   }
-  if (!whole) gpu::join_slices<TILE, THREADS>(p, row, column);
+  if (!whole) gpu::join_slices<TILE, THREADS>(p, place);
+}
+
+/// Blocks of a group: column sums of a product, then its tiles by slices.
+GPU_FN void run_group(const params::products& group) {
+  u32 block;
+  const params::product& p = gpu::own_product(group, block);
+  const u32 sums = p.sums ? gpu::place::tiles<TILE>(p.m) : 0;
+  if (block < sums) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    gpu::carver carve(memory);
+    gpu::column_sums(p, block * TILE, reinterpret_cast<double*>(layout(carve).a));
+  } else {
+    run<false, false, true>(p, gpu::place::of<TILE>(p, block - sums));
+  }
 }
 
 }  // namespace product_f32
 
-#define KERNEL(name, A_BY_ROWS, B_BY_ROWS, LIMITS_K) \
+#define KERNEL(name, B_BY_ROWS) \
   extern "C" __global__ void __launch_bounds__(product_f32::THREADS) \
       name(const __grid_constant__ params::product p) { \
-    product_f32::run<A_BY_ROWS, B_BY_ROWS, LIMITS_K>(p); \
+    product_f32::run<true, B_BY_ROWS, false>(p, gpu::place::of_block<product_f32::TILE>()); \
   }
-KERNEL(product_nt_f32, true, true, false)
-KERNEL(product_tn_f32, false, false, true)
-KERNEL(product_nn_f32, true, false, false)
+KERNEL(product_nt_f32, true)
+KERNEL(product_nn_f32, false)
 #undef KERNEL
+
+extern "C" __global__ void __launch_bounds__(product_f32::THREADS)
+    product_tn_f32(const __grid_constant__ params::products p) {
+  product_f32::run_group(p);
+}

@@ -88,24 +88,11 @@ extern "C" __global__ void __launch_bounds__(train::THREADS)
   }
 }
 
-/// Ends a step: adds the sum of a row of losses [terms, count] to totals [terms], each in one fixed order, a
-/// block a term; puts entry `turn` of the table in `now`, and passes the turn on.
+/// Ends a step that does not learn (adam_f32 ends the others): a block a term of the losses.
 extern "C" __global__ void __launch_bounds__(train::THREADS)
     end_step(const __grid_constant__ params::end_step p) {
-  using namespace train;
-  const u32 count = p.count;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
-  double* scratch = carve.take<double>(THREADS / gpu::WARP);
-  const u32 term = blockIdx.x;
-  double sum = 0.0;
-  for (u32 i = threadIdx.x; i < count; i += THREADS) sum += read(p.losses + u64(term) * count + i);
-  sum = gpu::block_sum(sum, scratch);
-  if (threadIdx.x == 0) {
-    p.totals[term] += sum;
-    if (term == 0) {
-      *p.now = gpu::running(p.table + *p.turn);
-      *p.turn += 1;
-    }
-  }
+  gpu::add_losses(p, carve.take<double>(train::THREADS / gpu::WARP));
+  if (blockIdx.x == 0 && threadIdx.x == 0) gpu::next_step(p);
 }

@@ -26,6 +26,35 @@ GPU_FN float hidden_of(const float* z, const float* w, float bias, u32 latent) {
   return gpu::relu(sum);
 }
 
+/// -log sigmoid(r(a) - r(b)) of each pair by a head, losses [heads, batch], and its slope by each row's
+/// reward, slope [heads, 2 batch]; db2 [heads], the sum of a head's slopes, is 0, as they cancel in pairs, or
+/// null. `slots`: the rows of a pair's two sides. `own`: the head's rewards, which other blocks wrote.
+GPU_FN void pair_losses(const params::reward_head& p, u32 head, const float* own) {
+  const uint2* __restrict__ slots = p.slots;
+  const step now = gpu::running(p.now);
+  const u32 batch = p.batch;
+  float* const slopes = p.slope + u64(head) * 2 * batch;
+  double* const losses = p.losses + u64(head) * batch;
+  for (u32 r = threadIdx.x; r < 2 * batch; r += THREADS) slopes[r] = 0.0f;
+  __syncthreads();
+  for (u32 pair = threadIdx.x; pair < batch; pair += THREADS) {
+    double loss = 0.0;
+    if (pair < now.pairs) {
+      const uint2 at = slots[now.first + pair];
+      const double margin = double(own[at.x]) - double(own[at.y]);
+      // Without overflow for either sign.
+      loss = (margin < 0.0 ? -margin : 0.0) + ::log1p(::exp(margin < 0.0 ? margin : -margin));
+      // A margin that is no number must not look like a small loss.
+      if (margin != margin) loss = margin;
+      const double down = -1.0 / (1.0 + ::exp(margin)) / double(now.pairs);
+      slopes[at.x] = float(down);
+      slopes[at.y] = -float(down);
+    }
+    losses[pair] = loss;
+  }
+  if (p.db2 && threadIdx.x == 0) p.db2[head] = 0.0f;
+}
+
 }  // namespace train_reward
 
 /// The decoder's hidden layer of each row's latent, h(z) or h(z) - h(mu of the seed); in the column behind it
@@ -61,59 +90,27 @@ extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
   }
 }
 
-/// r = w2 . act + b2 of each row by each head, out [heads, rows]; of linear heads, where w2 is null, r = act.
+/// r = w2 . act + b2 of each row by each head, reward [heads, 2 batch]; of linear heads, where w2 is null,
+/// r = act. The block of a head that finishes last goes on to its losses.
 extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
     reward_head(const __grid_constant__ params::reward_head p) {
   using namespace train_reward;
   const float *__restrict__ act = p.act, *__restrict__ w2 = p.w2, *__restrict__ b2 = p.b2;
-  float* __restrict__ out = p.out;
-  const u32 rows = p.rows, heads = p.heads, units = p.units;
-  const u32 lane = threadIdx.x % gpu::WARP, width = heads * units;
-  for (u32 i = blockIdx.x * WARPS + threadIdx.x / gpu::WARP; i < rows * heads; i += gridDim.x * WARPS) {
-    const u32 head = i / rows, r = i % rows;
-    const float* own = act + u64(r) * width + head * units;
-    float sum = 0.0f;
-    if (w2) {
-      for (u32 j = lane; j < units; j += gpu::WARP) sum = __fmaf_rn(own[j], w2[head * units + j], sum);
-      sum = gpu::warp_sum(sum);
-    }
-    if (lane == 0) out[i] = w2 ? sum + b2[head] : own[0];
-  }
-}
-
-/// -log sigmoid(r(a) - r(b)) of each pair by each head, losses [heads, batch], and its slope by each row's
-/// reward, slope [heads, 2 batch]; db2 [heads], the sum of a head's slopes, is 0, as they cancel in pairs, or
-/// null. `slots`: the rows of a pair's two sides. A block a head.
-extern "C" __global__ void __launch_bounds__(256)
-    reward_loss(const __grid_constant__ params::reward_loss p) {
-  using namespace train_reward;
-  const float* __restrict__ reward = p.reward;
-  const uint2* __restrict__ slots = p.slots;
-  const step now = gpu::running(p.now);
-  float *__restrict__ slope = p.slope, *__restrict__ db2 = p.db2;
-  double* __restrict__ losses = p.losses;
-  const u32 batch = p.batch, heads = p.heads;
-  for (u32 head = blockIdx.x; head < heads; head += gridDim.x) {
-    const float* own = reward + u64(head) * 2 * batch;
-    float* const slopes = slope + u64(head) * 2 * batch;
-    for (u32 r = threadIdx.x; r < 2 * batch; r += 256) slopes[r] = 0.0f;
-    __syncthreads();
-    for (u32 pair = threadIdx.x; pair < batch; pair += 256) {
-      double loss = 0.0;
-      if (pair < now.pairs) {
-        const uint2 at = slots[now.first + pair];
-        const double margin = double(own[at.x]) - double(own[at.y]);
-        // Without overflow for either sign.
-        loss = (margin < 0.0 ? -margin : 0.0) + ::log1p(::exp(margin < 0.0 ? margin : -margin));
-        // A margin that is no number must not look like a small loss.
-        if (margin != margin) loss = margin;
-        const double down = -1.0 / (1.0 + ::exp(margin)) / double(now.pairs);
-        slopes[at.x] = float(down);
-        slopes[at.y] = -float(down);
+  const u32 rows = 2 * p.batch, heads = p.heads, units = p.units;
+  const u32 lane = threadIdx.x % gpu::WARP, width = heads * units, stretches = (rows + WARPS - 1) / WARPS;
+  for (u32 i = blockIdx.x; i < heads * stretches; i += gridDim.x) {
+    const u32 head = i / stretches, r = i % stretches * WARPS + threadIdx.x / gpu::WARP;
+    float* const rewards = p.reward + u64(head) * rows;
+    if (r < rows) {
+      const float* own = act + u64(r) * width + head * units;
+      float sum = 0.0f;
+      if (w2) {
+        for (u32 j = lane; j < units; j += gpu::WARP) sum = __fmaf_rn(own[j], w2[head * units + j], sum);
+        sum = gpu::warp_sum(sum);
       }
-      losses[u64(head) * batch + pair] = loss;
+      if (lane == 0) rewards[r] = w2 ? sum + b2[head] : own[0];
     }
-    if (db2 && threadIdx.x == 0) db2[head] = 0.0f;
+    if (gpu::last_block(p.tickets + head, stretches)) pair_losses(p, head, rewards);
   }
 }
 

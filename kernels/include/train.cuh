@@ -1,19 +1,38 @@
-// What kernels of training share: products of matrices, their slices joined, their column sums.
+// What kernels of training share: products of matrices, their slices joined, their column sums; a step's end.
 //
 // A step is a fixed list of launches with constant arguments, so that it can be recorded once and replayed.
 // What changes from step to step (params::step) stands in a table on the device. All kernels read the entry
-// in `now`: the host writes the first, end_step each next one.
+// in `now`: the host writes the first, the last launch of a step each next one.
 #pragma once
-#include "params.cuh"
 #include "reduce.cuh"
+#include "train_params.cuh"
 #include "types.cuh"
 
 namespace gpu {
 
-/// The step that runs: no kernel but end_step writes it.
+/// The step that runs, in a launch that does not replace it.
 GPU_FN params::step running(const params::step* now) {
   return {read(&now->first),     read(&now->pairs), read(&now->wide),
           read(&now->candidate), read(&now->rate),  read(&now->inverse_root)};
+}
+
+/// Adds the sum of each row of losses [terms, count] to totals [terms], in one fixed order for blocks of one
+/// size. A block takes a term at a time; `scratch` is that of block_sum.
+GPU_FN void add_losses(const params::end_step& p, double* scratch) {
+  for (u32 term = blockIdx.x; term < p.terms; term += gridDim.x) {
+    double sum = 0.0;
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < p.count; i += blockDim.x) sum += read(p.losses + u64(term) * p.count + i);
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0) p.totals[term] += sum;
+  }
+}
+
+/// Puts entry `turn` of the table in `now`, and passes the turn on. For one thread, when nobody reads `now`
+/// any more.
+GPU_FN void next_step(const params::end_step& p) {
+  *p.now = running(p.table + *p.turn);
+  *p.turn += 1;
 }
 
 /// Element i of an array in a kernel's parameters. A run-time index would first copy it to local memory.
@@ -33,6 +52,38 @@ GPU_FN float finished(const params::product& p, float value, u64 at, u32 column)
   return p.add ? p.out[at] + value : value;
 }
 
+/// A block's part of a product: a tile of the result, of which it has the first row and column, by a slice of
+/// k; and the number of the tile.
+struct place {
+  u32 row, column, slice, tile;
+
+  /// In a grid [columns of tiles, rows of tiles, slices].
+  template <u32 TILE>
+  GPU_FN static place of_block() {
+    return {blockIdx.y * TILE, blockIdx.x * TILE, blockIdx.z, blockIdx.y * gridDim.x + blockIdx.x};
+  }
+
+  /// In the row of blocks of a product, slice by slice.
+  template <u32 TILE>
+  GPU_FN static place of(const params::product& p, u32 block) {
+    const u32 columns = tiles<TILE>(p.n), all = tiles<TILE>(p.m) * columns, tile = block % all;
+    return {tile / columns * TILE, tile % columns * TILE, block / all, tile};
+  }
+
+  /// Tiles of `n` rows or columns.
+  template <u32 TILE>
+  GPU_FN static u32 tiles(u32 n) {
+    return (n + TILE - 1) / TILE;
+  }
+};
+
+/// The product that a block of a group works on; `block` becomes its number among that product's blocks.
+GPU_FN const params::product& own_product(const params::products& group, u32& block) {
+  u32 i = 0;
+  for (block = blockIdx.x; block >= group.blocks[i]; i++) block -= group.blocks[i];
+  return group.of[i];
+}
+
 /// What a block has to do of a product: its operands, rows below m, and its slice of k, which ends with a
 /// multiple of `granule` or with k. `LIMITS_K`: the limit is on k, else on m.
 struct share {
@@ -40,13 +91,13 @@ struct share {
   u32 lda, ldb, m, from, end;
 
   template <bool LIMITS_K>
-  GPU_FN static share of(const params::product& p, u32 granule) {
-    const u32 slices = gridDim.z - (p.c ? 1 : 0);
-    if (p.c && blockIdx.z == slices) return {p.c, p.d, p.l, p.l, p.m, 0, p.l};
+  GPU_FN static share of(const params::product& p, u32 slice, u32 granule) {
+    const u32 slices = p.slices - (p.c ? 1 : 0);
+    if (p.c && slice == slices) return {p.c, p.d, p.l, p.l, p.m, 0, p.l};
     const u32 limit = p.limit ? *p.limit : 0xffffffffu;
     const u32 m = LIMITS_K ? p.m : min(limit, p.m), k = LIMITS_K ? min(limit, p.k) : p.k;
     const u32 deep = u32(round_up((k + slices - 1) / slices, granule));
-    return {p.a, p.b, p.lda, p.ldb, m, blockIdx.z * deep, min(blockIdx.z * deep + deep, k)};
+    return {p.a, p.b, p.lda, p.ldb, m, slice * deep, min(slice * deep + deep, k)};
   }
 };
 
@@ -62,17 +113,18 @@ GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 /// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
 /// slices in their order, so that the bits do not depend on which block that is.
 template <u32 TILE, u32 THREADS>
-GPU_FN void join_slices(const params::product& p, u32 row, u32 column) {
-  if (!last_block(p.tickets + blockIdx.y * gridDim.x + blockIdx.x, gridDim.z)) return;
+GPU_FN void join_slices(const params::product& p, const place& own) {
+  if (!last_block(p.tickets + own.tile, p.slices)) return;
   const u64 slice = u64(p.m) * p.ldo;
   const bool vector = p.ldo % 4 == 0;
   for (u32 i = threadIdx.x; i < TILE * TILE / 4; i += THREADS) {
-    const u32 r = row + i / (TILE / 4), first = column + i % (TILE / 4) * 4, there = below(p.n, first);
+    const u32 r = own.row + i / (TILE / 4), first = own.column + i % (TILE / 4) * 4;
+    const u32 there = below(p.n, first);
     if (r >= p.m || there == 0) continue;
     const u64 at = u64(r) * p.ldo + first;
     float4 sum = load_up_to_4(p.partial + at, there, vector);
 #pragma unroll 8
-    for (u32 s = 1; s < gridDim.z; s++) {
+    for (u32 s = 1; s < p.slices; s++) {
       const float4 next = load_up_to_4(p.partial + s * slice + at, there, vector);
       sum.x += next.x;
       sum.y += next.y;

@@ -1,7 +1,7 @@
 //! `kernels/adam.cu` against the arithmetic of the CPU backend, which Rust neither fuses nor reorders: the
 //! same bits.
 
-use lensmith::backend::cuda::params::{Adam, Step};
+use lensmith::backend::cuda::params::{Adam, EndStep, Step};
 use lensmith::noise::{NoiseCounter, Purpose, Side, fill_normals};
 
 use crate::device::{Launch, Machine, Races, Schedule};
@@ -18,6 +18,16 @@ fn normals(n: usize, row: u64) -> Vec<f32> {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The order in which a block of 64 threads adds: each thread its own, a butterfly in each warp, the warps.
+fn sum_of_64_threads(values: &[f64]) -> f64 {
+    let mut lanes: Vec<f64> =
+        (0..64).map(|t| values.iter().skip(t).step_by(64).fold(0.0, |sum, v| sum + v)).collect();
+    for step in [16, 8, 4, 2, 1] {
+        lanes = (0..64).map(|t| lanes[t] + lanes[t ^ step]).collect();
+    }
+    lanes[0] + lanes[32]
 }
 
 #[test]
@@ -46,7 +56,18 @@ fn steps_have_the_bits_of_the_cpu() {
             let skew = usize::from(schedule == Schedule::ALL[1]);
             let [dw, dg, dm, dv] =
                 start.each_ref().map(|values| machine.upload(&[&vec![0.0; skew][..], values].concat()));
-            let now = machine.upload(&[Step { rate, inverse_root, ..Step::default() }]);
+            let [step, next, later] = [(rate, 1), (0.5, 2), (0.25, 3)].map(|(rate, first)| Step {
+                first,
+                rate,
+                inverse_root,
+                ..Step::default()
+            });
+            let (now, table) = (machine.upload(&[step]), machine.upload(&[step, next, later]));
+            let (turn, ticket) = (machine.upload(&[1u32]), machine.upload(&[0u32]));
+            // More terms than blocks, of more values than a block has threads.
+            let losses: Vec<f64> = (0..3 * 70).map(|i| f64::from(i) / 7.0).collect();
+            let totals = machine.upload(&[1.0, 2.0, 3.0f64]);
+            let device_losses = machine.upload(&losses);
             let [w_at, g_at, m_at, v_at] =
                 [&dw, &dg, &dm, &dv].map(|buffer| buffer.address() + 4 * skew as u64);
             let params = Adam {
@@ -54,7 +75,16 @@ fn steps_have_the_bits_of_the_cpu() {
                 g: g_at,
                 m: m_at,
                 v: v_at,
-                now: now.address(),
+                end: EndStep {
+                    losses: device_losses.address(),
+                    totals: totals.address(),
+                    table: table.address(),
+                    turn: turn.address(),
+                    now: now.address(),
+                    count: 70,
+                    terms: 3,
+                },
+                ticket: ticket.address(),
                 n: n as u64,
                 beta1,
                 keep1,
@@ -64,7 +94,7 @@ fn steps_have_the_bits_of_the_cpu() {
                 decay,
             };
             // Two blocks of 64 threads: with a large n each thread takes several values.
-            let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 0 };
+            let launch = Launch { grid: [2, 1, 1], block: [64, 1, 1], shared: 16 };
             machine.launch("adam_f32", launch, params).unwrap_or_else(|e| panic!("{n} elements: {e}"));
             for (what, got, want) in
                 [("w", dw.download(), &w), ("m", dm.download(), &m), ("v", dv.download(), &v)]
@@ -72,6 +102,11 @@ fn steps_have_the_bits_of_the_cpu() {
                 assert!(bits(&got[skew..]) == bits(want), "{what} of {n} elements, {races:?}, {schedule:?}");
             }
             assert_eq!(bits(&dg.download()[skew..]), bits(&g), "the gradient is only read");
+            let first = now.download()[0].first;
+            assert_eq!((first, turn.download(), ticket.download()), (2, vec![2], vec![0]), "the next step");
+            let want: Vec<f64> =
+                (0..3).map(|t| 1.0 + t as f64 + sum_of_64_threads(&losses[t * 70..][..70])).collect();
+            assert_eq!(totals.download(), want, "sums of losses, {n} elements, {races:?}, {schedule:?}");
         }
     }
 }

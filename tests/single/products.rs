@@ -5,7 +5,7 @@
 use half::bf16;
 use lensmith::backend::Precision;
 use lensmith::backend::cuda::layout;
-use lensmith::backend::cuda::params::Product;
+use lensmith::backend::cuda::params::{Product, Products};
 
 use crate::common::normals;
 use crate::device::{Launch, Machine, Races, Schedule};
@@ -52,6 +52,7 @@ fn cases() -> Vec<Case> {
         Case { form: "tn", sizes: [70, 130, 150], slices: 2, sums: true, ..PLAIN },
         Case { form: "tn", sizes: [130, 9, 37], slices: 1, sums: true, ..PLAIN },
         Case { form: "tn", sizes: [33, 40, 256], slices: 3, limit: Some(77), ..PLAIN },
+        Case { form: "tn", sizes: [3, 70, 130], slices: 2, sums: true, ..PLAIN },
     ]
 }
 
@@ -135,61 +136,96 @@ fn expected_sums(case: &Case, a: &[f32]) -> Vec<f32> {
     (0..m).map(|column| (1..8).fold(one(column, 0), |sum, g| sum + one(column, g)) as f32).collect()
 }
 
-/// Runs a case twice with the same tickets, which the first run must leave as they were; gives out and sums.
-fn run(machine: &Machine, precision: &str, case: &Case, data: &Data, schedule: Schedule) -> [Vec<f32>; 2] {
-    let [m, n, k] = case.sizes;
-    let slices = case.slices + usize::from(case.second.is_some());
-    let grid = [n.div_ceil(64) + usize::from(case.sums), m.div_ceil(64), slices].map(|g| g as u32);
-    let upload = |values: &[f32]| machine.upload(values);
-    let inputs = [&data.a, &data.b, &data.c, &data.d, &data.bias, &data.mask].map(|v| upload(v));
-    let limit = machine.upload(&[case.limit.unwrap_or(0)]);
-    let partial = machine.empty::<f32>(slices * m * n);
-    let tickets = machine.upload(&vec![0u32; (grid[0] * grid[1]) as usize]);
-    let [lda, ldb] = match case.form {
-        "nt" => [k, k],
-        "tn" => [m, n],
-        _ => [k, n],
-    };
-    let sizes = [m, n, k, case.second.unwrap_or(0)].map(|s| s as u32);
-    let or_null = |wanted: bool, address: u64| if wanted { address } else { 0 };
-    let kernel = format!("product_{}_{precision}", case.form);
+/// Blocks of a product: those of its tiles by slices, and with `sums` one for each row of tiles.
+fn blocks(case: &Case) -> ([usize; 3], usize) {
+    let [m, n, _] = case.sizes;
+    let grid = [n.div_ceil(64), m.div_ceil(64), case.slices + usize::from(case.second.is_some())];
+    (grid, if case.sums { grid[1] } else { 0 })
+}
+
+/// Runs cases twice with the same tickets, which the first run must leave as they were; gives out and sums of
+/// each. Those of the form tn are one launch, of others there is one alone.
+fn run(machine: &Machine, precision: &str, cases: &[(Case, Data)], schedule: Schedule) -> Vec<[Vec<f32>; 2]> {
     let shared = layout::product(if precision == "f32" { Precision::F32 } else { Precision::Bf16 });
+    let kernel = format!("product_{}_{precision}", cases[0].0.form);
+    let inputs: Vec<_> = cases
+        .iter()
+        .map(|(case, Data { a, b, c, d, bias, mask, .. })| {
+            let ([m, n, _], (grid, _)) = (case.sizes, blocks(case));
+            let limit = machine.upload(&[case.limit.unwrap_or(0)]);
+            let partial = machine.empty::<f32>(grid[2] * m * n);
+            let tickets = machine.upload(&vec![0u32; grid[0] * grid[1]]);
+            ([a, b, c, d, bias, mask].map(|v| machine.upload(v)), limit, partial, tickets)
+        })
+        .collect();
     let [first, second] = [0, 1].map(|_| {
-        let out = match case.add {
-            true => upload(&data.out),
-            false => machine.empty(m * n),
+        let outputs: Vec<_> = cases
+            .iter()
+            .map(|(case, data)| {
+                let [m, n, _] = case.sizes;
+                let out = if case.add { machine.upload(&data.out) } else { machine.empty(m * n) };
+                (out, machine.empty::<f32>(m))
+            })
+            .collect();
+        let products = cases.iter().zip(&inputs).zip(&outputs).map(|(((case, _), inputs), (out, sums))| {
+            let ([m, n, k], ([_, _, slices], _)) = (case.sizes, blocks(case));
+            let ([a, b, c, d, bias, mask], limit, partial, tickets) = inputs;
+            let [lda, ldb] = match case.form {
+                "nt" => [k, k],
+                "tn" => [m, n],
+                _ => [k, n],
+            };
+            let [m, n, k, l, lda, ldb, slices] =
+                [m, n, k, case.second.unwrap_or(0), lda, ldb, slices].map(|s| s as u32);
+            let or_null = |wanted: bool, address: u64| if wanted { address } else { 0 };
+            Product {
+                a: a.address(),
+                b: b.address(),
+                out: out.address(),
+                bias: or_null(case.bias, bias.address()),
+                mask: or_null(case.mask, mask.address()),
+                limit: or_null(case.limit.is_some(), limit.address()),
+                c: or_null(case.second.is_some(), c.address()),
+                d: or_null(case.second.is_some(), d.address()),
+                sums: or_null(case.sums, sums.address()),
+                partial: or_null(slices > 1, partial.address()),
+                tickets: or_null(slices > 1, tickets.address()),
+                m,
+                n,
+                k,
+                l,
+                lda,
+                ldb,
+                ldo: n,
+                relu: u32::from(case.bias),
+                add: u32::from(case.add),
+                slices,
+            }
+        });
+        let said = if cases[0].0.form == "tn" {
+            let mut group = Products::default();
+            for (i, (p, (case, _))) in products.zip(cases).enumerate() {
+                let ([x, y, z], sums) = blocks(case);
+                (group.of[i], group.blocks[i]) = (p, (sums + x * y * z) as u32);
+            }
+            let grid = [group.blocks.iter().sum(), 1, 1];
+            machine.launch(&kernel, Launch { grid, block: [128, 1, 1], shared }, group)
+        } else {
+            let [p]: [Product; 1] = products.collect::<Vec<_>>().try_into().expect("one case");
+            let grid = blocks(&cases[0].0).0.map(|g| g as u32);
+            machine.launch(&kernel, Launch { grid, block: [128, 1, 1], shared }, p)
         };
-        let sums = machine.empty::<f32>(m);
-        let p = Product {
-            a: inputs[0].address(),
-            b: inputs[1].address(),
-            out: out.address(),
-            bias: or_null(case.bias, inputs[4].address()),
-            mask: or_null(case.mask, inputs[5].address()),
-            limit: or_null(case.limit.is_some(), limit.address()),
-            c: or_null(case.second.is_some(), inputs[2].address()),
-            d: or_null(case.second.is_some(), inputs[3].address()),
-            sums: or_null(case.sums, sums.address()),
-            partial: or_null(slices > 1, partial.address()),
-            tickets: or_null(slices > 1, tickets.address()),
-            m: sizes[0],
-            n: sizes[1],
-            k: sizes[2],
-            l: sizes[3],
-            lda: lda as u32,
-            ldb: ldb as u32,
-            ldo: n as u32,
-            relu: u32::from(case.bias),
-            add: u32::from(case.add),
-            unused: 0,
-        };
-        let launch = Launch { grid, block: [128, 1, 1], shared };
-        let said = machine.launch(&kernel, launch, p);
-        said.unwrap_or_else(|e| panic!("{case:?}, {schedule:?}: {e}"));
-        assert_eq!(out.unwritten(), 0, "{case:?}");
-        [out.download(), if case.sums { sums.download() } else { Vec::new() }]
+        said.unwrap_or_else(|e| {
+            panic!("{:?}, {schedule:?}: {e}", cases.iter().map(|c| c.0).collect::<Vec<_>>())
+        });
+        let mut made = Vec::new();
+        for ((case, _), (out, sums)) in cases.iter().zip(&outputs) {
+            assert_eq!(out.unwritten(), 0, "{case:?}");
+            made.push([out.download(), if case.sums { sums.download() } else { Vec::new() }]);
+        }
+        made
     });
-    assert!(first == second, "{case:?}, {schedule:?}: two runs differ");
+    assert!(first == second, "{schedule:?}: two runs differ");
     first
 }
 
@@ -197,19 +233,28 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
+/// Launches: each case alone, and all of the form tn together.
+fn launches() -> Vec<Vec<(Case, Data)>> {
+    let with_data = |case: Case| (case, Data::new(&case));
+    let mut out: Vec<Vec<_>> = cases().into_iter().map(|case| vec![with_data(case)]).collect();
+    out.push(cases().into_iter().filter(|case| case.form == "tn").map(with_data).collect());
+    out
+}
+
 #[test]
 fn products_have_the_bits_of_their_order() {
     let all = Schedule::ALL.map(|s| (Races::Ignored, s));
-    for case in cases() {
-        let data = Data::new(&case);
-        let (want, _) = expected(&case, &data, 16, false);
+    for cases in launches() {
+        let wanted: Vec<_> = cases.iter().map(|(case, data)| expected(case, data, 16, false).0).collect();
         for (races, schedule) in
             [(Races::Found, Schedule::PLAIN), (Races::Found, Schedule::ALL[3])].into_iter().chain(all)
         {
-            let [out, sums] = run(&Machine::new(races, schedule), "f32", &case, &data, schedule);
-            assert!(bits(&out) == bits(&want), "{case:?}, {schedule:?}");
-            if case.sums {
-                assert!(bits(&sums) == bits(&expected_sums(&case, &data.a)), "sums of {case:?}");
+            let made = run(&Machine::new(races, schedule), "f32", &cases, schedule);
+            for (((case, data), [out, sums]), want) in cases.iter().zip(made).zip(&wanted) {
+                assert!(bits(&out) == bits(want), "{case:?} of {}, {schedule:?}", cases.len());
+                if case.sums {
+                    assert!(bits(&sums) == bits(&expected_sums(case, &data.a)), "sums of {case:?}");
+                }
             }
         }
     }
@@ -217,25 +262,26 @@ fn products_have_the_bits_of_their_order() {
 
 #[test]
 fn bf16_products_are_near_it() {
-    for case in cases() {
-        let data = Data::new(&case);
-        let (want, magnitudes) = expected(&case, &data, 32, true);
-        let mut seen: Vec<[Vec<f32>; 2]> = Vec::new();
+    for cases in launches() {
+        let wanted: Vec<_> = cases.iter().map(|(case, data)| expected(case, data, 32, true)).collect();
+        let mut seen: Vec<Vec<[Vec<f32>; 2]>> = Vec::new();
         for (races, schedule) in [
             (Races::Found, Schedule::ALL[2]),
             (Races::Ignored, Schedule::ALL[1]),
             (Races::Ignored, Schedule::PLAIN),
         ] {
-            seen.push(run(&Machine::new(races, schedule), "bf16", &case, &data, schedule));
-            let [out, sums] = seen.last().expect("just pushed");
-            for (i, (got, want)) in out.iter().zip(&want).enumerate() {
-                // Products of BF16 are exact in F32; what differs is the order of the sums.
-                assert!((got - want).abs() <= 1e-6 * magnitudes, "{case:?}: {i}: {got}, not {want}");
+            let made = run(&Machine::new(races, schedule), "bf16", &cases, schedule);
+            for (((case, data), [out, sums]), (want, magnitudes)) in cases.iter().zip(&made).zip(&wanted) {
+                for (i, (got, want)) in out.iter().zip(want).enumerate() {
+                    // Products of BF16 are exact in F32; what differs is the order of the sums.
+                    assert!((got - want).abs() <= 1e-6 * magnitudes, "{case:?}: {i}: {got}, not {want}");
+                }
+                if case.sums {
+                    assert!(bits(sums) == bits(&expected_sums(case, &data.a)), "sums of {case:?}");
+                }
             }
-            if case.sums {
-                assert!(bits(sums) == bits(&expected_sums(&case, &data.a)), "sums of {case:?}");
-            }
+            seen.push(made);
         }
-        assert!(seen.windows(2).all(|w| w[0] == w[1]), "{case:?} depends on the schedule");
+        assert!(seen.windows(2).all(|w| w[0] == w[1]), "a result depends on the schedule");
     }
 }

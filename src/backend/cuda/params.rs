@@ -1,7 +1,10 @@
-//! The parameters of kernels, one structure a kernel (or for all of a kind), as `kernels/include/params.cuh` has them:
+//! The parameters of kernels, one structure a kernel (or for all of a kind), as `kernels/include/{params,train_params}.cuh` have them:
 //! the same names in the same order, with pointers as addresses. What fields mean is said there.
 
-#![allow(missing_docs, reason = "fields are those of kernels/include/params.cuh, where each is explained")]
+#![allow(
+    missing_docs,
+    reason = "fields are those of kernels/include/params.cuh and train_params.cuh, where each is explained"
+)]
 
 use bytemuck::{Pod, Zeroable};
 
@@ -227,13 +230,24 @@ structures! {
         rate: f32,
         inverse_root: f32,
     }
+    /// Parameters of `end_step`, and of the end of `adam_f32`.
+    EndStep = 48 {
+        losses: u64,
+        totals: u64,
+        table: u64,
+        turn: u64,
+        now: u64,
+        count: u32,
+        terms: u32,
+    }
     /// Parameters of `adam_f32`.
-    Adam = 72 {
+    Adam = 120 {
         w: u64,
         g: u64,
         m: u64,
         v: u64,
-        now: u64,
+        end: EndStep,
+        ticket: u64,
         n: u64,
         beta1: f32,
         keep1: f32,
@@ -242,7 +256,7 @@ structures! {
         eps: f32,
         decay: f32,
     }
-    /// Parameters of `product_*`.
+    /// Parameters of `product_nt_*` and `product_nn_*`.
     Product = 128 {
         a: u64,
         b: u64,
@@ -264,7 +278,12 @@ structures! {
         ldo: u32,
         relu: u32,
         add: u32,
-        unused: u32,
+        slices: u32,
+    }
+    /// Parameters of `product_tn_*`.
+    Products = 528 {
+        of: [Product; 4],
+        blocks: [u32; 4],
     }
     /// Where rows of a batch come from.
     Sources = 48 {
@@ -294,16 +313,6 @@ structures! {
         dim: u32,
         batch: u32,
         noise: f32,
-        unused: u32,
-    }
-    /// Parameters of `end_step`.
-    EndStep = 48 {
-        losses: u64,
-        totals: u64,
-        table: u64,
-        turn: u64,
-        now: u64,
-        count: u32,
         unused: u32,
     }
     /// Parameters of `vae_codes`.
@@ -364,26 +373,21 @@ structures! {
         unused: u32,
     }
     /// Parameters of `reward_head`.
-    RewardHead = 48 {
+    RewardHead = 96 {
         act: u64,
         w2: u64,
         b2: u64,
-        out: u64,
-        rows: u32,
-        heads: u32,
-        units: u32,
-        unused: u32,
-    }
-    /// Parameters of `reward_loss`.
-    RewardLoss = 56 {
         reward: u64,
         slots: u64,
         now: u64,
         slope: u64,
         db2: u64,
         losses: u64,
+        tickets: u64,
         batch: u32,
         heads: u32,
+        units: u32,
+        unused: u32,
     }
     /// Parameters of `reward_backward`.
     RewardBackward = 64 {
@@ -416,11 +420,13 @@ impl Step {
 mod tests {
     use super::*;
 
-    /// nvcc holds the sizes of `params.cuh` against its structures, this against ours.
+    /// nvcc holds the sizes that stand there against its structures, this against ours.
     #[test]
     fn structures_are_those_of_the_kernels() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/include/params.cuh");
-        let text = std::fs::read_to_string(path).expect("the source is there");
+        let include = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/include");
+        let text = ["params.cuh", "train_params.cuh"]
+            .map(|name| std::fs::read_to_string(include.join(name)).expect("the source is there"))
+            .concat();
         let theirs: Vec<(String, usize)> = text
             .lines()
             .filter_map(|line| line.strip_prefix("static_assert(sizeof(")?.strip_suffix(");"))

@@ -5,8 +5,9 @@
 //!    changes from step to step (which pairs, how many, Adam's bias corrections) is a row of a table on the
 //!    device, [`Progress`].
 //! 2. [`Recording`] records them, unless it holds equal launches already from an epoch before.
-//! 3. Each replay reads its row of the table; its last launch, `end_step`, adds up the losses and moves to
-//!    the next row. So the host launches a graph per step and waits once an epoch.
+//! 3. Each replay reads its row of the table; its last launch, Adam or where nothing is learnt `end_step`,
+//!    adds up the losses and moves to the next row. So the host launches a graph per step and waits once an
+//!    epoch.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::driver::{Driver, DriverResult, Graph};
 use super::launch::{Launch, Params, u32_of};
 use super::layout;
 use super::memory::Buffer;
-use super::params::{self, Product, Step};
+use super::params::{self, EndStep, Product, Products, Step};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{Adam, Precision};
 
@@ -79,6 +80,8 @@ pub struct Progress {
     pub step: Buffer<Step>,
     /// Sums of the losses, one per term.
     pub totals: Buffer<f64>,
+    /// Blocks of Adam that have finished; it leaves a 0.
+    ticket: Buffer<u32>,
 }
 
 impl Progress {
@@ -90,6 +93,7 @@ impl Progress {
             step_index: Buffer::empty(driver, 1, "step index")?,
             step: Buffer::empty(driver, 1, "step")?,
             totals: Buffer::empty(driver, terms, "totals")?,
+            ticket: Buffer::zeros(driver, 1, "ticket of Adam")?,
         })
     }
 
@@ -134,13 +138,12 @@ impl fmt::Debug for Recording {
 /// Sizes (m, n, k) of a product: out `[m, n]`, sums over k.
 pub type Sizes = (usize, usize, usize);
 
-/// Layout of the operands: n as it is, t transposed; names as in `kernels/product_f32.cu`.
+/// Layout of the operands: n as it is, t transposed; names as in `kernels/product_f32.cu`. There are also
+/// products dy^T x, [`Gradient`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// a `[m, k]`, b `[n, k]`: x W^T.
     Nt,
-    /// a `[k, m]`, b `[k, n]`: dy^T x.
-    Tn,
     /// a `[m, k]`, b `[k, n]`: dy W.
     Nn,
 }
@@ -160,8 +163,33 @@ pub struct Epilogue {
     pub limit: u64,
 }
 
-/// Memory for split-K, which the products of a step use one after the other: each slice writes its sums, and
-/// the last block of a tile to finish adds them up in the order of the slices.
+/// The gradient of a weight, dy^T input over the rows of a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gradient {
+    /// Address of the gradient of a layer's outputs.
+    pub dy: u64,
+    /// Address of the layer's inputs.
+    pub input: u64,
+    /// Address of the result `[outputs, inputs]`.
+    pub out: u64,
+    /// Address of the sums of dy's columns, the bias's gradient, or 0.
+    pub sums: u64,
+    /// Address of the number of rows that take part, or 0 for all.
+    pub limit: u64,
+    /// Outputs, inputs and rows.
+    pub sizes: Sizes,
+}
+
+impl Gradient {
+    /// Of a layer's weight and bias over `rows` rows.
+    pub fn of(layer: LayerAt, dy: u64, input: u64, rows: usize) -> Gradient {
+        let sizes = (layer.outputs, layer.inputs, rows);
+        Gradient { dy, input, out: layer.dweight, sums: layer.dbias, limit: 0, sizes }
+    }
+}
+
+/// Memory for split-K, which the products of a step use one launch after the other: each slice writes its
+/// sums, and the last block of a tile to finish adds them up in the order of the slices.
 #[derive(Debug)]
 pub struct Slices {
     partial: Buffer<f32>,
@@ -169,25 +197,58 @@ pub struct Slices {
     tickets: Buffer<u32>,
 }
 
+/// Tiles of the result of a product.
+fn tiles_of((m, n, _): Sizes) -> usize {
+    m.div_ceil(TILE) * n.div_ceil(TILE)
+}
+
 /// Number of slices of k. A function of sizes alone, so that results do not depend on the GPU.
-fn slices_of((m, n, k): Sizes) -> usize {
-    let tiles = m.div_ceil(TILE) * n.div_ceil(TILE);
-    (BLOCKS / tiles.max(1)).clamp(1, (k / MIN_SLICE).max(1))
+fn slices_of(sizes: Sizes) -> usize {
+    (BLOCKS / tiles_of(sizes).max(1)).clamp(1, (sizes.2 / MIN_SLICE).max(1))
+}
+
+/// Sizes of a product, and the number of products that are added up in it.
+pub type Summed = (Sizes, usize);
+
+/// Values that all slices of a product have; what follows them starts on a multiple of 256 bytes.
+fn values_of((sizes, summed): Summed) -> usize {
+    ((slices_of(sizes) + summed - 1) * sizes.0 * sizes.1).next_multiple_of(64)
 }
 
 impl Slices {
-    /// Room for any of `products`, each with the number of products that are added up in one launch.
-    pub fn new(cuda: &Cuda, products: &[(Sizes, usize)]) -> DriverResult<Slices> {
-        let most = |of: &dyn Fn(usize, usize, usize) -> usize| {
-            let each = products.iter().map(|&(p, more)| of(slices_of(p) + more - 1, p.0, p.1));
-            each.max().unwrap_or(1)
+    /// Room for any of `launches`, each of one product or several.
+    pub fn new(cuda: &Cuda, launches: &[&[Summed]]) -> DriverResult<Slices> {
+        let most = |of: &dyn Fn(&Summed) -> usize| {
+            launches.iter().map(|products| products.iter().map(of).sum()).max().unwrap_or(1)
         };
-        // A product that sums columns too (`Product::sums`) has one more column of blocks for it.
-        let tiles = most(&|_, m, n| m.div_ceil(TILE) * (n.div_ceil(TILE) + 1));
         Ok(Slices {
-            partial: Buffer::empty(&cuda.driver, most(&|s, m, n| s * m * n), "slices of products")?,
-            tickets: Buffer::zeros(&cuda.driver, tiles, "tickets of products")?,
+            partial: Buffer::empty(&cuda.driver, most(&|p| values_of(*p)), "slices of products")?,
+            tickets: Buffer::zeros(&cuda.driver, most(&|p| tiles_of(p.0)), "tickets of products")?,
         })
+    }
+}
+
+/// What the products of a launch have of [`Slices`] so far.
+#[derive(Default)]
+struct Taken {
+    values: usize,
+    tickets: usize,
+}
+
+impl Taken {
+    /// The product with its number of slices, and memory for them.
+    fn sliced(&mut self, of: &Slices, p: Product, (sizes, summed): Summed) -> Product {
+        let slices = slices_of(sizes) + summed - 1;
+        let sliced = Product { slices: u32_of(slices), ..p };
+        if slices == 1 {
+            return sliced;
+        }
+        let (partial, tickets) = (of.partial.at(self.values), of.tickets.at(self.tickets));
+        self.values += values_of((sizes, summed));
+        self.tickets += tiles_of(sizes);
+        assert!(self.values <= of.partial.len(), "room for all slices");
+        assert!(self.tickets <= of.tickets.len(), "a ticket for every tile");
+        Product { partial, tickets, ..sliced }
     }
 }
 
@@ -234,11 +295,18 @@ impl<'a> StepGraph<'a> {
 
     /// out = epilogue(a b); the rows of all three lie directly behind each other.
     pub fn product(&mut self, form: Form, (a, b, out): (u64, u64, u64), sizes: Sizes, epilogue: Epilogue) {
-        self.launch_product(
-            form,
-            Product { a, b, out, ..with_epilogue(epilogue, form, sizes) },
-            slices_of(sizes),
-        );
+        let kernel = match (form, self.precision) {
+            (Form::Nt, Precision::F32) => "product_nt_f32",
+            (Form::Nn, Precision::F32) => "product_nn_f32",
+            (Form::Nt, Precision::Bf16) => "product_nt_bf16",
+            (Form::Nn, Precision::Bf16) => "product_nn_bf16",
+        };
+        let (lda, ldb) = match form {
+            Form::Nt => (sizes.2, sizes.2),
+            Form::Nn => (sizes.2, sizes.1),
+        };
+        let p = Product { a, b, out, ..with_epilogue(epilogue, sizes, (lda, ldb)) };
+        self.launch_product(kernel, p, (sizes, 1));
     }
 
     /// out = epilogue(a b^T + c d^T), both `[m, n]`; `epilogue.limit` holds for the first product.
@@ -250,48 +318,72 @@ impl<'a> StepGraph<'a> {
         epilogue: Epilogue,
     ) {
         let sizes = (m, n, k);
-        let p = Product { a, b, out, c, d, l: u32_of(l), ..with_epilogue(epilogue, Form::Nt, sizes) };
-        self.launch_product(Form::Nt, p, slices_of(sizes) + 1);
-    }
-
-    /// Gradients of a layer: dW = dy^T input and db = column sums of dy, over `rows` rows.
-    pub fn gradients(&mut self, layer: LayerAt, dy: u64, input: u64, rows: usize) {
-        let sizes = (layer.outputs, layer.inputs, rows);
-        let p =
-            Product { a: dy, b: input, out: layer.dweight, sums: layer.dbias, ..leading(Form::Tn, sizes) };
-        self.launch_product(Form::Tn, p, slices_of(sizes));
-    }
-
-    fn launch_product(&mut self, form: Form, mut p: Product, slices: usize) {
-        let kernel = match (form, self.precision) {
-            (Form::Nt, Precision::F32) => "product_nt_f32",
-            (Form::Tn, Precision::F32) => "product_tn_f32",
-            (Form::Nn, Precision::F32) => "product_nn_f32",
-            (Form::Nt, Precision::Bf16) => "product_nt_bf16",
-            (Form::Tn, Precision::Bf16) => "product_tn_bf16",
-            (Form::Nn, Precision::Bf16) => "product_nn_bf16",
+        let kernel = match self.precision {
+            Precision::F32 => "product_nt_f32",
+            Precision::Bf16 => "product_nt_bf16",
         };
-        let tiles = p.n.div_ceil(TILE as u32) + u32::from(p.sums != 0);
-        let grid = [tiles, p.m.div_ceil(TILE as u32), u32_of(slices)];
-        if slices > 1 {
-            let Slices { partial, tickets } = self.slices;
-            assert!(slices * p.m as usize * p.n as usize <= partial.len(), "room for all slices");
-            assert!((grid[0] * grid[1]) as usize <= tickets.len(), "a ticket for every tile");
-            (p.partial, p.tickets) = (partial.address(), tickets.address());
-        }
+        let p = Product { a, b, out, c, d, l: u32_of(l), ..with_epilogue(epilogue, sizes, (k, k)) };
+        self.launch_product(kernel, p, (sizes, 2));
+    }
+
+    fn launch_product(&mut self, kernel: &'static str, p: Product, summed: Summed) {
+        let (m, n, _) = summed.0;
+        let p = Taken::default().sliced(self.slices, p, summed);
+        let grid = [u32_of(n.div_ceil(TILE)), u32_of(m.div_ceil(TILE)), p.slices];
         let shared = layout::product(self.precision);
         self.launches.push(Launch { kernel, grid, threads: 128, shared, params: Params::of(p) });
     }
 
-    /// One step of Adam on all parameters.
-    pub fn adam(&mut self, p: &Parameters, step: &Buffer<Step>) {
+    /// Up to four gradients in one launch.
+    pub fn gradients(&mut self, all: &[Gradient]) {
+        let kernel = match self.precision {
+            Precision::F32 => "product_tn_f32",
+            Precision::Bf16 => "product_tn_bf16",
+        };
+        let (mut group, mut taken) = (Products::default(), Taken::default());
+        for (i, &Gradient { dy, input, out, sums, limit, sizes }) in all.iter().enumerate() {
+            let (m, n, _) = sizes;
+            let p = Product { a: dy, b: input, out, sums, limit, ..of_sizes(sizes, (m, n)) };
+            let p = taken.sliced(self.slices, p, (sizes, 1));
+            let summing = if sums == 0 { 0 } else { m.div_ceil(TILE) };
+            group.blocks[i] = u32_of(summing + tiles_of(sizes) * p.slices as usize);
+            group.of[i] = p;
+        }
+        let grid = [group.blocks.iter().sum(), 1, 1];
+        let shared = layout::product(self.precision);
+        self.launches.push(Launch { kernel, grid, threads: 128, shared, params: Params::of(group) });
+    }
+
+    /// Ends the step: a step of Adam on all parameters that are to learn; losses `[terms, count]` are added to
+    /// the totals, and the next step put in place.
+    pub fn end(
+        &mut self,
+        learning: Option<&Parameters>,
+        losses: &Buffer<f64>,
+        progress: &Progress,
+        count: usize,
+    ) {
+        let terms = progress.totals.len();
+        let end = EndStep {
+            losses: losses.address(),
+            totals: progress.totals.address(),
+            table: progress.steps.address(),
+            turn: progress.step_index.address(),
+            now: progress.step.address(),
+            count: u32_of(count),
+            terms: u32_of(terms),
+        };
+        let Some(p) = learning else {
+            return self.kernel_with_shared("end_step", (terms, 1, 256), 8 * 8, end);
+        };
         let Adam { beta1, beta2, eps, .. } = p.adam;
         let params = params::Adam {
             w: p.values.address(),
             g: p.gradients.address(),
             m: p.first_moments.address(),
             v: p.second_moments.address(),
-            now: step.address(),
+            end,
+            ticket: progress.ticket.address(),
             n: p.len as u64,
             beta1: beta1 as f32,
             keep1: (1.0 - beta1) as f32,
@@ -300,49 +392,23 @@ impl<'a> StepGraph<'a> {
             eps: eps as f32,
             decay: p.adam.decay(),
         };
-        self.kernel("adam_f32", (p.len, 4 * 256, 256), params);
-    }
-
-    /// Adds losses `[terms, count]` to the totals, and moves to the next step.
-    pub fn end_step(&mut self, losses: &Buffer<f64>, progress: &Progress, count: usize) {
-        let params = params::EndStep {
-            losses: losses.address(),
-            totals: progress.totals.address(),
-            table: progress.steps.address(),
-            turn: progress.step_index.address(),
-            now: progress.step.address(),
-            count: u32_of(count),
-            ..Default::default()
-        };
-        self.kernel_with_shared("end_step", (progress.totals.len(), 1, 256), 8 * 8, params);
+        self.kernel_with_shared("adam_f32", (p.len, 4 * 256, 256), 8 * 8, params);
     }
 }
 
 /// Sizes and leading dimensions of dense operands.
-fn leading(form: Form, (m, n, k): Sizes) -> Product {
-    let (lda, ldb) = match form {
-        Form::Nt => (k, k),
-        Form::Tn => (m, n),
-        Form::Nn => (k, n),
-    };
-    Product {
-        m: u32_of(m),
-        n: u32_of(n),
-        k: u32_of(k),
-        lda: u32_of(lda),
-        ldb: u32_of(ldb),
-        ldo: u32_of(n),
-        ..Product::default()
-    }
+fn of_sizes((m, n, k): Sizes, (lda, ldb): (usize, usize)) -> Product {
+    let [m, n, k, lda, ldb] = [m, n, k, lda, ldb].map(u32_of);
+    Product { m, n, k, lda, ldb, ldo: n, ..Product::default() }
 }
 
-fn with_epilogue(epilogue: Epilogue, form: Form, sizes: Sizes) -> Product {
+fn with_epilogue(epilogue: Epilogue, sizes: Sizes, leading: (usize, usize)) -> Product {
     Product {
         bias: epilogue.bias,
         mask: epilogue.mask,
         limit: epilogue.limit,
         relu: u32::from(epilogue.relu),
         add: u32::from(epilogue.add),
-        ..leading(form, sizes)
+        ..of_sizes(sizes, leading)
     }
 }

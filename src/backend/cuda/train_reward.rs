@@ -20,7 +20,7 @@ use super::driver::DriverResult;
 use super::launch::{Launch, u32_of};
 use super::memory::Buffer;
 use super::params::{self, Samples, Sources, Step};
-use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
+use super::step_graph::{Epilogue, Form, Gradient, Progress, Recording, Refilled, Slices, StepGraph};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{PairRows, RewardData, RewardObjective, RewardSide};
 use crate::model::{Head, Linear, RewardModel, RewardSize, Standardizer};
@@ -349,24 +349,20 @@ impl RewardTrainer {
             act,
             w2: second_at(|l| l.weight),
             b2: second_at(|l| l.bias),
-            out: s.reward.address(),
-            rows: u32_of(n),
-            heads: u32_of(heads),
-            units: u32_of(units),
-            ..Default::default()
-        };
-        graph.kernel("reward_head", (n * heads, 4, 128), params);
-        let params = params::RewardLoss {
             reward: s.reward.address(),
             slots: slots.address(),
             now: step.address(),
             slope: s.slope.address(),
             db2: second_at(|l| l.dbias),
             losses: s.losses.address(),
+            tickets: s.tickets.address(),
             batch: u32_of(batch),
             heads: u32_of(heads),
+            units: u32_of(units),
+            ..Default::default()
         };
-        graph.kernel("reward_loss", (heads, 1, 256), params);
+        // Of a head's rows four a block.
+        graph.kernel("reward_head", (n.div_ceil(4) * heads, 1, 128), params);
         let params = params::RewardBackward {
             act,
             slope: s.slope.address(),
@@ -380,11 +376,19 @@ impl RewardTrainer {
             ..Default::default()
         };
         graph.kernel_with_shared("reward_backward", (width, 32, 256), 2 * 256 * 8, params);
-        let limited = Epilogue { limit: wide, ..Epilogue::default() };
-        graph.product(Form::Tn, (dpre, x, first.dweight), (width, dim, n), limited);
+        let of_rows = Gradient {
+            dy: dpre,
+            input: x,
+            out: first.dweight,
+            limit: wide,
+            sizes: (width, dim, n),
+            ..Gradient::default()
+        };
+        let back = s.fold.address();
+        let of_fold =
+            Gradient { dy: dpre, input: h, out: back, sizes: (width, depth, n), ..Gradient::default() };
+        graph.gradients(&[of_rows, of_fold][..1 + usize::from(decoder.is_some())]);
         if let Some(decoder) = decoder {
-            let back = s.fold.address();
-            graph.product(Form::Tn, (dpre, h, back), (width, depth, n), Epilogue::default());
             let added = Epilogue { add: true, ..Epilogue::default() };
             graph.product(
                 Form::Nt,
@@ -393,10 +397,7 @@ impl RewardTrainer {
                 added,
             );
         }
-        if learn {
-            graph.adam(&self.parameters, step);
-        }
-        graph.end_step(&s.losses, progress, heads * batch);
+        graph.end(learn.then_some(&self.parameters), &s.losses, progress, heads * batch);
         graph.into_launches()
     }
 }
@@ -443,6 +444,8 @@ struct Scratch {
     reward: Buffer<f32>,
     slope: Buffer<f32>,
     losses: Buffer<f64>,
+    /// Blocks of each head that have finished, left 0.
+    tickets: Buffer<u32>,
     slices: Slices,
 }
 
@@ -451,12 +454,11 @@ impl Scratch {
         let (driver, n) = (&cuda.driver, 2 * batch);
         let (RewardSize { dim, heads, .. }, width) = (size, size.units());
         let rows = |width, label| Buffer::<f32>::empty(driver, n * width, label);
-        let products = [
-            ((n, width, dim), 1 + usize::from(depth > 0)),
-            ((width, dim, n), 1),
-            ((width, depth, dim), 1),
-            ((width, depth, n), 1),
-            ((width, dim, depth), 1),
+        let launches: [&[_]; 4] = [
+            &[((n, width, dim), 1 + usize::from(depth > 0))],
+            &[((width, depth, dim), 1)],
+            &[((width, dim, n), 1), ((width, depth, n), 1)],
+            &[((width, dim, depth), 1)],
         ];
         Ok(Scratch {
             batch,
@@ -469,7 +471,8 @@ impl Scratch {
             reward: rows(heads, "rewards")?,
             slope: rows(heads, "slopes")?,
             losses: Buffer::empty(driver, heads * batch, "losses")?,
-            slices: Slices::new(cuda, &products)?,
+            tickets: Buffer::zeros(driver, heads, "tickets of heads")?,
+            slices: Slices::new(cuda, &launches)?,
         })
     }
 }

@@ -1,6 +1,7 @@
-//! VAE training. A step of 17 launches, recorded once and replayed for every batch (`step_graph.rs`):
+//! VAE training. A step of 13 launches, recorded once and replayed for every batch (`step_graph.rs`):
 //! gather and standardise the batch's rows -> encoder -> posterior, sample, KL and divergence -> decoder ->
-//! reconstruction error and its gradient -> back through decoder, sample and encoder -> Adam -> losses.
+//! reconstruction error and its gradient -> back through decoder, sample and encoder -> gradients of all
+//! layers -> Adam and losses.
 
 use super::context::Cuda;
 use super::data::RowsAt;
@@ -8,7 +9,7 @@ use super::driver::DriverResult;
 use super::launch::{Launch, u32_of};
 use super::memory::Buffer;
 use super::params::{self, Sources, Step};
-use super::step_graph::{Epilogue, Form, Progress, Recording, Refilled, Slices, StepGraph};
+use super::step_graph::{Epilogue, Form, Gradient, Progress, Recording, Refilled, Slices, StepGraph};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{Divergence, PairData, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::model::{Standardizer, Vae, VaeSize};
@@ -39,7 +40,9 @@ struct Scratch {
     decoder_hidden: Buffer<f32>,
     /// The reconstruction, then its gradient.
     out: Buffer<f32>,
-    dhidden: Buffer<f32>,
+    /// Gradients of the hidden layers of encoder and decoder.
+    encoder_dhidden: Buffer<f32>,
+    decoder_dhidden: Buffer<f32>,
     dz: Buffer<f32>,
     dposterior: Buffer<f32>,
     /// KL and divergence of each pair, then the reconstruction error of each row: `[4, batch]`.
@@ -168,7 +171,8 @@ impl VaeTrainer {
 
         let (x, eh, posterior) = (s.x.address(), s.encoder_hidden.address(), s.posterior.address());
         let (z, dh, out) = (s.z.address(), s.decoder_hidden.address(), s.out.address());
-        let (dhidden, dz, dposterior) = (s.dhidden.address(), s.dz.address(), s.dposterior.address());
+        let (deh, ddh) = (s.encoder_dhidden.address(), s.decoder_dhidden.address());
+        let (dz, dposterior) = (s.dz.address(), s.dposterior.address());
         let relu = |layer: LayerAt| Epilogue { bias: layer.bias, relu: true, ..Epilogue::default() };
         let bias = |layer: LayerAt| Epilogue { bias: layer.bias, ..Epilogue::default() };
         graph.product(Form::Nt, (x, e1.weight, eh), (rows, hidden, dim), relu(e1));
@@ -212,10 +216,8 @@ impl VaeTrainer {
         graph.kernel_with_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, params);
 
         let masked = |by: u64| Epilogue { mask: by, ..Epilogue::default() };
-        graph.gradients(d2, out, dh, rows);
-        graph.product(Form::Nn, (out, d2.weight, dhidden), (rows, hidden, dim), masked(dh));
-        graph.gradients(d1, dhidden, z, rows);
-        graph.product(Form::Nn, (dhidden, d1.weight, dz), (rows, latent, hidden), Epilogue::default());
+        graph.product(Form::Nn, (out, d2.weight, ddh), (rows, hidden, dim), masked(dh));
+        graph.product(Form::Nn, (ddh, d1.weight, dz), (rows, latent, hidden), Epilogue::default());
         let params = params::VaeThroughSample {
             code: posterior,
             eps: s.eps.address(),
@@ -225,13 +227,10 @@ impl VaeTrainer {
             latent: u32_of(latent),
         };
         graph.kernel("vae_through_sample", (rows * latent, 128, 128), params);
-        graph.gradients(e2, dposterior, eh, rows);
-        graph.product(Form::Nn, (dposterior, e2.weight, dhidden), (rows, hidden, 2 * latent), masked(eh));
-        graph.gradients(e1, dhidden, x, rows);
-        if learn {
-            graph.adam(&self.parameters, step);
-        }
-        graph.end_step(&s.losses, &s.progress, batch);
+        graph.product(Form::Nn, (dposterior, e2.weight, deh), (rows, hidden, 2 * latent), masked(eh));
+        let through = [(d2, out, dh), (d1, ddh, z), (e2, dposterior, eh), (e1, deh, x)];
+        graph.gradients(&through.map(|(layer, dy, input)| Gradient::of(layer, dy, input, rows)));
+        graph.end(learn.then_some(&self.parameters), &s.losses, &s.progress, batch);
         graph.into_launches()
     }
 }
@@ -247,11 +246,12 @@ impl Scratch {
             (rows, latent, hidden),
             (rows, hidden, 2 * latent),
             (rows, dim, hidden),
-            (hidden, dim, rows),
-            (dim, hidden, rows),
-            (hidden, latent, rows),
-            (2 * latent, hidden, rows),
-        ];
+        ]
+        .map(|sizes| [(sizes, 1)]);
+        let gradients =
+            [(dim, hidden, rows), (hidden, latent, rows), (2 * latent, hidden, rows), (hidden, dim, rows)]
+                .map(|sizes| (sizes, 1));
+        let launches: Vec<_> = products.iter().map(|p| &p[..]).chain([&gradients[..]]).collect();
         Ok(Scratch {
             batch,
             x: wide(dim, "x")?,
@@ -261,13 +261,14 @@ impl Scratch {
             z: wide(latent, "z")?,
             decoder_hidden: wide(hidden, "decoder's hidden layer")?,
             out: wide(dim, "out")?,
-            dhidden: wide(hidden, "gradient of a hidden layer")?,
+            encoder_dhidden: wide(hidden, "gradient of the encoder's hidden layer")?,
+            decoder_dhidden: wide(hidden, "gradient of the decoder's hidden layer")?,
             dz: wide(latent, "gradient of z")?,
             dposterior: wide(2 * latent, "gradient of the posterior")?,
             losses: Buffer::empty(&cuda.driver, 4 * batch, "losses")?,
             order: Refilled::new(cuda, "order"),
             progress: Progress::new(cuda, 4)?,
-            slices: Slices::new(cuda, &products.map(|sizes| (sizes, 1)))?,
+            slices: Slices::new(cuda, &launches)?,
             recording: None,
         })
     }
