@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS)
   }
 }
 
-/// Rewards from pre-activations: r = w2 . relu(pre) + b2, a warp 16 rows in turns, in the order of score_f32_*.
+/// Rewards from pre-activations, w2 . relu(pre) + b2, in the order of score_f32_*: a warp has 16 rows.
 extern "C" __global__ void __launch_bounds__(gpu::exact::THREADS)
     head_f32(const __grid_constant__ params::head p) {
   using namespace gpu::exact;
