@@ -13,7 +13,9 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use common::cli::{Lab, Said, bare};
-use common::device::{Races, Schedule, Simulated, gpu, settings, simulated, stand_in, tested_gpu};
+use common::device::{
+    Races, Schedule, Simulated, device_with, gpu, settings, simulated, stand_in, tested_gpu,
+};
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::SynthesisOptions;
 use lensmith::backend::cpu::Cpu;
@@ -187,9 +189,14 @@ fn far_too_little_memory_is_an_error_that_says_so() {
     let said = b.load_vae(&vae).map(drop).expect_err("no room for the model").to_string();
     assert!(said.contains(": out of memory") && said.contains("MiB free"), "{said}");
     assert!(said.contains("`device` cpu"), "{said}");
+}
 
-    // Training needs its embeddings on the device.
-    let b = with_memory(600_000);
+/// Embeddings that do not fit are trained on, and added to in residual decoding, where they lie: over the bus.
+#[test]
+fn what_does_not_fit_is_read_from_the_host() {
+    let rows = data_buf(Dtype::F32, 3, 700, 128);
+    let set = || RowSet::from(rows.view());
+    let (vae, _) = models(128);
     let objective = VaeObjective {
         reconstruction: Reduction::Mean,
         beta: 1e-3,
@@ -199,11 +206,38 @@ fn far_too_little_memory_is_an_error_that_says_so() {
         adam: Adam::with_lr(1e-3),
         seed: 1,
     };
-    let mut trainer = b.vae_trainer(&vae, &standardizer(128), &objective).expect("starts");
-    let embeddings = b.embeddings(set()).expect("stays on the host");
-    let data = PairData { chosen: &embeddings, rejected: &embeddings };
-    let said = b.vae_epoch(&mut trainer, &data, &[0, 1], 0).expect_err("not resident").to_string();
-    assert!(said.contains("training needs all embeddings on the GPU"), "{said}");
+    let order: Vec<u32> = (0..40).map(|i| i * 17 % 700).collect();
+    let made = |b: &Cuda| {
+        let mut trainer = b.vae_trainer(&vae, &standardizer(128), &objective).expect("starts");
+        let embeddings = b.embeddings(set()).expect("uploads, or stays on the host");
+        let data = PairData { chosen: &embeddings, rejected: &embeddings };
+        b.vae_epoch(&mut trainer, &data, &order, 0).expect("trains");
+        let trained = b.vae_parameters(&trainer).expect("downloads");
+        drop(trainer);
+        let device_vae = b.load_vae(&vae).expect("loads");
+        let posteriors = b.encode(&device_vae, &embeddings).expect("encodes");
+        let z = Matrix::new(vec![0.5; 40 * 16], 40, 16).expect("a matrix");
+        let latents = b.load_latents(&z, &order).expect("uploads");
+        let mut out = poisoned(Dtype::Bf16, 40, 128);
+        let residual = Residual { embeddings: &embeddings, posteriors: &posteriors };
+        b.decode(&device_vae, &latents, Some(residual), out.values_mut()).expect("decodes");
+        let layers = trained.encoder.iter().chain(&trained.decoder).flat_map(|l| l.weight.clone());
+        [layers.collect::<Vec<f32>>(), widened(&out)]
+    };
+    let want = made(&with_memory(1 << 30));
+    let short = with_memory(600_000);
+    for (got, want) in made(&short).iter().zip(&want) {
+        common::assert_same_bits("weights and decoded rows", got, want);
+    }
+    if tested_gpu().is_none() {
+        let refusing = device_with("memory=600000,fail=cuMemHostGetDevicePointer_v2:2");
+        let b = Cuda::over(Arc::new(refusing), Precision::F32).expect("the CUDA backend");
+        let mut trainer = b.vae_trainer(&vae, &standardizer(128), &objective).expect("starts");
+        let embeddings = b.embeddings(set()).expect("stays on the host");
+        let data = PairData { chosen: &embeddings, rejected: &embeddings };
+        let said = b.vae_epoch(&mut trainer, &data, &order, 0).expect_err("no room at all").to_string();
+        assert!(said.contains("no room for their 0.0 GiB") && said.contains("OUT_OF_MEMORY"), "{said}");
+    }
 }
 
 #[test]

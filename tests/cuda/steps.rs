@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lensmith::backend::cpu::Cpu;
-use lensmith::backend::cuda::driver::{BoxedMatrix, Driver, DriverResult, Event, Graph, Limits};
+use lensmith::backend::cuda::driver::{BoxedMatrix, Driver, DriverResult, Event, Graph, HostMemory, Limits};
 use lensmith::backend::cuda::{Cuda, Launch};
 use lensmith::backend::{
     Adam, Backend, Divergence, LatentSource, Likelihood, NoiseKey, PairData, PairRows, Perturbation,
@@ -95,6 +95,10 @@ impl Driver for Watched {
 
     fn free(&self, address: u64, bytes: usize) {
         self.freed.lock().expect("no panic").entry(bytes).or_default().push(address);
+    }
+
+    fn allocate_host(&self, bytes: usize) -> DriverResult<Box<dyn HostMemory>> {
+        self.inner.allocate_host(bytes)
     }
 
     fn upload(&self, to: u64, from: &[u8]) -> DriverResult<()> {

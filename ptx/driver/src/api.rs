@@ -30,7 +30,7 @@ pub(crate) fn code(run: impl FnOnce() -> Answer<()>) -> c_int {
 ///
 /// # Safety
 /// `to` is null or a place for a value.
-unsafe fn give<T>(to: *mut T, value: T) -> Answer<()> {
+pub(crate) unsafe fn give<T>(to: *mut T, value: T) -> Answer<()> {
     if to.is_null() {
         return Err(codes::INVALID_VALUE);
     }
@@ -329,6 +329,8 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) ->
     })
 }
 
+/// CU_MEMHOSTALLOC_DEVICEMAP.
+const DEVICE_MAP: c_uint = 2;
 /// Alignment of pinned memory.
 const PAGE: usize = 4096;
 
@@ -337,7 +339,7 @@ fn layout(bytes: usize) -> Answer<std::alloc::Layout> {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuMemHostAlloc(at: *mut *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
+pub unsafe extern "C" fn cuMemHostAlloc(at: *mut *mut c_void, bytes: usize, flags: c_uint) -> c_int {
     code(|| {
         let made = on("cuMemHostAlloc", &[], |_, state| {
             // SAFETY: at least one byte.
@@ -346,6 +348,9 @@ pub unsafe extern "C" fn cuMemHostAlloc(at: *mut *mut c_void, bytes: usize, _fla
                 return Err(codes::OUT_OF_MEMORY);
             }
             state.pin(made as usize, bytes, false)?;
+            if flags & DEVICE_MAP != 0 {
+                state.map(made as usize);
+            }
             Ok(made as usize)
         })?;
         // SAFETY: the caller answers for the place.

@@ -152,6 +152,8 @@ struct Function {
 struct Pinned {
     host: Host,
     registered: bool,
+    /// Its address on the device, if it has one.
+    mapped: Option<u64>,
 }
 
 /// Everything behind the lock of a device.
@@ -576,7 +578,7 @@ impl State {
         if self.pinned.iter().any(|p| p.host.overlaps(host)) {
             return refuse(codes::ALREADY_REGISTERED, "memory is registered twice");
         }
-        self.pinned.push(Pinned { host, registered });
+        self.pinned.push(Pinned { host, registered, mapped: None });
         Ok(())
     }
 
@@ -590,8 +592,28 @@ impl State {
         if self.uses(host) {
             return refuse(codes::INVALID_VALUE, "memory is unpinned while a copy uses it");
         }
-        self.pinned.remove(found);
+        if let Some(address) = self.pinned.remove(found).mapped {
+            self.memory.free(address);
+        }
         Ok(host.bytes)
+    }
+
+    /// Gives memory that was pinned an address on the device.
+    pub fn map(&mut self, at: usize) {
+        for pinned in self.pinned.iter_mut().filter(|p| p.host.at == at) {
+            pinned.mapped = Some(self.memory.alloc(pinned.host.bytes as u64));
+        }
+    }
+
+    /// The address on the device of memory of the host.
+    pub fn mapped(&self, at: usize) -> Answer<u64> {
+        match self.pinned.iter().find(|p| p.host.at == at).map(|p| p.mapped) {
+            Some(Some(address)) => Ok(address),
+            _ => refuse(
+                codes::INVALID_VALUE,
+                "memory has no address on the device: it was not allocated as mapped",
+            ),
+        }
     }
 
     /// Whether a copy that is not done uses memory of the host.

@@ -4,6 +4,7 @@ mod api;
 mod codes;
 mod device;
 mod kernels;
+mod mapped;
 mod settings;
 mod tensor_maps;
 

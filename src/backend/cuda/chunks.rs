@@ -51,7 +51,7 @@ impl Cuda {
             return Ok(());
         }
         if let Some(buffer) = &embeddings.resident {
-            return each(0, RowsAt::all(embeddings, buffer));
+            return each(0, RowsAt::all(embeddings, buffer.address()));
         }
         let row = embeddings.row_bytes();
         let most = (CHUNK_BYTES / row).clamp(1, n);
@@ -102,9 +102,9 @@ impl Cuda {
         }
     }
 
-    /// What residual decoding adds to, which must be resident.
+    /// What residual decoding adds to.
     pub(super) fn residual_base(&self, residual: Residual<'_, '_, Cuda>) -> DriverResult<ResidualBase> {
-        let embeddings = self.resident(residual.embeddings, "residual decoding")?;
+        let embeddings = self.reachable(residual.embeddings, "residual decoding")?;
         Ok(ResidualBase {
             embeddings: embeddings.address,
             dtype: embeddings.dtype,
@@ -112,18 +112,8 @@ impl Cuda {
         })
     }
 
-    /// All rows of embeddings that an operation, `what`, reads in any order, and which must be resident for
-    /// it.
-    pub(super) fn resident(&self, embeddings: &Embeddings<'_>, what: &str) -> DriverResult<RowsAt> {
-        match &embeddings.resident {
-            Some(buffer) => Ok(RowsAt::all(embeddings, buffer)),
-            None => {
-                let gib = (embeddings.rows.rows() * embeddings.row_bytes()) as f64 / f64::from(1 << 30);
-                Err(DriverError::Other(format!(
-                    "{what} needs all embeddings on the GPU, and their {gib:.1} GiB do not fit: use fewer seed pairs, \
-                     or `device` cpu"
-                )))
-            }
-        }
+    /// All rows of embeddings that an operation, `what`, reads in any order: in device memory, or over the bus.
+    pub(super) fn reachable(&self, embeddings: &Embeddings<'_>, what: &str) -> DriverResult<RowsAt> {
+        Ok(RowsAt::all(embeddings, embeddings.reachable(&self.driver, what)?))
     }
 }

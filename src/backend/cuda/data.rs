@@ -1,11 +1,11 @@
 //! What lives on the device: embeddings, models, posteriors and latents, and the addresses that launches take
 //! of them.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use half::bf16;
 
-use super::driver::{Driver, DriverError, DriverResult};
+use super::driver::{Driver, DriverError, DriverResult, HostMemory};
 use super::memory::Buffer;
 use super::params;
 use crate::backend::{NoiseKey, Precision};
@@ -27,6 +27,8 @@ pub struct Embeddings<'a> {
     pub(super) dtype: Dtype,
     /// The rows on the device, if they fit.
     pub(super) resident: Option<Buffer<u8>>,
+    /// The rows in pinned memory, which kernels read over the bus, once an operation needs them all that do not fit.
+    mapped: OnceLock<Box<dyn HostMemory>>,
 }
 
 impl<'a> Embeddings<'a> {
@@ -35,7 +37,7 @@ impl<'a> Embeddings<'a> {
         let mut dtypes = rows.parts().iter().map(|p| p.dtype());
         let first = dtypes.next().unwrap_or(Dtype::F32);
         let dtype = if dtypes.all(|d| d == first) { first } else { Dtype::F32 };
-        let mut made = Embeddings { rows, dtype, resident: None };
+        let mut made = Embeddings { rows, dtype, resident: None, mapped: OnceLock::new() };
         match Buffer::empty(driver, made.rows.rows() * made.row_bytes(), "embeddings") {
             Ok(buffer) => {
                 write_rows(driver, buffer.address(), &made.rows, dtype)?;
@@ -48,6 +50,28 @@ impl<'a> Embeddings<'a> {
             Err(other) => return Err(other),
         }
         Ok(made)
+    }
+
+    /// Where the device finds all rows: in its memory, or in the host's, to where they are copied at the first call.
+    pub(super) fn reachable(&self, driver: &Arc<dyn Driver>, what: &str) -> DriverResult<u64> {
+        if let Some(buffer) = &self.resident {
+            return Ok(buffer.address());
+        }
+        if let Some(memory) = self.mapped.get() {
+            return Ok(memory.address());
+        }
+        let bytes = self.rows.rows() * self.row_bytes();
+        let gib = bytes as f64 / f64::from(1 << 30);
+        let memory = driver.allocate_host(bytes.max(1)).map_err(|error| {
+            DriverError::Other(format!(
+                "{what} needs all embeddings where the GPU can read them, and there is no room for their {gib:.1} GiB: \
+                 {error}; use fewer seed pairs, or `device` cpu"
+            ))
+        })?;
+        write_rows(driver, memory.address(), &self.rows, self.dtype)?;
+        let name = driver.name();
+        tracing::warn!("{name}: {what} reads {gib:.1} GiB of embeddings from pinned memory, over the bus");
+        Ok(self.mapped.get_or_init(|| memory).address())
     }
 
     /// Bytes of a row on the device.
@@ -286,9 +310,9 @@ impl RowsAt {
         RowsAt { address, rows, dtype: Dtype::Bf16 }
     }
 
-    /// All rows of resident embeddings.
-    pub(super) fn all(embeddings: &Embeddings<'_>, buffer: &Buffer<u8>) -> RowsAt {
-        RowsAt { address: buffer.address(), rows: embeddings.rows.rows(), dtype: embeddings.dtype }
+    /// All rows of embeddings at an address.
+    pub(super) fn all(embeddings: &Embeddings<'_>, address: u64) -> RowsAt {
+        RowsAt { address, rows: embeddings.rows.rows(), dtype: embeddings.dtype }
     }
 }
 

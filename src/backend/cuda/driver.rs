@@ -74,6 +74,12 @@ pub trait Event: Send + Sync {
     }
 }
 
+/// Memory of the host that kernels read over the bus; given back when it is dropped.
+pub trait HostMemory: Send + Sync + fmt::Debug {
+    /// Where the device finds it.
+    fn address(&self) -> u64;
+}
+
 /// Launches that were recorded once and run many times.
 pub trait Graph: Send + Sync {
     /// Runs them in their order, after everything that was launched before.
@@ -106,6 +112,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Copies to the host what was there at the event, and waits for it. What was launched after the event
     /// runs at the same time and must not write these bytes.
     fn download(&self, event: &dyn Event, to: &mut [u8], from: u64) -> DriverResult<()>;
+    /// Pinned memory of the host at an address of the device, for what the device has no room for. Uploads and kernels
+    /// use it as they use the device's own.
+    fn allocate_host(&self, bytes: usize) -> DriverResult<Box<dyn HostMemory>>;
     /// Registers host memory with the device, if that gains anything: downloads into it then need no copy by
     /// the host. If it cannot be done, they take that copy.
     fn register(&self, _memory: &mut RowsBuf) {}

@@ -20,7 +20,7 @@ use cudarc::driver::result::{self, DriverError as CallError, event, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
 use super::device::{Device, Handle, code};
-use super::driver::{BoxedMatrix, Driver, DriverError, DriverResult, Event, Graph, Limits};
+use super::driver::{BoxedMatrix, Driver, DriverError, DriverResult, Event, Graph, HostMemory, Limits};
 use super::launch::Launch;
 use super::layout::BOX_ROW;
 use super::pinned::{Staging, lock};
@@ -252,6 +252,38 @@ impl Drop for Registered {
     }
 }
 
+/// Pinned memory that the device reaches.
+struct MappedMemory {
+    host: Handle<c_void>,
+    address: u64,
+    owner: Arc<Inner>,
+}
+
+impl fmt::Debug for MappedMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MappedMemory({:#x})", self.address)
+    }
+}
+
+impl HostMemory for MappedMemory {
+    fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for MappedMemory {
+    fn drop(&mut self) {
+        if self.owner.bind().is_ok() {
+            let _guard = lock(&self.owner.compute_lock);
+            // SAFETY: allocated by this object; nothing that was launched uses it behind the wait.
+            unsafe {
+                let _ = stream::synchronize(self.owner.compute.0);
+                let _ = result::free_host(self.host.0);
+            }
+        }
+    }
+}
+
 /// An instantiated graph.
 struct CudaGraph {
     /// Launched only while `compute_lock` is held.
@@ -426,6 +458,17 @@ impl Driver for Gpu {
             })
         }
         .map_err(failed("copying from the GPU"))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> DriverResult<Box<dyn HostMemory>> {
+        self.inner.bind()?;
+        let failed = failed("pinning memory of the host");
+        // SAFETY: the memory is written before it is read, and freed by the object that is made of it.
+        let host = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) }.map_err(&failed)?;
+        let mut made = MappedMemory { host: Handle(host), address: 0, owner: self.inner.clone() };
+        // SAFETY: writes one address to a valid place; the memory was just allocated as mapped.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut made.address, host, 0) }.result().map_err(&failed)?;
+        Ok(Box::new(made))
     }
 
     fn register(&self, memory: &mut RowsBuf) {

@@ -166,7 +166,7 @@ impl RewardTrainer {
         let sides = [&data.chosen, &data.rejected];
         let mut from = Sources::default();
         for (i, side) in sides.into_iter().enumerate() {
-            set_part(&mut from, i, cuda.resident(side.originals, "training")?);
+            set_part(&mut from, i, cuda.reachable(side.originals, "training")?);
         }
         let [first, second] = &mut state.drawn;
         let samples = [
@@ -506,7 +506,7 @@ fn side_samples<'a>(
     };
     let (mut part, mut mu) = (None, 0);
     if let Some(residual) = synthetic.residual {
-        let seeds = cuda.resident(residual.embeddings, "training")?;
+        let seeds = cuda.reachable(residual.embeddings, "training")?;
         let own = if seeds.address == from.rows[number as usize] { number } else { 2 + number };
         set_part(from, own as usize, seeds);
         part = Some(own);

@@ -115,7 +115,7 @@ impl VaeTrainer {
         (batch, epoch): (usize, u32),
         learn: bool,
     ) -> DriverResult<VaeLoss> {
-        let sides = [cuda.resident(data.chosen, "training")?, cuda.resident(data.rejected, "training")?];
+        let sides = [cuda.reachable(data.chosen, "training")?, cuda.reachable(data.rejected, "training")?];
         let steps: Vec<Step> = order
             .chunks(batch)
             .enumerate()

@@ -252,6 +252,12 @@ pub fn gpu(races: Races, options: Simulated) -> Gpu {
     if options.exact { Gpu::exact(device) } else { Gpu::new(device) }.unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// Opens a usual device of the stand-in with `more` settings, which win.
+pub fn device_with(more: &str) -> Gpu {
+    let index = add(&format!("{},{more}", Simulated::default().settings(Races::Ignored)));
+    Gpu::exact(Device::open(index).unwrap_or_else(|e| panic!("{e}"))).unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// The CUDA backend on a usual device, or on the tested GPU.
 pub fn cuda(precision: Precision) -> Cuda {
     simulated(Races::Ignored, Simulated::default(), precision)
