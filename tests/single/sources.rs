@@ -37,7 +37,7 @@ fn kernel_sources_keep_the_rules() {
         };
         rule(code.len() <= MOST_LINES, "more than 400 lines");
         rule(text.lines().all(|l| l.chars().count() <= MOST_COLUMNS), "a line of more than 110 columns");
-        let wrappers = ["async_copy", "bulk_copy", "mma", "read", "wgmma"]
+        let wrappers = ["async_copy", "bulk_copy", "dependent", "mma", "read", "wgmma"]
             .map(|wrapper| format!("include/{wrapper}.cuh"))
             .contains(&name);
         rule(wrappers || !holds("asm"), "inline PTX outside of its wrappers");
