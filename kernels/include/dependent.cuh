@@ -1,6 +1,6 @@
-// Launches that start early: before the one ahead of them in a stream has ended (programmatic dependent launch,
-// PTX ISA 9.7.13, griddepcontrol), so that its last blocks hide their way to the device. On compute capability
-// 9.0 and newer, where the host asks for it; else both are nothing.
+// Launches that start early: before the one ahead of them in a stream has ended (programmatic dependent
+// launch, PTX ISA 9.7.13, griddepcontrol), so that its last blocks hide their way to the device. On compute
+// capability 9.0 and newer, where the host asks for it; else both are nothing.
 #pragma once
 #include "gpu.cuh"
 
