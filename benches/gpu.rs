@@ -23,6 +23,7 @@ gpu --device                         what the GPU is; exit code 3 if there is no
   --once            runs each kernel once and measures nothing, for profilers and checkers
   --images FOLDER   takes STEM.fatbin or STEM.cubin from the folder in place of what was built from kernels/STEM.cu
   --every ROWS      in place of rates, runs every operation once with so many and twice as many rows
+  --older           with --every: only what LENSMITH_CUDA_PATH=sm80 does by other kernels
   --marks FILE      with --every: adds a line of JSON to the file before the launches of each operation
   --turns N         with --images: N trials of the old and the new kernel in turns, and whether both write the same
 
@@ -37,6 +38,7 @@ struct Options {
     images: Option<PathBuf>,
     turns: Option<usize>,
     every: Option<usize>,
+    older: bool,
     marks: Option<PathBuf>,
     kernels: Vec<Measurement>,
 }
@@ -52,6 +54,7 @@ fn options(mut words: impl Iterator<Item = String>) -> std::result::Result<Optio
             "--device" => options.device = true,
             "--small" => options.small = true,
             "--once" => options.once = true,
+            "--older" => options.older = true,
             "--images" => options.images = Some(value()?.into()),
             "--marks" => options.marks = Some(value()?.into()),
             "--turns" | "--every" => {
@@ -169,7 +172,7 @@ fn main() -> ExitCode {
         };
     }
     if let (Some(rows), Some(marks)) = (options.every, &options.marks) {
-        return match every::run(rows, marks) {
+        return match every::run(rows, options.older, marks) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("gpu: {error}");

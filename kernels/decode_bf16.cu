@@ -5,7 +5,7 @@
 // Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as layout.rs counts it
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `decode`
-// Never measured on a GPU; by count bound by memory (writes)
+// H200 by model, 2026-11, ns a row at d = 4096: DRAM 1.91, L2 1.88, L1 1.34, tensor 0.83; bound by memory
 #include "include/decoder_bf16.cuh"
 
 namespace decode_bf16 {

@@ -5,7 +5,7 @@
 // 2 (latent hidden + hidden dim) FLOP a latent; writes its row once, reads the seed's where residual
 // Needs hidden and latent multiples of 16, columns a multiple of 64, shared memory as layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `decode`
-// Never measured on a GPU; by count bound by FP32 issue
+// H200 by model, 2026-11, ns a row (d 4096): L1 14.5, issue 12.6, L2 3.35, DRAM 1.91; bound by L1 and issue
 #include "include/mlp_exact.cuh"
 
 namespace decode_f32 {

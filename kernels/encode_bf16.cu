@@ -5,7 +5,7 @@
 // Needs hidden and latent multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `encode`
-// Never measured on a GPU; by count bound by L2, from where W1 comes for every 64 rows, ahead of memory
+// H200 by model, 2026-11, ns a row at d = 4096: L2 2.95, DRAM 1.93, L1 1.74, tensor 0.78; bound by L2
 #include "include/latent.cuh"
 #include "include/mlp_bf16.cuh"
 

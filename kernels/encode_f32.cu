@@ -5,7 +5,7 @@
 // 2 (dim hidden + 2 hidden latent) FLOP a row; reads the row once per 64 hidden units, writes 8 latent bytes
 // Needs hidden and latent multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `encode`, and of latent.rs, `start`, for z
-// Never measured on a GPU; by count bound by FP32 issue
+// H200 by model, 2026-11, ns a row (d 4096): L1 13.8, issue 10.9, L2 4.62, DRAM 1.93; bound by L1 and issue
 #include "include/mlp_exact.cuh"
 
 namespace encode_f32 {

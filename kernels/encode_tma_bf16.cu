@@ -6,7 +6,7 @@
 // Needs dim a multiple of 8, hidden 16 to 64, it and latent multiples of 16, shared memory as in layout.rs
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `encode`
-// Never measured on a GPU; by count bound by memory
+// H200 by model, 2026-11, ns a row at d = 4096: DRAM 1.93, L2 1.85, L1 1.05, tensor 0.78; bound by memory
 #include "include/boxed_rows.cuh"
 #include "include/latent.cuh"
 #include "include/mlp_bf16.cuh"

@@ -5,7 +5,7 @@
 // Needs hidden, latent and width multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands and the decoder's hidden layer rounded to BF16, sums in F32: 2^-8 of summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `score`, `preactivations`, `score_latents`
-// Never measured on a GPU; by count bound by L2, where W1 lies (embeddings), by shared memory (latents)
+// H200 by model, 2026-11, ns at width 256: a row L2 7.33, L1 3.68, tensor 3.11; a latent L1 0.08, issue 0.07
 #include "include/decoder_bf16.cuh"
 #include "include/reduce.cuh"
 
@@ -66,9 +66,11 @@ GPU_FN void score(const params::score<S, bf16>& p) {
           for (u32 h = 0; h < 2; h++) {
             const float low = t.sum[r][n][2 * h], high = t.sum[r][n][2 * h + 1];
             const u64 row = first + own + t.row(r, 2 * h);
-            if (p.pre && row < rows) gpu::store_2(p.pre + row * width + o, make_float2(low, high));
-            part[r][h] = __fmaf_rn(relu_nan(low), weight.x, part[r][h]);
-            part[r][h] = __fmaf_rn(relu_nan(high), weight.y, part[r][h]);
+            const float2 act = make_float2(relu_nan(low), relu_nan(high));
+            if (p.pre && row < rows)
+              gpu::store_2(p.pre + row * width + o, p.relu ? act : make_float2(low, high));
+            part[r][h] = __fmaf_rn(act.x, weight.x, part[r][h]);
+            part[r][h] = __fmaf_rn(act.y, weight.y, part[r][h]);
           }
         }
       }

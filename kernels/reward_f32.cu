@@ -5,7 +5,7 @@
 // 2 dim width FLOP an embedding, which is read width / 64 times; 2 (latent hidden + hidden width) a latent
 // Needs hidden, latent and width multiples of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, `score`, `preactivations` and `score_latents`
-// Never measured on a GPU; by count bound by FP32 issue
+// H200 by model, 2026-11, ns at d = 4096, width 256: a row L1 54.0, issue 43.9; a latent L1 1.04, issue 0.89
 #include "include/mlp_exact.cuh"
 
 namespace reward_f32 {
@@ -64,7 +64,8 @@ GPU_FN void run(const params::score<S, float>& p) {
 #pragma unroll
           for (u32 j = 0; j < 4; j++) {
             const u32 output = from + output_of(j);
-            if (row < rows && output < width) p.pre[row * width + output] = t.sum[i][j];
+            if (row < rows && output < width)
+              p.pre[row * width + output] = p.relu ? relu(t.sum[i][j]) : t.sum[i][j];
           }
         }
       }

@@ -6,7 +6,7 @@
 // Needs dim a multiple of 8, width a multiple of 16, shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `score`, `preactivations`
-// Never measured on a GPU; by count bound by L2, not far from tensor cores
+// H200 by model, 2026-11, ns a row at width 256: L2 2.95, tensor 1.96, DRAM 1.90, L1 1.72; bound by L2
 #include "include/boxed_rows.cuh"
 #include "include/reduce.cuh"
 #include "include/wgmma.cuh"
@@ -147,10 +147,11 @@ GPU_FN void score(const layout<S>& shared, const params::score_wgmma<S, bf16>& p
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
           const float low = d[4 * n + 2 * h] + bias.x, high = d[4 * n + 2 * h + 1] + bias.y;
+          const float2 act = make_float2(gpu::relu_nan(low), gpu::relu_nan(high));
           if (of.pre && rows[h] < of.rows)
-            gpu::store_2(of.pre + rows[h] * of.width + o, make_float2(low, high));
-          part[h] = __fmaf_rn(gpu::relu_nan(low), weight.x, part[h]);
-          part[h] = __fmaf_rn(gpu::relu_nan(high), weight.y, part[h]);
+            gpu::store_2(of.pre + rows[h] * of.width + o, of.relu ? act : make_float2(low, high));
+          part[h] = __fmaf_rn(act.x, weight.x, part[h]);
+          part[h] = __fmaf_rn(act.y, weight.y, part[h]);
         }
       }
     }

@@ -207,15 +207,18 @@ fn far_too_little_memory_is_an_error_that_says_so() {
 }
 
 #[test]
-fn models_too_wide_for_a_block_are_refused_with_words() {
+fn what_a_device_cannot_do_is_refused_with_words() {
     let options = Simulated { shared: 48 << 10, ..Simulated::default() };
     let b = simulated(Races::Ignored, options, Precision::F32);
-    let vae = Vae::init(VaeSize::new(40, 512, 16).expect("sizes"), 1);
+    let vae = Vae::init(VaeSize::new(40, 16, 1024).expect("sizes"), 1);
     let rows = data_buf(Dtype::F32, 3, 5, 40);
     let vae = b.load_vae(&vae).expect("loads");
     let embeddings = b.embeddings(rows.view().into()).expect("uploads");
-    let said = b.encode(&vae, &embeddings).map(drop).expect_err("too wide").to_string();
-    assert!(said.contains("bytes of shared memory") && said.contains("`vae.hidden`"), "{said}");
+    let posteriors = b.encode(&vae, &embeddings).expect("encodes by layers");
+    let key = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
+    let said = b.select(&posteriors, key, &Perturbation::default()).map(drop).expect_err("too wide");
+    let said = said.to_string();
+    assert!(said.contains("bytes of shared memory") && said.contains("`vae.latent`"), "{said}");
     if tested_gpu().is_some() {
         return; // it has tensor cores
     }

@@ -706,6 +706,37 @@ fn cuda_gives_the_bits_of_the_cpu() {
     }
 }
 
+/// Models whose layers do not fit a block's shared memory go layer by layer, to the same bits in F32.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_takes_models_that_fill_more_than_a_block() {
+    // Room for `score` alone; and a hidden layer that no block of any GPU has room for.
+    let small = |shared| Simulated { shared, schedule: Schedule::ALL[2], ..Simulated::default() };
+    for (how, hidden, width) in [(small(36 << 10), 48, 80), (Simulated::default(), 1024, 272)] {
+        let buf = data_buf(Dtype::Bf16, 21, 70, 40);
+        let vae = Vae::init(VaeSize::new(40, hidden, 16).expect("sizes"), 22);
+        let reward = RewardModel::init(RewardSize::new(40, width).expect("sizes"), 23);
+        let (mut want, mut got) = (Made::default(), Made::default());
+        want.add(&cpu(2), &vae, &reward, set(&buf), 0);
+        got.add(&simulated(Races::Found, how, Precision::F32), &vae, &reward, set(&buf), 0);
+        got.assert_same(&want, &format!("hidden {hidden}, width {width}"));
+    }
+    let shape = |rows, dim, hidden, latent, stored, out, seed| {
+        let size = VaeSize::new(dim, hidden, latent).expect("sizes");
+        Shape { rows, size, stored, out, seed }
+    };
+    let wide = [
+        shape(70, 40, 1024, 16, Dtype::Bf16, Dtype::F16, 1),
+        shape(65, 33, 224, 16, Dtype::F32, Dtype::Bf16, 2),
+        shape(3, 100, 208, 32, Dtype::F16, Dtype::F32, 3),
+    ];
+    for &precision in precisions() {
+        // In BF16 `score` takes 93 KB: with no more, `encode` and all that decodes have too little at these sizes.
+        let shared = if precision == Precision::F32 { 36 << 10 } else { 93 << 10 };
+        over_shapes(&simulated(Races::Found, small(shared), precision), precision, &wide);
+    }
+}
+
 /// Numbers below the smallest normal one are kept: nothing flushes them to zero.
 #[cfg(target_os = "linux")]
 #[test]

@@ -52,6 +52,8 @@ SMALL_KERNELS = [("large", ["cuda_decodes"]), ("parity", ["cuda::encodes", "cuda
 SMALL_INSTRUCTIONS = [("instructions", ["comparisons_to_registers"])]
 SMALL_SANITIZED = [("parity", ["cuda::encodes"])]
 HOT = ["encode_bf16_bf16", "decode_bf16_bf16", "score_bf16_bf16", "score_latents_bf16"]
+# From compute capability 9.0 on these run other kernels than on older GPUs, whose rates are measured beside them.
+RENEWED = ["encode_bf16_bf16", "score_bf16_bf16"]
 # A stage's status is the first of these that any of its steps has.
 WORST = ["crashed", "timed out", "failed", "not run", "skipped", "passed"]
 
@@ -101,19 +103,20 @@ class Stages:
 
     # Steps -------------------------------------------------------------------------------------------------------
 
-    def environment(self):
+    def environment(self, more=None):
         # CARGO would tell a benchmark that cargo runs it.
         own = {name: value for name, value in os.environ.items() if name != "CARGO"}
         own |= {"LENSMITH_TEST_GPU": "0", "CARGO_MANIFEST_DIR": str(ROOT), "LENSMITH_DEVICE": "cpu", "PTX_TEST_GPU": "0"}
-        return own | {"LENSMITH_CHECK_STAGE": self.stage} | ({"LENSMITH_TEST_SMALL": "1"} if self.small else {})
+        own |= {"LENSMITH_CHECK_STAGE": self.stage} | ({"LENSMITH_TEST_SMALL": "1"} if self.small else {})
+        return own | (more or {})
 
-    def process(self, program, arguments, wrapper=(), share=0.5):
+    def process(self, program, arguments, wrapper=(), share=0.5, more=None):
         """A program of the folder, or what runs it, for a share of the stage's time and never past its end."""
         left = self.deadline - time.monotonic()
         if left <= 0:
             return Done("not run", None, "", "the time of the stage was used up before", 0.0)
         command = [*wrapper, self.programs / program, *arguments] if program else [*wrapper, *arguments]
-        return run(command, min(left, share * self.limits[self.stage]), self.environment(), ROOT)
+        return run(command, min(left, share * self.limits[self.stage]), self.environment(more), ROOT)
 
     def step(self, what, done):
         """The record of a process."""
@@ -150,8 +153,8 @@ class Stages:
         with ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(work, items))
 
-    def gpu(self, arguments, wrapper=(), share=0.5):
-        return self.process("gpu", [*arguments, *(["--small"] if self.small else [])], wrapper, share)
+    def gpu(self, arguments, wrapper=(), share=0.5, more=None):
+        return self.process("gpu", [*arguments, *(["--small"] if self.small else [])], wrapper, share, more)
 
     def objects(self, done):
         """The JSON objects that a program printed, one a line."""
@@ -199,14 +202,17 @@ class Stages:
         if not named:
             return [self.step("list of kernels", done)]
         steps = []
-        for one in named:
-            done = self.gpu(["--kernel", one["name"]])
+        wanted = [(one["name"], one["name"], None) for one in named]
+        if self.found.get("capability", [0])[0] >= 9:
+            wanted += [(f"{name} (sm80)", name, {"LENSMITH_CUDA_PATH": "sm80"}) for name in RENEWED]
+        for what, name, more in wanted:
+            done = self.gpu(["--kernel", name], more=more)
             found = self.objects(done)
             if done.status == "passed" and not (found and found[0]["per_second"] > 0):
                 done.status, done.err = "failed", "it gave no rate"
             if done.status == "passed":
-                self.measured[one["name"]] = found[0]
-            steps.append(self.step(one["name"], done))
+                self.measured[what] = found[0] | {"name": what}
+            steps.append(self.step(what, done))
         return steps
 
     def instructions(self):
@@ -240,7 +246,9 @@ class Stages:
         for kernel in HOT[:2] if self.small else HOT:
             report = Path(self.keep) / f"{kernel}.ncu-rep"
             profile = ["--clock-control", "none", "--set", "full", "--launch-count", "1", "--force-overwrite"]
-            wrapper = [program, *profile, "--kernel-name", kernel, "--export", report]
+            operation, types = kernel.split("_bf16", 1)
+            symbol = f"regex:^{operation}(_tma|_wgmma)?_bf16{types}$"
+            wrapper = [program, *profile, "--kernel-name", symbol, "--export", report]
             done = self.gpu(["--kernel", kernel, "--once"], wrapper)
             if done.status == "passed":
                 done = self.process(None, ["--import", report, "--page", "details", "--csv"], [program])

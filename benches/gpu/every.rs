@@ -24,23 +24,27 @@ const DTYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
 const BATCH: usize = 128;
 
 /// Runs everything with `rows` and with twice as many rows; F32, which takes many more instructions, with half of that.
+/// `older`: only what older GPUs have kernels of their own for.
 ///
 /// # Errors
 /// What the device fails with, and a file that cannot be written.
-pub fn run(rows: usize, marks: &Path) -> Result<()> {
+pub fn run(rows: usize, older: bool, marks: &Path) -> Result<()> {
     let vae = Vae::init(VaeSize::new(DIM, 64, 16)?, 1);
     let reward = RewardModel::init(RewardSize::new(DIM, 256)?, 2);
     let tensor_cores = Device::open(0)?.summary().capability >= (8, 0);
     let precisions = [(Precision::Bf16, rows), (Precision::F32, rows / 2)];
-    for (precision, rows) in precisions.into_iter().skip(usize::from(!tensor_cores)) {
+    let precisions = precisions.into_iter().skip(usize::from(!tensor_cores));
+    for (precision, rows) in precisions.filter(|(precision, _)| !older || *precision == Precision::Bf16) {
         let both = precision == Precision::Bf16 || !tensor_cores;
         let cuda = Cuda::open(0, precision)?;
-        let every = Every { cuda, vae: &vae, reward: &reward, marks, precision, both };
+        let every = Every { cuda, vae: &vae, reward: &reward, marks, precision, both, older };
         every.mark("start", 0)?;
         for rows in [rows, 2 * rows] {
             every.inference(rows)?;
         }
-        every.training()?;
+        if !older {
+            every.training()?;
+        }
     }
     Ok(())
 }
@@ -53,6 +57,8 @@ struct Every<'a> {
     precision: Precision,
     /// Whether to run kernels that both precisions share.
     both: bool,
+    /// Whether to run only `encode` and `score`.
+    older: bool,
 }
 
 fn embeddings(dtype: Dtype, rows: usize, stream: u64) -> Result<RowsBuf> {
@@ -90,6 +96,9 @@ impl Every<'_> {
             let posteriors = b.encode(&vae, &resident)?;
             self.mark(&format!("score_{{p}}_{dtype}"), rows)?;
             b.score(&reward, &resident, &mut scores)?;
+            if self.older {
+                continue;
+            }
             self.mark(&format!("start_{{p}}_{dtype}"), 0)?;
             let latents = b.perturb(&posteriors, key, &options, &samples)?;
             self.mark(&format!("decode_{{p}}_{dtype}"), rows)?;

@@ -6,8 +6,8 @@
 // the first may start early (dependent.cuh), so each kernel begins with gpu::begin_early.
 #pragma once
 #include "dependent.cuh"
-#include "params.cuh"
 #include "reduce.cuh"
+#include "train_params.cuh"
 #include "types.cuh"
 
 namespace gpu {

@@ -57,7 +57,8 @@ GPU_FN float relu(float x) { return x < 0.0f ? 0.0f : x; }
 
 /// Two values on a multiple of 8 bytes, four on a multiple of 16.
 GPU_FN float2 load_2(const float* from) { return *reinterpret_cast<const float2*>(from); }
-GPU_FN void store_2(float* to, float2 v) { *reinterpret_cast<float2*>(to) = v; }
+/// To global memory; an assignment becomes two stores.
+GPU_FN void store_2(float* to, float2 v) { __stwb(reinterpret_cast<float2*>(to), v); }
 GPU_FN float4 load_4(const float* from) { return *reinterpret_cast<const float4*>(from); }
 GPU_FN void store_4(float* to, float4 v) { *reinterpret_cast<float4*>(to) = v; }
 

@@ -49,9 +49,9 @@ pub struct EncoderOutputs {
 #[derive(Debug)]
 pub struct FoldedBase {
     /// Pre-activations of the reward model's first layer for the seeds, `[seeds, width]`.
-    pre: Buffer<f32>,
+    pub(super) pre: Buffer<f32>,
     /// Address of the seeds' posterior means, `[seeds, latent]`.
-    mu: u64,
+    pub(super) mu: u64,
 }
 
 impl Cuda {
@@ -74,19 +74,8 @@ impl Cuda {
     }
 
     /// The first of `blocks` whose shared memory the device has.
-    fn fitting(&self, what: &str, blocks: impl IntoIterator<Item = Block>) -> DriverResult<Block> {
-        let limit = self.driver.limits().shared;
-        let mut least = usize::MAX;
-        for block in blocks {
-            if block.shared <= limit {
-                return Ok(block);
-            }
-            least = least.min(block.shared);
-        }
-        Err(DriverError::Other(format!(
-            "{what} of a model this wide takes {least} bytes of shared memory, and a block of this GPU has {limit}: \
-             use `device` cpu, or smaller `vae.hidden`, `vae.latent` or `reward.hidden`"
-        )))
+    fn fitting(&self, blocks: impl IntoIterator<Item = Block>) -> Option<Block> {
+        blocks.into_iter().find(|block| block.shared <= self.driver.limits().shared)
     }
 
     /// mu, logvar and, where wanted, posterior samples of embeddings.
@@ -150,7 +139,9 @@ impl Cuda {
             };
             return self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?);
         }
-        let block = self.fitting("encoding", [layout::encode(self.precision, size)])?;
+        let Some(block) = self.fitting([layout::encode(self.precision, size)]) else {
+            return self.encode_by_layers(vae, rows, to, key);
+        };
         let kernel = kernel!("encode", self.precision, rows.dtype);
         self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?)
     }
@@ -171,8 +162,15 @@ impl Cuda {
                 "ranking keeps at most {most} candidates a seed, not {top_k}"
             )));
         }
-        let block =
-            self.fitting("ranking", [layout::select(p.latent, top_k, if ranked { drawn } else { 1 })])?;
+        let block = layout::select(p.latent, top_k, if ranked { drawn } else { 1 });
+        let limit = self.driver.limits().shared;
+        if block.shared > limit {
+            let wanted = block.shared;
+            return Err(DriverError::Other(format!(
+                "ranking latents this wide takes {wanted} bytes of shared memory, and a block of this GPU has \
+                 {limit}: use `device` cpu, or a smaller `vae.latent`"
+            )));
+        }
         let likelihood = match options.likelihood {
             Likelihood::Posterior => 0u32,
             Likelihood::Prior => 1,
@@ -258,8 +256,11 @@ impl Cuda {
         (out, dtype): (u64, Dtype),
     ) -> DriverResult<()> {
         let size = vae.host.size();
-        let (columns, block) = self
-            .fitting_columns("decoding", size.dim, |columns| layout::decode(self.precision, size, columns))?;
+        let Some((columns, block)) =
+            self.fitting_columns(size.dim, |columns| layout::decode(self.precision, size, columns))
+        else {
+            return self.decode_by_layers(vae, (latents, first, count), base, (out, dtype));
+        };
         let mut source = latents.params(first);
         // Drawn once into memory, not once for every slice of columns: `latent` values beside the `dim` of a
         // row. The buffer may be freed when the launch is made, as the stream's order protects it.
@@ -295,23 +296,12 @@ impl Cuda {
     }
 
     /// The widest slice of output columns whose block fits.
-    fn fitting_columns(
-        &self,
-        what: &str,
-        dim: usize,
-        block: impl Fn(usize) -> Block,
-    ) -> DriverResult<(u32, Block)> {
+    fn fitting_columns(&self, dim: usize, block: impl Fn(usize) -> Block) -> Option<(u32, Block)> {
         let needed = dim.next_multiple_of(layout::COLUMNS);
         let widths = layout::SLICES.into_iter().filter(|&w| w == layout::COLUMNS || w <= needed);
-        let mut chosen = 0;
-        let block = self.fitting(
-            what,
-            widths.map(|width| {
-                chosen = width;
-                block(width)
-            }),
-        )?;
-        Ok((u32_of(chosen), block))
+        widths
+            .map(|width| (u32_of(width), block(width)))
+            .find(|(_, b)| b.shared <= self.driver.limits().shared)
     }
 
     /// Rewards of rows to `out`, or pre-activations of the first layer to `pre`; 0 for what is not wanted.
@@ -323,8 +313,6 @@ impl Cuda {
     ) -> DriverResult<()> {
         let size = model.host.size();
         let params = params::Score {
-            embeddings: rows.address,
-            rows: rows.rows as u64,
             w1: model.first.weight(),
             b1: model.first.bias.address(),
             w2: model.second.address(),
@@ -335,12 +323,19 @@ impl Cuda {
             b2: model.host.layers[1].bias[0],
             ..Default::default()
         };
+        self.launch_score_of(rows, params)
+    }
+
+    /// Runs `score` on rows with the weights that `params` names.
+    pub(super) fn launch_score_of(&self, rows: RowsAt, params: params::Score) -> DriverResult<()> {
+        let (dim, width) = (params.dim as usize, params.width as usize);
+        let params = params::Score { embeddings: rows.address, rows: rows.rows as u64, ..params };
         let block = layout::score_wgmma(rows.dtype);
-        if self.driver.limits().architecture.has_wgmma() && self.takes_boxes(&rows, size.dim, block) {
-            let w1 = RowsAt::weights(params.w1, size.hidden);
+        if self.driver.limits().architecture.has_wgmma() && self.takes_boxes(&rows, dim, block) {
+            let w1 = RowsAt::weights(params.w1, width);
             let params = params::ScoreWgmma {
-                embeddings: self.boxes(&rows, size.dim, block.tile)?,
-                w1: self.boxes(&w1, size.dim, layout::WGMMA_BOX)?,
+                embeddings: self.boxes(&rows, dim, block.tile)?,
+                w1: self.boxes(&w1, dim, layout::WGMMA_BOX)?,
                 of: params,
                 ..Default::default()
             };
@@ -351,7 +346,7 @@ impl Cuda {
             };
             return self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?);
         }
-        let block = self.fitting("scoring", [layout::score(self.precision)])?;
+        let block = layout::score(self.precision);
         let kernel = kernel!("score", self.precision, rows.dtype);
         self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?)
     }
@@ -396,7 +391,9 @@ impl Cuda {
         out: &Buffer<f32>,
     ) -> DriverResult<()> {
         let (size, width) = (folded.size, folded.reward.host.size().hidden);
-        let block = self.fitting("scoring latents", [layout::score_latents(self.precision, size, width)])?;
+        let Some(block) = self.fitting([layout::score_latents(self.precision, size, width)]) else {
+            return self.score_latents_by_layers(folded, latents, base, out);
+        };
         let params = params::ScoreLatents {
             source: latents.params(0),
             count: latents.count() as u64,

@@ -200,6 +200,20 @@ pub fn score(precision: Precision) -> Block {
     }
 }
 
+/// The block of `layer_*`, for any size.
+pub fn layer(precision: Precision) -> Block {
+    let mut carver = Carver::default();
+    match precision {
+        Precision::F32 => carver.exact_chunks().exact(),
+        Precision::Bf16 => carver.tensor_stages(2, 128).tensor(TENSOR.0),
+    }
+}
+
+/// The block of `subtract_rows` and `head_f32`, by values and by rows.
+pub fn elementwise(tile: usize) -> Block {
+    Block { threads: EXACT.1, tile, shared: 0, cluster: 1 }
+}
+
 /// The block of `score_latents` for a reward model of `width`.
 pub fn score_latents(precision: Precision, size: VaeSize, width: usize) -> Block {
     let VaeSize { hidden, latent, .. } = size;

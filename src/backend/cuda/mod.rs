@@ -25,6 +25,7 @@ mod gpu;
 mod infer;
 pub mod kernels;
 mod launch;
+mod layers;
 pub mod layout;
 mod memory;
 pub mod params;

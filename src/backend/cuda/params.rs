@@ -1,7 +1,10 @@
-//! The parameters of kernels, one structure a kernel (or for all of a kind), as `kernels/include/params.cuh` has them:
+//! The parameters of kernels, one structure a kernel (or for all of a kind), as `kernels/include/{params,train_params}.cuh` have them:
 //! the same names in the same order, with pointers as addresses. What fields mean is said there.
 
-#![allow(missing_docs, reason = "fields are those of kernels/include/params.cuh, where each is explained")]
+#![allow(
+    missing_docs,
+    reason = "fields are those of kernels/include/params.cuh and train_params.cuh, where each is explained"
+)]
 
 use bytemuck::{Pod, Zeroable};
 
@@ -105,7 +108,7 @@ structures! {
         dim: u32,
         width: u32,
         b2: f32,
-        unused: u32,
+        relu: u32,
     }
     /// Parameters of `score_wgmma_*`.
     ScoreWgmma = 384 {
@@ -128,6 +131,38 @@ structures! {
         out: u64,
         latent: u32,
         hidden: u32,
+        width: u32,
+        b2: f32,
+    }
+    /// Parameters of `layer_*`.
+    Layer = 136 {
+        x: u64,
+        rows: u64,
+        w: u64,
+        bias: u64,
+        out: u64,
+        source: Latents,
+        seeds: Seeds,
+        depth: u32,
+        outputs: u32,
+        relu: u32,
+        unused: u32,
+    }
+    /// Parameters of `subtract_rows`.
+    SubtractRows = 88 {
+        out: u64,
+        of: u64,
+        source: Latents,
+        rows: u64,
+        width: u32,
+        unused: u32,
+    }
+    /// Parameters of `head_f32`.
+    Head = 40 {
+        pre: u64,
+        w2: u64,
+        out: u64,
+        rows: u64,
         width: u32,
         b2: f32,
     }
@@ -385,11 +420,13 @@ impl Step {
 mod tests {
     use super::*;
 
-    /// nvcc holds the sizes of `params.cuh` against its structures, this against ours.
+    /// nvcc holds the sizes that stand there against its structures, this against ours.
     #[test]
     fn structures_are_those_of_the_kernels() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/include/params.cuh");
-        let text = std::fs::read_to_string(path).expect("the source is there");
+        let include = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/include");
+        let text = ["params.cuh", "train_params.cuh"]
+            .map(|name| std::fs::read_to_string(include.join(name)).expect("the source is there"))
+            .concat();
         let theirs: Vec<(String, usize)> = text
             .lines()
             .filter_map(|line| line.strip_prefix("static_assert(sizeof(")?.strip_suffix(");"))
