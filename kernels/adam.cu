@@ -37,6 +37,7 @@ GPU_FN bool aligned(const void* p) {
 
 extern "C" __global__ void __launch_bounds__(adam::THREADS)
     adam_f32(const __grid_constant__ params::adam p) {
+  gpu::begin_early();
   using namespace adam;
   float *w = p.w, *m = p.m, *v = p.v;
   const float* g = p.g;

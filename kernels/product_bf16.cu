@@ -101,6 +101,7 @@ GPU_FN void run_group(const params::products& group) {
 #define KERNEL(name, B_BY_ROWS) \
   extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4) \
       name(const __grid_constant__ params::product p) { \
+    gpu::begin_early(); \
     product_bf16::run<true, B_BY_ROWS, false>(p, gpu::place::of_block<product_bf16::TILE>()); \
   }
 KERNEL(product_nt_bf16, true)
@@ -109,5 +110,6 @@ KERNEL(product_nn_bf16, false)
 
 extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 4)
     product_tn_bf16(const __grid_constant__ params::products p) {
+  gpu::begin_early();
   product_bf16::run_group(p);
 }

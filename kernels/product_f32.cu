@@ -143,6 +143,7 @@ GPU_FN void run_group(const params::products& group) {
 #define KERNEL(name, B_BY_ROWS) \
   extern "C" __global__ void __launch_bounds__(product_f32::THREADS) \
       name(const __grid_constant__ params::product p) { \
+    gpu::begin_early(); \
     product_f32::run<true, B_BY_ROWS, false>(p, gpu::place::of_block<product_f32::TILE>()); \
   }
 KERNEL(product_nt_f32, true)
@@ -151,5 +152,6 @@ KERNEL(product_nn_f32, false)
 
 extern "C" __global__ void __launch_bounds__(product_f32::THREADS)
     product_tn_f32(const __grid_constant__ params::products p) {
+  gpu::begin_early();
   product_f32::run_group(p);
 }

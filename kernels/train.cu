@@ -48,6 +48,7 @@ GPU_FN void gather_row(const params::sources& from, u32 part, u32 source, u32 di
 /// A batch of pairs, the chosen side (part 0) first: pair p is row `order[first + p]` of both parts.
 extern "C" __global__ void __launch_bounds__(train::THREADS)
     gather_pairs(const __grid_constant__ params::gather_pairs p) {
+  gpu::begin_early();
   using namespace train;
   const step now = gpu::running(p.now);
   const u32 dim = p.dim, batch = p.batch;
@@ -63,6 +64,7 @@ extern "C" __global__ void __launch_bounds__(train::THREADS)
 /// standard deviation: element (row = pair, side = lowest bit of the part, candidate = step).
 extern "C" __global__ void __launch_bounds__(train::THREADS)
     gather_rows(const __grid_constant__ params::gather_rows p) {
+  gpu::begin_early();
   using namespace train;
   const step now = gpu::running(p.now);
   const u32 dim = p.dim, batch = p.batch;
@@ -91,6 +93,7 @@ extern "C" __global__ void __launch_bounds__(train::THREADS)
 /// Ends a step that does not learn (adam_f32 ends the others): a block a term of the losses.
 extern "C" __global__ void __launch_bounds__(train::THREADS)
     end_step(const __grid_constant__ params::end_step p) {
+  gpu::begin_early();
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
   gpu::add_losses(p, carve.take<double>(train::THREADS / gpu::WARP));

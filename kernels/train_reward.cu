@@ -62,6 +62,7 @@ GPU_FN void pair_losses(const params::reward_head& p, u32 head, const float* own
 /// latent. out [2 batch, hidden + 16]
 extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
     reward_hidden(const __grid_constant__ params::reward_hidden p) {
+  gpu::begin_early();
   using namespace train_reward;
   const uint4* __restrict__ rows = p.rows;
   const step now = gpu::running(p.now);
@@ -94,6 +95,7 @@ extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
 /// r = act. The block of a head that finishes last goes on to its losses.
 extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
     reward_head(const __grid_constant__ params::reward_head p) {
+  gpu::begin_early();
   using namespace train_reward;
   const float *__restrict__ act = p.act, *__restrict__ w2 = p.w2, *__restrict__ b2 = p.b2;
   const u32 rows = 2 * p.batch, heads = p.heads, units = p.units;
@@ -118,6 +120,7 @@ extern "C" __global__ void __launch_bounds__(train_reward::THREADS)
 /// Of linear heads, where w2 and dw2 are null, dpre = slope.
 extern "C" __global__ void __launch_bounds__(256)
     reward_backward(const __grid_constant__ params::reward_backward p) {
+  gpu::begin_early();
   using namespace train_reward;
   const float *__restrict__ act = p.act, *__restrict__ slope = p.slope, *__restrict__ w2 = p.w2;
   float *__restrict__ dpre = p.dpre, *__restrict__ db1 = p.db1, *__restrict__ dw2 = p.dw2;

@@ -96,6 +96,7 @@ GPU_FN void divergences(const params::vae_codes& p, u32 worker, u32 workers) {
 /// warp a pair, do the latter, which takes longer.
 extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
     vae_codes(const __grid_constant__ params::vae_codes p) {
+  gpu::begin_early();
   using namespace train_vae;
   const u32 first = min((p.batch + WARPS - 1) / WARPS, gridDim.x / 2);
   if (blockIdx.x < first)
@@ -107,6 +108,7 @@ extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
 /// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
 extern "C" __global__ void __launch_bounds__(256)
     vae_reconstruct(const __grid_constant__ params::vae_reconstruct p) {
+  gpu::begin_early();
   using namespace train_vae;
   const step now = gpu::running(p.now);
   const u32 batch = p.batch, dim = p.dim;
@@ -134,6 +136,7 @@ extern "C" __global__ void __launch_bounds__(256)
 /// Adds what comes back through z: dmu += dz, dlogvar += dz eps sigma / 2.
 extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
     vae_through_sample(const __grid_constant__ params::vae_through_sample p) {
+  gpu::begin_early();
   using namespace train_vae;
   const u32 rows = p.rows, latent = p.latent;
   for (u32 i = blockIdx.x * THREADS + threadIdx.x; i < rows * latent; i += gridDim.x * THREADS) {

@@ -2,8 +2,10 @@
 //
 // A step is a fixed list of launches with constant arguments, so that it can be recorded once and replayed.
 // What changes from step to step (params::step) stands in a table on the device. All kernels read the entry
-// in `now`: the host writes the first, the last launch of a step each next one.
+// in `now`: the host writes the first, the last launch of a step each next one. All launches of a step but
+// the first may start early (dependent.cuh), so each kernel begins with gpu::begin_early.
 #pragma once
+#include "dependent.cuh"
 #include "reduce.cuh"
 #include "train_params.cuh"
 #include "types.cuh"

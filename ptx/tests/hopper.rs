@@ -291,3 +291,35 @@ fn copies_by_tensor_map_that_go_wrong() {
     assert_eq!(kind(&race("bar.sync 0;"), &map), Ok(()));
     assert_eq!(kind(&race(""), &map), Err(FaultKind::Race));
 }
+
+#[test]
+fn early_launches_wait_before_they_use_global_memory() {
+    let at = "mad.wide.u32 %rd2, %r0, 4, %rd0; mad.wide.u32 %rd3, %r0, 4, %rd1;";
+    let copy = "ld.global.u32 %r5, [%rd2]; st.global.u32 [%rd3], %r5;";
+    let early = Options { early: true, ..Options::default() };
+    for wait in ["griddepcontrol.wait; griddepcontrol.launch_dependents;", "griddepcontrol.wait; bar.sync 0;"]
+    {
+        let out = run(64, 1, &format!("{at} {wait} {copy}"), &early).expect("waits");
+        assert!((0..64).all(|i| out[i] == 3 * i as u32));
+    }
+    let waits_for_itself = "@%p1 griddepcontrol.wait; bar.sync 0;";
+    for (wait, body, thread) in [
+        ("", copy, 0),
+        ("griddepcontrol.launch_dependents;", copy, 0),
+        (waits_for_itself, copy, 1),
+        ("", "ld.global.nc.u32 %r5, [%rd2];", 0),
+        ("", "ld.u32 %r5, [%rd2];", 0),
+        ("", "st.global.u32 [%rd3], %r0;", 0),
+        ("", "red.global.add.u32 [%rd3], 1;", 0),
+        ("", "cp.async.ca.shared.global [%r2], [%rd2], 4; cp.async.wait_all;", 0),
+    ] {
+        let body = format!("{at} {wait} {body}");
+        let fault = run(32, 1, &body, &early).expect_err(&body);
+        assert_eq!((fault.kind, fault.thread), (FaultKind::MissingGridWait, Some([thread, 0, 0])), "{fault}");
+    }
+    // Launches that are not early, and memory of other spaces.
+    run(64, 1, &format!("{at} {copy}"), &Options::default()).expect("no wait is needed");
+    let shared = "mad.lo.u32 %r4, %r0, 4, %r2; st.shared.u32 [%r4], %r0; ld.shared.u32 %r5, [%r4];";
+    run(64, 1, &format!("{shared} griddepcontrol.wait; {at} st.global.u32 [%rd3], %r5;"), &early)
+        .expect("waits");
+}

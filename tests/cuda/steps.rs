@@ -40,7 +40,10 @@ impl Graph for Nothing {
 
 impl Watched {
     fn new(races: Races, memory: usize, runs: bool) -> Arc<Watched> {
-        let inner: Arc<dyn Driver> = Arc::new(gpu(races, Simulated { memory, ..Simulated::default() }));
+        Watched::over(Arc::new(gpu(races, Simulated { memory, ..Simulated::default() })), runs)
+    }
+
+    fn over(inner: Arc<dyn Driver>, runs: bool) -> Arc<Watched> {
         let (recorded, allocated, freed) = Default::default();
         Arc::new(Watched { inner, runs, recorded, allocated, freed })
     }
@@ -396,6 +399,49 @@ fn every_launch_reads_the_data_of_its_own_epoch() {
             let got = reward_epoch(&b, &mut kept, of, samples);
             let want = reward_epoch(&b, &mut fresh(), of, samples);
             assert!(got == want, "reward, {precision}: {samples:?} of set {set} in epoch {turn}");
+        }
+    }
+}
+
+/// From compute capability 9.0 on all launches of a step but the first start early. The stand-in refuses what
+/// they do before they have waited for the launch ahead.
+#[test]
+fn every_launch_waits_for_the_one_ahead() {
+    if tested_gpu().is_some() {
+        return; // it has one capability
+    }
+    let dim = 40;
+    let vae = Vae::init(VaeSize::new(dim, 48, 16).expect("sizes"), 7);
+    let model = RewardModel::init(RewardSize::new(dim, 80).expect("sizes"), 3);
+    let rows = sides(5, [Dtype::Bf16, Dtype::F16], 37, dim);
+    let watched = |options: Simulated| {
+        let inner: Arc<dyn Driver> = Arc::new(gpu(Races::Ignored, options));
+        Watched::over(inner, true)
+    };
+    for precision in [Precision::F32, Precision::Bf16] {
+        let [new, old] = [(9, 0), (8, 0)].map(|capability| {
+            let b = watched(Simulated { capability, ..Simulated::default() }).backend(precision);
+            let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(16)).expect("starts");
+            let mut made = vae_epoch(&b, &mut trainer, &rows, 2);
+            for samples in [Samples::None, Samples::Stored] {
+                let mut trainer =
+                    b.reward_trainer(&model, &standardizer(dim), &reward_objective(16)).expect("starts");
+                made.extend(reward_epoch(&b, &mut trainer, (&vae, &rows, 1), samples));
+            }
+            made
+        });
+        assert!(new == old, "{precision}");
+    }
+    for (capability, asked) in [((9, 0), true), ((8, 0), false)] {
+        let options = Simulated { capability, fail: "cuLaunchKernelEx:801", ..Simulated::default() };
+        let b = watched(options).backend(Precision::F32);
+        let [chosen, rejected] = rows.each_ref().map(|s| b.embeddings(s.view().into()).expect("uploads"));
+        let data = PairData { chosen: &chosen, rejected: &rejected };
+        let mut trainer = b.vae_trainer(&vae, &standardizer(dim), &vae_objective(16)).expect("starts");
+        let said = b.vae_epoch(&mut trainer, &data, &[0, 1], 0).map(drop);
+        assert_eq!(said.is_err(), asked, "{capability:?}: {said:?}");
+        if let Err(said) = said {
+            assert!(said.to_string().contains("launching product_nt_f32 failed"), "{said}");
         }
     }
 }

@@ -37,9 +37,8 @@ fn kernel_sources_keep_the_rules() {
         };
         rule(code.len() <= MOST_LINES, "more than 400 lines");
         rule(text.lines().all(|l| l.chars().count() <= MOST_COLUMNS), "a line of more than 110 columns");
-        let wrappers =
-            ["async_copy", "bulk_copy", "mma", "read", "wgmma"].map(|w| format!("include/{w}.cuh"));
-        let wrappers = wrappers.contains(&name);
+        let wrappers = ["async_copy", "bulk_copy", "dependent", "mma", "read", "wgmma"];
+        let wrappers = wrappers.map(|w| format!("include/{w}.cuh")).contains(&name);
         rule(wrappers || !holds("asm"), "inline PTX outside of its wrappers");
         rule(name == "include/types.cuh" || !(holds("cuda_bf16") || holds("cuda_fp16")), "CUDA's half types");
     }

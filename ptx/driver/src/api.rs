@@ -278,6 +278,22 @@ pub extern "C" fn cuModuleUnload(module: *mut c_void) -> c_int {
 
 /// Attribute 8: dynamic shared memory that a launch may ask for.
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuFuncGetAttribute(
+    value: *mut c_int,
+    attribute: c_int,
+    function: *mut c_void,
+) -> c_int {
+    code(|| {
+        let found = on("cuFuncGetAttribute", &[function], |_, state| match attribute {
+            5 => state.ptx_version(function as u64),
+            _ => Err(codes::INVALID_VALUE),
+        })?;
+        // SAFETY: the caller answers for the place.
+        unsafe { give(value, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
 pub extern "C" fn cuFuncSetAttribute(function: *mut c_void, attribute: c_int, value: c_int) -> c_int {
     code(|| {
         on("cuFuncSetAttribute", &[function], |device, state| match attribute {
@@ -508,7 +524,62 @@ pub unsafe extern "C" fn cuLaunchKernel(
             let geometry = ([gx, gy, gz], [bx, by, bz], shared);
             let arguments = arguments.cast_const().cast();
             // SAFETY: the caller answers for the arguments.
-            unsafe { state.launch(device, (stream as u64, function as u64), geometry, arguments) }
+            unsafe { state.launch(device, (stream as u64, function as u64), geometry, false, arguments) }
+        })
+    })
+}
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+pub struct LaunchConfig {
+    grid: [c_uint; 3],
+    block: [c_uint; 3],
+    shared: c_uint,
+    stream: *mut c_void,
+    attributes: *const LaunchAttribute,
+    count: c_uint,
+}
+
+/// `CUlaunchAttribute`.
+#[repr(C)]
+pub struct LaunchAttribute {
+    id: c_uint,
+    /// A union of 64 bytes.
+    value: [u64; 8],
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, whose value is an integer.
+const EARLY: c_uint = 6;
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchKernelEx(
+    config: *const LaunchConfig,
+    function: *mut c_void,
+    arguments: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> c_int {
+    code(|| {
+        if config.is_null() || !extra.is_null() {
+            return Err(codes::INVALID_VALUE);
+        }
+        // SAFETY: the caller answers for the structure.
+        let &LaunchConfig { grid, block, shared, stream, attributes, count } = unsafe { &*config };
+        let mut early = false;
+        for i in 0..count as usize {
+            // SAFETY: the caller answers for as many attributes.
+            match unsafe { &*attributes.add(i) } {
+                LaunchAttribute { id: EARLY, value } => early = value[0] as u32 != 0,
+                LaunchAttribute { id, .. } => {
+                    eprintln!("stand-in for libcuda: cuLaunchKernelEx: launch attribute {id}");
+                    return Err(codes::NOT_SUPPORTED);
+                }
+            }
+        }
+        on("cuLaunchKernelEx", &[function, stream], |device, state| {
+            let arguments = arguments.cast_const().cast();
+            let of = (stream as u64, function as u64);
+            // SAFETY: the caller answers for the arguments.
+            unsafe { state.launch(device, of, (grid, block, shared), early, arguments) }
         })
     })
 }

@@ -45,6 +45,8 @@ pub struct Work {
     args: Vec<u8>,
     /// Shared memory that the function was allowed.
     limit: u32,
+    /// Whether it may start before the launch ahead has ended.
+    early: bool,
 }
 
 /// Memory of the host, as an address.
@@ -272,6 +274,7 @@ impl Device {
             step_limit: s.steps,
             shared_limit: limit,
             shared_most: s.shared,
+            early: false,
         }
     }
 }
@@ -425,7 +428,8 @@ impl State {
             cluster: module.kernel(&work.kernel).and_then(|k| k.cluster).unwrap_or([1; 3]),
             args: work.args.clone(),
         };
-        match ptx::launch(module, &mut self.memory, &request, &device.options(work.limit)) {
+        let options = Options { early: work.early, ..device.options(work.limit) };
+        match ptx::launch(module, &mut self.memory, &request, &options) {
             Ok(outcome) => {
                 if let Some(path) = &device.settings.counters {
                     note(path, work, &outcome.counters);
@@ -743,9 +747,17 @@ impl State {
         Ok(device.settings.occupancy.unwrap_or(computed))
     }
 
+    /// The architecture that a function's PTX is for, as in 80.
+    pub fn ptx_version(&self, function: u64) -> Answer<i32> {
+        let function = self.functions.get(&function).ok_or(codes::INVALID_HANDLE)?;
+        let module = function.source.as_ref().and_then(|source| source.module().ok());
+        let digits = module.map(|m| m.target.chars().filter(char::is_ascii_digit).collect::<String>());
+        Ok(digits.and_then(|digits| digits.parse().ok()).unwrap_or(0))
+    }
+
     // ---- launches
 
-    /// Puts a launch on a stream.
+    /// Puts a launch on a stream; `early`: it may start before the one ahead has ended.
     ///
     /// # Safety
     /// `arguments` points to a pointer for every parameter of the kernel, to as many bytes as it takes.
@@ -754,8 +766,12 @@ impl State {
         device: &Device,
         (stream, function): (u64, u64),
         (grid, block, shared): ([u32; 3], [u32; 3], u32),
+        early: bool,
         arguments: *const *const u8,
     ) -> Answer<()> {
+        if early && device.settings.capability < (9, 0) {
+            return refuse(codes::NOT_SUPPORTED, "an early launch below compute capability 9.0");
+        }
         let function = self.functions.get(&function).ok_or(codes::INVALID_HANDLE)?;
         let (name, limit) = (function.name.clone(), function.limit);
         if device.settings.crash_kernel.as_deref() == Some(&*name) {
@@ -796,7 +812,7 @@ impl State {
             self.fault = fault.to_string();
             return refuse(codes::INVALID_VALUE, fault.to_string());
         }
-        let work = Work { source: source.clone(), kernel: name, grid, block, shared, args, limit };
+        let work = Work { source: source.clone(), kernel: name, grid, block, shared, args, limit, early };
         let stream = self.streams.get_mut(&stream).ok_or(codes::INVALID_HANDLE)?;
         match &mut stream.recording {
             Some(recording) => recording.work.push(work),

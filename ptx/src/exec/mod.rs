@@ -393,7 +393,11 @@ impl Exec<'_, '_> {
                 }
             }
             Op::BulkWait { count, .. } => self.wait_bulk(e, count),
-            Op::GridDep { .. } => {}
+            Op::GridDep { wait } => {
+                if wait {
+                    self.warp.waited |= e;
+                }
+            }
             _ => self.integer(i, e),
         }
         Ok(Flow::Next)

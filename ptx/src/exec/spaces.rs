@@ -55,7 +55,8 @@ impl<'e> Exec<'e, '_> {
             );
         }
         match space {
-            Space::Global | Space::Const => {
+            Space::Global => self.locate_global(address, n, lane, hint),
+            Space::Const => {
                 let (buffer, at) = self.shared.memory.find(address, n, lane, hint)?;
                 Ok(Where::Global(buffer, at))
             }
@@ -66,12 +67,21 @@ impl<'e> Exec<'e, '_> {
                 SHARED_WINDOW => self.locate_shared(address - SHARED_WINDOW, n, lane),
                 LOCAL_WINDOW => self.locate_local(address - LOCAL_WINDOW, n, lane),
                 PARAM_WINDOW => self.locate_param(address - PARAM_WINDOW, n, lane),
-                _ => {
-                    let (buffer, at) = self.shared.memory.find(address, n, lane, hint)?;
-                    Ok(Where::Global(buffer, at))
-                }
+                _ => self.locate_global(address, n, lane, hint),
             },
         }
+    }
+
+    fn locate_global(&self, address: u64, n: u32, lane: u32, hint: &mut usize) -> Run<Where> {
+        if self.warp.waited >> lane & 1 == 0 {
+            return trouble(
+                FaultKind::MissingGridWait,
+                lane,
+                format!("{n} bytes at {address:#x}, which the launch ahead may still write or read"),
+            );
+        }
+        let (buffer, at) = self.shared.memory.find(address, n, lane, hint)?;
+        Ok(Where::Global(buffer, at))
     }
 
     fn locate_shared(&self, address: u64, n: u32, lane: u32) -> Run<Where> {

@@ -32,6 +32,8 @@ pub enum FaultKind {
     WriteToConstant,
     /// Data that the asynchronous proxy reads without a fence behind the writes.
     MissingProxyFence,
+    /// Global memory that a thread of an early launch uses before `griddepcontrol.wait`.
+    MissingGridWait,
     /// Grid, block, cluster, shared memory or arguments that a device refuses.
     BadLaunch,
     /// An operand that the instruction does not allow.

@@ -104,6 +104,9 @@ pub struct Options {
     pub shared_limit: u32,
     /// Bytes that a block can have at most.
     pub shared_most: u32,
+    /// The launch may start before the one ahead of it in its stream has ended (programmatic stream serialization):
+    /// threads use global memory behind `griddepcontrol.wait` alone.
+    pub early: bool,
 }
 
 impl Default for Options {
@@ -118,6 +121,7 @@ impl Default for Options {
             step_limit: 1 << 32,
             shared_limit: 48 * 1024,
             shared_most: 227 * 1024,
+            early: false,
         }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct Warp {
     pub members: [u32; 32],
     /// The phase of the cluster barrier that each lane arrived in.
     pub cluster_phase: [u32; 32],
+    /// Lanes that may use global memory: those that waited for the launch ahead, or all.
+    pub waited: u32,
 }
 
 impl Warp {
@@ -102,6 +104,7 @@ impl Warp {
             bulk_groups: [0; 32],
             members: [0; 32],
             cluster_phase: [0; 32],
+            waited: if shared.options.early { 0 } else { u32::MAX },
         };
         if kernel.local_bytes > 0 {
             warp.local = vec![vec![0; kernel.local_bytes as usize]; 32];

@@ -9,7 +9,7 @@
 
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError as CallError, event, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
+use super::architecture::Architecture;
 use super::device::{Device, Handle, code};
 use super::driver::{BoxedMatrix, Driver, DriverError, DriverResult, Event, Graph, HostMemory, Limits};
 use super::launch::Launch;
@@ -41,6 +42,8 @@ struct Inner {
     name: String,
     limits: Limits,
     functions: HashMap<&'static str, Handle<sys::CUfunc_st>>,
+    /// Kernels whose code can wait for the launch ahead ([`Launch::early`]).
+    can_wait: HashSet<&'static str>,
     compute: Handle<sys::CUstream_st>,
     copies: Handle<sys::CUstream_st>,
     /// Held for every call that puts work on `compute`: what comes between the start and the end of a
@@ -63,6 +66,10 @@ struct Inner {
 
 fn failed(what: &str) -> impl Fn(CallError) -> DriverError {
     move |e| DriverError::Other(format!("{what} failed ({})", code(&e)))
+}
+
+fn refused(kernel: &str, error: &CallError) -> DriverError {
+    DriverError::Other(format!("launching {kernel} failed ({})", code(error)))
 }
 
 impl Gpu {
@@ -92,7 +99,9 @@ impl Gpu {
             processors: u32::try_from(processors).unwrap_or(1).max(1),
             architecture: device.architecture(),
         };
-        let mut functions = HashMap::new();
+        // From CUDA 12.3 on a capture takes launches that start early.
+        let early = limits.architecture >= Architecture::Sm90 && device.summary().driver >= (12, 3);
+        let (mut functions, mut can_wait) = (HashMap::new(), HashSet::new());
         for (name, function) in device.functions() {
             // SAFETY: the function belongs to a module that `device` keeps loaded.
             unsafe {
@@ -103,6 +112,15 @@ impl Gpu {
                 )
             }
             .map_err(failed("allowing shared memory"))?;
+            if early {
+                // What was compiled for an older architecture, and by the driver for this one, does not wait.
+                let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+                // SAFETY: as above.
+                let version = unsafe { result::function::get_function_attribute(function.0, which) };
+                if version.map_err(failed("asking for a kernel's attribute"))? >= 90 {
+                    can_wait.insert(name);
+                }
+            }
             functions.insert(name, function);
         }
         let new_stream =
@@ -111,6 +129,7 @@ impl Gpu {
             name: format!("cuda:{}", device.index()),
             limits,
             functions,
+            can_wait,
             compute: Handle(new_stream()?),
             copies: Handle(new_stream()?),
             compute_lock: Mutex::default(),
@@ -173,6 +192,30 @@ impl Inner {
         let function = self.function(launch.kernel)?;
         let mut parameters: [*mut c_void; 1] = [launch.params.words().as_ptr().cast_mut().cast()];
         let [x, y, z] = launch.grid;
+        let shared = u32::try_from(launch.shared).unwrap_or(u32::MAX);
+        if launch.early && self.can_wait.contains(launch.kernel) {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            value.programmaticStreamSerializationAllowed = 1;
+            let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+            let config = sys::CUlaunchConfig {
+                gridDimX: x,
+                gridDimY: y,
+                gridDimZ: z,
+                blockDimX: launch.threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: shared,
+                hStream: self.compute.0,
+                attrs: &mut attribute,
+                numAttrs: 1,
+            };
+            let arguments = parameters.as_mut_ptr();
+            // SAFETY: as below; the driver copies configuration and attribute too.
+            return unsafe { sys::cuLaunchKernelEx(&config, function, arguments, std::ptr::null_mut()) }
+                .result()
+                .map_err(|e| refused(launch.kernel, &e));
+        }
         // SAFETY: the typed launch functions give each kernel the one structure that it takes; the driver
         // copies it before it returns. Buffers are freed to the arena only, whose memory is used again in
         // the stream's order.
@@ -181,12 +224,12 @@ impl Inner {
                 function,
                 (x, y, z),
                 (launch.threads, 1, 1),
-                u32::try_from(launch.shared).unwrap_or(u32::MAX),
+                shared,
                 self.compute.0,
                 &mut parameters,
             )
         }
-        .map_err(|e| DriverError::Other(format!("launching {} failed ({})", launch.kernel, code(&e))))
+        .map_err(|e| refused(launch.kernel, &e))
     }
 }
 

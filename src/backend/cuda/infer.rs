@@ -70,7 +70,7 @@ impl Cuda {
         let clusters = tiles.div_ceil(block.cluster).clamp(1, most.max(1));
         let grid = [clusters * block.cluster, slices, 1];
         let params = Params::of(params);
-        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, params })
+        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, params, early: false })
     }
 
     /// The first of `blocks` whose shared memory the device has.

@@ -43,4 +43,7 @@ pub struct Launch {
     pub shared: usize,
     /// Its parameters.
     pub params: Params,
+    /// Whether it may start before the launch ahead has ended, where the device can do that: its kernel waits
+    /// before it uses device memory (`kernels/include/dependent.cuh`).
+    pub early: bool,
 }

@@ -417,7 +417,7 @@ impl Cuda {
         let out = (to.address(), if what.work == Work::PeakRead { 4 * threads } else { bytes });
         let launch = |kernel, n| {
             let params = Params::of(params::Floor { from: from.address(), out: to.address(), n });
-            Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, params }
+            Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, params, early: false }
         };
         let vectors = (bytes / 16) as u64;
         type Run<'a> = Box<dyn Fn() -> DriverResult<()> + 'a>;

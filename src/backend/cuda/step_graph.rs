@@ -271,6 +271,13 @@ impl<'a> StepGraph<'a> {
         self.launches
     }
 
+    /// All launches but the first may start early: the first waits for the step before, and for what the host
+    /// put on the stream.
+    fn push(&mut self, kernel: &'static str, grid: [u32; 3], threads: u32, shared: usize, params: impl Pod) {
+        let early = !self.launches.is_empty();
+        self.launches.push(Launch { kernel, grid, threads, shared, params: Params::of(params), early });
+    }
+
     /// Any kernel: `items` over blocks of `threads` that take `tile` items each.
     pub fn kernel(
         &mut self,
@@ -290,7 +297,7 @@ impl<'a> StepGraph<'a> {
         params: impl Pod,
     ) {
         let grid = [u32_of(items.div_ceil(tile)).clamp(1, 1 << 16), 1, 1];
-        self.launches.push(Launch { kernel, grid, threads, shared, params: Params::of(params) });
+        self.push(kernel, grid, threads, shared, params);
     }
 
     /// out = epilogue(a b); the rows of all three lie directly behind each other.
@@ -331,7 +338,7 @@ impl<'a> StepGraph<'a> {
         let p = Taken::default().sliced(self.slices, p, summed);
         let grid = [u32_of(n.div_ceil(TILE)), u32_of(m.div_ceil(TILE)), p.slices];
         let shared = layout::product(self.precision);
-        self.launches.push(Launch { kernel, grid, threads: 128, shared, params: Params::of(p) });
+        self.push(kernel, grid, 128, shared, p);
     }
 
     /// Up to four gradients in one launch.
@@ -351,7 +358,7 @@ impl<'a> StepGraph<'a> {
         }
         let grid = [group.blocks.iter().sum(), 1, 1];
         let shared = layout::product(self.precision);
-        self.launches.push(Launch { kernel, grid, threads: 128, shared, params: Params::of(group) });
+        self.push(kernel, grid, 128, shared, group);
     }
 
     /// Ends the step: a step of Adam on all parameters that are to learn; losses `[terms, count]` are added to

@@ -130,12 +130,15 @@ pub struct Simulated {
     pub schedule: Schedule,
     /// Whether buffers are allocated at their exact sizes; otherwise the backend's arena hands them out.
     pub exact: bool,
+    /// Calls of the driver that fail, in the words of its setting `fail`; empty: none.
+    pub fail: &'static str,
 }
 
 impl Default for Simulated {
     fn default() -> Simulated {
         let capability = usual_capability();
-        Simulated { memory: 1 << 30, shared: 227 << 10, capability, schedule: usual_schedule(), exact: true }
+        let schedule = usual_schedule();
+        Simulated { memory: 1 << 30, shared: 227 << 10, capability, schedule, exact: true, fail: "" }
     }
 }
 
@@ -146,10 +149,11 @@ impl Simulated {
         let (major, minor) = self.capability;
         // LENSMITH_TEST_RACES=1 looks for races everywhere.
         let races = u32::from(races == Races::Found || std::env::var_os("LENSMITH_TEST_RACES").is_some());
+        let fail = if self.fail.is_empty() { String::new() } else { format!(",fail={}", self.fail) };
         // As few blocks as possible, so that a block takes several tiles even in tests of few rows.
         format!(
             "memory={},shared={},capability={major}.{minor},order={order},copies={copies},queue={queue},seed={seed},\
-             races={races},occupancy=1,kernels={}",
+             races={races},occupancy=1,kernels={}{fail}",
             self.memory,
             self.shared,
             ptx(self.capability).display()

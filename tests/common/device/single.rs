@@ -72,7 +72,8 @@ impl Machine {
         let Launch { grid, block, shared } = launch;
         // The few names that tests use live as long as the process.
         let kernel: &'static str = Box::leak(kernel.to_string().into_boxed_str());
-        let launch = RawLaunch { kernel, grid, threads: block[0], shared, params: Params::of(params) };
+        let params = Params::of(params);
+        let launch = RawLaunch { kernel, grid, threads: block[0], shared, params, early: false };
         // A device says what was wrong when it is waited for.
         let said = self.gpu.launch(&launch).and_then(|()| self.gpu.synchronize());
         said.map_err(|error| match self.number {
