@@ -182,8 +182,6 @@ fn short_of_memory_the_pieces_shrink_and_the_bits_stay() {
 
 #[test]
 fn far_too_little_memory_is_an_error_that_says_so() {
-    let rows = data_buf(Dtype::F32, 3, 700, 128);
-    let set = || RowSet::from(rows.view());
     let (vae, _) = models(128);
     let b = with_memory(60_000);
     let said = b.load_vae(&vae).map(drop).expect_err("no room for the model").to_string();
