@@ -8,6 +8,7 @@
 // Requires: no overlap among the arrays; any n and grid; a one-dimensional block of up to eight whole warps
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
 // Reference: src/backend/cpu/train/adam.rs; measured on nothing yet
+#define LAUNCHES_START_EARLY
 #include "include/train.cuh"
 
 namespace adam {
@@ -52,10 +53,9 @@ extern "C" __global__ void __launch_bounds__(adam::THREADS)
   const bool vectors = aligned(w) && aligned(g) && aligned(m) && aligned(v);
   const u64 groups = vectors ? n / 4 : 0;
   for (u64 i = first; i < groups; i += threads) {
-    // All four loads are in flight before the first is used. That of g is volatile: those of an unrolled loop
-    // would else all move to its front, and take more registers.
+    // All four loads are in flight before the first is used.
     float4 w4 = reinterpret_cast<const float4*>(w)[i];
-    const float4 g4 = __ldg(reinterpret_cast<const float4*>(g) + i);
+    const float4 g4 = gpu::read_4(g + 4 * i);
     float4 m4 = reinterpret_cast<const float4*>(m)[i];
     float4 v4 = reinterpret_cast<const float4*>(v)[i];
     update(step, w4.x, g4.x, m4.x, v4.x);
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(adam::THREADS)
   }
   // The last three at most, or everything.
   for (u64 i = groups * 4 + first; i < n; i += threads) {
-    update(step, w[i], __ldg(g + i), m[i], v[i]);
+    update(step, w[i], gpu::read(g + i), m[i], v[i]);
   }
 
   // The first blocks have a row of losses more each.

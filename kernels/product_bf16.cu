@@ -6,6 +6,7 @@
 // Accuracy: operands rounded to BF16 on their way, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/gemm/mod.rs, `gemm`
 // Never measured on a GPU; by count bound by L2
+#define LAUNCHES_START_EARLY
 #include "include/mlp_bf16.cuh"
 #include "include/train.cuh"
 

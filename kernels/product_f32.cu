@@ -6,6 +6,7 @@
 // Needs leading dimensions that are multiples of 4 for 16-byte loads, else loads one by one
 // Accuracy: F32 sums in k order within a slice, relative error about sqrt(k) u
 // Reference: src/backend/cpu/gemm/mod.rs, `gemm`; measured on nothing yet
+#define LAUNCHES_START_EARLY
 #include "include/train.cuh"
 
 namespace product_f32 {

@@ -6,6 +6,7 @@
 // Needs nothing of alignment
 // Exact: the bits of `Standardizer::apply`
 // Reference: src/model/standardizer.rs; measured on nothing yet
+#define LAUNCHES_START_EARLY
 #include "include/normal.cuh"
 #include "include/reduce.cuh"
 #include "include/train.cuh"

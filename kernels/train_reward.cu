@@ -7,6 +7,7 @@
 // Needs latent and hidden multiples of 16, depth = hidden + 16
 // Accuracy: losses, slopes and sums over the batch in F64, rounded once
 // Reference: src/backend/cpu/train/{reward,samples}.rs; measured on nothing yet
+#define LAUNCHES_START_EARLY
 #include "include/latent.cuh"
 #include "include/reduce.cuh"
 #include "include/train.cuh"

@@ -6,6 +6,7 @@
 // Needs latent a multiple of 16; row numbers below 2^32
 // Accuracy: losses and gradients of the codes in F64, rounded once; sums of squares in F64
 // Reference: src/backend/cpu/train/{vae,latent_block,output_layer}.rs; measured on nothing yet
+#define LAUNCHES_START_EARLY
 #include "include/latent.cuh"
 #include "include/reduce.cuh"
 #include "include/train.cuh"
