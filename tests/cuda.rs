@@ -186,6 +186,7 @@ fn far_too_little_memory_is_an_error_that_says_so() {
     let b = with_memory(60_000);
     let said = b.load_vae(&vae).map(drop).expect_err("no room for the model").to_string();
     assert!(said.contains(": out of memory") && said.contains("MiB free"), "{said}");
+    assert!(said.contains("MiB wanted for weight,"), "{said}");
     assert!(said.contains("`device` cpu"), "{said}");
 }
 

@@ -642,12 +642,18 @@ fn bits_do_not_depend_on_blocks_threads_or_parts() {
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_in_bf16_gives_the_same_bits_under_every_schedule() {
-    for (i, (dim, stored)) in
-        [(33, Dtype::F32), (72, Dtype::Bf16), (200, Dtype::Bf16)].into_iter().enumerate()
-    {
+    // The last ones go through all stages of a pipeline several times.
+    let cases = [
+        (33, Dtype::F32, 48, 16, 80),
+        (72, Dtype::Bf16, 64, 32, 272),
+        (200, Dtype::Bf16, 80, 16, 64),
+        (600, Dtype::Bf16, 64, 16, 48),
+        (520, Dtype::F32, 48, 16, 64),
+        (456, Dtype::F16, 16, 16, 16),
+    ];
+    for (dim, stored, hidden, latent, width) in cases {
         let rows = 83;
         let buf = data_buf(stored, 21, rows, dim);
-        let (hidden, latent, width) = ([48, 64, 80][i], [16, 32, 16][i], [80, 272, 64][i]);
         let vae = Vae::init(VaeSize::new(dim, hidden, latent).expect("sizes"), 22);
         let reward = RewardModel::init(RewardSize::new(dim, width).expect("sizes"), 23);
         let on = |build, schedule, block: usize| {

@@ -102,8 +102,8 @@ impl Cuda {
     }
 
     /// Uninitialised device memory.
-    pub(super) fn buffer<T: Pod>(&self, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
-        Buffer::empty(&self.driver, len, label)
+    pub(super) fn buffer<T: Pod>(&self, len: usize, what: &'static str) -> DriverResult<Buffer<T>> {
+        Buffer::empty(&self.driver, len, what)
     }
 }
 

@@ -42,6 +42,8 @@ pub struct BoxedMatrix {
 pub enum DriverError {
     /// Device memory is used up.
     OutOfMemory {
+        /// What it was for.
+        what: &'static str,
         /// Bytes asked for.
         wanted: usize,
         /// Bytes that were free.
@@ -55,8 +57,13 @@ impl fmt::Display for DriverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
         match self {
-            DriverError::OutOfMemory { wanted, free } => {
-                write!(f, "out of memory: {:.1} MiB wanted, {:.1} MiB free", mib(*wanted), mib(*free))
+            DriverError::OutOfMemory { what, wanted, free } => {
+                write!(
+                    f,
+                    "out of memory: {:.1} MiB wanted for {what}, {:.1} MiB free",
+                    mib(*wanted),
+                    mib(*free)
+                )
             }
             DriverError::Other(words) => f.write_str(words),
         }
@@ -100,8 +107,8 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn occupancy(&self, kernel: &'static str, threads: u32, shared: usize) -> DriverResult<u32>;
     /// What kernels hand to the copy engine for a matrix: a `params::tensor_map`, swizzled by 128 bytes.
     fn tensor_map(&self, matrix: BoxedMatrix) -> DriverResult<[u64; 16]>;
-    /// Uninitialised device memory, aligned to 256 bytes. `bytes` is not 0. `label` says what it is for.
-    fn allocate(&self, bytes: usize, label: &'static str) -> DriverResult<u64>;
+    /// Uninitialised device memory, aligned to 256 bytes. `bytes` is not 0. `what` it is for stands in errors.
+    fn allocate(&self, bytes: usize, what: &'static str) -> DriverResult<u64>;
     /// Gives memory back. What was launched before may still use it: the next owner's work comes later in the
     /// stream.
     fn free(&self, address: u64, bytes: usize);

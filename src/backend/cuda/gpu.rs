@@ -428,7 +428,7 @@ impl Driver for Gpu {
         Ok(map.opaque)
     }
 
-    fn allocate(&self, bytes: usize, _: &'static str) -> DriverResult<u64> {
+    fn allocate(&self, bytes: usize, what: &'static str) -> DriverResult<u64> {
         let inner = &self.inner;
         let class = if inner.freed.is_some() { size_class(bytes) } else { bytes };
         let kept = inner.freed.as_ref().and_then(|freed| lock(freed).get_mut(&class).and_then(Vec::pop));
@@ -447,9 +447,11 @@ impl Driver for Gpu {
             other => other,
         };
         address.map_err(|e| match out_of_memory(&e) {
-            true => {
-                DriverError::OutOfMemory { wanted: class, free: result::mem_get_info().map_or(0, |m| m.0) }
-            }
+            true => DriverError::OutOfMemory {
+                what,
+                wanted: class,
+                free: result::mem_get_info().map_or(0, |m| m.0),
+            },
             false => failed("allocating device memory")(e),
         })
     }

@@ -17,22 +17,22 @@ pub struct Buffer<T> {
 }
 
 impl<T: Pod> Buffer<T> {
-    /// Uninitialised memory. `label` says what it is for.
-    pub fn empty(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
-        let address = driver.allocate(Self::bytes_of(len), label)?;
+    /// Uninitialised memory. `what` it is for stands in errors.
+    pub fn empty(driver: &Arc<dyn Driver>, len: usize, what: &'static str) -> DriverResult<Buffer<T>> {
+        let address = driver.allocate(Self::bytes_of(len), what)?;
         Ok(Buffer { driver: driver.clone(), address, len, values: PhantomData })
     }
 
     /// Memory of zeros.
-    pub fn zeros(driver: &Arc<dyn Driver>, len: usize, label: &'static str) -> DriverResult<Buffer<T>> {
-        let buffer = Self::empty(driver, len, label)?;
+    pub fn zeros(driver: &Arc<dyn Driver>, len: usize, what: &'static str) -> DriverResult<Buffer<T>> {
+        let buffer = Self::empty(driver, len, what)?;
         driver.clear(buffer.address, Self::bytes_of(len))?;
         Ok(buffer)
     }
 
     /// Memory that holds `values`.
-    pub fn upload(driver: &Arc<dyn Driver>, values: &[T], label: &'static str) -> DriverResult<Buffer<T>> {
-        let buffer = Self::empty(driver, values.len(), label)?;
+    pub fn upload(driver: &Arc<dyn Driver>, values: &[T], what: &'static str) -> DriverResult<Buffer<T>> {
+        let buffer = Self::empty(driver, values.len(), what)?;
         buffer.write(0, values)?;
         Ok(buffer)
     }
