@@ -125,8 +125,9 @@ def compile_ptx(folder, architecture):
     number = int(re.sub(r"\D", "", architecture))
     waiting = []
     for source in sorted((ROOT / "kernels").glob("*.cu")):
-        named = re.match(r"// archs: sm_(\d+)", source.read_text())
-        if int(named[1] if named else 80) > number:
+        named = re.match(r"// archs: sm_(\d+)(a?)", source.read_text())
+        lowest, only = (int(named[1]), named[2]) if named else (80, "")
+        if lowest > number or (only and lowest != number):
             continue
         target = architecture.replace("sm_", "compute_")
         command = [toolkit_program("nvcc"), "-ptx", f"-arch={target}", *flags()]

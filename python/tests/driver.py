@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 #: As `build/compile.rs` has them, but for the images.
 FLAGS = ["-ptx", "-arch=compute_80", "-O3", "-std=c++17", "-fmad=false", "-lineinfo"]
+
+
+def suits(source: Path) -> bool:
+    """Whether a file of kernels/ is for compute capability 8.0: its first line may name what it is for."""
+    named = re.match(r"// archs: sm_(\d+)", source.read_text())
+    return named is None or int(named[1]) <= 80
 
 
 def nvcc() -> Path | None:
@@ -28,7 +35,7 @@ def kernels() -> Path:
     compiler = nvcc()
     if compiler is None:
         raise FileNotFoundError("no nvcc: run tools/setup_cuda")
-    sources = sorted((ROOT / "kernels").glob("*.cu"))
+    sources = [path for path in sorted((ROOT / "kernels").glob("*.cu")) if suits(path)]
     digest = hashlib.sha256()
     for path in [*sources, *sorted((ROOT / "kernels" / "include").glob("*.cuh"))]:
         digest.update(path.read_bytes())
