@@ -74,7 +74,7 @@ fn one(
     threads: usize,
 ) -> Result<Option<Image>, String> {
     let name = format!("kernels/{}.cu", kernels.stem);
-    let architectures: Vec<_> = architectures.iter().copied().filter(|a| kernels.suits(*a)).collect();
+    let architectures: Vec<_> = architectures.iter().copied().filter(|a| kernels.targets.suit(*a)).collect();
     let image = format!("{}.fatbin", kernels.stem);
     let path = out.join(&image);
     let record = out.join(format!("{}.made", kernels.stem));

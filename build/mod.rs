@@ -4,7 +4,7 @@
 
 pub mod compile;
 mod rust;
-mod sources;
+pub mod sources;
 pub mod toolkit;
 
 use std::collections::BTreeMap;

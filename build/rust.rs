@@ -32,7 +32,7 @@ pub fn text(sources: &Sources, images: &[Option<Image>], release: Option<(u32, u
         put(format!("        symbols: &{:?},", kernels.symbols));
         put(format!("        architectures: &[{}],", architectures.join(", ")));
         put(format!("        lowest: {},", image.architectures[0].number));
-        put(format!("        only: {},", kernels.only));
+        put(format!("        only: {},", kernels.targets.only));
         put(format!("        ptx: {:?},", image.ptx.map(|a| a.to_string().replace("sm_", "compute_"))));
         put(format!("        bytes: aligned!(\"{}\"),", image.name));
         put("    },".into());

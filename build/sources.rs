@@ -34,10 +34,8 @@ pub struct Kernels {
     pub stem: String,
     /// Hash of its contents.
     pub hash: u64,
-    /// The lowest architecture that it is written for.
-    pub lowest: Architecture,
-    /// Whether it is written for that one alone.
-    pub only: bool,
+    /// What it is written for.
+    pub targets: Targets,
     /// Its kernels, in order of appearance.
     pub symbols: Vec<String>,
 }
@@ -51,9 +49,33 @@ pub struct Architecture {
     pub suffix: Option<char>,
 }
 
-impl Kernels {
-    /// Whether it is compiled for an architecture.
-    pub fn suits(&self, architecture: Architecture) -> bool {
+/// The architectures that a file is written for.
+#[derive(Clone, Copy, Debug)]
+pub struct Targets {
+    /// The lowest.
+    lowest: Architecture,
+    /// Whether it is the only one.
+    pub only: bool,
+}
+
+impl Targets {
+    /// What the first line of the file `name` says, as in `// archs: sm_75+` or `// archs: sm_90a`; else from 8.0 on.
+    pub fn of(name: &str, text: &str) -> Result<Targets, String> {
+        let first = text.lines().next().unwrap_or_default();
+        let Some(tag) = first.trim_start_matches('/').trim().strip_prefix("archs:") else {
+            return Ok(Targets { lowest: Architecture::LOWEST, only: false });
+        };
+        let (lowest, only) = match tag.trim().strip_suffix('+') {
+            Some(lowest) => (Architecture::parse(lowest), false),
+            None => (Architecture::parse(tag).filter(|a| a.suffix == Some('a')), true),
+        };
+        let lowest = lowest
+            .ok_or_else(|| format!("{name}:1: `archs:{tag}` is not of the form `sm_75+` or `sm_90a`"))?;
+        Ok(Targets { lowest, only })
+    }
+
+    /// Whether the file is compiled for an architecture.
+    pub fn suit(self, architecture: Architecture) -> bool {
         if self.only { architecture == self.lowest } else { architecture >= self.lowest }
     }
 }
@@ -124,11 +146,11 @@ pub fn read(root: &Path) -> Result<Sources, String> {
         let stem = name.strip_prefix("kernels/").and_then(|n| n.strip_suffix(".cu"));
         let header = [".cuh", ".h", ".hpp"].iter().any(|ending| name.ends_with(ending));
         if let Some(stem) = stem.filter(|stem| !stem.contains('/')) {
-            let (lowest, only) = architectures(&name, &text)?;
+            let targets = Targets::of(&name, &text)?;
             let mut hash = Xxh3::new();
             hash.update(&bytes);
             let symbols = symbols(&text);
-            out.kernels.push(Kernels { stem: stem.into(), hash: hash.digest(), lowest, only, symbols });
+            out.kernels.push(Kernels { stem: stem.into(), hash: hash.digest(), targets, symbols });
         } else if header {
             update(&mut headers, &name, &bytes);
         } else if name == EXPECTATIONS {
@@ -174,21 +196,6 @@ fn list(root: &Path, folder: &str, out: &mut Vec<String>) -> Result<(), String> 
         }
     }
     Ok(())
-}
-
-/// The architecture in a first line such as `// archs: sm_75+` or `// archs: sm_90a`, and whether it is the only one.
-fn architectures(name: &str, text: &str) -> Result<(Architecture, bool), String> {
-    let first = text.lines().next().unwrap_or_default();
-    let Some(tag) = first.trim_start_matches('/').trim().strip_prefix("archs:") else {
-        return Ok((Architecture::LOWEST, false));
-    };
-    let (one, only) = match tag.trim().strip_suffix('+') {
-        Some(lowest) => (Architecture::parse(lowest), false),
-        None => (Architecture::parse(tag).filter(|a| a.suffix == Some('a')), true),
-    };
-    let one =
-        one.ok_or_else(|| format!("{name}:1: `archs:{tag}` is not of the form `sm_75+` or `sm_90a`"))?;
-    Ok((one, only))
 }
 
 /// The kernels that a file exports: the names of its `extern "C" __global__` functions, and the first arguments of

@@ -145,9 +145,14 @@ impl Layer {
 
     /// Device address of the weight.
     pub(super) fn weight(&self) -> u64 {
+        self.weight_at(0)
+    }
+
+    /// Device address of value `index` of the weight.
+    pub(super) fn weight_at(&self, index: usize) -> u64 {
         match &self.weight {
-            Weight::F32(buffer) => buffer.address(),
-            Weight::Bf16(buffer) => buffer.address(),
+            Weight::F32(buffer) => buffer.at(index),
+            Weight::Bf16(buffer) => buffer.at(index),
         }
     }
 }

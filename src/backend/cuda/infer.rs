@@ -35,6 +35,7 @@ macro_rules! kernel {
         }
     };
 }
+pub(super) use kernel;
 
 /// Addresses that `encode` writes row 0 of its results to; 0 for what is not wanted.
 #[derive(Clone, Copy, Debug)]
@@ -132,11 +133,7 @@ impl Cuda {
                 of: params,
                 ..Default::default()
             };
-            let kernel = match rows.dtype {
-                Dtype::F32 => "encode_tma_bf16_f32",
-                Dtype::F16 => "encode_tma_bf16_f16",
-                Dtype::Bf16 => "encode_tma_bf16_bf16",
-            };
+            let kernel = kernel!("encode_tma", self.precision, rows.dtype);
             return self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?);
         }
         let Some(block) = self.fitting([layout::encode(self.precision, size)]) else {
@@ -196,19 +193,47 @@ impl Cuda {
     pub(super) fn starts(&self, p: &Posteriors, key: NoiseKey) -> DriverResult<Buffer<f32>> {
         let starts = self.buffer(p.rows * p.latent, "starts")?;
         if p.rows > 0 {
-            let params = params::Start {
-                mu: p.mu.address(),
-                logvar: p.logvar.address(),
-                out: starts.address(),
-                rows: p.rows as u64,
-                noise: Noise::new(key, 0.0),
-                latent: u32_of(p.latent),
-                ..Default::default()
-            };
-            let block = layout::perturb(p.latent);
-            self.driver.launch(&self.tiled("start_f32", p.rows, block, 1, params)?)?;
+            let of = EncoderOutputs { mu: p.mu.address(), logvar: p.logvar.address(), z: starts.address() };
+            self.launch_start(of, (p.rows, p.latent), key)?;
         }
         Ok(starts)
+    }
+
+    /// Posterior samples `of.z` of rows whose codes are there.
+    pub(super) fn launch_start(
+        &self,
+        of: EncoderOutputs,
+        (rows, latent): (usize, usize),
+        key: NoiseKey,
+    ) -> DriverResult<()> {
+        let params = params::Start {
+            mu: of.mu,
+            logvar: of.logvar,
+            out: of.z,
+            rows: rows as u64,
+            noise: Noise::new(key, 0.0),
+            latent: u32_of(latent),
+            ..Default::default()
+        };
+        self.driver.launch(&self.tiled("start_f32", rows, layout::perturb(latent), 1, params)?)
+    }
+
+    /// Latents `first .. first + count` as kernels take them, with values in memory: drawn once, not by every kernel or
+    /// slice of columns that reads them. The buffer of those that were drawn may be freed when the launches are made, as
+    /// the stream's order protects it.
+    pub(super) fn in_memory(
+        &self,
+        latents: &Latents,
+        first: usize,
+        count: usize,
+    ) -> DriverResult<(params::Latents, Option<Buffer<f32>>)> {
+        let mut source = latents.params(first);
+        let drawn = match &latents.values {
+            LatentValues::Stored { .. } => None,
+            LatentValues::Drawn(drawn) => Some(self.draw(drawn, first, count, latents.latent)?),
+        };
+        source.z = drawn.as_ref().map_or(source.z, Buffer::address);
+        Ok((source, drawn))
     }
 
     /// Latents `first .. first + count` in memory, `[count, latent]`.
@@ -261,14 +286,7 @@ impl Cuda {
         else {
             return self.decode_by_layers(vae, (latents, first, count), base, (out, dtype));
         };
-        let mut source = latents.params(first);
-        // Drawn once into memory, not once for every slice of columns: `latent` values beside the `dim` of a
-        // row. The buffer may be freed when the launch is made, as the stream's order protects it.
-        let z = match &latents.values {
-            LatentValues::Stored { .. } => None,
-            LatentValues::Drawn(drawn) => Some(self.draw(drawn, first, count, size.latent)?),
-        };
-        source.z = z.as_ref().map_or(source.z, Buffer::address);
+        let (source, _drawn) = self.in_memory(latents, first, count)?;
         let seeds = base.map_or(params::Seeds::default(), |b| params::Seeds {
             embeddings: b.embeddings,
             mu: b.mu,
@@ -339,11 +357,7 @@ impl Cuda {
                 of: params,
                 ..Default::default()
             };
-            let kernel = match rows.dtype {
-                Dtype::F32 => "score_wgmma_bf16_f32",
-                Dtype::F16 => "score_wgmma_bf16_f16",
-                Dtype::Bf16 => "score_wgmma_bf16_bf16",
-            };
+            let kernel = kernel!("score_wgmma", self.precision, rows.dtype);
             return self.driver.launch(&self.tiled(kernel, rows.rows, block, 1, params)?);
         }
         let block = layout::score(self.precision);

@@ -2,13 +2,13 @@
 //! rows in device memory. The same results, bit for bit in F32, by more traffic.
 
 use super::context::Cuda;
-use super::data::{DeviceFolded, DeviceVae, LatentValues, Latents, Layer, ResidualBase, RowsAt};
+use super::data::{DeviceFolded, DeviceVae, Latents, Layer, ResidualBase, RowsAt};
 use super::driver::DriverResult;
-use super::infer::{EncoderOutputs, FoldedBase};
+use super::infer::{EncoderOutputs, FoldedBase, kernel};
 use super::launch::u32_of;
+use super::layout;
 use super::memory::Buffer;
-use super::params::{self, Noise};
-use super::{kernels, layout};
+use super::params;
 use crate::backend::{NoiseKey, Precision};
 use crate::dtype::Dtype;
 
@@ -66,30 +66,19 @@ impl Cuda {
             };
             self.launch_score_of(RowsAt { address, rows: count, ..rows }, params)?;
             let at = |address: u64| address + (first * latent * size_of::<f32>()) as u64;
-            for (half, out) in [to.mu, to.logvar].into_iter().enumerate() {
-                let mut params = second.over((h.address(), count), (hidden, latent), at(out));
-                params.w += (half * latent * hidden * self.weight_bytes()) as u64;
-                params.bias += (half * latent * size_of::<f32>()) as u64;
+            let of = EncoderOutputs { mu: at(to.mu), logvar: at(to.logvar), z: at(to.z) };
+            for (half, out) in [of.mu, of.logvar].into_iter().enumerate() {
+                let params = params::Layer {
+                    w: second.weight_at(half * latent * hidden),
+                    bias: second.bias.at(half * latent),
+                    ..second.over((h.address(), count), (hidden, latent), out)
+                };
                 self.launch_layer(params, Dtype::F32)?;
             }
-            let Some(key) = key.filter(|_| to.z != 0) else { continue };
-            let key = NoiseKey { first_row: key.first_row + first as u64, ..key };
-            let params = params::Start {
-                mu: at(to.mu),
-                logvar: at(to.logvar),
-                out: at(to.z),
-                rows: count as u64,
-                noise: Noise::new(key, 0.0),
-                latent: u32_of(latent),
-                ..Default::default()
-            };
-            self.driver.launch(&self.tiled(
-                kernels::START_F32,
-                count,
-                layout::perturb(latent),
-                1,
-                params,
-            )?)?;
+            if let Some(key) = key.filter(|_| to.z != 0) {
+                let key = NoiseKey { first_row: key.first_row + first as u64, ..key };
+                self.launch_start(of, (count, latent), key)?;
+            }
         }
         Ok(())
     }
@@ -150,13 +139,7 @@ impl Cuda {
                 width: u32_of(width),
                 b2: folded.reward.host.layers[1].bias[0],
             };
-            self.driver.launch(&self.tiled(
-                kernels::HEAD_F32,
-                count,
-                layout::elementwise(64),
-                1,
-                params,
-            )?)?;
+            self.driver.launch(&self.tiled("head_f32", count, layout::elementwise(64), 1, params)?)?;
         }
         Ok(())
     }
@@ -170,15 +153,9 @@ impl Cuda {
         (first, count): (usize, usize),
         means: Option<&Buffer<f32>>,
     ) -> DriverResult<Buffer<f32>> {
-        let latent = latents.latent;
-        let source = latents.params(first);
-        let drawn = match &latents.values {
-            LatentValues::Stored { .. } => None,
-            LatentValues::Drawn(drawn) => Some(self.draw(drawn, first, count, latent)?),
-        };
+        let (source, _drawn) = self.in_memory(latents, first, count)?;
         let h = self.buffer::<f32>(count * hidden, "hidden layer")?;
-        let z = drawn.as_ref().map_or(source.z, Buffer::address);
-        let params = layer.over((z, count), (latent, hidden), h.address());
+        let params = layer.over((source.z, count), (latents.latent, hidden), h.address());
         self.launch_layer(params::Layer { relu: 1, ..params }, Dtype::F32)?;
         if let Some(means) = means {
             let params = params::SubtractRows {
@@ -190,7 +167,7 @@ impl Cuda {
                 ..Default::default()
             };
             let block = layout::elementwise(1024);
-            self.driver.launch(&self.tiled(kernels::SUBTRACT_ROWS, count * hidden, block, 1, params)?)?;
+            self.driver.launch(&self.tiled("subtract_rows", count * hidden, block, 1, params)?)?;
         }
         Ok(h)
     }
@@ -211,23 +188,8 @@ impl Cuda {
     }
 
     fn launch_layer(&self, params: params::Layer, out: Dtype) -> DriverResult<()> {
-        let kernel = match (self.precision, out) {
-            (Precision::F32, Dtype::F32) => kernels::LAYER_F32_F32,
-            (Precision::F32, Dtype::F16) => kernels::LAYER_F32_F16,
-            (Precision::F32, Dtype::Bf16) => kernels::LAYER_F32_BF16,
-            (Precision::Bf16, Dtype::F32) => kernels::LAYER_BF16_F32,
-            (Precision::Bf16, Dtype::F16) => kernels::LAYER_BF16_F16,
-            (Precision::Bf16, Dtype::Bf16) => kernels::LAYER_BF16_BF16,
-        };
+        let kernel = kernel!("layer", self.precision, out);
         let block = layout::layer(self.precision);
         self.driver.launch(&self.tiled(kernel, params.rows as usize, block, 1, params)?)
-    }
-
-    /// Bytes of a value of a weight.
-    fn weight_bytes(&self) -> usize {
-        match self.precision {
-            Precision::F32 => 4,
-            Precision::Bf16 => 2,
-        }
     }
 }

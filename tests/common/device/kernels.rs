@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 #[path = "../../../build/mod.rs"]
 mod build;
 
+use build::sources::{Architecture, Targets};
 use build::toolkit::{Search, Toolkit, find};
 
 /// The compiler that the build takes too.
@@ -35,17 +36,6 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     out.retain(|path| path.extension().is_some_and(|e| e == extension));
     out.sort();
     out
-}
-
-/// Whether a file is compiled for an architecture: from the one that its first line names, as in `// archs: sm_75+`, for
-/// that one alone, as in `// archs: sm_90a`, or from 8.0.
-fn suits(source: &str, architecture: u32) -> bool {
-    let named = source.lines().next().and_then(|line| line.strip_prefix("// archs: sm_")).unwrap_or("80+");
-    let number = |text: &str| text.parse::<u32>().expect("a number behind `// archs: sm_`");
-    match named.strip_suffix('+') {
-        Some(lowest) => number(lowest) <= architecture,
-        None => number(named.trim_end_matches('a')) == architecture,
-    }
 }
 
 /// The headers of ours that a file includes, and those that they include.
@@ -79,6 +69,7 @@ fn compiled(capability: (u32, u32)) -> PathBuf {
     let number = capability.0 * 10 + capability.1;
     // Compute capability 9.0 has instructions that later ones lack.
     let name = if number == 90 { "90a".to_string() } else { number.to_string() };
+    let architecture = Architecture::parse(&name).expect("a number");
 
     let toolkit = toolkit();
     let flags: Vec<&str> =
@@ -91,7 +82,8 @@ fn compiled(capability: (u32, u32)) -> PathBuf {
     all.update(name.as_bytes());
     for path in files(&kernels, "cu") {
         let text = read(&path);
-        if !suits(&text, number) {
+        let targets = Targets::of(&path.display().to_string(), &text).unwrap_or_else(|e| panic!("{e}"));
+        if !targets.suit(architecture) {
             continue;
         }
         let mut included = BTreeSet::new();
