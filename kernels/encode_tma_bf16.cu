@@ -23,12 +23,8 @@ constexpr u32 OUTPUTS = 64, STAGES = 4, OF_WARP = 32;
 
 /// The shape of a block for rows of type S.
 template <class S>
-struct shape {
+struct shape : gpu::boxed_stage<S, 512 / sizeof(S), OUTPUTS> {
   static constexpr u32 ROWS = 512 / sizeof(S), WARPS = ROWS / OF_WARP, THREADS = (WARPS + 1) * WARP;
-  static constexpr u32 BOXES = gpu::boxed_rows<S>::BOXES;
-  /// Bytes of a box of rows, of all, and of a stage: behind the rows lie those of W1.
-  static constexpr u32 BOX = ROWS * gpu::BOX_ROW, BEHIND = BOXES * BOX,
-                       BYTES = BEHIND + OUTPUTS * gpu::BOX_ROW;
 };
 
 template <class S>
@@ -55,9 +51,7 @@ GPU_FN void fill(const layout<S>& shared, const params::encode_tma<S, bf16>& p) 
       u64* const full = shared.stages.full + turn.stage;
       gpu::mbarrier_wait(shared.stages.empty + turn.stage, turn.parity ^ 1);
       gpu::mbarrier_arrive_expect(full, shape::BYTES);
-#pragma unroll
-      for (u32 b = 0; b < shape::BOXES; b++)
-        gpu::copy_box(to + b * shape::BOX, p.embeddings, k + b * gpu::BOX_DEPTH / 2, u32(first), full, once);
+      shape::copy_rows(to, p.embeddings, k, u32(first), full, once);
       gpu::copy_box(to + shape::BEHIND, p.w1, k, 0, full, often);
       turn.next();
     }
@@ -85,7 +79,8 @@ GPU_FN void encode(const layout<S>& shared, const params::encode_tma<S, bf16>& p
       for (u32 step = 0; step < gpu::BOX_DEPTH / 16; step++) {
         u32 x[2][4];
 #pragma unroll
-        for (u32 r = 0; r < 2; r++) gpu::load_rows<S>(x[r], rows, own + 16 * r, step, shape::ROWS);
+        for (u32 r = 0; r < 2; r++)
+          gpu::boxed_rows<S>::load(x[r], rows, own + 16 * r, step, shape::ROWS);
 #pragma unroll
         for (u32 g = 0; g < OUTPUTS / 16; g++) {
           u32 w[4];

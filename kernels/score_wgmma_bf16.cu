@@ -24,10 +24,8 @@ constexpr u32 BLOCKS = 2;  // of a cluster
 
 /// Stages of rows of type S.
 template <class S>
-struct shape {
-  static constexpr u32 BOXES = gpu::boxed_rows<S>::BOXES, STAGES = BOXES == 1 ? 4 : 3;
-  /// Bytes of a box of rows, of all, and of a stage: behind the rows lie those of W1.
-  static constexpr u32 BOX = ROWS * gpu::BOX_ROW, BEHIND = BOXES * BOX, BYTES = BEHIND + WIDE * gpu::BOX_ROW;
+struct shape : gpu::boxed_stage<S, ROWS, WIDE> {
+  static constexpr u32 STAGES = gpu::boxed_rows<S>::BOXES == 1 ? 4 : 3;
 };
 
 template <class S>
@@ -63,10 +61,7 @@ GPU_FN void fill(const layout<S>& shared, const params::score_wgmma<S, bf16>& p)
         u64* const full = shared.stages.full + turn.stage;
         gpu::mbarrier_wait_cluster(shared.stages.empty + turn.stage, turn.parity ^ 1);
         gpu::mbarrier_arrive_expect(full, shape::BYTES);
-#pragma unroll
-        for (u32 b = 0; b < shape::BOXES; b++)
-          gpu::copy_box(to + b * shape::BOX, p.embeddings, k + b * gpu::BOX_DEPTH / 2, u32(first), full,
-                        once);
+        shape::copy_rows(to, p.embeddings, k, u32(first), full, once);
         gpu::copy_box_to((1 << BLOCKS) - 1, to + shape::BEHIND + rank * HALF * gpu::BOX_ROW, p.w1, k,
                          from + rank * HALF, full, often);
         turn.next();
@@ -109,8 +104,8 @@ GPU_FN void multiply(float (&d)[128], const layout<S>& shared, T& turn, u32 dim)
 #pragma unroll
       for (u32 step = 0; step < gpu::BOX_DEPTH / 16; step += 2) {
         u32 x[2][4];
-        gpu::load_rows<S>(x[0], rows, 16 * warp, step, ROWS);
-        gpu::load_rows<S>(x[1], rows, 16 * warp, step + 1, ROWS);
+        gpu::boxed_rows<S>::load(x[0], rows, 16 * warp, step, ROWS);
+        gpu::boxed_rows<S>::load(x[1], rows, 16 * warp, step + 1, ROWS);
         gpu::wgmma_fence();
         gpu::wgmma_m64n256k16_bf16(d, x[0], w1 + 2 * step, k + step);
         gpu::wgmma_m64n256k16_bf16(d, x[1], w1 + 2 * step + 2, 1);

@@ -22,8 +22,9 @@ struct boxed_rows<bf16> {
   /// Row, of the fragment's 16 in the box, of element i of a fragment of sums.
   GPU_FN static u32 row(u32 i) { return threadIdx.x % WARP / 4 + (i & 2 ? 8 : 0); }
 
-  /// Values 16 k to 16 k + 15 of 16 rows from `first` on, a multiple of 8, as fragment A of m16n8k16.
-  GPU_FN static void load(u32 (&x)[4], const unsigned char* box, u32 first, u32 k) {
+  /// Values 16 k to 16 k + 15 of 16 rows from `first` on, a multiple of 8, as fragment A of m16n8k16. Boxes
+  /// have so many rows.
+  GPU_FN static void load(u32 (&x)[4], const unsigned char* box, u32 first, u32 k, u32) {
     const u32 lane = threadIdx.x % WARP;
     ldmatrix_x4(x, box + in_box(first, lane % 16, 2 * k + lane / 16));
   }
@@ -35,8 +36,8 @@ struct boxed_rows<f16> {
   static constexpr bool AS_STORED = false;
 
   GPU_FN static u32 row(u32 i) { return boxed_rows<bf16>::row(i); }
-  GPU_FN static void load(u32 (&x)[4], const unsigned char* box, u32 first, u32 k) {
-    boxed_rows<bf16>::load(x, box, first, k);
+  GPU_FN static void load(u32 (&x)[4], const unsigned char* box, u32 first, u32 k, u32 rows) {
+    boxed_rows<bf16>::load(x, box, first, k, rows);
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
       const f16 low = {u16(x[i])}, high = {u16(x[i] >> 16)};
@@ -69,13 +70,19 @@ struct boxed_rows<float> {
   }
 };
 
-/// Boxes of `rows` rows of type S.
-template <class S>
-GPU_FN void load_rows(u32 (&x)[4], const unsigned char* box, u32 first, u32 k, u32 rows) {
-  if constexpr (sizeof(S) == 4)
-    boxed_rows<S>::load(x, box, first, k, rows);
-  else
-    boxed_rows<S>::load(x, box, first, k);
-}
+/// A stage of 64 columns: ROWS rows of type S, and behind them WIDE rows of a weight. Sizes in bytes.
+template <class S, u32 ROWS, u32 WIDE>
+struct boxed_stage {
+  static constexpr u32 BOX = ROWS * BOX_ROW, BEHIND = boxed_rows<S>::BOXES * BOX,
+                       BYTES = BEHIND + WIDE * BOX_ROW;
+
+  /// Asks for the rows from (row, column) on.
+  GPU_FN static void copy_rows(unsigned char* to, const params::tensor_map& from, u32 column, u32 row,
+                               u64* full, u64 policy) {
+#pragma unroll
+    for (u32 b = 0; b < boxed_rows<S>::BOXES; b++)
+      copy_box(to + b * BOX, from, column + b * BOX_DEPTH / 2, row, full, policy);
+  }
+};
 
 }  // namespace gpu
