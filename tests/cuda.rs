@@ -13,9 +13,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use common::cli::{Lab, Said, bare};
-use common::device::{
-    Races, Schedule, Simulated, device_with, gpu, settings, simulated, stand_in, tested_gpu,
-};
+use common::device::{Races, Schedule, Simulated, gpu, settings, simulated, stand_in, tested_gpu};
 use common::{data_buf, poisoned, standardizer, widened};
 use lensmith::SynthesisOptions;
 use lensmith::backend::cpu::Cpu;
@@ -229,8 +227,9 @@ fn what_does_not_fit_is_read_from_the_host() {
         common::assert_same_bits("weights and decoded rows", got, want);
     }
     if tested_gpu().is_none() {
-        let refusing = device_with("memory=600000,fail=cuMemHostGetDevicePointer_v2:2");
-        let b = Cuda::over(Arc::new(refusing), Precision::F32).expect("the CUDA backend");
+        let fail = "cuMemHostGetDevicePointer_v2:2";
+        let refusing = Simulated { memory: 600_000, fail, ..Simulated::default() };
+        let b = simulated(Races::Ignored, refusing, Precision::F32);
         let mut trainer = b.vae_trainer(&vae, &standardizer(128), &objective).expect("starts");
         let embeddings = b.embeddings(set()).expect("stays on the host");
         let data = PairData { chosen: &embeddings, rejected: &embeddings };

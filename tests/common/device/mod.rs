@@ -153,13 +153,16 @@ impl Simulated {
         // As few blocks as possible, so that a block takes several tiles even in tests of few rows.
         format!(
             "memory={},shared={},capability={major}.{minor},order={order},copies={copies},queue={queue},seed={seed},\
-             races={races},occupancy=1,kernels={}{fail}",
+             races={races},occupancy=1,steps={STEPS},kernels={}{fail}",
             self.memory,
             self.shared,
             ptx(self.capability).display()
         )
     }
 }
+
+/// Instructions that a warp may execute in a launch, many times what any test takes: what runs for ever ends in seconds.
+const STEPS: u64 = 1 << 24;
 
 /// The stand-in for the driver library, as Cargo builds it beside the test programs.
 fn library() -> PathBuf {
@@ -254,12 +257,6 @@ pub fn gpu(races: Races, options: Simulated) -> Gpu {
     let index = tested_gpu().unwrap_or_else(|| add(&options.settings(races)));
     let device = Device::open(index).unwrap_or_else(|e| panic!("{e}"));
     if options.exact { Gpu::exact(device) } else { Gpu::new(device) }.unwrap_or_else(|e| panic!("{e}"))
-}
-
-/// Opens a usual device of the stand-in with `more` settings, which win.
-pub fn device_with(more: &str) -> Gpu {
-    let index = add(&format!("{},{more}", Simulated::default().settings(Races::Ignored)));
-    Gpu::exact(Device::open(index).unwrap_or_else(|e| panic!("{e}"))).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The CUDA backend on a usual device, or on the tested GPU.
