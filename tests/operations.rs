@@ -189,8 +189,12 @@ fn nan_makes_its_row_nan<B: Backend>(b: &B, hidden: usize) {
 #[test]
 fn cuda_encodes_decodes_and_scores_over_shapes() {
     // Every shape with at most 65 rows would take minutes in the machine for PTX.
-    let some: Vec<Shape> = shapes().into_iter().filter(|s| s.rows * s.size.dim <= 6500).step_by(3).collect();
+    let mut some: Vec<Shape> =
+        shapes().into_iter().filter(|s| s.rows * s.size.dim <= 6500).step_by(3).collect();
     assert!(some.len() > 40, "{}", some.len());
+    // Wider than what the kernels of any architecture take at a time.
+    let size = VaeSize::new(72, 272, 16).expect("sizes");
+    some.extend(Dtype::ALL.map(|stored| Shape { rows: 67, size, stored, out: stored, seed: 7 }));
     precisions().iter().for_each(|&precision| over_shapes(&cuda(precision), precision, &some));
 }
 

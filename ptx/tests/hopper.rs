@@ -125,6 +125,23 @@ fn clusters_share_memory() {
     trips(32, 2, "mapa.shared::cluster.u32 %r4, %r2, 2;", FaultKind::InvalidOperand);
 }
 
+/// A block of a cluster keeps its shared memory as long as one of its threads runs.
+#[test]
+fn blocks_of_a_cluster_wait_before_they_leave() {
+    // Block 0 waits on an mbarrier of its own until block 1 is past the cluster's barrier, then arrives at block 1's.
+    let body = |last: &str| {
+        format!(
+            "{INIT} barrier.cluster.arrive; barrier.cluster.wait; mov.u32 %r7, %cluster_ctarank; setp.eq.u32 %p3, %r7, 1; @%p3 bra $one; \
+             {WAIT} mov.u32 %r8, 1; mapa.shared::cluster.u32 %r9, %r3, %r8; nanosleep.u32 1; \
+             @%p1 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r9]; bra $end; \
+             $one: mov.u32 %r8, 0; mapa.shared::cluster.u32 %r9, %r3, %r8; \
+             @%p1 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r9]; $end: {last}"
+        )
+    };
+    passes(32, 2, &body("barrier.cluster.arrive; barrier.cluster.wait;"));
+    trips(32, 2, &body(""), FaultKind::OutOfBounds);
+}
+
 #[test]
 fn mbarriers_that_a_device_cannot_count() {
     let init = "@%p1 mbarrier.init.shared.b64 [%r3], 2;";

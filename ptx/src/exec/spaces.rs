@@ -92,6 +92,11 @@ impl<'e> Exec<'e, '_> {
         let within = address & ((1 << RANK_SHIFT) - 1);
         let block = self.blocks.get(rank);
         match block.and_then(|b| b.offset(within, n)) {
+            Some(_) if rank != self.rank && self.blocks[rank].alive == 0 => trouble(
+                FaultKind::OutOfBounds,
+                lane,
+                format!("shared memory of block {rank} of the cluster, whose threads have all ended"),
+            ),
             Some(at) => Ok(Where::Shared(rank, at)),
             None => trouble(
                 FaultKind::OutOfBounds,
