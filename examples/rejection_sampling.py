@@ -101,9 +101,9 @@ def main() -> None:
     # A reward model of few preferences and many synthetic ones.
     pairs = lm.embed(read(options.pairs) if options.pairs else made_up(240), model)
     split = lm.split(pairs, seeds=len(pairs) // 2, validation=len(pairs) // 4)
-    vae = lm.Vae.fit(split.seeds, lr=1e-3)
-    synthetic = lm.synthesize(vae, split.seeds, fold=4)
-    reward = lm.RewardModel.fit(synthetic, split.validation, ensemble=4, hidden=64, epochs=20)
+    vae = lm.Vae.fit(split.seeds, lr=1e-3, epochs=500)
+    synthetic = lm.synthesize(vae, split.seeds, fold=4, sigma2=0.1)
+    reward = lm.RewardModel.fit(synthetic, split.validation, ensemble=4, hidden=64, lr=1e-3, epochs=40)
     reward.save(out / "reward.safetensors")
     print(f"accuracy on test pairs: {reward.evaluate(split.test)['accuracy']:.3f}")
 
@@ -127,7 +127,13 @@ def main() -> None:
         processing_class=AutoTokenizer.from_pretrained(model),
         train_dataset=Dataset.from_list(best.rows),
         args=SFTConfig(
-            output_dir=str(out / "sft"), max_steps=options.steps, logging_steps=1, report_to=[], save_strategy="no"
+            output_dir=str(out / "sft"),
+            max_steps=options.steps,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=not torch.cuda.is_available(),
+            bf16=torch.cuda.is_available(),
         ),
     )
     trainer.train()

@@ -195,6 +195,7 @@ def trained(tmp_path: Path, rewards: Any, conversational: bool, algorithm: str =
         disable_tqdm=True,
         gradient_checkpointing=False,
         temperature=1.0,
+        beta=0.0,
     )
     trainer = trainer_of(
         model=policy,
@@ -252,11 +253,12 @@ def test_the_language_model_lies_where_the_trainer_has_its_policy(
     moved: list[Any] = []
     to = transformers.LlamaModel.to
     monkeypatch.setattr(transformers.LlamaModel, "to", lambda model, at: moved.append(at) or to(model, "cpu"))
-    monkeypatch.setattr("lensmith.embed._model.best_device", lambda: "the current GPU")
+    models = importlib.import_module("lensmith.embed._model")
+    monkeypatch.setattr(models, "best_device", lambda: "the current GPU")
     monkeypatch.setattr(accelerate.state, "is_initialized", lambda: False)
     reward_func(base, reward())(PROMPTS, COMPLETIONS)
     monkeypatch.setattr(accelerate.state, "is_initialized", lambda: True)
-    monkeypatch.setattr(accelerate.PartialState, "device", torch.device("cuda:3"), raising=False)
+    monkeypatch.setattr(accelerate, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda:3")))
     reward_func(base, reward())(PROMPTS, COMPLETIONS)
     openrlhf_reward_func(base, reward())(["a"], ["p"], ["l"])
     reward_func(base, reward(), device="cuda:1")(PROMPTS, COMPLETIONS)

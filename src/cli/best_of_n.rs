@@ -15,19 +15,20 @@ use crate::error::Result;
 use crate::eval::{BestOfNCurve, BestOfNPoint, RankCorrelation};
 use crate::model::RewardModel;
 
-/// Mean gold score of the best of N candidates by a reward model, for every N; or write these candidates
+/// Gold score of a reward model's best of N candidates, or these candidates as text
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   lensmith best-of-n candidates.safetensors --model reward.safetensors
-  lensmith best-of-n candidates/ --model reward.safetensors --texts sampled.jsonl --select sft.jsonl
-  lensmith best-of-n candidates/ --model reward.safetensors --texts sampled.jsonl --select dpo.jsonl \\
-      --form dpo --min-margin 0.5 --max-uncertainty 1
+  lensmith best-of-n sets/ --model reward.safetensors --texts sampled.jsonl --select sft.jsonl
+  lensmith best-of-n sets/ --model m.safetensors --texts t.jsonl --select dpo.jsonl --form dpo
 
-Sets hold `candidates` [prompts, N, d] and `gold` [prompts, N], which --select does without. --select
-writes rejection samples: of the responses to each prompt the first by reward, or with --form dpo the
-first and the last, as TRL's trainers read them, with their rewards. Limits of length and uncertainty
-leave out responses; then a prompt is left out if its first response misses --min-reward or
---min-margin. Sets that lm.embed_candidates made know their texts: others are refused.")]
+Sets hold `candidates` [prompts, N, d] and `gold` [prompts, N]. Printed is the mean gold score of the
+candidate that the model ranks first, for every N.
+
+With --select, which needs no gold scores, the responses themselves are written: the first by reward,
+or with --form dpo the first and the last, as TRL's trainers read them. Limits of length and
+uncertainty leave out responses; then a prompt is left out if its first response misses --min-reward
+or --min-margin. Sets of lm.embed_candidates know their texts, and other texts are refused.")]
 pub struct BestOfNArgs {
     /// Best-of-N sets: safetensors files, folders or patterns
     #[arg(required = true, value_name = "SETS")]

@@ -100,7 +100,10 @@ impl SelectArgs {
         self.options().check(model.1.size().heads)?;
         let mut inputs = ShardFile::paths(set.files());
         inputs.extend([model.0, texts]);
-        require_apart([out], &inputs)?;
+        require_apart([out], &inputs).map_err(|error| match error {
+            Error::InvalidArgument { expected, found, .. } => Error::argument("--select", expected, found),
+            other => other,
+        })?;
         let mut responses = ResponseSet::open(texts, &self.columns())?;
         responses.pair_with(set.prompts(), set.per_prompt(), set.made_of())?;
         Ok(Some(responses))

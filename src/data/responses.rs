@@ -94,8 +94,17 @@ impl Problem {
 struct Seen {
     /// Its line, from 1.
     line: u64,
-    /// Digest and number of its responses.
-    found: Result<(u64, usize), Problem>,
+    found: Result<Known, Problem>,
+}
+
+/// What is known of a row that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    /// Digest of its responses.
+    digest: u64,
+    responses: usize,
+    /// Whether it has texts alone, without a prompt: nothing that could be a conversation.
+    bare: bool,
 }
 
 /// Prompts with their responses, in a file of JSON lines or in memory.
@@ -150,7 +159,7 @@ impl ResponseSet {
             let (line, bytes) = line?;
             let found = set.parse(seen.len() as u64, &bytes).map(|(row, digest)| {
                 repeated += usize::from(repeats_prompt(&row));
-                (digest, row.responses.len())
+                Known::of(&row, digest)
             });
             seen.push(Seen { line, found });
         }
@@ -189,6 +198,11 @@ impl ResponseSet {
     pub fn pair_with(&mut self, prompts: usize, per_prompt: usize, made_of: Option<&[u64]>) -> Result<()> {
         let rows = self.seen.len();
         if rows < prompts || (rows > prompts && made_of.is_none()) {
+            // Lines that are none may be why there are too many or too few.
+            let bad = |(row, seen): (usize, &Seen)| seen.found.as_ref().err().map(|p| (row, p.clone()));
+            if let Some((row, problem)) = self.seen.iter().enumerate().find_map(bad) {
+                return Err(self.error(row, problem));
+            }
             let what = format!("{}: rows", self.name.display());
             return Err(Error::shape(what, format!("{prompts}, one for each prompt of the sets"), rows));
         }
@@ -199,12 +213,12 @@ impl ResponseSet {
             let problem = match (&self.seen[row].found, embedded) {
                 // More rows than digests: this one is left over.
                 (_, None) if made_of.is_some() => continue,
-                (Ok((digest, _)), Some(embedded)) if digest != embedded => {
+                (Ok(known), Some(embedded)) if known.digest != *embedded => {
                     Problem::new("responses", "those that were embedded, in their order", "others")
                 }
-                (Ok((_, found)), _) if *found != per_prompt => {
+                (Ok(known), _) if known.responses != per_prompt => {
                     let expected = format!("{per_prompt}, as in the sets");
-                    Problem::new(format!("number of `{}`", self.columns.responses), expected, found)
+                    Problem::new(format!("number of `{}`", self.columns.responses), expected, known.responses)
                 }
                 (Ok(_), _) => {
                     self.taken.push(row);
@@ -219,6 +233,18 @@ impl ResponseSet {
         }
         self.per_prompt = per_prompt;
         Ok(())
+    }
+
+    /// Fails on a row, of those paired, that has neither a prompt nor messages: it cannot become a conversation.
+    pub(crate) fn require_turns(&self) -> Result<()> {
+        let bare = |&&row: &&usize| self.seen[row].found.as_ref().is_ok_and(|known| known.bare);
+        match self.taken.iter().find(bare) {
+            None => Ok(()),
+            Some(&row) => {
+                let what = format!("`{}`", self.columns.responses);
+                Err(self.error(row, Problem::new(what, "messages, or a prompt beside them", "texts alone")))
+            }
+        }
     }
 
     /// Prompts that were paired with candidates.
@@ -245,23 +271,25 @@ impl ResponseSet {
             let (_, line) = lines.find(|(number, _)| *number == row).ok_or_else(changed)?;
             let (found, digest) = self.parse(row as u64, &line?.1).map_err(|_| changed())?;
             let before = self.seen[row].found.as_ref().map_err(|_| changed())?;
-            if *before == (digest, found.responses.len()) { Ok(found) } else { Err(changed()) }
+            if *before == Known::of(&found, digest) { Ok(found) } else { Err(changed()) }
         }))
     }
 
     /// A row, and the digest of its responses.
     fn parse(&self, row: u64, line: &[u8]) -> Result<(ResponseRow, u64), Problem> {
-        let value: Value = serde_json::from_slice(line)
-            .map_err(|error| Problem::new("row", "a JSON object", format!("no JSON: {error}")))?;
+        let value: Value = serde_json::from_slice(line.trim_ascii_end()).map_err(|error| {
+            // The line that it names is always the first.
+            let said = error.to_string();
+            let said = said.split(" at line ").next().unwrap_or_default();
+            Problem::new("row", "a JSON object", format!("no JSON: {said}, column {}", error.column()))
+        })?;
         let Value::Object(mut fields) = value else {
             return Err(Problem::new("row", "a JSON object", kind(&value)));
         };
+        let names = fields.keys().take(8).cloned().collect::<Vec<_>>().join(", ");
         let mut take = |name: &str, what: &str| match fields.remove(name) {
-            Some(Value::Null) | None => {
-                let names: Vec<&str> = fields.keys().map(String::as_str).take(8).collect();
-                let beside = if names.is_empty() { "nothing".into() } else { names.join(", ") };
-                Err(Problem::new(format!("`{name}`"), what, format!("none beside {beside}")))
-            }
+            None => Err(Problem::new(format!("`{name}`"), what, format!("none among {names}"))),
+            Some(Value::Null) => Err(Problem::new(format!("`{name}`"), what, "null")),
             Some(value) => Ok(value),
         };
         let prompt = match self.columns.prompt.as_ref().filter(|_| self.prompts) {
@@ -303,6 +331,13 @@ impl ResponseSet {
         };
         let what = format!("{}, {place}: {}", self.name.display(), problem.what);
         Error::shape(what, problem.expected, problem.found)
+    }
+}
+
+impl Known {
+    fn of(row: &ResponseRow, digest: u64) -> Known {
+        let texts = row.responses.iter().all(|response| matches!(response, Talk::Text(_)));
+        Known { digest, responses: row.responses.len(), bare: row.prompt.is_none() && texts }
     }
 }
 
@@ -432,7 +467,8 @@ mod tests {
     #[test]
     fn a_row_that_was_not_embedded_is_left_out() {
         let two = set(TWO).expect("rows");
-        let digests: Vec<u64> = two.seen.iter().map(|seen| seen.found.as_ref().expect("a row").0).collect();
+        let digests: Vec<u64> =
+            two.seen.iter().map(|seen| seen.found.as_ref().expect("a row").digest).collect();
         let with = |line: &str| set(&TWO.replacen("\n\n", &format!("\n{line}\n"), 1)).expect("rows");
         for extra in ["{\"prompt\": \"x\", \"responses\": [\"y\"]}", "{\"responses\": 1}", "[1]", "nothing"] {
             let mut three = with(extra);
@@ -448,7 +484,8 @@ mod tests {
     #[test]
     fn other_responses_than_those_embedded_are_named() {
         let mut two = set(TWO).expect("rows");
-        let digests: Vec<u64> = two.seen.iter().map(|seen| seen.found.as_ref().expect("a row").0).collect();
+        let digests: Vec<u64> =
+            two.seen.iter().map(|seen| seen.found.as_ref().expect("a row").digest).collect();
         two.pair_with(2, 2, Some(&digests)).expect("the same");
         let mut turned: Vec<&str> = TWO.lines().collect();
         turned.reverse();
@@ -480,7 +517,7 @@ mod tests {
 
     #[test]
     fn digests_do_not_follow_from_what_a_writer_chooses() {
-        let digest = |row: &str| set(row).expect("a row").seen[0].found.as_ref().expect("a row").0;
+        let digest = |row: &str| set(row).expect("a row").seen[0].found.as_ref().expect("a row").digest;
         let one = digest("{\"responses\": [[{\"role\": \"user\", \"content\": \"\u{e4}\"}]]}");
         let other = "{\"responses\": [{\"content\": \"\\u00e4\", \"name\": null, \"role\": \"user\"}]}";
         assert_eq!(one, digest(other));

@@ -3,7 +3,7 @@
 use super::Engine;
 use crate::data::{ResponseSet, RowSource};
 use crate::error::{Error, Result};
-use crate::eval::{SelectOptions, SelectSummary, Selected, Selection};
+use crate::eval::{SelectForm, SelectOptions, SelectSummary, Selected, Selection};
 use crate::model::RewardModel;
 
 impl Engine {
@@ -14,7 +14,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for options out of range or uncertainty of a model of one head; [`Error::Shape`] where
-    /// sizes do not fit; [`Error::TooFew`] if no prompt is within the limits, after which nothing was handed out;
+    /// sizes do not fit, and for texts without a prompt as messages; [`Error::TooFew`] if no prompt is within the limits, after which nothing was handed out;
     /// [`Error::Changed`] for files that changed; what `sink` returns.
     pub fn select(
         &self,
@@ -29,6 +29,9 @@ impl Engine {
         if rows != responses.prompts() * per_prompt {
             let expected = format!("{rows}, as of candidates");
             return Err(Error::shape("responses", expected, responses.prompts() * per_prompt));
+        }
+        if options.form == SelectForm::Messages {
+            responses.require_turns()?;
         }
         let (mut rewards, mut uncertainty) = (Vec::with_capacity(rows), Vec::new());
         if model.size().heads > 1 {
@@ -46,7 +49,7 @@ impl Engine {
         let mut selection = Selection::new(options);
         for (prompt, row) in responses.rows()?.enumerate() {
             let of = prompt * per_prompt..(prompt + 1) * per_prompt;
-            if let Some(taken) = selection.take(&row?, &rewards[of.clone()], uncertainty.get(of))? {
+            if let Some(taken) = selection.take(&row?, &rewards[of.clone()], uncertainty.get(of)) {
                 sink(&taken)?;
             }
         }

@@ -207,9 +207,6 @@ impl<'a> Selection<'a> {
     /// What is taken of a prompt's responses, with a reward and perhaps an uncertainty each; None where the limits leave
     /// nothing. Of equal rewards the lower number ranks higher.
     ///
-    /// # Errors
-    /// [`Error::Shape`] for a text without a prompt where a conversation is wanted.
-    ///
     /// # Panics
     /// If there is not one reward per response.
     pub fn take(
@@ -217,23 +214,23 @@ impl<'a> Selection<'a> {
         row: &ResponseRow,
         rewards: &[f32],
         uncertainty: Option<&[f32]>,
-    ) -> Result<Option<Selected>> {
+    ) -> Option<Selected> {
         assert_eq!(rewards.len(), row.responses.len(), "one reward per response");
         self.prompts += 1;
         self.responses += rewards.len() as u64;
         self.all += rewards.iter().map(|&reward| f64::from(reward)).sum::<f64>();
         let count = match self.choose(row, rewards, uncertainty) {
             Ok((first, last)) => {
-                let text = text(self.options.form, row, first, last)?;
+                let text = text(self.options.form, row, first, last);
                 self.selected += 1;
                 self.reward += f64::from(rewards[first]);
                 let figures = figures(self.options.form, first, last, rewards, uncertainty);
-                return Ok(Some(Selected { text, row: row.row, figures }));
+                return Some(Selected { text, row: row.row, figures });
             }
             Err(count) => count,
         };
         *count(&mut self.left_out) += 1;
-        Ok(None)
+        None
     }
 
     /// The first response and the last one that is another text, within the limits; else the count of what left none.
@@ -316,20 +313,16 @@ impl LeftOut {
 }
 
 /// The text of a row: prompt and response as texts where both are, else as messages.
-fn text(form: SelectForm, row: &ResponseRow, first: usize, last: usize) -> Result<SelectedText> {
+fn text(form: SelectForm, row: &ResponseRow, first: usize, last: usize) -> SelectedText {
     let (chosen, rejected) = (&row.responses[first], &row.responses[last]);
     let plain = |talk: &Talk| matches!(talk, Talk::Text(_));
     let texts = row.prompt.as_ref().is_none_or(plain) && plain(chosen) && plain(rejected);
     let said = |talk: &Talk, role| if texts { talk.clone() } else { Talk::Messages(talk.turns(role)) };
     let prompt = row.prompt.as_ref().map(|prompt| said(prompt, "user"));
     let response = |talk| said(talk, "assistant");
-    Ok(match (form, prompt) {
+    match (form, prompt) {
         (SelectForm::Dpo, prompt) => {
             SelectedText::Pair { prompt, chosen: response(chosen), rejected: response(rejected) }
-        }
-        (SelectForm::Messages, None) if texts => {
-            let what = format!("row {}: response {first}", row.row);
-            return Err(Error::shape(what, "messages, or a prompt beside it", "a text alone"));
         }
         (SelectForm::Messages, prompt) => {
             let before = prompt.map_or(Vec::new(), |prompt| prompt.turns("user"));
@@ -340,7 +333,7 @@ fn text(form: SelectForm, row: &ResponseRow, first: usize, last: usize) -> Resul
             Talk::Messages(messages) => SelectedText::Messages { messages },
             text => SelectedText::Text { text },
         },
-    })
+    }
 }
 
 fn figures(
@@ -435,7 +428,7 @@ mod tests {
     fn rows_are_those_of_trl() {
         let json = |options: &SelectOptions, row: &ResponseRow| {
             let mut selection = Selection::new(options);
-            let taken = selection.take(row, &[0.1, 2.0], Some(&[0.5, 0.25])).expect("text").expect("a row");
+            let taken = selection.take(row, &[0.1, 2.0], Some(&[0.5, 0.25])).expect("a row");
             assert_eq!(selection.finish().expect("a row").reward, 2.0);
             serde_json::to_string(&taken).expect("JSON")
         };
@@ -466,8 +459,6 @@ mod tests {
         let alone = ResponseRow { prompt: None, ..plain.clone() };
         assert_eq!(json(&sft, &alone), format!("{{\"text\":\"y\",{figures}"));
         assert_eq!(json(&dpo, &alone), format!("{{\"chosen\":\"y\",\"rejected\":\"x\",{both}"));
-        let error = Selection::new(&messages).take(&alone, &[0.0, 1.0], None).unwrap_err().to_string();
-        assert_eq!(error, "row 7: response 1: expected messages, or a prompt beside it, found a text alone");
     }
 
     #[test]
@@ -475,7 +466,7 @@ mod tests {
         let options = SelectOptions { min_reward: Some(9.0), ..SelectOptions::default() };
         let mut selection = Selection::new(&options);
         for _ in 0..3 {
-            assert_eq!(selection.take(&row(&["x", "y"]), &[0.0, 1.0], None).expect("a row"), None);
+            assert_eq!(selection.take(&row(&["x", "y"]), &[0.0, 1.0], None), None);
         }
         let error = selection.finish().unwrap_err().to_string();
         assert_eq!(error, "prompts that pass, of 3 (3 by reward): 0, at least 1 needed");
