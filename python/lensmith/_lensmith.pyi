@@ -21,6 +21,7 @@ __all__ = [
     "paired",
     "permutation",
     "program",
+    "select",
     "split_rows",
 ]
 __version__: str

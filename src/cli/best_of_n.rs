@@ -22,11 +22,11 @@ use crate::model::RewardModel;
   lensmith best-of-n sets/ --model reward.safetensors --texts sampled.jsonl --select sft.jsonl
   lensmith best-of-n sets/ --model m.safetensors --texts t.jsonl --select dpo.jsonl --form dpo
 
-Sets hold `candidates` [prompts, N, d] and `gold` [prompts, N]. Printed is the mean gold score of the
-candidate that the model ranks first, for every N.
+Sets hold `candidates` [prompts, N, d] and `gold` [prompts, N]. Printed is, for every N, the mean
+gold score of the candidate that the model ranks first.
 
-With --select, which needs no gold scores, the responses themselves are written: the first by reward,
-or with --form dpo the first and the last, as TRL's trainers read them. Limits of length and
+With --select, which needs no gold scores, the responses themselves are written: the first by
+reward, or with --form dpo the first and the last, as TRL's trainers read them. Limits of length and
 uncertainty leave out responses; then a prompt is left out if its first response misses --min-reward
 or --min-margin. Sets of lm.embed_candidates know their texts, and other texts are refused.")]
 pub struct BestOfNArgs {

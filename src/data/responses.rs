@@ -291,6 +291,7 @@ impl ResponseSet {
         };
         let names = fields.keys().take(8).cloned().collect::<Vec<_>>().join(", ");
         let mut take = |name: &str, what: &str| match fields.remove(name) {
+            None if names.is_empty() => Err(Problem::new(format!("`{name}`"), what, "an empty object")),
             None => Err(Problem::new(format!("`{name}`"), what, format!("none among {names}"))),
             Some(Value::Null) => Err(Problem::new(format!("`{name}`"), what, "null")),
             Some(value) => Ok(value),
@@ -481,8 +482,11 @@ mod tests {
             let rows: Vec<u64> = three.rows().expect("lines").map(|row| row.expect("a row").row).collect();
             assert_eq!(rows, [0, 2]);
         }
-        let error = with("{}").pair_with(2, 2, None).unwrap_err().to_string();
+        let refused = |line: &str| with(line).pair_with(2, 2, None).unwrap_err().to_string();
+        let error = refused("{\"prompt\": \"x\", \"responses\": [\"y\", \"z\"]}");
         assert_eq!(error, "rows: rows: expected 2, one for each prompt of the sets, found 3");
+        let error = refused("{}");
+        assert_eq!(error, "rows, row 1: `prompt`: expected a text or messages, found an empty object");
     }
 
     #[test]

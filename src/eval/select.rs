@@ -185,6 +185,9 @@ pub struct SelectSummary {
     pub random: f64,
 }
 
+/// The count of [`LeftOut`] that a prompt belongs to.
+type Count = fn(&mut LeftOut) -> &mut u64;
+
 /// A selection in progress, which rows are added to.
 #[derive(Debug)]
 pub struct Selection<'a> {
@@ -239,7 +242,7 @@ impl<'a> Selection<'a> {
         row: &ResponseRow,
         rewards: &[f32],
         uncertainty: Option<&[f32]>,
-    ) -> Result<(usize, usize), fn(&mut LeftOut) -> &mut u64> {
+    ) -> Result<(usize, usize), Count> {
         let options = self.options;
         // Numbers are compared as they are written, in F32, so that a limit may be copied from the output.
         let deviation = |i: usize| uncertainty.map_or(0.0, |all| all[i]);
