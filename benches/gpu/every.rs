@@ -8,7 +8,7 @@ use std::path::Path;
 
 use lensmith::backend::cuda::{Cuda, Device};
 use lensmith::backend::{
-    Adam, Backend, Divergence, NoiseKey, PairData, PairRows, Perturbation, Precision, Residual, RewardData,
+    Adam, Backend, DecodeMode, Divergence, NoiseKey, PairData, PairRows, Perturbation, Precision, Residual, RewardData,
     RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
 };
 use lensmith::dtype::Dtype;
@@ -110,6 +110,9 @@ impl Every<'_> {
                 self.mark("score_latents_{p}", rows)?;
                 b.score_latents(&folded, &latents, None, &mut scores)?;
             }
+            if self.precision == Precision::Bf16 {
+                self.passes(&vae, &resident, dtype, rows)?;
+            }
             if !self.both {
                 continue;
             }
@@ -127,6 +130,30 @@ impl Every<'_> {
             b.first_non_finite(&pairs)?;
             self.mark(&format!("pick_rows_{dtype}"), 2 * rows)?;
             b.pick_rows(&pairs, &index, &mut RowsBuf::zeros(dtype, 2 * rows, DIM))?;
+        }
+        Ok(())
+    }
+
+    /// Operations that are one launch in BF16; of seeds in `dtype`, to samples in the same.
+    fn passes(
+        &self,
+        vae: &<Cuda as Backend>::Vae,
+        seeds: &<Cuda as Backend>::Embeddings<'_>,
+        dtype: Dtype,
+        rows: usize,
+    ) -> Result<()> {
+        let key = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
+        let mut pairs = self.cuda.rows(dtype, DIM);
+        for (mode, end) in [(DecodeMode::Plain, ""), (DecodeMode::Residual, "_residual")] {
+            if mode == DecodeMode::Residual && dtype != Dtype::Bf16 {
+                continue;
+            }
+            self.mark(&format!("synthesize_{{p}}_{dtype}{end}"), rows)?;
+            self.cuda.synthesize(vae, seeds, (key, &Perturbation::default(), mode), &mut pairs)?;
+        }
+        if dtype == Dtype::Bf16 {
+            self.mark("reconstruct_{p}", rows)?;
+            self.cuda.reconstruct(vae, seeds, &Standardizer::identity(DIM), None)?;
         }
         Ok(())
     }

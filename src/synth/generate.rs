@@ -5,6 +5,8 @@
 //! 3. perturb: the latents of those candidates that the block's pairs use;
 //! 4. decode these to embeddings, or score them without decoding.
 //!
+//! Where a block's pairs use all samples, a backend may do it all in one pass (`synthesize`).
+//!
 //! The rows of originals and samples then go out in the plan's order. Every row depends on its seed and its candidate
 //! number alone, so that a pair has the same bits in any batch.
 
@@ -380,29 +382,39 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         let b = self.backend;
         let (seeds, first) = (loaded.block.seeds.len(), loaded.block.seeds.start);
         let embeddings = b.embeddings(loaded.rows[side as usize].view())?;
-        let encode = loaded.stored.is_none() || self.mode == DecodeMode::Residual;
-        let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
-        let (samples, latents) = match (&loaded.stored, &posteriors) {
-            (Some(stored), _) => {
-                let (samples, z) = stored_samples(side, &loaded.block, needed, stored, self.latent)?;
-                let rows: Vec<u32> = samples.iter().map(|s| s.row).collect();
-                (samples, b.load_latents(&z, &rows)?)
+        let key = self.noise_key(side, &loaded.block);
+        let samples = match &loaded.stored {
+            None if needed.is_whole() && self.perturbation.top_k == self.plan.per_side => {
+                let how = (key, &self.perturbation, self.mode);
+                b.synthesize(&self.vae, &embeddings, how, to)?.samples()
             }
-            (None, posteriors) => {
-                let posteriors = posteriors.as_ref().expect("encoded where nothing is stored");
-                let key = self.noise_key(side, &loaded.block);
-                let samples = self.samples(posteriors, key, needed)?;
-                let latents = b.perturb(posteriors, key, &self.perturbation, &samples)?;
-                (samples, latents)
+            stored => {
+                let encode = stored.is_none() || self.mode == DecodeMode::Residual;
+                let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
+                let (samples, latents) = match (stored, &posteriors) {
+                    (Some(stored), _) => {
+                        let (samples, z) =
+                            stored_samples(side, &loaded.block, needed, stored, self.latent)?;
+                        let rows: Vec<u32> = samples.iter().map(|s| s.row).collect();
+                        (samples, b.load_latents(&z, &rows)?)
+                    }
+                    (None, posteriors) => {
+                        let posteriors = posteriors.as_ref().expect("encoded where nothing is stored");
+                        let samples = self.samples(posteriors, key, needed)?;
+                        let latents = b.perturb(posteriors, key, &self.perturbation, &samples)?;
+                        (samples, latents)
+                    }
+                };
+                let residual = match (self.mode, &posteriors) {
+                    (DecodeMode::Residual, Some(posteriors)) => {
+                        Some(Residual { embeddings: &embeddings, posteriors })
+                    }
+                    _ => None,
+                };
+                b.store_rows(&embeddings, &Synthetic { vae: &self.vae, latents: &latents, residual }, to)?;
+                samples
             }
         };
-        let residual = match (self.mode, &posteriors) {
-            (DecodeMode::Residual, Some(posteriors)) => {
-                Some(Residual { embeddings: &embeddings, posteriors })
-            }
-            _ => None,
-        };
-        b.store_rows(&embeddings, &Synthetic { vae: &self.vae, latents: &latents, residual }, to)?;
         match b.first_non_finite(to)? {
             None => Ok(()),
             Some((row, column)) if row < seeds => Err(unstorable_original(first + row, side, column, dtype)),

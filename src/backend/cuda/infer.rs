@@ -168,11 +168,6 @@ impl Cuda {
                  {limit}: use `device` cpu, or a smaller `vae.latent`"
             )));
         }
-        let likelihood = match options.likelihood {
-            Likelihood::Posterior => 0u32,
-            Likelihood::Prior => 1,
-            Likelihood::None => 2,
-        };
         let params = params::Select {
             mu: p.mu.address(),
             logvar: p.logvar.address(),
@@ -182,7 +177,7 @@ impl Cuda {
             latent: u32_of(p.latent),
             keep: options.top_k,
             drawn: options.drawn(),
-            likelihood,
+            likelihood: likelihood(options.likelihood),
             mean: u32::from(options.source == LatentSource::Mean),
             ..Default::default()
         };
@@ -432,8 +427,17 @@ impl Cuda {
     }
 }
 
+/// The number of a likelihood in `kernels/include/ranking.cuh`.
+pub(super) fn likelihood(of: Likelihood) -> u32 {
+    match of {
+        Likelihood::Posterior => 0,
+        Likelihood::Prior => 1,
+        Likelihood::None => 2,
+    }
+}
+
 /// Addresses of weights and biases of two layers.
-fn layers([first, second]: &[Layer; 2]) -> [u64; 4] {
+pub(super) fn layers([first, second]: &[Layer; 2]) -> [u64; 4] {
     [first.weight(), first.bias.address(), second.weight(), second.bias.address()]
 }
 

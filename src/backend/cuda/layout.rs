@@ -50,7 +50,7 @@ pub fn perturb(latent: usize) -> Block {
     }
 }
 
-/// The block of `select_f32`: a row for each group of 4 to 32 lanes of a warp.
+/// The block of `select_f32`, and what `synthesize_*` takes to rank: a row for each group of 4 to 32 lanes of a warp.
 pub fn select(latent: usize, keep: usize, drawn: usize) -> Block {
     let mut lanes = 4;
     while lanes < 32 && (lanes < drawn || 16 * lanes < latent) {
@@ -189,6 +189,24 @@ pub fn decode(precision: Precision, size: VaeSize, columns: usize) -> Block {
             carver.take::<f32>(columns).tensor(LATENTS)
         }
     }
+}
+
+/// The block of `synthesize_*`, which ranks `drawn` candidates to keep some (0: nothing ranks them), and, with neither,
+/// of `reconstruct_*`.
+pub fn synthesize(VaeSize { hidden, latent, .. }: VaeSize, keep: usize, drawn: usize) -> Block {
+    let (codes, weights) = (TENSOR.0 * latent, 2 * latent * tensor_stride(hidden));
+    let mut stays = Carver::default();
+    stays.take::<bf16>(weights).take::<f32>(codes).take::<f32>(codes).take::<f32>(codes);
+    stays.take::<u32>(TENSOR.0 * keep).take::<bf16>(hidden * tensor_stride(latent));
+    let mut decoder = Carver::default();
+    decoder.tensor_decoder_input(hidden, latent).take::<bf16>(3 * COLUMNS * tensor_stride(hidden));
+    // Of that, W3 stays.
+    decoder.bytes -= Carver::default().take::<bf16>(hidden * tensor_stride(latent)).bytes;
+    let mut encoder = Carver::default();
+    encoder.tensor_stages(3, 64).take::<bf16>(TENSOR.0 * tensor_stride(hidden));
+    let ranking = if drawn > 0 { select(latent, keep, drawn).shared } else { 0 };
+    stays.bytes += decoder.bytes.max(encoder.bytes).max(ranking);
+    stays.tensor(TENSOR.0)
 }
 
 /// The block of `score`, for any size.

@@ -96,6 +96,45 @@ structures! {
         latent: u32,
         columns: u32,
     }
+    /// Both halves of a VAE over rows of embeddings.
+    Autoencoder = 128 {
+        embeddings: u64,
+        rows: u64,
+        w1: u64,
+        b1: u64,
+        w2: u64,
+        b2: u64,
+        w3: u64,
+        b3: u64,
+        w4: u64,
+        b4: u64,
+        noise: Noise,
+        dim: u32,
+        hidden: u32,
+        latent: u32,
+        dtype: u32,
+        mean: u32,
+        unused: u32,
+    }
+    /// Parameters of `synthesize_*`.
+    Synthesize = 160 {
+        of: Autoencoder,
+        out: u64,
+        candidates: u64,
+        keep: u32,
+        drawn: u32,
+        likelihood: u32,
+        residual: u32,
+    }
+    /// Parameters of `reconstruct_*`.
+    Reconstruct = 168 {
+        of: Autoencoder,
+        mean: u64,
+        scale: u64,
+        mu: u64,
+        logvar: u64,
+        out: u64,
+    }
     /// Parameters of `score_*` of embeddings.
     Score = 72 {
         embeddings: u64,
