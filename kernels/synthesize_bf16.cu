@@ -79,8 +79,8 @@ GPU_FN void decode(const autoencoder& shared, const params::synthesize<S, bf16>&
       seed_of[i] = residual && ours + 8 * i < count ? (ours + 8 * i) / keep : 0;
     }
     shared.template decode<R, S>(
-        p.of, size, from + own < count,
-        [&](rows& t, u32 column) {
+        p.of, size, from + own < count, {p.of.b4},
+        [&](rows& t, u32 column, const float* bias) {
           if (residual) {
             by_type(p.of.dtype, [&](auto type) {
               t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
@@ -89,10 +89,10 @@ GPU_FN void decode(const autoencoder& shared, const params::synthesize<S, bf16>&
               });
             });
           } else {
-            t.each([&](u32, u32 c, float(&v)[COUNT]) { gpu::read_aligned(v, p.of.b4 + column + c); });
+            t.each([&](u32, u32 c, float(&v)[COUNT]) { gpu::load_aligned(v, bias + c); });
           }
         },
-        [&](rows& t, u32 column) {
+        [&](rows& t, u32 column, const float*) {
           t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
             if (exist >> i & 1)
               gpu::store_16_streaming(to + u64(8 * i) * p.of.dim + column + c, gpu::pack_16(v, S{}));
@@ -162,18 +162,18 @@ extern "C" __global__ void __launch_bounds__(gpu::tensor::THREADS, 2)
     }
     float error[2] = {}, total[2] = {};
     shared.decode<1, bf16>(
-        p.of, p.of.hidden, true,
-        [&](rows& t, u32 column) {
-          t.each([&](u32, u32 c, float(&v)[COUNT]) { gpu::read_aligned(v, p.of.b4 + column + c); });
+        p.of, p.of.hidden, true, {p.of.b4, p.mean, p.scale},
+        [&](rows& t, u32, const float* vectors) {
+          t.each([&](u32, u32 c, float(&v)[COUNT]) { gpu::load_aligned(v, vectors + c); });
         },
-        [&](rows& t, u32 column) {
+        [&](rows& t, u32 column, const float* vectors) {
           by_type(p.of.dtype, [&](auto type) {
             t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
               float seed[COUNT], mean[COUNT], scale[COUNT];
               const u64 at = row[i] * p.of.dim + column + c;
               gpu::read_as<decltype(type)>(seed, p.of.embeddings, at, COUNT, true);
-              gpu::read_aligned(mean, p.mean + column + c);
-              gpu::read_aligned(scale, p.scale + column + c);
+              gpu::load_aligned(mean, vectors + OUTPUTS + c);
+              gpu::load_aligned(scale, vectors + 2 * OUTPUTS + c);
 #pragma unroll
               for (u32 j = 0; j < COUNT; j++) {
                 const float there = (seed[j] - mean[j]) * scale[j], off = (v[j] - seed[j]) * scale[j];

@@ -9,6 +9,8 @@ namespace tensor {
 
 /// Stages of asynchronous copies: of rows and W1, and of 64 columns of W4.
 constexpr u32 ENCODER_STAGES = 3, DECODER_STAGES = 3;
+/// Most vectors of which a stage brings 64 columns beside W4, as the bias is one.
+constexpr u32 VECTORS = 3;
 
 /// Shared memory. What follows the decoder's W3 has three uses, one after the other for each tile: stages and
 /// the hidden layer of the encoder; `free` for whoever stands between; latents and stages of the decoder.
@@ -18,6 +20,7 @@ struct autoencoder {
   u32* candidates;             // [ROWS, keep]
   decoder_input input;
   bf16* w4;
+  float* vectors;
   unsigned char* free;
   bf16 *stages, *hidden;
 
@@ -29,6 +32,7 @@ struct autoencoder {
         candidates(carve.take<u32>(size_t(ROWS) * keep)),
         input(carve, size, latent) {
     w4 = carve.take<bf16>(size_t(DECODER_STAGES) * OUTPUTS * stride_of(size));
+    vectors = carve.take<float>(DECODER_STAGES * VECTORS * OUTPUTS);
     free = reinterpret_cast<unsigned char*>(input.z);
     carver encoder(free);
     stages = encoder.take<bf16>(stages_of(ENCODER_STAGES, OUTPUTS));
@@ -71,10 +75,13 @@ struct autoencoder {
   }
 
   /// Decodes the latents whose hidden rows lie in `input`, 16 R of them a warp's own, 64 columns at a time:
-  /// `begin(rows, column)` starts sums, `end(rows, column)` takes results. A warp that has none, without
-  /// `some`, waits for the others. The width is a multiple of 64.
-  template <u32 R, class S, class BEGIN, class END>
-  GPU_FN void decode(const params::autoencoder<bf16>& p, u32 size, bool some, BEGIN begin, END end) const {
+  /// `begin(rows, column, v)` starts sums, `end(rows, column, v)` takes results; v points at those columns of
+  /// each of `wanted`, 64 after 64. A warp that has no latents, without `some`, waits for the others. The
+  /// width is a multiple of 64.
+  template <u32 R, class S, u32 V, class BEGIN, class END>
+  GPU_FN void decode(const params::autoencoder<bf16>& p, u32 size, bool some, const float* const (&wanted)[V],
+                     BEGIN begin, END end) const {
+    static_assert(V <= VECTORS);
     using rows = decoded<S, R>;
     const u32 stride = stride_of(size), stage = OUTPUTS * stride, slices = p.dim / OUTPUTS;
     const bf16* const own = input.hidden + threadIdx.x / WARP * 16 * R * stride;
@@ -85,10 +92,17 @@ struct autoencoder {
     const bf16* from = p.w4 + column(row) * size + unit;
     auto bring = [&](u32 to, u32 slice) {
       if (slice < slices) {
+        if (threadIdx.x < OUTPUTS / 4) {
+#pragma unroll
+          for (u32 i = 0; i < V; i++) {
+            float* const target = vectors + (to * VECTORS + i) * OUTPUTS + 4 * threadIdx.x;
+            copy_async_16(target, wanted[i] + slice * OUTPUTS + 4 * threadIdx.x);
+          }
+        }
         for (u32 k = unit; k < size; k += 64) {
 #pragma unroll
           for (u32 i = 0; i < OUTPUTS / 16; i++) {
-            bf16* const target = w4 + to + (row + 16 * i) * stride + k;
+            bf16* const target = w4 + to * stage + (row + 16 * i) * stride + k;
             copy_async_16(target, from + u32(column(16 * i)) * size + (k - unit));
           }
         }
@@ -99,8 +113,9 @@ struct autoencoder {
     // The stages may still be read for what came before.
     __syncthreads();
 #pragma unroll
-    for (u32 s = 0; s < DECODER_STAGES - 1; s++) bring(s * stage, s);
-    u32 read = 0, write = (DECODER_STAGES - 1) * stage;
+    for (u32 s = 0; s < DECODER_STAGES - 1; s++) bring(s, s);
+    // The stage that is read, and the one that is filled.
+    u32 read = 0, write = DECODER_STAGES - 1;
 #pragma unroll 1
     for (u32 slice = 0; slice < slices; slice++) {
       copy_async_wait<DECODER_STAGES - 2>();
@@ -108,13 +123,14 @@ struct autoencoder {
       // Into the stage that all have left since the barrier.
       bring(write, slice + DECODER_STAGES - 1);
       if (some) {
+        const float* const v = vectors + read * (VECTORS * OUTPUTS);
         rows t;
-        begin(t, slice * OUTPUTS);
-        t.template add<true, true>(own, stride, w4 + read, stride, size);
-        end(t, slice * OUTPUTS);
+        begin(t, slice * OUTPUTS, v);
+        t.template add<true, true>(own, stride, w4 + read * stage, stride, size);
+        end(t, slice * OUTPUTS, v);
       }
-      read = read == (DECODER_STAGES - 1) * stage ? 0 : read + stage;
-      write = write == (DECODER_STAGES - 1) * stage ? 0 : write + stage;
+      read = read == DECODER_STAGES - 1 ? 0 : read + 1;
+      write = write == DECODER_STAGES - 1 ? 0 : write + 1;
     }
   }
 };

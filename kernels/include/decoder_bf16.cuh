@@ -39,8 +39,8 @@ struct decoder_input {
     const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     fill_by<LATENTS_OF_WARP>(
         [&](u32 block) { return there ? latent_of(source, row, block, latent) : none; },
-        [&](u32 block) { return there ? read_4(base_mu + seed * latent + 4 * block) : none; }, base_mu, latent,
-        size, b1);
+        [&](u32 block) { return there ? read_4(base_mu + seed * latent + 4 * block) : none; }, base_mu,
+        latent, size, b1);
   }
 
   /// The same of `OF_WARP` latents a warp, a lane's own by `value(block)`, and its seed's mean by

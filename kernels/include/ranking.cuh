@@ -112,9 +112,9 @@ GPU_FN u64 sort_and_cut(u64* keys, u32& held, u32 keep, u32 rank, u32 lanes) {
 }
 
 /// Ranks the candidates of rows `base` and on, as many as a block takes at a time, those past `rows` left
-/// out. `code(row, block, m, v)` gives elements 4 * block .. 4 * block + 3 of a row's mu and log variance, and
-/// the same of what its candidates start from; `put(row, i, candidate)` takes the i-th best. All lanes of a
-/// warp together; no warp waits for another.
+/// out. `code(row, block, m, v)` gives elements 4 * block .. 4 * block + 3 of a row's mu and log variance,
+/// and the same of what its candidates start from; `put(row, i, candidate)` takes the i-th best. All lanes of
+/// a warp together; no warp waits for another.
 template <class CODE, class PUT>
 GPU_FN void rank(const layout& shared, const options& o, u64 base, u64 rows, CODE code, PUT put) {
   const bool posterior = o.likelihood == likelihood::posterior;

@@ -200,6 +200,7 @@ pub fn synthesize(VaeSize { hidden, latent, .. }: VaeSize, keep: usize, drawn: u
     stays.take::<u32>(TENSOR.0 * keep).take::<bf16>(hidden * tensor_stride(latent));
     let mut decoder = Carver::default();
     decoder.tensor_decoder_input(hidden, latent).take::<bf16>(3 * COLUMNS * tensor_stride(hidden));
+    decoder.take::<f32>(3 * 3 * COLUMNS);
     // Of that, W3 stays.
     decoder.bytes -= Carver::default().take::<bf16>(hidden * tensor_stride(latent)).bytes;
     let mut encoder = Carver::default();
