@@ -133,7 +133,7 @@ pub use backend::{
 };
 pub use data::{
     Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,
-    Provenance, RowSource, WriteMode, write_pairs,
+    Provenance, RowSource, WriteMode, write_pairs, write_pairs_until,
 };
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, SpreadSink};

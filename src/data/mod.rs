@@ -46,5 +46,5 @@ pub use place::{create_folder, file_name, is_there, open_input, read_small};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
-    write_tensors,
+    write_pairs_until, write_tensors,
 };

@@ -23,6 +23,7 @@ use crate::data::{LatentRows, LatentSet, PairSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, PAGE, RowsBuf, Side};
+use crate::memory;
 use crate::model::Vae;
 
 /// Bytes of a batch, per side.
@@ -49,6 +50,13 @@ impl PairBatch {
     fn sides(&mut self) -> [&mut RowsBuf; 2] {
         [&mut self.chosen, &mut self.rejected]
     }
+}
+
+/// Fails if a batch of so many pairs takes more memory than is free; small ones are not looked at.
+pub(super) fn require_memory(pairs: usize, dim: usize, dtype: Dtype) -> Result<()> {
+    const SMALL: u128 = 256 << 20;
+    let bytes = 2 * pairs as u128 * dim as u128 * dtype.size() as u128;
+    if bytes <= SMALL { Ok(()) } else { memory::require("pairs", pairs, bytes) }
 }
 
 /// Consecutive pairs as latents.
@@ -342,13 +350,14 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         Ok(needed.ranks.iter().map(sample).collect())
     }
 
-    /// Pairs `pairs` in one batch, held in memory.
+    /// Pairs `pairs` in one batch, held in memory, where there is enough of it.
     pub fn batch(&self, pairs: Range<u64>, dtype: Dtype) -> Result<PairBatch> {
         if pairs.is_empty() || pairs.end > self.plan.pairs() {
             let expected = format!("a range within 0..{}", self.plan.pairs());
             return Err(Error::shape("pair numbers", expected, format!("{pairs:?}")));
         }
         let count = (pairs.end - pairs.start) as usize;
+        require_memory(count, self.dim, dtype)?;
         let mut made = PairBatch::empty(dtype, self.dim);
         made.first = pairs.start;
         made.sides().into_iter().for_each(|side| side.resize_rows(count));
