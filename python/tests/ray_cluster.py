@@ -15,6 +15,8 @@ from typing import Any
 
 from conftest import environment
 
+#: A node that is gone is noticed after seconds.
+HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
 #: Bytes of shared memory of a node: enough for these tests.
 STORE = 80 << 20
 
@@ -35,7 +37,8 @@ def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args=node_settings(cpus) | {"include_dashboard": False})
+    head = node_settings(cpus, include_dashboard=False, _system_config=HEALTH)
+    made = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes - 1):
             made.add_node(**node_settings(cpus))

@@ -40,9 +40,9 @@ def lab(tmp_path_factory, engine, program) -> Path:
     seeds = lm.PairSet.open(lab / "seeds.safetensors", engine=engine)
     # Wide, so that pairs take long and few bytes.
     vae = lm.Vae.fit(seeds, hidden=4096, latent=16, epochs=1, engine=engine)
-    lm.synthesize(vae, seeds, fold=PAIRS // 100, engine=engine).write(lab / "recipe", output="recipe")
-    seeds.save(lab / "recipe" / "inputs" / "seeds.safetensors")
-    program("materialize", lab / "recipe", "--shard-rows", ROWS, "--out", lab / "whole")
+    lm.synthesize(vae, seeds, fold=PAIRS // 100, engine=engine).write(lab / "long", output="recipe")
+    seeds.save(lab / "long" / "inputs" / "seeds.safetensors")
+    program("materialize", lab / "long", "--shard-rows", ROWS, "--out", lab / "whole")
     return lab
 
 
@@ -74,7 +74,7 @@ def three(cluster) -> Iterator[Any]:
 def generate(lab: Path, out: str, **options: Any) -> dict[str, Any]:
     from lensmith.ray import generate
 
-    return generate(lab / "recipe", lab / out, PARTS, shard_rows=ROWS, **options)
+    return generate(lab / "long", lab / out, PARTS, shard_rows=ROWS, **options)
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -181,7 +181,7 @@ def start_driver(cluster: Any, lab: Path, code: str) -> subprocess.Popen[bytes]:
 
 
 def test_the_driver_is_killed_and_started_again(three, lab):
-    call = f"from lensmith.ray import generate\ngenerate('recipe', 'driver', {PARTS}, shard_rows={ROWS})"
+    call = f"from lensmith.ray import generate\ngenerate('long', 'driver', {PARTS}, shard_rows={ROWS})"
     driver = start_driver(three, lab, call)
     a_writer(three, lab / "driver")
     driver.kill()
@@ -195,7 +195,7 @@ def test_the_driver_is_killed_and_started_again(three, lab):
 def test_a_seed_file_is_lost_on_one_node(three, lab):
     if not ray_cluster.has_namespaces():
         pytest.skip("this system gives processes no file systems of their own (unshare)")
-    with ray_cluster.node_without(lab / "recipe" / "inputs", three.address):
+    with ray_cluster.node_without(lab / "long" / "inputs", three.address):
         with pytest.raises(lm.LensmithError) as caught:
             generate(lab, "lost")
     said = str(caught.value)
@@ -212,7 +212,7 @@ def test_a_seed_file_is_lost_on_one_node(three, lab):
 def test_another_recipe_on_one_node_is_an_error(three, lab):
     from lensmith.ray import _nodes
 
-    source = _nodes.RecipeFile.read(lab / "recipe", False)
+    source = _nodes.RecipeFile.read(lab / "long", False)
     other = lab / "other.json"
     other.write_text(Path(source.path).read_text() + "\n")
     with pytest.raises(lm.LensmithError, match=r"other.json: expected the recipe that the driver read .*, found another"):
@@ -258,12 +258,15 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
 """
 
 
-def test_a_node_whose_clock_is_two_hours_behind(three, lab):
+def test_a_node_whose_clock_is_two_hours_behind(three, lab, monkeypatch):
     source, library = lab / "clock.c", lab / "clock.so"
     source.write_text(CLOCK)
     compiler = [sys.executable, "-m", "ziglang", "cc"] if not shutil.which("cc") else ["cc"]
     subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    with another(three, env_vars={"LD_PRELOAD": str(library)}, resources={"behind": 1}):
+    # Where Ray looks for an allocator, which it loads before anything else.
+    monkeypatch.setenv("RAY_JEMALLOC_LIB_PATH", str(library))
+    monkeypatch.setenv("RAY_LD_PRELOAD_ON_WORKERS", "1")
+    with another(three, resources={"behind": 1}):
 
         @ray.remote
         def now() -> float:
@@ -330,7 +333,9 @@ def test_pairs_are_read_as_fixed_size_lists_in_blocks_of_bytes(three, lab, engin
         blocks = ray.get(dataset.to_arrow_refs())
     finally:
         context.target_max_block_size = before
-    assert max(block.num_rows for block in blocks) == (64 << 10) // row
+    # Ray itself puts blocks together up to half as much again.
+    assert max(block.num_rows for block in blocks) * row <= 1.5 * (64 << 10) < 200 * row
+    assert len(blocks) >= 3 * (200 * row // (96 << 10))
     table = pa.concat_tables(blocks).sort_by("pair")
     assert table["pair"].to_pylist() == list(range(600))
     made, whole = lm.PairSet.from_arrow(table.drop_columns("pair"), engine=engine), pairs[0:600]
@@ -563,6 +568,37 @@ def test_a_sweep_has_the_cells_of_one_machine(three, lab, program):
     assert {path: path.stat().st_mtime_ns for path in (lab / "sweep" / "cells").iterdir()} == before
 
 
+def programs(folder: Path) -> dict[int, int]:
+    """Processes of a sweep into a folder, each with the worker that started it."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        try:
+            if process.name.isdigit() and str(folder).encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                status = (process / "status").read_text()
+                found[int(process.name)] = int(status.split("PPid:")[1].split()[0])
+        except OSError:
+            continue  # It has ended.
+    return found
+
+
+def test_a_worker_is_killed_during_a_sweep(three, lab, program):
+    from lensmith.ray import sweep
+
+    long = [*SWEEP]
+    long[long.index("--vae-epochs") + 1] = "3000"
+    out = lab / "sweep-killed"
+    end = in_background(lambda: sweep(["seeds.safetensors", *long], out, 2))
+    started, worker = next(iter(wait_for(lambda: programs(out), 120, "a sweep").items()))
+    wait_for(lambda: list(out.glob(".sweep*")), 60, "its lock")
+    os.kill(worker, signal.SIGKILL)
+    assert len(list(out.glob("cells/*.json"))) < 8
+    # What it started ends with it.
+    wait_for(lambda: started not in programs(out), 10, "the end of its program")
+    assert end()["cells"] == 8
+    program("sweep", lab / "seeds.safetensors", *long, "--threads", 1, "--out", lab / "sweep-long")
+    assert cells_of(out) == cells_of(lab / "sweep-long")
+
+
 def test_a_sweep_names_what_is_missing_and_what_is_wrong(three, lab):
     from lensmith.ray import sweep
 
@@ -574,6 +610,37 @@ def test_a_sweep_names_what_is_missing_and_what_is_wrong(three, lab):
     assert caught.value.kind == "InvalidArgument"
     with pytest.raises(TypeError, match="arguments: expected a list of strings"):
         sweep("seeds.safetensors", lab / "sweep-none", 2)
+
+
+# The page
+
+
+def test_the_blocks_of_the_page_run(three, lab, engine, capsys):
+    embed_models = pytest.importorskip("embed_models")
+    section = (ROOT / "docs" / "clusters.md").read_text().split("\n## Ray\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["sh", "python", "python", "python", "python"]
+    # What a reader has, in the working folder of the workers.
+    seeds = lm.PairSet.open("seeds.safetensors", engine=engine)
+    lm.Vae.fit(seeds, hidden=16, latent=16, epochs=1, engine=engine).save("vae.safetensors")
+    lm.RewardModel.fit(seeds, hidden=16, epochs=1, engine=engine).save("reward.safetensors")
+    embed_models.llama().save_pretrained("model")
+    embed_models.tokenizer().save_pretrained("model")
+    rows = [{"prompt": f"q{i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(8)]
+    Path("comparisons.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names: dict[str, object] = {"__name__": "__main__"}
+    for kind, code in blocks:
+        if kind == "sh":
+            command = [sys.executable, "-c", "from lensmith._program import main; raise SystemExit(main())"]
+            subprocess.run([*command, *code.split()[1:], "--device", "cpu"], env=environment(), check=True)
+        else:
+            exec(compile(code, "clusters.md", "exec"), names)  # noqa: S102
+    assert "600 3\n" in capsys.readouterr().out
+    made = lm.PairSet.open("synth", engine=engine)
+    kept = lm.PairSet.open("kept", engine=engine)
+    assert len(made) == 600 and 0 < len(kept) < 600 and kept.dtype == "float16"
+    assert len(lm.PairSet.open("pairs", engine=engine)) == 8
+    assert Path("sweeps/sigma2/results.csv").exists()
 
 
 # Without a cluster

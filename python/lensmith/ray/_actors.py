@@ -70,7 +70,9 @@ def embed(
         raise TypeError(f"model: expected a name or a path, which every actor loads, found {type(model).__name__}")
     if options.get("dtype") is not None and str(parse_dtype(options["dtype"])) == "torch.bfloat16":
         raise ValueError("dtype: expected 'f32' or 'f16', found bfloat16, which Arrow lacks")
-    asked = {"model": os.fspath(model), "options": options, "columns": columns, "group": group}
+    # Actors have other working folders.
+    found = os.path.abspath(model) if os.path.exists(model) else os.fspath(model)
+    asked = {"model": found, "options": options, "columns": columns, "group": group}
     arguments = asked | {"keep": list(keep), "place": Place.of(resources)}
     return _map(dataset, _Embedder, arguments, actors, resources, batch_rows)
 
