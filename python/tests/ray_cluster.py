@@ -27,7 +27,9 @@ def settings() -> dict[str, str]:
         RAY_AUTH_MODE="disabled",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_DATA_DISABLE_PROGRESS_BARS="1",
-        RAY_DISABLE_MEMORY_MONITOR="1",
+        RAY_memory_monitor_refresh_ms="0",
+        # Not behind everything else that the machine does.
+        RAY_worker_niceness="0",
     )
 
 

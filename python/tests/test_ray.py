@@ -388,6 +388,23 @@ def test_a_folder_is_written_that_lensmith_reads(three, lab, engine, program):
         write_pairs(dataset, lab / "whole", overwrite=True)
 
 
+def test_rows_are_in_the_order_of_the_data_set_whatever_comes_first(three, lab, engine):
+    from lensmith.ray import read_pairs, write_pairs
+
+    folder, pairs = few(lab, engine)
+
+    def slowly(table: Any) -> Any:
+        time.sleep(1.5 if table["pair"][0].as_py() == 0 else 0)
+        return table
+
+    slow = read_pairs(folder, indices=True, num_blocks=6).map_batches(slowly, batch_size=100, batch_format="pyarrow")
+    # Blocks are put together on the way.
+    mixed = slow.map_batches(lambda table: table, batch_size=150, batch_format="pyarrow")
+    for options in ({"shard_rows": 128}, {"order": "pair"}):
+        write_pairs(mixed, lab / "mixed", overwrite=True, **options)
+        assert lm.PairSet.open(lab / "mixed", engine=engine).chosen.tobytes() == pairs[0:600].chosen.tobytes()
+
+
 def test_tensors_and_groups_are_written_too(three, lab, engine):
     from lensmith.ray import write_pairs
 

@@ -53,7 +53,8 @@ def write_pairs(
     shard_rows: int | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes a data set as a folder of shards that lensmith reads as pairs. Every row is there once, whatever Ray ran twice.
+    """Writes a data set as a folder of shards that lensmith reads as pairs, in the order of the data set. Every row is there
+    once, whatever Ray ran twice.
 
     A write that was killed starts anew when it is called again, for a data set need not give the same rows twice.
 
@@ -63,9 +64,8 @@ def write_pairs(
         chosen: Name of the column of preferred responses.
         rejected: Name of the column of the others.
         group: Name of the int64 column of prompts; by default ``group``, where there is one.
-        order: Name of a column of whole numbers, each once, as ``pair`` of :func:`read_pairs`: shards follow each other by
-            it, whatever order Ray gave the blocks. Without it they are in the order of the data set if
-            ``DataContext.execution_options.preserve_order`` is set, else in any.
+        order: Name of a column of whole numbers, each once, as ``pair`` of :func:`read_pairs`: rows are written in its order,
+            and held against it.
         shard_rows: Rows of every shard but the last; by default shards follow the blocks, of about 256 MiB at most.
         overwrite: Whether to replace what this function wrote before.
 
@@ -87,7 +87,13 @@ def write_pairs(
     )
     if shard_rows is not None:
         dataset = dataset.repartition(target_num_rows_per_block=sink.shard_rows, strict=True)
-    dataset.write_datasink(sink)
+    # Else Ray puts blocks together as they come, and rows of one shard would belong between those of another.
+    options = dataset.context.execution_options
+    before, options.preserve_order = options.preserve_order, True
+    try:
+        dataset.write_datasink(sink)
+    finally:
+        options.preserve_order = before
     assert sink.written is not None
     return sink.written
 
@@ -95,7 +101,8 @@ def write_pairs(
 class PairsDatasink(Datasink[list[dict[str, Any]]]):
     """What :func:`write_pairs` writes to; for ``Dataset.write_datasink`` with options of your own.
 
-    There the rows of a shard are those of a block, or fewer: ``shard_rows`` is the most.
+    There the rows of a shard are those of a block, or fewer: ``shard_rows`` is the most. Shards follow each other by
+    ``order``, else as Ray's execution option ``preserve_order`` has it.
     """
 
     def __init__(
@@ -295,8 +302,8 @@ def _require_once(order: str, earlier: np.ndarray, later: np.ndarray) -> None:
     if wrong.size:
         raise failure(
             "InvalidArgument",
-            f"{order}: expected each number once, and blocks that do not overlap, found {later[wrong[0]]} twice or in two "
-            f"blocks: name another column, or dataset.sort({order!r})",
+            f"{order}: expected each number once, in the order of the data set, found {later[wrong[0]]} twice or too late: "
+            f"name another column, or write dataset.sort({order!r})",
         )
 
 
