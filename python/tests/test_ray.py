@@ -393,16 +393,27 @@ def test_rows_are_in_the_order_of_the_data_set_whatever_comes_first(three, lab, 
 
     folder, pairs = few(lab, engine)
 
-    def slowly(table: Any) -> Any:
-        time.sleep(1.5 if table["pair"][0].as_py() == 0 else 0)
+    last, overtaken = lab / "last", lab / "overtaken"
+
+    def first_is_last(table: Any) -> Any:
+        first = table["pair"][0].as_py()
+        if first == 400:
+            last.touch()
+        if first == 0:
+            wait_until = time.monotonic() + 30
+            while not last.exists() and time.monotonic() < wait_until:
+                time.sleep(0.05)
+            time.sleep(1)
+            overtaken.touch() if last.exists() else None
         return table
 
-    slow = read_pairs(folder, indices=True, num_blocks=6).map_batches(slowly, batch_size=100, batch_format="pyarrow")
-    # Blocks are put together on the way.
-    mixed = slow.map_batches(lambda table: table, batch_size=150, batch_format="pyarrow")
-    for options in ({"shard_rows": 128}, {"order": "pair"}):
-        write_pairs(mixed, lab / "mixed", overwrite=True, **options)
-        assert lm.PairSet.open(lab / "mixed", engine=engine).chosen.tobytes() == pairs[0:600].chosen.tobytes()
+    # Enough of them for blocks to be made at once.
+    with another(three, cpus=8):
+        blocks = read_pairs(folder, indices=True, num_blocks=3)
+        mixed = blocks.map_batches(first_is_last, batch_size=200, batch_format="pyarrow")
+        write_pairs(mixed, lab / "mixed", shard_rows=128)
+    assert overtaken.exists()
+    assert lm.PairSet.open(lab / "mixed", engine=engine).chosen.tobytes() == pairs[0:600].chosen.tobytes()
 
 
 def test_tensors_and_groups_are_written_too(three, lab, engine):
