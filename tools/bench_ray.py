@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Measures what Ray costs: `lensmith.ray.generate` beside the same parts started by hand, in turns.
 
-    tools/bench_ray.py                           30 parts of 5 seconds, as many at once as there are cores
+    tools/bench_ray.py                           30 parts of 5 seconds of a core, as many at once as there are cores
     tools/bench_ray.py --parts 100 --seconds 10
     tools/bench_ray.py --json FILE               and the figures as JSON
     tools/bench_ray.py --quick                   seconds, to see that it works
 
 By hand is `lensmith synth --part i/N` as a process of its own for each part, then `lensmith merge-manifests`. The cluster
-is one node on this machine, up before the clock starts; Ray's workers are not, in the first round. Both folders must be
+is one node on this machine, up before the clock starts; Ray's workers are not, in the first round. A process by hand starts
+and reads seeds and VAE for every part, a worker of Ray reads them too and starts once. Both folders must be
 equal, byte for byte. Shown are the seconds of either, and Ray's over those by hand, round by round.
 
 Run it with the interpreter that has the package and Ray: target/python/bin/python.
@@ -43,8 +44,10 @@ from lensmith.ray import generate  # noqa: E402
 from results import write  # noqa: E402, beside this file
 
 PROGRAM = "import sys; from lensmith import _lensmith; sys.exit(_lensmith.program(['lensmith', *sys.argv[1:]]))"
-#: Pairs of a shard, of which a part has some.
+#: Shards of a part, about.
 SHARDS_OF_A_PART = 4
+#: Pairs of a seed, each of which is decoded by itself.
+FOLD = 256
 
 
 def parsed():
@@ -52,11 +55,11 @@ def parsed():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of a part on one core")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a core's time for a part")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cpus", type=int, default=os.cpu_count())
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--hidden", type=int, default=8192, help="of the VAE: wide, for long parts of few bytes")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=16384, help="of the VAE: wide, for long parts of few bytes")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
@@ -68,34 +71,36 @@ def parsed():
 class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
-        rng = np.random.default_rng(0)
-        chosen = rng.standard_normal((100, options.dim), dtype=np.float32)
-        rejected = chosen - 0.3 * rng.standard_normal(chosen.shape, dtype=np.float32)
-        with lm.Engine("cpu", threads=1) as engine:
-            lm.PairSet(chosen, rejected, engine=engine).save(folder / "seeds.safetensors")
-            seeds = lm.PairSet.open(folder / "seeds.safetensors", engine=engine)
-            with warnings.catch_warnings():
-                # It need not learn anything.
-                warnings.simplefilter("ignore", lm.LensmithWarning)
-                vae = lm.Vae.fit(seeds, hidden=options.hidden, epochs=1, engine=engine)
-            # How many pairs a core makes in these seconds.
-            trial = lm.synthesize(vae, seeds, fold=32, engine=engine)
-            trial[0:64]
-            start = time.perf_counter()
-            made = sum(len(batch) for batch in trial.batches(200))
-            rate = made / (time.perf_counter() - start)
-            self.fold = max(2, round(rate * options.seconds * options.parts / len(seeds)))
-            pairs = lm.synthesize(vae, seeds, fold=self.fold, engine=engine)
+        with lm.Engine("cpu", threads=1) as engine, warnings.catch_warnings():
+            # It need not learn anything.
+            warnings.simplefilter("ignore", lm.LensmithWarning)
+            few = self.seeds(engine, 16)
+            vae = lm.Vae.fit(few, hidden=options.hidden, epochs=1, engine=engine)
+            # How many pairs a core makes in a second, whatever else the machine does.
+            trial = lm.synthesize(vae, few, FOLD, pairing="match", dtype="bfloat16", engine=engine)
+            start = time.process_time()
+            trial.write(folder / "trial")
+            rate = len(trial) / (time.process_time() - start)
+            seeds = self.seeds(engine, round(rate * options.seconds * options.parts / FOLD) + options.parts)
+            pairs = lm.synthesize(vae, seeds, FOLD, pairing="match", engine=engine)
             self.pairs = len(pairs)
             self.shard_rows = -(-self.pairs // (options.parts * SHARDS_OF_A_PART))
             pairs.write(folder / "recipe", output="recipe")
+
+    def seeds(self, engine, count):
+        """So many pairs, in a file."""
+        rng = np.random.default_rng(0)
+        chosen = rng.standard_normal((count, self.options.dim), dtype=np.float32)
+        rejected = chosen - 0.3 * rng.standard_normal(chosen.shape, dtype=np.float32)
+        lm.PairSet(chosen, rejected, engine=engine).save(self.folder / "seeds.safetensors")
+        return lm.PairSet.open(self.folder / "seeds.safetensors", engine=engine)
 
     def ray(self, out):
         generate(self.folder / "recipe", out, self.options.parts, {"CPU": 1}, shard_rows=self.shard_rows, allow_outside=True)
 
     def hand(self, out):
         vae = self.folder / "recipe" / "inputs" / "vae.safetensors"
-        flags = ["--vae", vae, "--fold", self.fold, "--shard-rows", self.shard_rows, "--out", out]
+        flags = ["--vae", vae, "--fold", FOLD, "--pairing", "match", "--shard-rows", self.shard_rows, "--out", out]
 
         def part(i):
             self.program("synth", self.folder / "seeds.safetensors", *flags, "--part", f"{i}/{self.options.parts}")

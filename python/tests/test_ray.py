@@ -696,6 +696,23 @@ def test_wrong_arguments_are_refused_before_anything_starts(change, kind, words,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("resources", "options", "place"),
+    [
+        (None, {"num_cpus": 1}, ("cpu", 1)),
+        ({"CPU": 4, "disk": 0.5}, {"num_cpus": 4, "resources": {"disk": 0.5}}, ("cpu", 4)),
+        ({"CPU": 0.5, "GPU": 0.25}, {"num_cpus": 0.5, "num_gpus": 0.25}, ("cuda", 1)),
+        ({"CPU": 8, "GPU": 2, "memory": 1e9}, {"num_cpus": 8, "num_gpus": 2, "memory": 1e9}, ("cuda:all", 8)),
+    ],
+)
+def test_resources_are_what_ray_gives_and_what_the_engine_takes(resources, options, place):
+    from lensmith.ray import _nodes
+
+    assert _nodes.ray_options(resources) == options
+    made = _nodes.Place.of(resources)
+    assert (made.device, made.threads, made.version) == (*place, lm.__version__)
+
+
 def test_a_part_that_is_written_elsewhere_is_waited_for(monkeypatch):
     from lensmith.ray import _nodes, _tasks
 

@@ -51,9 +51,11 @@ class Place:
 
     @classmethod
     def of(cls, resources: Resources | None, precision: str = "f32") -> Place:
-        """The place that `resources` make."""
+        """The place that `resources` make: on the GPUs that Ray shows the task, and with a thread a CPU."""
         asked = {"CPU": 1.0} if resources is None else resources
-        return cls("cuda" if asked.get("GPU") else "cpu", max(1, int(asked.get("CPU", 1))), precision)
+        gpus = asked.get("GPU", 0)
+        device = "cuda:all" if gpus > 1 else "cuda" if gpus else "cpu"
+        return cls(device, max(1, int(asked.get("CPU", 1))), precision)
 
     def engine(self) -> Engine:
         """An engine of it."""
