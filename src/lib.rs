@@ -150,8 +150,9 @@ pub use noise::Permutation;
 pub use side::Side;
 pub use stream::{PairIndex, PairStream};
 pub use synth::{
-    Moved, OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary,
-    SynthesisOptions, Verified, VerifyOptions, VerifyStep, leading_originals,
+    Merged, Moved, OutputKind, Overlap, PairBatch, Pairing, Part, Plan, Progress, Recipe, StoredRun,
+    SynthJob, SynthSummary, SynthesisOptions, Verified, VerifyOptions, VerifyStep, leading_originals,
+    merge_manifests,
 };
 pub use train::{PairMetrics, RewardPoint, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
 

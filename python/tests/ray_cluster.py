@@ -1,0 +1,137 @@
+"""A Ray cluster of several nodes on this machine, and what happens to nodes and workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from conftest import environment
+
+#: A node that is gone is noticed after seconds.
+HEALTH = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
+#: Bytes of shared memory of a node: enough for these tests.
+STORE = 80 << 20
+
+
+def settings() -> dict[str, str]:
+    """What Ray's processes need: the package under test, no word to anybody, no token in the home folder."""
+    return environment(
+        RAY_AUTH_MODE="disabled",
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_DATA_DISABLE_PROGRESS_BARS="1",
+        RAY_memory_monitor_refresh_ms="0",
+        # Not behind everything else that the machine does.
+        RAY_worker_niceness="0",
+    )
+
+
+@contextmanager
+def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
+    """A cluster of so many nodes, to which this process is connected from the first one."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = node_settings(cpus, include_dashboard=False, _system_config=HEALTH)
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(nodes - 1):
+            made.add_node(**node_settings(cpus))
+        ray.init(address=made.address, log_to_driver=False, logging_level="error")
+        made.wait_for_nodes()
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def node_settings(cpus: int = 1, **more: Any) -> dict[str, Any]:
+    """Arguments of a node."""
+    return {"num_cpus": cpus, "object_store_memory": STORE} | more
+
+
+@contextmanager
+def another(made: Any, **settings: Any) -> Iterator[Any]:
+    """A node that is there for a while."""
+    node = made.add_node(**node_settings(**settings))
+    try:
+        yield node
+    finally:
+        if node in made.worker_nodes:
+            made.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def node_without(folder: Path, address: str) -> Iterator[None]:
+    """A node that sees nothing in `folder`: a file system of its own is mounted there, in a namespace of its own."""
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block"]
+    start += ["--num-cpus=1", f"--object-store-memory={STORE}", "--disable-usage-stats"]
+    script = 'mount -t tmpfs none "$0" && exec "$@"'
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(folder), *start]
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_for(lambda: alive_nodes() > 3 or node.poll() is not None, 60, "the node to come up")
+        assert node.poll() is None, (node.stdout.read() if node.stdout else b"").decode()
+        yield
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+        wait_for(lambda: alive_nodes() == 3, 60, "the node to be given up")
+
+
+def has_namespaces() -> bool:
+    """Whether this system lets processes have file systems of their own."""
+    found = shutil.which("unshare")
+    return found is not None and not subprocess.run([found, "--mount", "--map-root-user", "true"]).returncode
+
+
+def alive_nodes() -> int:
+    """Nodes that Ray believes in."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def wait_for(done: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What `done` gives once it is true."""
+    until = time.monotonic() + seconds
+    while not (found := done()):
+        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        time.sleep(0.005)
+    return found
+
+
+def writers(folder: Path) -> dict[int, Path]:
+    """Processes that are writing a shard in a folder, with its temporary file."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            for handle in (process / "fd").iterdir():
+                path = handle.readlink()
+                if path.parent == folder and path.name.endswith(".safetensors.tmp"):
+                    found[int(process.name)] = path
+        except OSError:
+            continue  # It has ended, or closed the file.
+    return found
+
+
+def node_of(made: Any, worker: int) -> Any:
+    """The node whose raylet started a worker; None for one of no node here."""
+    try:
+        status = Path(f"/proc/{worker}/status").read_text()
+    except OSError:
+        return None
+    parent = int(status.split("PPid:")[1].split()[0])
+    for node in made.list_all_nodes():
+        if any(started.process.pid == parent for started in node.all_processes["raylet"]):
+            return node
+    return None
