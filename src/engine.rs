@@ -10,6 +10,7 @@
 //! [`RowSet`]: crate::RowSet
 
 mod arrays;
+mod select;
 
 use std::fmt;
 use std::ops::Range;
