@@ -92,7 +92,14 @@ fn every_kernel_of_f32_is_compiled_for_turing() {
     let of_tensor_cores = |name: &&str| {
         ["probe_", "floor_"].iter().any(|start| name.starts_with(start))
             || name.contains("_bf16_")
-            || ["reconstruct_bf16", "score_latents_bf16", "product_nt_bf16", "product_tn_bf16", "product_nn_bf16"].contains(name)
+            || [
+                "reconstruct_bf16",
+                "score_latents_bf16",
+                "product_nt_bf16",
+                "product_tn_bf16",
+                "product_nn_bf16",
+            ]
+            .contains(name)
     };
     for image in kernels::IMAGES {
         // LENSMITH_CUDA_ARCHS chose other architectures than the build's default.

@@ -9,8 +9,8 @@ use common::{data_buf, standardizer};
 use lensmith::backend::cpu::Cpu;
 use lensmith::backend::reference::Reference;
 use lensmith::backend::{
-    Backend, DecodeMode, LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Reconstruction, Residual,
-    Synthetic,
+    Backend, DecodeMode, LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Reconstruction,
+    Residual, Synthetic,
 };
 use lensmith::dtype::Dtype;
 use lensmith::matrix::{RowSet, RowsBuf, Side};
@@ -86,7 +86,8 @@ fn in_steps<B: Backend>(b: &B, vae: &Vae, rows: RowSet<'_>, case: Case, mode: De
     let latents = b.perturb(&posteriors, KEY, &case.how, &selection.samples()).expect("perturbs");
     let seeds = Residual { embeddings: &embeddings, posteriors: &posteriors };
     let residual = (mode == DecodeMode::Residual).then_some(seeds);
-    b.store_rows(&embeddings, &Synthetic { vae: &vae, latents: &latents, residual }, &mut to).expect("decodes");
+    b.store_rows(&embeddings, &Synthetic { vae: &vae, latents: &latents, residual }, &mut to)
+        .expect("decodes");
     (picked(b, &to, count, case), selection.candidates)
 }
 
@@ -111,7 +112,6 @@ fn the_cpu_makes_the_bits_of_its_steps() {
         for case in cases() {
             let (buf, vae) = (data_buf(case.stored, 3, case.rows, case.size.0), model(case));
             for mode in [DecodeMode::Plain, DecodeMode::Residual] {
-                
                 let got = in_one_pass(&b, &vae, set(&buf), case, mode);
                 let want = in_steps(&b, &vae, set(&buf), case, mode);
                 assert_same(&format!("{case:?}, {mode:?}"), &got, &want);
@@ -128,7 +128,9 @@ fn cuda_makes_the_bits_of_its_steps() {
         for (i, case) in cases().into_iter().enumerate() {
             let (buf, vae) = (data_buf(case.stored, 3, case.rows, case.size.0), model(case));
             for mode in [DecodeMode::Plain, DecodeMode::Residual] {
-                let on = |races, schedule| simulated(races, Simulated { schedule, ..Simulated::default() }, precision);
+                let on = |races, schedule| {
+                    simulated(races, Simulated { schedule, ..Simulated::default() }, precision)
+                };
                 let want = in_steps(&on(Races::Ignored, Schedule::PLAIN), &vae, set(&buf), case, mode);
                 let what = format!("{precision}, {case:?}, {mode:?}");
                 let found = on(Races::Found, Schedule::PLAIN);
@@ -151,7 +153,8 @@ fn cuda_makes_them_in_pieces() {
     let (buf, vae) = (data_buf(case.stored, 3, case.rows, 64), model(case));
     for &precision in precisions() {
         for mode in [DecodeMode::Plain, DecodeMode::Residual] {
-            let on = |memory| simulated(Races::Ignored, Simulated { memory, ..Simulated::default() }, precision);
+            let on =
+                |memory| simulated(Races::Ignored, Simulated { memory, ..Simulated::default() }, precision);
             let want = in_steps(&on(Simulated::default().memory), &vae, set(&buf), case, mode);
             for memory in [700 << 10, 400 << 10] {
                 let got = in_one_pass(&on(memory), &vae, set(&buf), case, mode);
@@ -166,7 +169,8 @@ fn reconstructed<B: Backend>(b: &B, vae: &Vae, buf: &RowsBuf, key: Option<NoiseK
     let embeddings = b.embeddings(set(buf)).expect("uploads");
     let scale = standardizer(buf.cols());
     let (posteriors, sums) = b.reconstruct(&loaded, &embeddings, &scale, key).expect("reconstructs");
-    let (got, want) = (b.posteriors(&posteriors), b.posteriors(&b.encode(&loaded, &embeddings).expect("encodes")));
+    let (got, want) =
+        (b.posteriors(&posteriors), b.posteriors(&b.encode(&loaded, &embeddings).expect("encodes")));
     let bits = |host: lensmith::backend::PosteriorsHost| -> Vec<u32> {
         host.mu.values.iter().chain(&host.logvar.values).map(|v| v.to_bits()).collect()
     };
@@ -222,7 +226,11 @@ fn cuda_errors_keep_nan_in_its_row() {
         let embeddings = b.embeddings(set(&spoiled)).expect("uploads");
         let (_, sums) = b.reconstruct(&loaded, &embeddings, &scale, None).expect("reconstructs");
         for (r, sums) in sums.iter().enumerate() {
-            assert_eq!((sums.error.is_nan(), sums.total.is_nan()), (r == 66, r == 66), "{precision}, row {r}");
+            assert_eq!(
+                (sums.error.is_nan(), sums.total.is_nan()),
+                (r == 66, r == 66),
+                "{precision}, row {r}"
+            );
         }
     }
 }

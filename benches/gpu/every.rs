@@ -8,8 +8,8 @@ use std::path::Path;
 
 use lensmith::backend::cuda::{Cuda, Device};
 use lensmith::backend::{
-    Adam, Backend, DecodeMode, Divergence, NoiseKey, PairData, PairRows, Perturbation, Precision, Residual, RewardData,
-    RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
+    Adam, Backend, DecodeMode, Divergence, NoiseKey, PairData, PairRows, Perturbation, Precision, Residual,
+    RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::error::{Error, Result};

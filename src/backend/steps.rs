@@ -18,8 +18,8 @@ pub fn synthesize<B: Backend>(
     let posteriors = b.encode(vae, originals)?;
     let selection = b.select(&posteriors, key, options)?;
     let latents = b.perturb(&posteriors, key, options, &selection.samples())?;
-    let residual = (mode == DecodeMode::Residual)
-        .then_some(Residual { embeddings: originals, posteriors: &posteriors });
+    let residual =
+        (mode == DecodeMode::Residual).then_some(Residual { embeddings: originals, posteriors: &posteriors });
     b.store_rows(originals, &Synthetic { vae, latents: &latents, residual }, to)?;
     Ok(selection)
 }

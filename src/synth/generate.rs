@@ -402,8 +402,7 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
                 let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
                 let (samples, latents) = match (stored, &posteriors) {
                     (Some(stored), _) => {
-                        let (samples, z) =
-                            stored_samples(side, &loaded.block, needed, stored, self.latent)?;
+                        let (samples, z) = stored_samples(side, &loaded.block, needed, stored, self.latent)?;
                         let rows: Vec<u32> = samples.iter().map(|s| s.row).collect();
                         (samples, b.load_latents(&z, &rows)?)
                     }

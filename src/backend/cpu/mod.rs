@@ -23,8 +23,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{
     Backend, DeviceInfo, HostRows, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Reconstruction, Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective,
-    checked, steps,
+    Reconstruction, Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss,
+    VaeObjective, checked, steps,
 };
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;

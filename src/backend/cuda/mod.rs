@@ -57,8 +57,8 @@ use self::memory::Buffer;
 use self::synthesize::HowToSample;
 use super::{
     Backend, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Reconstruction, Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective,
-    checked, steps,
+    Reconstruction, Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss,
+    VaeObjective, checked, steps,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};

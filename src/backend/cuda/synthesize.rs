@@ -140,10 +140,9 @@ impl Cuda {
         })?;
         let mut sums = vec![[0f32; 2]; rows];
         to.sums.download_into(sums.as_flattened_mut())?;
-        let sums = sums.into_iter().map(|[error, total]| Reconstruction {
-            error: f64::from(error),
-            total: f64::from(total),
-        });
+        let sums = sums
+            .into_iter()
+            .map(|[error, total]| Reconstruction { error: f64::from(error), total: f64::from(total) });
         let posteriors = Posteriors { mu: Arc::new(to.mu), logvar: Arc::new(to.logvar), rows, latent };
         Ok(Some((posteriors, sums.collect())))
     }
