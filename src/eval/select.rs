@@ -239,7 +239,7 @@ impl<'a> Selection<'a> {
         row: &ResponseRow,
         rewards: &[f32],
         uncertainty: Option<&[f32]>,
-    ) -> Result<(usize, usize), fn(&mut LeftOut) -> &mut u64> {
+    ) -> Result<(usize, usize), Count> {
         let options = self.options;
         // Numbers are compared as they are written, in F32, so that a limit may be copied from the output.
         let deviation = |i: usize| uncertainty.map_or(0.0, |all| all[i]);
@@ -295,6 +295,9 @@ impl<'a> Selection<'a> {
         })
     }
 }
+
+/// One of the counts.
+type Count = fn(&mut LeftOut) -> &mut u64;
 
 impl LeftOut {
     /// The counts that are not 0, as "3 by length, 1 by margin".
