@@ -122,7 +122,7 @@ fn opened(precision: Precision, images: Option<&Path>) -> Result<Cuda> {
 
 fn measured(options: &Options, one: Measurement) -> Result<Option<Value>> {
     let (dim, load) = match options.small {
-        true => (72, Load { rows: 70, latents: 100, bytes: 4096 }),
+        true => (128, Load { rows: 70, latents: 100, bytes: 4096 }),
         false => (4096, Load { rows: 1 << 18, latents: 1 << 22, bytes: 4 << 30 }),
     };
     let vae = Vae::init(VaeSize::new(dim, 64, 16)?, 1);

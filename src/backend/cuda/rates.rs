@@ -310,8 +310,14 @@ impl Cuda {
     pub fn rates(&self, vae: &Vae, reward: &RewardModel, load: Load) -> Result<Vec<Rate>> {
         let peaks = [Work::Memset, Work::Memcpy];
         let mut work = [&peaks[..], &Measurement::KERNELS].concat();
-        // The ranking is measured with either precision's backend.
-        work.retain(|work| *work == Work::Select || work.is_in(self.precision) || peaks.contains(work));
+        // The ranking is measured with either precision's backend, and a pass where there is one for these sizes.
+        let Perturbation { top_k, .. } = Perturbation::default();
+        let drawn = Perturbation::default().drawn() as usize;
+        let passes = self.one_pass(vae.size(), top_k as usize, drawn).is_some();
+        work.retain(|work| match work {
+            Work::Synthesize | Work::SynthesizeResidual | Work::Reconstruct => passes,
+            _ => true,
+        });
         let all = work.into_iter().map(|work| Measurement { work, precision: self.precision });
         all.map(|m| self.workload(m, (vae, reward), load)?.measure()).collect()
     }
@@ -462,7 +468,7 @@ impl Cuda {
     }
 
     fn no_room(&self, what: Measurement) -> Error {
-        self.error(DriverError::Other(format!("{what}: a block of this GPU has too little shared memory")))
+        self.error(DriverError::Other(format!("{what}: there is no such launch for these sizes on this GPU")))
     }
 
     fn peak_workload(&self, what: Measurement, bytes: usize) -> DriverResult<Workload<'_>> {

@@ -19,7 +19,7 @@ use crate::backend::{
     DecodeMode, LatentSource, Likelihood, NoiseKey, Perturbation, Precision, Reconstruction,
 };
 use crate::dtype::Dtype;
-use crate::model::Standardizer;
+use crate::model::{Standardizer, VaeSize};
 
 /// What a launch makes samples of: whose noise, how many of which, and how they are decoded.
 pub type HowToSample<'a> = (NoiseKey, &'a Perturbation, DecodeMode);
@@ -44,16 +44,16 @@ impl Cuda {
         let drawn = if options.likelihood == Likelihood::None { 0 } else { options.drawn() };
         let keep = options.top_k as usize;
         // Numbers of a tile's samples have 32 bits, and those that are kept of a row stay in shared memory.
-        (keep <= layout::MOST_KEPT).then(|| self.one_pass(vae, keep, drawn as usize))?
+        (keep <= layout::MOST_KEPT).then(|| self.one_pass(vae.host.size(), keep, drawn as usize))?
     }
 
     /// The block of one launch from rows to errors of reconstruction, if there is one for these sizes.
     pub(super) fn reconstruction_block(&self, vae: &DeviceVae) -> Option<Block> {
-        self.one_pass(vae, 0, 0)
+        self.one_pass(vae.host.size(), 0, 0)
     }
 
-    fn one_pass(&self, vae: &DeviceVae, keep: usize, drawn: usize) -> Option<Block> {
-        let size = vae.host.size();
+    /// The block of a launch that takes both halves of a VAE.
+    pub(super) fn one_pass(&self, size: VaeSize, keep: usize, drawn: usize) -> Option<Block> {
         let block = layout::synthesize(size, keep, drawn);
         let bf16 = self.precision == Precision::Bf16 && size.dim.is_multiple_of(layout::COLUMNS);
         (bf16 && block.shared <= self.driver.limits().shared).then_some(block)
