@@ -4,8 +4,12 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "cuda/epochs.rs"]
+mod epochs;
 #[path = "cuda/steps.rs"]
 mod steps;
+#[path = "cuda/watched.rs"]
+mod watched;
 
 use std::fmt::Debug;
 use std::path::Path;

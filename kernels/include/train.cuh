@@ -140,19 +140,20 @@ GPU_FN void join_slices(const params::product& p, const place& own) {
   }
 }
 
-/// Sums over k of 64 columns of a [k, lda] from `first` on, in F64, where a pair's opposite terms cancel
-/// exactly; rounded once. For 128 threads, `scratch` [512].
-GPU_FN void column_sums(const params::product& p, u32 first, double* scratch) {
+/// Sums over k of 64 columns of a [k, columns] from `first` on, in F64, where a pair's opposite terms cancel
+/// exactly; `take` gets each with its column, rounded once. For 128 threads, `scratch` [512].
+template <class F>
+GPU_FN void column_sums(const float* a, u32 rows, u32 columns, u32 first, double* scratch, F take) {
   // Eight sums a column, each of every eighth row. A warp makes two of them for two stretches of 32 columns.
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   double sum[2][2] = {};
-  for (u32 row = warp; row < p.k; row += 8) {
+  for (u32 row = warp; row < rows; row += 8) {
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
 #pragma unroll
       for (u32 late = 0; late < 2; late++) {
         const u32 r = row + 4 * late, column = first + 32 * half + lane;
-        if (r < p.k && column < p.m) sum[half][late] += double(p.a[u64(r) * p.lda + column]);
+        if (r < rows && column < columns) sum[half][late] += double(a[u64(r) * columns + column]);
       }
     }
   }
@@ -162,10 +163,10 @@ GPU_FN void column_sums(const params::product& p, u32 first, double* scratch) {
     for (u32 late = 0; late < 2; late++) scratch[(warp + 4 * late) * 64 + 32 * half + lane] = sum[half][late];
   }
   __syncthreads();
-  if (threadIdx.x < 64 && first + threadIdx.x < p.m) {
+  if (threadIdx.x < 64 && first + threadIdx.x < columns) {
     double total = scratch[threadIdx.x];
     for (u32 g = 1; g < 8; g++) total += scratch[64 * g + threadIdx.x];
-    p.sums[first + threadIdx.x] = float(total);
+    take(first + threadIdx.x, float(total));
   }
 }
 
