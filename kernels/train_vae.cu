@@ -47,8 +47,8 @@ extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
     sample(p, now, blockIdx.x - first, gridDim.x - first);
 }
 
-/// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch]. The
-/// error of a row is the sum of those of its stretches, whose lanes take every 32nd column: the order in
+/// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
+/// The error of a row is the sum of those of its stretches, whose lanes take every 32nd column: the order in
 /// which the epoch in one launch adds (vae_epoch.cuh).
 extern "C" __global__ void __launch_bounds__(256)
     vae_reconstruct(const __grid_constant__ params::vae_reconstruct p) {

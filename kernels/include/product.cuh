@@ -4,21 +4,6 @@
 
 namespace gpu {
 
-/// Stores neighbouring values of a row at once where they exist and lie together.
-template <u32 COUNT>
-GPU_FN void store_up_to(float* to, const float (&v)[COUNT], u32 there, bool vector) {
-  if (there >= COUNT && vector) {
-    if constexpr (COUNT == 4)
-      store_4(to, make_float4(v[0], v[1], v[2], v[3]));
-    else
-      *reinterpret_cast<float2*>(to) = make_float2(v[0], v[1]);
-  } else {
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++)
-      if (i < there) to[i] = v[i];
-  }
-}
-
 /// A block's tile and slice of a product. `LIMITS_K`: the limit is on k, else on m.
 template <class SUMS, class LAYOUT, u32 TILE, u32 DEPTH, u32 THREADS>
 struct product {

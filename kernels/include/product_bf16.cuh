@@ -58,8 +58,9 @@ struct part {
       const u32 place = BY_ROWS ? row_of(at) * stride_in(true) + at % 8 * 4
                                 : at / 16 * stride_in(false) + at % 16 * 4;
       const float4 v = group[i];
-      *reinterpret_cast<uint2*>(to + place) =
-          make_uint2(gpu::pack_bf16(v.x, v.y), gpu::pack_bf16(v.z, v.w));
+      // One store of 8 bytes; of a pair of words the compiler makes two.
+      *reinterpret_cast<u64*>(to + place) =
+          u64(gpu::pack_bf16(v.z, v.w)) << 32 | gpu::pack_bf16(v.x, v.y);
     }
   }
 };

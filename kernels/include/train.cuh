@@ -110,6 +110,42 @@ GPU_FN float4 load_up_to_4(const float* at, u32 there, bool vector) {
                      there > 3 ? at[3] : 0.0f);
 }
 
+/// The same of COUNT values, two or four, on a multiple of as many.
+template <u32 COUNT>
+GPU_FN void load_up_to(float (&v)[COUNT], const float* at, u32 there, bool vector) {
+  if (there >= COUNT && vector) {
+    if constexpr (COUNT == 4) {
+      const float4 all = load_4(at);
+      v[0] = all.x;
+      v[1] = all.y;
+      v[2] = all.z;
+      v[3] = all.w;
+    } else {
+      const float2 both = load_2(at);
+      v[0] = both.x;
+      v[1] = both.y;
+    }
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? at[i] : 0.0f;
+  }
+}
+
+/// Stores those of them that exist.
+template <u32 COUNT>
+GPU_FN void store_up_to(float* to, const float (&v)[COUNT], u32 there, bool vector) {
+  if (there >= COUNT && vector) {
+    if constexpr (COUNT == 4)
+      store_4(to, make_float4(v[0], v[1], v[2], v[3]));
+    else
+      *reinterpret_cast<float2*>(to) = make_float2(v[0], v[1]);
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++)
+      if (i < there) to[i] = v[i];
+  }
+}
+
 GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 
 /// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
@@ -133,10 +169,11 @@ GPU_FN void join_slices(const params::product& p, const place& own) {
       sum.z += next.z;
       sum.w += next.w;
     }
-    const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+    float v[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
     for (u32 c = 0; c < 4; c++)
-      if (c < there) p.out[at + c] = finished(p, v[c], at + c, first + c);
+      if (c < there) v[c] = finished(p, v[c], at + c, first + c);
+    store_up_to(p.out + at, v, there, vector);
   }
 }
 

@@ -69,8 +69,8 @@ GPU_FN void compare_codes(const params::vae_codes& p, const params::step& now, u
   }
 }
 
-/// What comes back through element i of z [rows, latent]: dmu += dz, dlogvar += dz eps sigma / 2, at and behind
-/// `at` of the codes' gradients.
+/// What comes back through element i of z [rows, latent]: dmu += dz, dlogvar += dz eps sigma / 2, at `at` of
+/// the codes' gradients and `latent` behind it.
 struct code_gradient {
   u64 at;
   float mu, logvar;

@@ -57,9 +57,14 @@ class vae_epoch {
   /// Stores a tile of slice `slice` of sums over dim, [rows, hidden].
   GPU_FN void store_partial(const sums& t, u32 slice, u32 row, u32 column) const {
     t.each([&](u32 r, u32 c, const auto& values) {
-      if (row + r >= rows) return;
+      // Hidden units come in sixteens: a group is there or not.
+      if (row + r >= rows || column + c >= p.hidden) return;
       float* to = p.partial + (u64(slice) * rows + row + r) * p.hidden + column + c;
-      store_up_to(to, values, below(p.hidden, column + c), true);
+      // To global memory by name: of an assignment the compiler makes several stores here.
+      if constexpr (sizeof(values) == sizeof(float4))
+        __stwb(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
+      else
+        store_2(to, make_float2(values[0], values[1]));
     });
   }
 
@@ -125,6 +130,7 @@ class vae_epoch {
     const u32 stride = p.deep + 4, lane = threadIdx.x % WARP;
     const float slope = float(2.0 * p.scale / double(now.pairs));
     float* const tile = reinterpret_cast<float*>(scratch);
+    const float* const weight = p.w + p.weight[3];
     for (u32 i = blockIdx.x; i < row_tiles * p.slices; i += gridDim.x) {
       const u32 slice = i / row_tiles, row = i % row_tiles * TILE, from = slice * p.deep;
       // The last slices may be empty.
@@ -133,17 +139,17 @@ class vae_epoch {
       for (u32 column = from; column < end; column += TILE) {
         sums t;
         t.clear();
-        t.template add<true, true>(operands, p.decoder_hidden, p.hidden, row, rows, p.w + p.weight[3], p.hidden,
-                                   column, end, 0, p.hidden);
+        t.template add<true, true>(operands, p.decoder_hidden, p.hidden, row, rows, weight, p.hidden, column,
+                                   end, 0, p.hidden);
         t.each([&](u32 r, u32 c, const auto& values) {
           constexpr u32 COUNT = sizeof(values) / sizeof(float);
           const u32 there = row + r < rows ? below(end, column + c) : 0;
-          const float* own = x + u64(row + r) * p.dim + column + c;
+          float bias[COUNT], own[COUNT], v[COUNT];
+          load_up_to(bias, p.w + p.bias[3] + column + c, there, true);
+          load_up_to(own, x + u64(row + r) * p.dim + column + c, there, p.dim % COUNT == 0);
 #pragma unroll
-          for (u32 j = 0; j < COUNT; j++)
-            if (j < there)
-              tile[r * stride + column - from + c + j] =
-                  values[j] + p.w[p.bias[3] + column + c + j] - read(own + j);
+          for (u32 j = 0; j < COUNT; j++) v[j] = values[j] + bias[j] - own[j];
+          store_up_to(tile + r * stride + column - from + c, v, there, true);
         });
       }
       __syncthreads();
@@ -164,7 +170,7 @@ class vae_epoch {
       for (u32 h = 0; h < hidden_tiles; h++) {
         sums t;
         t.clear();
-        t.template add<true, false>(operands, tile, stride, 0, rows - row, p.w + p.weight[3] + u64(from) * p.hidden,
+        t.template add<true, false>(operands, tile, stride, 0, rows - row, weight + u64(from) * p.hidden,
                                     p.hidden, h * TILE, p.hidden, 0, end - from);
         store_partial(t, slice, row, h * TILE);
       }
@@ -233,19 +239,17 @@ class vae_epoch {
     }
   }
 
-  /// Calls f with the place of each of a thread's parameters in a tile, its value in the tile and its
-  /// moments.
+  /// Calls f with the place of each group of a thread's parameters in a tile, how many of it exist, whether
+  /// they lie for one access, their values in the tile and the first one's moments, THREADS and VALUES apart.
   template <class F>
   GPU_FN void own_values(const sums& t, const gradient& g, u32 row, u32 column, u32 own, F f) const {
     float* moment = moments + u64(own) * 2 * VALUES + threadIdx.x;
     t.each([&](u32 r, u32 c, const auto& values) {
       constexpr u32 COUNT = sizeof(values) / sizeof(float);
-#pragma unroll
-      for (u32 j = 0; j < COUNT; j++) {
-        if (row + r < g.outputs && column + c + j < g.inputs)
-          f(p.weight[g.layer] + (row + r) * g.inputs + column + c + j, values[j], moment[0], moment[VALUES]);
-        moment += THREADS;
-      }
+      const u32 there = row + r < g.outputs ? below(g.inputs, column + c) : 0;
+      const u32 at = p.weight[g.layer] + (row + r) * g.inputs + column + c;
+      f(at, there, g.inputs % COUNT == 0, values, moment);
+      moment += COUNT * THREADS;
     });
   }
 
@@ -253,13 +257,17 @@ class vae_epoch {
   GPU_FN void move_moments(bool back) const {
     own_tiles([&](const gradient& g, u32 row, u32 column, u32 own) {
       const sums none = {};
-      own_values(none, g, row, column, own, [&](u32 at, float, float& m, float& v) {
-        if (back) {
-          p.m[at] = m;
-          p.v[at] = v;
-        } else {
-          m = p.m[at];
-          v = p.v[at];
+      own_values(none, g, row, column, own, [&](u32 at, u32 there, bool, const auto& values, float* moment) {
+#pragma unroll
+        for (u32 j = 0; j < sizeof(values) / sizeof(float); j++) {
+          float &m = moment[j * THREADS], &v = moment[VALUES + j * THREADS];
+          if (j < there && back) {
+            p.m[at + j] = m;
+            p.v[at + j] = v;
+          } else if (j < there) {
+            m = p.m[at + j];
+            v = p.v[at + j];
+          }
         }
       });
     });
@@ -281,8 +289,16 @@ class vae_epoch {
         else
           total.join(t);
       }
-      own_values(total, g, row, column, own,
-                 [&](u32 at, float sum, float& m, float& v) { update(step, p.w[at], sum, m, v); });
+      auto take = [&](u32 at, u32 there, bool vector, const auto& sum, float* moment) {
+        constexpr u32 COUNT = sizeof(sum) / sizeof(float);
+        float w[COUNT];
+        load_up_to(w, p.w + at, there, vector);
+#pragma unroll
+        for (u32 j = 0; j < COUNT; j++)
+          if (j < there) update(step, w[j], sum[j], moment[j * THREADS], moment[VALUES + j * THREADS]);
+        store_up_to(p.w + at, w, there, vector);
+      };
+      own_values(total, g, row, column, own, take);
       if (column == 0) {
         __syncthreads();
         column_sums(g.dy, rows, g.outputs, row, reinterpret_cast<double*>(operands.a), [&](u32 o, float sum) {
