@@ -49,6 +49,26 @@ pub fn run(rows: usize, older: bool, marks: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Steps of an epoch in one launch.
+const STEPS: usize = 3;
+
+/// An epoch of each precision, where the device takes it as one launch; else one launch for each kernel of a step.
+///
+/// # Errors
+/// As [`run`].
+pub fn epochs(marks: &Path) -> Result<()> {
+    let vae = Vae::init(VaeSize::new(DIM, 64, 16)?, 1);
+    let reward = RewardModel::init(RewardSize::new(DIM, 256)?, 2);
+    let tensor_cores = Device::open(0)?.summary().capability >= (8, 0);
+    for precision in [Precision::Bf16, Precision::F32].into_iter().skip(usize::from(!tensor_cores)) {
+        let cuda = Cuda::open(0, precision)?;
+        let every = Every { cuda, vae: &vae, reward: &reward, marks, precision, both: false, older: false };
+        every.vae("vae_epoch_{p}", STEPS)?;
+        every.mark("end", 0)?;
+    }
+    Ok(())
+}
+
 struct Every<'a> {
     cuda: Cuda,
     vae: &'a Vae,
@@ -158,13 +178,13 @@ impl Every<'_> {
         Ok(())
     }
 
-    fn training(&self) -> Result<()> {
+    /// An epoch of so many steps.
+    fn vae(&self, name: &str, steps: usize) -> Result<()> {
         let b = &self.cuda;
-        let vae = b.load_vae(self.vae)?;
+        self.mark("start", 0)?;
         let host = [embeddings(Dtype::Bf16, BATCH, 1)?, embeddings(Dtype::Bf16, BATCH, 2)?];
         let [chosen, rejected] = [b.embeddings(host[0].view().into())?, b.embeddings(host[1].view().into())?];
         let standardizer = Standardizer { mean: vec![0.1; DIM], std: vec![1.1; DIM] };
-        self.mark("start", 0)?;
         let objective = VaeObjective {
             batch: BATCH,
             divergence: Divergence::W2,
@@ -172,10 +192,19 @@ impl Every<'_> {
             ..VaeObjective::default()
         };
         let mut trainer = b.vae_trainer(self.vae, &standardizer, &objective)?;
-        let order: Vec<u32> = (0..BATCH as u32).collect();
-        self.mark("vae_step_{p}", 1)?;
+        let order: Vec<u32> = (0..(steps * BATCH) as u32).map(|i| i % BATCH as u32).collect();
+        self.mark(name, steps)?;
         b.vae_epoch(&mut trainer, &PairData { chosen: &chosen, rejected: &rejected }, &order, 0)?;
+        Ok(())
+    }
 
+    fn training(&self) -> Result<()> {
+        self.vae("vae_step_{p}", 1)?;
+        let b = &self.cuda;
+        let vae = b.load_vae(self.vae)?;
+        let host = [embeddings(Dtype::Bf16, BATCH, 1)?, embeddings(Dtype::Bf16, BATCH, 2)?];
+        let [chosen, rejected] = [b.embeddings(host[0].view().into())?, b.embeddings(host[1].view().into())?];
+        let standardizer = Standardizer { mean: vec![0.1; DIM], std: vec![1.1; DIM] };
         self.mark("start", 0)?;
         let options = Perturbation { top_k: 3, ..Perturbation::default() };
         let samples: Vec<Sample> = (0..BATCH as u32).map(|row| Sample { row, candidate: 3 }).collect();

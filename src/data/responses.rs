@@ -477,7 +477,8 @@ mod tests {
             let rows: Vec<u64> = three.rows().expect("lines").map(|row| row.expect("a row").row).collect();
             assert_eq!(rows, [0, 2]);
         }
-        let error = with("{}").pair_with(2, 2, None).unwrap_err().to_string();
+        let more = with("{\"prompt\": \"x\", \"responses\": [\"y\"]}").pair_with(2, 2, None);
+        let error = more.unwrap_err().to_string();
         assert_eq!(error, "rows: rows: expected 2, one for each prompt of the sets, found 3");
     }
 

@@ -13,7 +13,7 @@ use super::data::{
     Posteriors, ResidualBase, RowsAt,
 };
 use super::driver::{BoxedMatrix, DriverError, DriverResult};
-use super::launch::{Launch, Params, u32_of};
+use super::launch::{Launch, Params, Start, u32_of};
 use super::layout::{self, Block};
 use super::memory::Buffer;
 use super::params::{self, Noise};
@@ -71,7 +71,14 @@ impl Cuda {
         let clusters = tiles.div_ceil(block.cluster).clamp(1, most.max(1));
         let grid = [clusters * block.cluster, slices, 1];
         let params = Params::of(params);
-        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, params, early: false })
+        Ok(Launch {
+            kernel,
+            grid,
+            threads: block.threads,
+            shared: block.shared,
+            params,
+            start: Start::Behind,
+        })
     }
 
     /// The first of `blocks` whose shared memory the device has.

@@ -257,3 +257,21 @@ pub fn product(precision: Precision) -> usize {
         Precision::Bf16 => carver.take::<bf16>(64 * 40).take::<bf16>(64 * 40).bytes,
     }
 }
+
+/// Shared memory of `vae_epoch_*`: bytes between operands and moments, and all with the moments of `own` tiles of the
+/// gradients. `deep`: columns of a slice of the reconstruction.
+pub fn vae_epoch(precision: Precision, size: VaeSize, deep: usize, own: usize) -> (usize, usize) {
+    let VaeSize { hidden, latent, .. } = size;
+    let width = hidden.max(2 * latent);
+    let mut pair = Carver::default();
+    match precision {
+        Precision::F32 => pair.take::<f32>(2 * width),
+        Precision::Bf16 => {
+            let weight = (2 * latent * tensor_stride(hidden)).max(hidden * tensor_stride(latent));
+            pair.take::<bf16>(16 * tensor_stride(width)).take::<bf16>(weight)
+        }
+    };
+    let scratch = Carver::default().take::<f32>(64 * (deep + 4)).bytes.max(pair.bytes);
+    let mut carver = Carver { bytes: product(precision) };
+    (scratch, carver.take::<u8>(scratch).take::<f32>(own * 2 * 64 * 64).bytes)
+}

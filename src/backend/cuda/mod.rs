@@ -4,7 +4,7 @@
 //! 1. this one: the [`Backend`] trait, preconditions, allocation of results;
 //! 2. `infer.rs`, `synthesize.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and parameters of every
 //!    launch; `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records
-//!    a training step;
+//!    a training step, `vae_epoch.rs` makes one launch of an epoch;
 //! 3. `launch.rs`, `params.rs`, `layout.rs`, `memory.rs`: a launch as plain data, and typed device memory;
 //! 4. `driver.rs`: the [`driver::Driver`] trait, and `gpu.rs`, a GPU by the CUDA driver library, which is loaded
 //!    when a device is opened, so that one binary runs with and without it. Tests put a stand-in in the library's
@@ -36,6 +36,7 @@ mod step_graph;
 mod synthesize;
 mod train_reward;
 mod train_vae;
+mod vae_epoch;
 mod weights;
 
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub use device::{Device, Summary};
 pub use device_array::DeviceArray;
 pub use gpu::Gpu;
 pub use infer::Decoded;
-pub use launch::{Launch, Params};
+pub use launch::{Launch, Params, Start};
 pub use rows::Rows;
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;

@@ -373,7 +373,7 @@ structures! {
         unused: u32,
     }
     /// Parameters of `vae_reconstruct`.
-    VaeReconstruct = 56 {
+    VaeReconstruct = 64 {
         out: u64,
         bias: u64,
         x: u64,
@@ -382,6 +382,8 @@ structures! {
         scale: f64,
         batch: u32,
         dim: u32,
+        stretch: u32,
+        unused: u32,
     }
     /// Parameters of `vae_through_sample`.
     VaeThroughSample = 40 {
@@ -391,6 +393,56 @@ structures! {
         dcode: u64,
         rows: u32,
         latent: u32,
+    }
+    /// Parameters of `vae_epoch_*`.
+    VaeEpoch = 376 {
+        from: Sources,
+        order: u64,
+        steps: u64,
+        mean: u64,
+        std: u64,
+        w: u64,
+        m: u64,
+        v: u64,
+        x: u64,
+        partial: u64,
+        encoder_hidden: u64,
+        decoder_hidden: u64,
+        encoder_dhidden: u64,
+        decoder_dhidden: u64,
+        code: u64,
+        dcode: u64,
+        eps: u64,
+        z: u64,
+        out: u64,
+        errors: u64,
+        losses: u64,
+        totals: u64,
+        arrived: u64,
+        seed: u64,
+        beta: f64,
+        gamma: f64,
+        w2_eps: f64,
+        scale: f64,
+        weight: [u32; 4],
+        bias: [u32; 4],
+        row_slices: [u32; 4],
+        slices: u32,
+        deep: u32,
+        count: u32,
+        batch: u32,
+        dim: u32,
+        hidden: u32,
+        latent: u32,
+        squared: u32,
+        scratch: u32,
+        beta1: f32,
+        keep1: f32,
+        beta2: f32,
+        keep2: f32,
+        adam_eps: f32,
+        decay: f32,
+        unused: u32,
     }
     /// The samples of both sides.
     Samples = 48 {

@@ -14,7 +14,7 @@ use super::context::Cuda;
 use super::data::{DrawnLatents, LatentValues, Latents, Posteriors, ResidualBase, RowsAt};
 use super::driver::{DriverError, DriverResult};
 use super::infer::EncoderOutputs;
-use super::launch::{Launch, Params};
+use super::launch::{Launch, Params, Start};
 use super::memory::Buffer;
 use super::params;
 use crate::backend::{Backend, DecodeMode, NoiseKey, Perturbation, Precision};
@@ -482,7 +482,14 @@ impl Cuda {
         let out = (to.address(), if what.work == Work::PeakRead { 4 * threads } else { bytes });
         let launch = |kernel, n| {
             let params = Params::of(params::Floor { from: from.address(), out: to.address(), n });
-            Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, params, early: false }
+            Launch {
+                kernel,
+                grid: [blocks, 1, 1],
+                threads: PEAK_THREADS,
+                shared: 0,
+                params,
+                start: Start::Behind,
+            }
         };
         let vectors = (bytes / 16) as u64;
         type Run<'a> = Box<dyn Fn() -> DriverResult<()> + 'a>;
