@@ -7,7 +7,8 @@
 // Costs:    28 bytes and 14 FLOPs an element (one division, one square root)
 // Requires: no overlap among the arrays; any n and grid; a one-dimensional block of up to eight whole warps
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
-// Reference: src/backend/cpu/train/adam.rs; measured on nothing yet
+// Reference: src/backend/cpu/train/adam.rs
+// H200 by model, 2026-11: among the 25.1 us of a VAE step and the 24.0 us of a reward step; bound by memory
 #define LAUNCHES_START_EARLY
 #include "include/adam.cuh"
 #include "include/train.cuh"

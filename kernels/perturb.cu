@@ -6,7 +6,7 @@
 // Needs 1 <= keep <= 256, keep <= drawn, row numbers below 2^48, shared memory as layout.rs counts it
 // Exact: candidates and bits of z' are those of the reference, at any launch geometry
 // Reference: backend/cpu/latents.rs, `select` and `perturb`
-// H200 by model, 2026-11, ns: select ALU 0.98, issue 0.92 a row; start DRAM 0.04; perturb ALU 0.03 a latent
+// H200 by model, 2026-11, ns: select ALU 1.05, issue 0.96 a row; start DRAM 0.04; perturb ALU 0.03 a latent
 #include "include/ranking.cuh"
 
 namespace perturb {
