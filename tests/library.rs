@@ -4,8 +4,9 @@ use std::path::Path;
 
 use lensmith::{
     CandidateSet, Checkpoint, DecodeMode, DeviceChoice, Dtype, EmbeddingSet, Engine, Error, Io, PairBatch,
-    PairOptions, PairSet, PairStream, Recipe, RewardModel, RewardTraining, RowSet, SynthJob,
-    SynthesisOptions, Updates, Vae, VaeTraining, write_pairs, write_pairs_until,
+    PairOptions, PairSet, PairStream, Recipe, ResponseSet, RewardModel, RewardTraining, RowSet,
+    SelectOptions, SelectedFigures, SynthJob, SynthesisOptions, Updates, Vae, VaeTraining, write_pairs,
+    write_pairs_until,
 };
 
 const DIM: usize = 48;
@@ -114,6 +115,23 @@ fn files_and_memory_give_the_same_bits() {
     assert!(own && rank.within_prompts == Some(1.0), "by its own scores a model chooses the best: {best:?}");
     let error = engine.best_of_n(model, &rows[0], &scores[0], 7).unwrap_err();
     assert!(matches!(error, Error::Shape { .. }), "{error}");
+
+    let texts = "{\"responses\": [\"a\", \"b\", \"c\", \"d\"]}\n".repeat(PAIRS / 4).into_bytes();
+    let mut responses = ResponseSet::from_memory("texts", texts, &Default::default()).expect("rows");
+    responses.pair_with(PAIRS / 4, 4, None).expect("as many");
+    let mut sum = 0.0;
+    let summary = engine.select(model, &rows[0], &responses, &SelectOptions::default(), &mut |taken| {
+        let SelectedFigures::One { candidate, reward, uncertainty: None } = taken.figures else {
+            panic!("figures of one response of one head: {taken:?}");
+        };
+        assert_eq!(reward, scores[0][taken.row as usize * 4 + candidate]);
+        sum += f64::from(reward);
+        Ok(())
+    });
+    let summary = summary.expect("a selection");
+    assert_eq!((summary.selected, summary.reward), (15, sum / 15.0));
+    assert!((summary.reward - best.points[3].model).abs() < 1e-9 && summary.reward > summary.random);
+    responses.pair_with(10, 4, None).expect_err("fewer prompts than rows");
     let none: lensmith::Result<CandidateSet> = CandidateSet::open(&[], "candidates", "gold", Io::Mmap);
     assert!(none.is_err());
 }

@@ -225,12 +225,12 @@ def test_bad_rows_are_named(folder: Path, ensemble: lm.RewardModel, engine: lm.E
         r"dataset, row 3: number of `responses`: expected 4, as in the sets, found 3",
     )
     says(lambda rows: rows[5].update(responses="a"), r"row 5: `responses`: expected a list of responses, found a text")
-    says(lambda rows: rows[5].update(responses=None), r"row 5: `responses`: expected a list of responses, found none")
+    says(lambda rows: rows[5].update(responses=None), r"row 5: `responses`: expected a list of responses, found null")
     says(
         lambda rows: rows[5]["responses"].__setitem__(2, 7),
         r"row 5: `responses`, response 2: expected a text or messages, found a number",
     )
-    says(lambda rows: rows[5].update(prompt=None), r"row 5: `prompt`: expected a text or messages, found none")
+    says(lambda rows: rows[5].update(prompt=None), r"row 5: `prompt`: expected a text or messages, found null")
     says(lambda rows: rows.__setitem__(5, "text"), r"row 5: expected a row with columns", ValueError)
     says(
         lambda rows: rows[5]["responses"].__setitem__(0, {"role": "user", "content": object()}),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::lines::Lines;
 use crate::error::{Error, Result};
@@ -100,6 +100,8 @@ struct Seen {
 /// What is known of a row that can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
+    /// xxh3-64 of its line.
+    line: u64,
     /// Digest of its responses.
     digest: u64,
     responses: usize,
@@ -159,7 +161,7 @@ impl ResponseSet {
             let (line, bytes) = line?;
             let found = set.parse(seen.len() as u64, &bytes).map(|(row, digest)| {
                 repeated += usize::from(repeats_prompt(&row));
-                Known::of(&row, digest)
+                Known::of(&row, digest, &bytes)
             });
             seen.push(Seen { line, found });
         }
@@ -269,9 +271,10 @@ impl ResponseSet {
                 how: format!("line {} is not what it was", self.seen[row].line),
             };
             let (_, line) = lines.find(|(number, _)| *number == row).ok_or_else(changed)?;
-            let (found, digest) = self.parse(row as u64, &line?.1).map_err(|_| changed())?;
+            let (_, line) = line?;
+            let (found, digest) = self.parse(row as u64, &line).map_err(|_| changed())?;
             let before = self.seen[row].found.as_ref().map_err(|_| changed())?;
-            if *before == Known::of(&found, digest) { Ok(found) } else { Err(changed()) }
+            if *before == Known::of(&found, digest, &line) { Ok(found) } else { Err(changed()) }
         }))
     }
 
@@ -335,9 +338,10 @@ impl ResponseSet {
 }
 
 impl Known {
-    fn of(row: &ResponseRow, digest: u64) -> Known {
+    fn of(row: &ResponseRow, digest: u64, line: &[u8]) -> Known {
         let texts = row.responses.iter().all(|response| matches!(response, Talk::Text(_)));
-        Known { digest, responses: row.responses.len(), bare: row.prompt.is_none() && texts }
+        let bare = row.prompt.is_none() && texts;
+        Known { line: xxh3_64(line), digest, responses: row.responses.len(), bare }
     }
 }
 
@@ -507,6 +511,23 @@ mod tests {
             let row = one.rows().expect("lines").next().expect("one").expect("a row");
             assert_eq!(row.responses[0], row.responses[1]);
             assert_eq!(row.lengths, [3, 3]);
+        }
+    }
+
+    #[test]
+    fn a_file_that_changes_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("texts.jsonl");
+        std::fs::write(&path, TWO).expect("a file");
+        let mut two = ResponseSet::open(&path, &ResponseColumns::default()).expect("rows");
+        two.pair_with(2, 2, None).expect("as many");
+        assert!(two.rows().expect("lines").all(|row| row.is_ok()));
+        for changed in
+            [TWO.replace("\"e\"", "\"E\""), TWO.lines().next().expect("a line").into(), "{}\n{}".into()]
+        {
+            std::fs::write(&path, changed).expect("a file");
+            let error = two.rows().expect("lines").find_map(Result::err).expect("an error");
+            assert!(matches!(error, Error::Changed { .. }), "{error}");
         }
     }
 
