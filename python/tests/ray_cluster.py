@@ -40,16 +40,32 @@ def cluster(nodes: int, cpus: int = 1) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     head = node_settings(cpus, include_dashboard=False, _system_config=HEALTH)
-    made = Cluster(initialize_head=True, head_node_args=head)
+    made = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     try:
         for _ in range(nodes - 1):
-            made.add_node(**node_settings(cpus))
+            add_node(made, cpus)
         ray.init(address=made.address, log_to_driver=False, logging_level="error")
         made.wait_for_nodes()
         yield made
     finally:
         ray.shutdown()
         made.shutdown()
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Starts a node, more than once if need be: Ray gives one up that takes half a minute, as on a busy machine."""
+    for _ in range(3):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
+def add_node(made: Any, cpus: int = 1, **more: Any) -> Any:
+    """Adds a node."""
+    return patiently(lambda: made.add_node(**node_settings(cpus, **more)))
 
 
 def node_settings(cpus: int = 1, **more: Any) -> dict[str, Any]:
@@ -60,7 +76,7 @@ def node_settings(cpus: int = 1, **more: Any) -> dict[str, Any]:
 @contextmanager
 def another(made: Any, **settings: Any) -> Iterator[Any]:
     """A node that is there for a while."""
-    node = made.add_node(**node_settings(**settings))
+    node = add_node(made, **settings)
     try:
         yield node
     finally:

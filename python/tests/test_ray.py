@@ -67,7 +67,7 @@ def three(cluster) -> Iterator[Any]:
     """The cluster, which has three nodes again afterwards."""
     yield cluster
     while len(cluster.list_all_nodes()) < 3:
-        cluster.add_node(**ray_cluster.node_settings())
+        ray_cluster.add_node(cluster)
     wait_for(lambda: alive_nodes() == 3, 60, "three nodes")
 
 
@@ -452,7 +452,7 @@ def test_a_write_that_ran_twice_is_there_once(three, lab, engine, lost):
     # Only the other nodes, for a driver is lost with its own.
     others = {"resources": {"other": 0.1}}
     with another(three, cpus=2, resources={"other": 1}) as node:
-        spare = three.add_node(**ray_cluster.node_settings(2, resources={"other": 1})) if lost == "node" else None
+        spare = ray_cluster.add_node(three, 2, resources={"other": 1}) if lost == "node" else None
         dataset = read_pairs(folder, indices=True, num_blocks=3, resources={"CPU": 1, "other": 0.1})
         dataset = dataset.repartition(target_num_rows_per_block=100, strict=True)
         end = in_background(lambda: dataset.write_datasink(Lost(out, order="pair"), ray_remote_args=others))
