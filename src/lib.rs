@@ -133,15 +133,17 @@ pub use backend::{
 };
 pub use data::{
     Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,
-    Provenance, RowSource, WriteMode, write_pairs,
+    Provenance, ResponseColumns, ResponseRow, ResponseSet, RowSource, Talk, WriteMode, write_pairs,
+    write_pairs_until,
 };
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, SpreadSink};
 pub use error::{Error, Result};
 pub use eval::{
     Additions, Arm, ArmResult, Augmentation, BestOfNCurve, BestOfNPoint, Calibration, CalibrationBin,
-    Candidates, Experiment, Histogram, Interval, Margins, OrderPoint, OrderPreservation, PairFigures,
-    PairReport, Paired, RankCorrelation, Split, SplitOptions, VaeHealth, holm, paired, split,
+    Candidates, Experiment, Histogram, Interval, LeftOut, Margins, OrderPoint, OrderPreservation,
+    PairFigures, PairReport, Paired, RankCorrelation, SelectForm, SelectOptions, SelectSummary, Selected,
+    SelectedFigures, SelectedText, Split, SplitOptions, VaeHealth, holm, paired, split,
 };
 pub use interrupt::Interrupt;
 pub use matrix::{Matrix, RowSet, Rows, RowsBuf, Values, ValuesMut};

@@ -13,6 +13,8 @@ mod good;
 mod help;
 #[path = "cli/peers.rs"]
 mod peers;
+#[path = "cli/select.rs"]
+mod select;
 #[path = "cli/support.rs"]
 mod support;
 #[path = "cli/transcript.rs"]

@@ -20,7 +20,7 @@ struct Case {
 
 const SYNTH: &str = "synth @seeds.safetensors --vae @vae.safetensors --fold 4 --shard-rows 48 --dtype f32 --threads 1 --out @o/x";
 
-const CASES: [Case; 16] = [
+const CASES: [Case; 17] = [
     Case {
         name: "train-vae",
         line: "train-vae @seeds.safetensors --out @o/v.safetensors --hidden 16 --latent 16 --vae-epochs 1",
@@ -76,6 +76,11 @@ const CASES: [Case; 16] = [
         before: &[],
     },
     Case {
+        name: "best-of-n --select",
+        line: "best-of-n @sets.safetensors --model @reward.safetensors --texts @sampled.jsonl --select @o/sft.jsonl",
+        before: &[],
+    },
+    Case {
         name: "split",
         line: "split @seeds.safetensors --seeds 20 --validation-pairs 10 --out @o/split",
         before: &[],
@@ -96,6 +101,13 @@ fn lab() -> Lab {
     let lab = Lab::small();
     lab.fine("train-reward @seeds.safetensors --out @reward.safetensors --reward-hidden 16 --epochs 1");
     lab.fine("synth @seeds.safetensors --vae @vae.safetensors --fold 4 --output latents --out @latents");
+    let (prompts, responses) = (6, 4);
+    let rows = common::cli::f32_bytes(&common::data(5, prompts * responses, 32));
+    lab.tensors("sets.safetensors", &[("candidates", "F32", &[prompts, responses, 32], rows)]);
+    lab.put(
+        "sampled.jsonl",
+        "{\"prompt\": \"p\", \"responses\": [\"a\", \"b\", \"c\", \"d\"]}\n".repeat(prompts).as_bytes(),
+    );
     lab
 }
 
@@ -122,6 +134,13 @@ fn nothing_half_written(lab: &Lab, what: &str) {
         if name.ends_with(".json") {
             serde_json::from_slice::<serde_json::Value>(&bytes)
                 .unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
+        } else if name.ends_with(".jsonl") {
+            let text = String::from_utf8(bytes).expect("text");
+            assert!(text.ends_with('\n'), "{what}: {name} ends within a line");
+            for line in text.lines() {
+                serde_json::from_str::<serde_json::Value>(line)
+                    .unwrap_or_else(|e| panic!("{what}: {name}: {e}"));
+            }
         } else if name.ends_with(".safetensors") {
             lensmith::data::verify_shard(&lab.at("o").join(&path), lensmith::data::Io::Read)
                 .unwrap_or_else(|e| panic!("{what}: {name}: {e}"));

@@ -125,6 +125,8 @@ fn h2_overwrite_spares_the_inputs() {
     fs::hard_link(lab.at("seeds.safetensors"), lab.at("hard.safetensors")).expect("a link");
     symlink(lab.at("ow"), lab.at("linked")).expect("a link");
     symlink(lab.at("seeds.safetensors"), lab.at("soft.safetensors")).expect("a link");
+    lab.tensors("sets.safetensors", &[("candidates", "F32", &[2, 2, 32], vec![0; 512])]);
+    lab.put("t.jsonl", b"{\"responses\": [\"a\", \"b\"]}\n{\"responses\": [\"c\", \"d\"]}\n");
     // A VAE under a shard's name in an output folder.
     lab.fine(&format!("{synth}v"));
     fs::copy(lab.at("vae.safetensors"), lab.at("v/pairs-00001.safetensors")).expect("a copy");
@@ -143,6 +145,8 @@ fn h2_overwrite_spares_the_inputs() {
         "train-reward --recipe @ow/recipe.json --out @ow/recipe.json --reward-hidden 16 --epochs 1 --overwrite",
         "score @seeds.safetensors --model @reward.safetensors --tensor chosen --out @reward.safetensors --overwrite",
         "score @seeds.safetensors --model @reward.safetensors --tensor chosen --out @hard.safetensors --overwrite",
+        "best-of-n @sets.safetensors --model @reward.safetensors --texts @t.jsonl --select @t.jsonl --overwrite",
+        "best-of-n @sets.safetensors --model @reward.safetensors --texts @t.jsonl --select @sets.safetensors --overwrite",
         "export @seeds.safetensors --out @hard.safetensors --format parquet --overwrite",
         "run @seeds.safetensors --seeds 20 --validation-pairs 10 --out @ --vae-epochs 1 --overwrite",
     ] {

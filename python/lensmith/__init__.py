@@ -21,6 +21,7 @@ from ._engine import Engine, LensmithWarning, default_engine, set_default_engine
 from ._lensmith import DeviceArray, Embeddings, LensmithError, __version__
 from ._models import Health, RewardModel, Vae
 from ._pairs import PairSet, Split, split
+from ._select import Selection, select
 from ._synthesis import Pair, PairBatch, SyntheticPairs, synthesize
 from ._table import Table
 from .embed import embed, embed_candidates, embed_texts, gold_scores
@@ -37,6 +38,7 @@ __all__ = [
     "PairBatch",
     "PairSet",
     "RewardModel",
+    "Selection",
     "Split",
     "SyntheticPairs",
     "Table",
@@ -48,6 +50,7 @@ __all__ = [
     "embed_candidates",
     "embed_texts",
     "gold_scores",
+    "select",
     "set_default_engine",
     "split",
     "synthesize",

@@ -131,6 +131,8 @@ _WHOLE = {
     "fold": 2,
     "hidden": 0,
     "latent": 0,
+    "max_length": 0,
+    "min_length": 0,
     "oversample": 1,
     "patience": 1,
     "per_side": 1,
@@ -141,10 +143,20 @@ _WHOLE = {
 #: Settings of settings.
 _GROUPS = {"adam", "objective", "reward", "synthesis", "updates", "vae"}
 #: Settings that may be None.
-_OPTIONAL = {"fold", "patience", "per_side", "validate_every"}
+_OPTIONAL = {
+    "fold",
+    "max_length",
+    "max_uncertainty",
+    "min_margin",
+    "min_reward",
+    "patience",
+    "per_side",
+    "validate_every",
+}
 #: Settings that are one of a few words.
 _WORDS = {
     "divergence": ("w2", "w2-squared"),
+    "form": ("sft", "messages", "dpo"),
     "head": ("mlp", "linear"),
     "likelihood": ("posterior", "prior", "none"),
     "mode": ("plain", "residual"),

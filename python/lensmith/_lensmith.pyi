@@ -232,3 +232,12 @@ def program(arguments: Sequence[str]) -> int: ...
 def compare_split(
     engine: Engine, split: list[Pairs], arms: list[str], method: str, on_step: Callable[[str], None] | None
 ) -> str: ...
+def select(
+    engine: Engine,
+    model: RewardModel,
+    candidates: Any,
+    per_prompt: int,
+    rows: bytes,
+    columns: tuple[bool, bool],
+    options: str,
+) -> tuple[str, str]: ...

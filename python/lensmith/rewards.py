@@ -1,6 +1,6 @@
 """Rewards for reinforcement learning: functions that TRL and OpenRLHF call with what a policy wrote.
 
-- :func:`reward_func` makes one for ``reward_funcs`` of TRL's trainers, such as ``GRPOTrainer``.
+- :func:`reward_func` makes one for ``reward_funcs`` of TRL's trainers, ``GRPOTrainer`` and ``RLOOTrainer``.
 - :func:`openrlhf_reward_func` makes one for the Python file that OpenRLHF's ``--reward.remote_url`` names.
 
 Both take a reward model of any head, load what they need at the first call, and can subtract the disagreement
@@ -11,6 +11,7 @@ embeddings, as it was then: not the policy, which training changes.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -75,6 +76,8 @@ class Judge:
                 model, reward_model, tokenizer, options = self._asked
                 # The head is small, and the GPU is the language models'.
                 options = {"engine": Engine("cpu"), **options}
+                if not any(hasattr(given, "forward") for given in (model, options.get("base_model"))):
+                    options.setdefault("device", training_device())
                 if reward_model is None:
                     found = RewardPipeline.from_pretrained(model, tokenizer=tokenizer, **options)
                 else:
@@ -90,6 +93,15 @@ class Judge:
     def _score(self, texts: list[Text]) -> Judged:
         pipeline = self.pipeline
         return pipeline.reward_model.spread(pipeline.embed_written(texts), engine=pipeline.engine)
+
+
+def training_device() -> Any:
+    """Where the trainer of this process has its policy, as accelerate tells; None where nothing trains."""
+    # A trainer has imported it.
+    accelerate = sys.modules.get("accelerate")
+    if accelerate is None or not accelerate.state.is_initialized():
+        return None
+    return accelerate.PartialState().device
 
 
 class Together:
@@ -148,8 +160,8 @@ def reward_func(
         reward = reward_func("org/language-model", "runs/first/reward")
         trainer = GRPOTrainer(model=..., reward_funcs=reward, args=..., train_dataset=...)
 
-    Prompts and completions are written as :func:`lensmith.embed` writes them: texts are joined, messages go
-    through the chat template of the reward model's tokenizer.
+    ``RLOOTrainer`` takes the same. Prompts and completions are written as :func:`lensmith.embed` writes them:
+    texts are joined, messages go through the chat template of the reward model's tokenizer.
 
     Args:
         model: The language model that made the embeddings, by name or path, or loaded; or a
@@ -159,7 +171,8 @@ def reward_func(
         tokenizer: Name, path or tokenizer, where it is not the language model's.
         pooling: As of :func:`lensmith.embed`; by default what is recorded, or "last".
         batch_tokens: Most tokens of a batch, padding included.
-        device: Where a named model runs; by default the current GPU of the process, else the CPU.
+        device: Where a named model runs; by default where the trainer of this process has its policy, else on
+            the current GPU, else on the CPU.
         max_length: Most tokens of a text; longer ones lose their beginning.
         uncertainty_penalty: So many standard deviations over the heads are subtracted from a reward.
         empty_reward: The reward of an empty completion, for which there is no embedding; None says that it

@@ -9,7 +9,8 @@
 //! 4. [`pairs`]: preference pairs, in memory or in files;
 //! 5. [`models`]: the VAE and the reward model;
 //! 6. [`synthesis`]: synthetic pairs, one by one, in batches, or as a folder;
-//! 7. [`compare`]: one split of an experiment.
+//! 7. [`compare`]: one split of an experiment;
+//! 8. [`select`]: rejection sampling.
 
 mod array;
 mod compare;
@@ -18,6 +19,7 @@ mod engine;
 mod error;
 mod models;
 mod pairs;
+mod select;
 mod synthesis;
 
 use std::ffi::OsString;
@@ -107,5 +109,6 @@ fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(synthesis::write_recipe, module)?)?;
     module.add_function(wrap_pyfunction!(synthesis::merge_manifests, module)?)?;
     module.add_function(wrap_pyfunction!(compare::compare_split, module)?)?;
+    module.add_function(wrap_pyfunction!(select::select, module)?)?;
     Ok(())
 }

@@ -19,9 +19,6 @@ use crate::error::{json, raise, settings, value};
 use crate::models;
 use crate::pairs::Pairs;
 
-/// Bytes of a batch from which on Ctrl-C is listened for while it is made.
-const LARGE: u64 = 64 << 20;
-
 /// What an index borrows from.
 struct Sources {
     opened: Arc<Opened>,
@@ -118,11 +115,7 @@ impl Synthesis {
             })
         })?;
         let make = |_: &lensmith::Engine| stream.with_dependent(|_, stream| stream.range(start..stop));
-        let made = match self.is_large(stop - start) {
-            true => opened.run(py, make)?,
-            false => opened.soon(py, make)?,
-        };
-        Ok(sides(made))
+        opened.sized(py, self.bytes(stop - start), make).map(sides)
     }
 
     /// The pairs with these numbers, in this order.
@@ -137,11 +130,7 @@ impl Synthesis {
                 false => index.take(&numbers, self.dtype),
             })
         };
-        let made = match self.is_large(numbers.len() as u64) {
-            true => opened.run(py, make)?,
-            false => opened.soon(py, make)?,
-        };
-        Ok(sides(made))
+        opened.sized(py, self.bytes(numbers.len() as u64), make).map(sides)
     }
 
     /// The same pairs in the memory of the engine's GPU, where they stay.
@@ -333,9 +322,10 @@ impl Synthesis {
         })
     }
 
-    fn is_large(&self, pairs: u64) -> bool {
+    /// Bytes of so many pairs.
+    fn bytes(&self, pairs: u64) -> u64 {
         let row = self.vae.size().dim as u64 * self.dtype.size() as u64;
-        pairs.saturating_mul(2 * row) > LARGE
+        pairs.saturating_mul(2 * row)
     }
 
     /// What `held` keeps for this process, made when it is first asked for.

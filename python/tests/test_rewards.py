@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import logging
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import embed_models as made
 import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import ROOT, environment
 
 import lensmith as lm
 from lensmith.embed import embed_texts
@@ -163,16 +172,17 @@ def test_arguments_are_checked(base: str) -> None:
         judge(["a", "b"], ["c"])
 
 
-def trained(tmp_path: Path, base: str, rewards: Any, conversational: bool) -> Any:
-    """Two steps of GRPO of a tiny Llama; gives the trainer."""
+def trained(tmp_path: Path, rewards: Any, conversational: bool, algorithm: str = "GRPO") -> Any:
+    """Two steps of GRPO or RLOO of a tiny Llama; gives the trainer."""
+    import trl
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
 
+    config, trainer_of = getattr(trl, f"{algorithm}Config"), getattr(trl, f"{algorithm}Trainer")
     torch.manual_seed(0)
     policy = transformers.LlamaForCausalLM(made.config(bos_token_id=made.BOS, eos_token_id=made.EOS))
     prompts = CHATS if conversational else PROMPTS
-    settings = GRPOConfig(
-        output_dir=str(tmp_path / "grpo"),
+    settings = config(
+        output_dir=str(tmp_path / algorithm),
         per_device_train_batch_size=4,
         num_generations=4,
         max_completion_length=6,
@@ -185,8 +195,9 @@ def trained(tmp_path: Path, base: str, rewards: Any, conversational: bool) -> An
         disable_tqdm=True,
         gradient_checkpointing=False,
         temperature=1.0,
+        beta=0.0,
     )
-    trainer = GRPOTrainer(
+    trainer = trainer_of(
         model=policy,
         reward_funcs=rewards,
         args=settings,
@@ -197,9 +208,11 @@ def trained(tmp_path: Path, base: str, rewards: Any, conversational: bool) -> An
     return trainer
 
 
+@pytest.mark.parametrize("algorithm", ["GRPO", "RLOO"])
 @pytest.mark.parametrize("conversational", [False, True])
-def test_trl_trains_with_it(tmp_path: Path, base: str, conversational: bool) -> None:
-    judge = reward_func(base, reward(), device="cpu", empty_reward=0.0)
+def test_trl_trains_with_it(tmp_path: Path, base: str, conversational: bool, algorithm: str) -> None:
+    # 40 tokens are less than four completions of 6: they go through the language model in several batches.
+    judge = reward_func(base, reward(), empty_reward=0.0, batch_tokens=40)
     seen: list[tuple[list[Any], list[Any], list[Any]]] = []
     call = RewardFunction.__call__
 
@@ -211,9 +224,11 @@ def test_trl_trains_with_it(tmp_path: Path, base: str, conversational: bool) -> 
             return found
 
     watched = Watched(judge._judge, judge.empty_reward, judge.__name__)
-    trainer = trained(tmp_path, base, watched, conversational)
+    trainer = trained(tmp_path, watched, conversational, algorithm)
     logs = [entry for entry in trainer.state.log_history if "rewards/lensmith/mean" in entry]
     assert len(logs) == 2
+    # Beside the policy.
+    assert watched.pipeline.base_model.device == trainer.model.device
     for (prompts, completions, found), entry in zip(seen, logs, strict=True):
         assert len(found) == 4
         full = [i for i, c in enumerate(completions) if (c[0]["content"] if conversational else c).strip()]
@@ -221,13 +236,44 @@ def test_trl_trains_with_it(tmp_path: Path, base: str, conversational: bool) -> 
         np.testing.assert_allclose([found[i] for i in full], want[0], atol=1e-4)
         assert entry["rewards/lensmith/mean"] == pytest.approx(np.mean(found), abs=1e-4)
         assert entry["lensmith/spread"] == pytest.approx(float(want[1].mean()), abs=1e-4)
+    # What the trainer made of the last rewards: each beside the mean of its three siblings, or of all four.
+    last = np.array(seen[-1][2])
+    baseline = (last.sum() - last) / 3 if algorithm == "RLOO" else np.full(4, last.mean())
+    advantages = last - baseline
+    if algorithm == "GRPO":
+        advantages = advantages / (last.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(list(trainer._logs["advantages"]), advantages, atol=1e-3)
+
+
+def test_the_language_model_lies_where_the_trainer_has_its_policy(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accelerate
+
+    moved: list[Any] = []
+    to = transformers.LlamaModel.to
+    monkeypatch.setattr(transformers.LlamaModel, "to", lambda model, at: moved.append(at) or to(model, "cpu"))
+    models = importlib.import_module("lensmith.embed._model")
+    monkeypatch.setattr(models, "best_device", lambda: "the current GPU")
+    monkeypatch.setattr(accelerate.state, "is_initialized", lambda: False)
+    reward_func(base, reward())(PROMPTS, COMPLETIONS)
+    monkeypatch.setattr(accelerate.state, "is_initialized", lambda: True)
+    monkeypatch.setattr(accelerate, "PartialState", lambda: SimpleNamespace(device=torch.device("cuda:3")))
+    reward_func(base, reward())(PROMPTS, COMPLETIONS)
+    openrlhf_reward_func(base, reward())(["a"], ["p"], ["l"])
+    reward_func(base, reward(), device="cuda:1")(PROMPTS, COMPLETIONS)
+    assert moved == ["the current GPU", torch.device("cuda:3"), torch.device("cuda:3"), "cuda:1"]
+    # A loaded one stays where it is.
+    loaded = made.load(base)
+    reward_func(loaded, reward())(PROMPTS, COMPLETIONS)
+    assert len(moved) == 4
 
 
 def test_trl_trains_with_an_exported_folder(tmp_path: Path, base: str) -> None:
     weight = np.random.default_rng(0).normal(size=(1, 32)).astype(np.float32)
     linear = lm.RewardModel.from_state_dict({"score.weight": weight, "score.bias": np.float32([2])})
     export = to_sequence_classification(linear, base, tmp_path / "reward")
-    trainer = trained(tmp_path, base, str(tmp_path / "reward"), conversational=True)
+    trainer = trained(tmp_path, str(tmp_path / "reward"), conversational=True)
     table = trainer._logs
     talk = [[*prompt, *answer] for prompt, answer in zip(table["prompt"], table["completion"], strict=True)]
     assert len(talk) == 4
@@ -290,6 +336,109 @@ def test_openrlhf_loads_it_from_a_file(tmp_path: Path, base: str) -> None:
 
     found = [answer["rewards"][0].item() for answer in asyncio.run(all_at_once())]
     np.testing.assert_allclose(found, expected(base, texts)[0], atol=1e-5)
+
+
+def openrlhf(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """OpenRLHF's modules for rollouts and rewards; what they import beside is for GPUs, and stands aside."""
+    spec = importlib.util.find_spec("openrlhf")
+    assert spec is not None and spec.origin is not None, "tools/setup_python installs OpenRLHF"
+    pads = SimpleNamespace(zero_pad_sequences=None)
+    for name, stub in {
+        "openrlhf.utils.logging_utils": SimpleNamespace(init_logger=logging.getLogger),
+        "openrlhf.utils.utils": pads,
+        "openrlhf.trainer.ray.vllm_engine": MagicMock(),
+        "ray": MagicMock(),
+        "vllm": MagicMock(),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, stub)
+    found = SimpleNamespace()
+    for name in ("utils.agent", "trainer.ppo_utils.experience", "trainer.ppo_utils.samples_generator"):
+        path = Path(spec.origin).parent.joinpath(*name.split(".")).with_suffix(".py")
+        one = importlib.util.spec_from_file_location(f"openrlhf.{name}", path)
+        assert one is not None and one.loader is not None
+        module = importlib.util.module_from_spec(one)
+        monkeypatch.setitem(sys.modules, one.name, module)
+        one.loader.exec_module(module)
+        setattr(found, name.rpartition(".")[2], module)
+    return found
+
+
+class Sampler:
+    """Stands for vLLM, which needs a GPU: a tiny policy, asked as OpenRLHF asks vLLM's engine."""
+
+    def __init__(self) -> None:
+        self.policy = transformers.LlamaForCausalLM(made.config(bos_token_id=made.BOS, eos_token_id=made.EOS))
+
+    async def generate(self, tokens: list[int], parameters: Any, multi_modal_data: Any) -> Any:
+        assert multi_modal_data is None
+        asked = torch.tensor([tokens])
+        torch.manual_seed(sum(tokens))
+        made_up = self.policy.generate(asked, do_sample=True, max_new_tokens=parameters.max_tokens, pad_token_id=2)
+        written = made_up[0, len(tokens) :].tolist()
+        reason = "stop" if written[-1] == made.EOS else "length"
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=written, finish_reason=reason, logprobs=None)])
+
+
+@pytest.mark.parametrize("where", ["file", "url"])
+def test_openrlhf_itself_gets_rewards(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """OpenRLHF's own executor and its own experiences, by a file and by the server of examples/."""
+    library = openrlhf(monkeypatch)
+    RewardPipeline(base, reward(), device="cpu").save_pretrained(tmp_path / "judge")
+    server = None
+    if where == "file":
+        target = str(tmp_path / "reward.py")
+        Path(target).write_text(
+            "from lensmith.rewards import openrlhf_reward_func\n"
+            f"reward_func = openrlhf_reward_func({str(tmp_path / 'judge')!r}, chat=True, device='cpu')\n"
+        )
+    else:
+        program = ROOT / "examples" / "openrlhf_server.py"
+        options = [tmp_path / "judge", "--chat", "--device", "cpu", "--port", "0"]
+        server = subprocess.Popen(
+            [sys.executable, program, *map(str, options)], env=environment(), stdout=subprocess.PIPE, text=True
+        )
+        assert server.stdout is not None
+        target = server.stdout.readline().strip()
+    try:
+        assert target.endswith((".py", "/get_reward")), target
+        executor = library.agent.SingleTurnAgentExecutor([target])
+        tokenizer, engine = made.tokenizer(), Sampler()
+        prompts = [
+            tokenizer.apply_chat_template([turn("user", f"Say {i}.")], tokenize=False) + "<|assistant|>"
+            for i in range(10)
+        ]
+        parameters = SimpleNamespace(max_tokens=8, logprobs=None)
+
+        async def rollouts() -> list[Any]:
+            calls = [executor.execute(p, "label", parameters, 256, tokenizer, engine) for p in prompts]
+            return await asyncio.gather(*calls)
+
+        found = asyncio.run(rollouts())
+        if server is not None:
+            bad = urllib.request.Request(target, data=b'{"query": ["a"]}')
+            with pytest.raises(urllib.error.HTTPError, match="400"):
+                urllib.request.urlopen(bad)
+    finally:
+        if server is not None:
+            server.terminate()
+            server.wait(30)
+    assert {one["truncated"] for one in found} <= {True, False}
+    # The texts that OpenRLHF made of tokens, ended as the chat template ends them.
+    texts = []
+    for prompt, one in zip(prompts, found, strict=True):
+        (start, stop) = one["action_ranges"][0]
+        said = tokenizer.decode(one["observation_tokens"][start:stop], skip_special_tokens=False)
+        texts.append((prompt + re.sub("(</s>|<s>|<pad>)*$", "", said) + "</s>", False))
+    pipeline = RewardPipeline(base, reward(), device="cpu")
+    mean, deviation = reward().spread(pipeline.embed_written(texts), engine=ENGINE)
+    generator = object.__new__(library.samples_generator.SamplesGenerator)
+    for one, want, spread in zip(found, mean, deviation, strict=True):
+        experience = generator._process_response_into_experience(one, max_len=256)
+        assert experience.rewards.item() == pytest.approx(float(want), abs=1e-4)
+        assert experience.scores.item() == pytest.approx(1 / (1 + np.exp(-want)), abs=1e-4)
+        assert experience.info["reward_spread"].item() == pytest.approx(float(spread), abs=1e-4)
 
 
 def test_calls_of_many_threads_are_joined() -> None:
@@ -355,20 +504,31 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.tokenizer(pad="<pad>").save_pretrained(tmp_path / "policy")
     prompts = [{"prompt": chat} for chat in CHATS]
     rows = {"Anthropic/hh-rlhf": dialogues(120), "trl-lib/ultrafeedback-prompt": prompts}
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, **_: datasets.Dataset.from_list(rows[name]))
+    load = datasets.load_dataset
+
+    def load_dataset(name: str, **options: Any) -> Any:
+        return load(name, **options) if name == "json" else datasets.Dataset.from_list(rows[name])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    sampled = [
+        {"prompt": f"\n\nHuman: Say {i}.\n\nAssistant:", "responses": [f" It is {j}." for j in range(4)]}
+        for i in range(8)
+    ]
+    (tmp_path / "sampled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sampled))
     hub = FakeHub(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.HfApi", hub)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.hf_hub_download)
     monkeypatch.chdir(tmp_path)
 
-    page = Path(__file__).parents[2] / "docs" / "hugging-face.md"
+    page = ROOT / "docs" / "hugging-face.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(blocks) == 10
+    assert len(blocks) == 11
     swaps = {
         "meta-llama/Llama-3.1-8B-Instruct": base,
         "meta-llama/Llama-3.2-1B-Instruct": str(tmp_path / "policy"),
         "max_steps=100": "max_steps=1, use_cpu=True, bf16=False, report_to=[], max_completion_length=4",
         "epochs=100": "epochs=3",
+        "num_train_epochs=1": "max_steps=1, use_cpu=True, bf16=False, report_to=[]",
         "seeds=1000, validation=300": "seeds=80, validation=20",
     }
     text = "\n".join(blocks)
@@ -380,6 +540,9 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.simplefilter("ignore")
         exec(compile(text, str(page), "exec"), found)
     assert found["trainer"].state.global_step == 1
+    assert found["tuned"].state.global_step == 1
+    assert len(found["best"]) == 8
+    assert len((tmp_path / "sft.jsonl").read_text().splitlines()) == 8
     assert found["pairs"].dtype == "bfloat16"
     answer = found["module"].reward_func([found["text"]], ["p"], ["l"])
     np.testing.assert_allclose(answer["rewards"], found["judge"]([found["talk"]]), atol=1e-3)

@@ -6,7 +6,7 @@
 
 /// Field, flag. Where the options of the VAE and of the reward model have fields of one name, the struct is
 /// named too.
-const FLAGS: [(&str, &str); 46] = [
+const FLAGS: [(&str, &str); 53] = [
     // Devices and files.
     ("device", "--device"),
     ("precision", "--precision"),
@@ -52,6 +52,14 @@ const FLAGS: [(&str, &str); 46] = [
     ("columns", "--columns"),
     ("compression", "--compression"),
     ("row_group_rows", "--row-group-rows"),
+    // Selection.
+    ("min_reward", "--min-reward"),
+    ("min_margin", "--min-margin"),
+    ("max_uncertainty", "--max-uncertainty"),
+    ("uncertainty_penalty", "--uncertainty-penalty"),
+    ("min_length", "--min-length"),
+    ("max_length", "--max-length"),
+    ("prompt", "--prompt"),
     // Measurements.
     ("rows", "--rows"),
     ("repeat", "--repeat"),

@@ -26,6 +26,7 @@ mod pages;
 mod report;
 mod run;
 mod score;
+mod select;
 mod split;
 mod sweep;
 mod synth;

@@ -136,7 +136,7 @@ impl RowSource for EmbeddingSet {
 
 impl RowSource for CandidateSet {
     fn rows(&self) -> usize {
-        self.gold().len()
+        self.prompts() * self.per_prompt()
     }
 
     fn dim(&self) -> usize {

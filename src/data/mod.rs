@@ -2,7 +2,7 @@
 //!
 //! Reading: [`PairSet`], [`CandidateSet`], [`EmbeddingSet`] and [`LatentSet`] join files, folders or glob patterns to
 //! one matrix each. They are made of columns (one tensor over several files), these of sources (one open file with its
-//! parsed header), and these of memory maps.
+//! parsed header), and these of memory maps. [`ResponseSet`] reads what candidates were made of, as text.
 //!
 //! Writing: [`ShardWriter`] writes one shard whose checksums travel in its header, [`Manifest`] lists the shards of a
 //! folder, and [`OutputFolder`] fills a folder so that an interrupted run can be continued.
@@ -18,11 +18,13 @@ mod folder;
 mod format;
 mod inputs;
 mod latents;
+mod lines;
 mod lock;
 mod manifest;
 mod map;
 mod place;
 mod reader;
+mod responses;
 mod source;
 mod writer;
 
@@ -39,12 +41,14 @@ pub use folder::{
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};
 pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
+pub use lines::LineFile;
 pub use lock::FolderLock;
 pub use manifest::Manifest;
 pub use map::{FileBytes, Io, ignore_file_size_signal, install_sigbus_guard};
 pub use place::{create_folder, file_name, is_there, open_input, read_small};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
+pub use responses::{ResponseColumns, ResponseRow, ResponseSet, Talk};
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
-    write_tensors,
+    write_pairs_until, write_tensors,
 };

@@ -11,6 +11,7 @@ use super::format::TensorInfo;
 use super::map::Io;
 use super::source::Source;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::matrix::Side;
 
 /// Which tensors hold the pairs, and how files are read.
@@ -40,6 +41,8 @@ impl Default for PairOptions {
 
 /// The name under which groups are looked for when none is given.
 const GROUP: &str = "group";
+/// The metadata entry with the digests of the responses that candidates were made of: 16 hexadecimal digits a prompt.
+const MADE_OF: &str = "responses_xxh3";
 
 /// Preference pairs on disk: two matrices `[n, d]` of equal shape, over one or more files.
 #[derive(Debug)]
@@ -121,7 +124,12 @@ impl PairSet {
     /// Reads everything once: fails with [`Error::NonFinite`] on the first value (by file, row, side) that is
     /// NaN or infinite, else gives each file's fingerprint. Holds some 16 MiB at a time.
     pub fn scan(&self) -> Result<Scan> {
-        column::scan(&[&self.sides[0], &self.sides[1]])
+        self.scan_until(&Interrupt::default())
+    }
+
+    /// As [`PairSet::scan`]; fails with [`Error::Interrupted`] once `interrupt` is raised.
+    pub fn scan_until(&self, interrupt: &Interrupt) -> Result<Scan> {
+        column::scan(&[&self.sides[0], &self.sides[1]], interrupt)
     }
 }
 
@@ -131,6 +139,7 @@ pub struct CandidateSet {
     candidates: Column,
     per_prompt: usize,
     gold: Vec<f32>,
+    made_of: Option<Vec<u64>>,
     files: Vec<ShardFile>,
 }
 
@@ -142,10 +151,20 @@ impl CandidateSet {
     /// [`Error::NonFinite`], whose row counts candidates (prompt times N plus candidate) in `candidates` and
     /// prompts in `gold`.
     pub fn open(sources: &[String], candidates: &str, gold: &str, io: Io) -> Result<CandidateSet> {
+        CandidateSet::read(sources, candidates, Some(gold), io)
+    }
+
+    /// Opens candidates without gold scores, as [`CandidateSet::open`] does all else.
+    pub fn without_gold(sources: &[String], candidates: &str, io: Io) -> Result<CandidateSet> {
+        CandidateSet::read(sources, candidates, None, io)
+    }
+
+    fn read(sources: &[String], candidates: &str, gold: Option<&str>, io: Io) -> Result<CandidateSet> {
         let sources = column::open_all(sources, io)?;
         let column = Column::new(&sources, candidates, 3)?;
         let mut per_prompt = None;
         let mut scores = Vec::new();
+        let mut made_of = Some(Vec::<u64>::new());
         for source in &sources {
             let shape = &source.header.tensor(&source.path, candidates)?.shape[..2];
             let expected = *per_prompt.get_or_insert(shape[1]);
@@ -158,16 +177,28 @@ impl CandidateSet {
                 let what = format!("{}: candidates per prompt", source.path.display());
                 return Err(Error::TooFew { what, needed: 2, found: shape[1] as u64 });
             }
-            read_gold(source, gold, shape, &mut scores)?;
+            if let Some(gold) = gold {
+                read_gold(source, gold, shape, &mut scores)?;
+            }
+            made_of = made_of.zip(digests(source, shape[0])?).map(|(mut all, part)| {
+                all.extend(part);
+                all
+            });
         }
-        column::scan(&[&column])?;
+        column::scan(&[&column], &Interrupt::default())?;
         let files = column.files();
-        Ok(CandidateSet { candidates: column, per_prompt: per_prompt.unwrap_or(0), gold: scores, files })
+        Ok(CandidateSet {
+            candidates: column,
+            per_prompt: per_prompt.unwrap_or(0),
+            gold: scores,
+            made_of,
+            files,
+        })
     }
 
     /// Number of prompts P.
     pub fn prompts(&self) -> usize {
-        self.gold.len() / self.per_prompt
+        self.candidates.len() / self.per_prompt
     }
 
     /// Candidates per prompt N.
@@ -196,9 +227,15 @@ impl CandidateSet {
         self.candidates.require_unchanged()
     }
 
-    /// The gold score of every candidate, `[P x N]`; all finite.
+    /// The gold score of every candidate, `[P x N]`; all finite. Empty of a set that was opened without.
     pub fn gold(&self) -> &[f32] {
         &self.gold
+    }
+
+    /// A digest of each prompt's responses, for [`ResponseSet::pair_with`](super::ResponseSet::pair_with), where every file
+    /// has them.
+    pub fn made_of(&self) -> Option<&[u64]> {
+        self.made_of.as_deref()
     }
 }
 
@@ -249,7 +286,7 @@ impl EmbeddingSet {
 
     /// As [`PairSet::scan`], over the one tensor.
     pub fn scan(&self) -> Result<Scan> {
-        column::scan(&[&self.column])
+        column::scan(&[&self.column], &Interrupt::default())
     }
 }
 
@@ -276,6 +313,24 @@ fn read_group(sources: &[Arc<Source>], files: &[ShardFile], name: &str) -> Resul
         group.extend(bytes.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b)));
     }
     Ok(group)
+}
+
+/// The digests of `prompts` prompts' responses, where a file has them.
+fn digests(source: &Source, prompts: usize) -> Result<Option<Vec<u64>>> {
+    let Some(text) = source.header.metadata.get(MADE_OF) else { return Ok(None) };
+    let digits = text.as_bytes().as_chunks::<16>();
+    let number = |digits: &[u8; 16]| u64::from_str_radix(str::from_utf8(digits).ok()?, 16).ok();
+    let found = digits.0.iter().map(number).collect::<Option<Vec<u64>>>();
+    match found.filter(|found| found.len() == prompts && digits.1.is_empty()) {
+        Some(found) => Ok(Some(found)),
+        None => Err(Error::Format {
+            path: source.path.clone(),
+            format: "safetensors",
+            detail: format!(
+                "metadata `{MADE_OF}`: expected 16 hexadecimal digits for each of {prompts} prompts"
+            ),
+        }),
+    }
 }
 
 /// Appends the gold scores of one file, `shape` = `[P, N]`.

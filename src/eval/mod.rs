@@ -7,7 +7,8 @@
 //! 3. [`vae_health`] tells whether the VAE has learnt, and whether its latent space is one to perturb in.
 //! 4. Each is measured on held-out pairs ([`pair_figures`]) and candidates ([`best_of_n_curve`],
 //!    [`rank_correlation`]); [`order_preservation`] looks at synthetic pairs alone.
-//! 5. [`paired`] compares two models over splits; [`holm`] corrects for several comparisons.
+//! 5. [`Selection`] takes the responses that a reward model ranks first, for training on them.
+//! 6. [`paired`] compares two models over splits; [`holm`] corrects for several comparisons.
 
 mod arm;
 mod baselines;
@@ -23,6 +24,7 @@ mod pair_report;
 mod paired;
 mod quantile;
 mod rank;
+mod select;
 mod simulate;
 mod split;
 mod student;
@@ -41,6 +43,9 @@ pub use pair_report::{Calibration, CalibrationBin, Margins, PairReport, pair_rep
 pub use paired::{Paired, holm, paired};
 pub use quantile::quantile;
 pub use rank::{RankCorrelation, average_ranks, rank_correlation, spearman};
+pub use select::{
+    LeftOut, SelectForm, SelectOptions, SelectSummary, Selected, SelectedFigures, SelectedText, Selection,
+};
 pub use simulate::{Simulated, SimulatedPairs, SimulationOptions, simulate};
 pub use split::{Split, SplitOptions, split};
 pub use student::{incomplete_beta, student_p};

@@ -22,6 +22,11 @@ fn bad_checkpoints_and_recipes() {
 }
 
 #[test]
+fn bad_texts_to_select_from() {
+    assert!(check(&with_everything(), "select") >= 26);
+}
+
+#[test]
 fn outputs_in_the_way() {
     let lab = with_everything();
     // Held locks stand for other processes at work.

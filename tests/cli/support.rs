@@ -28,6 +28,7 @@ pub fn with_data() -> Lab {
     let rows = data(5, 50, DIM);
     lab.tensors("emb.safetensors", &[("embeddings", "F32", &[50, DIM], f32_bytes(&rows))]);
     lab.put("sets.safetensors", &sets([6, 4, DIM], &[6, 4], normals(6, 0, 24)));
+    lab.put("sampled.jsonl", sampled(6, 4).join("\n").as_bytes());
     lab
 }
 
@@ -35,6 +36,15 @@ pub fn with_data() -> Lab {
 pub fn sets(shape: [usize; 3], gold: &[usize], scores: Vec<f32>) -> Vec<u8> {
     let candidates = f32_bytes(&data(7, shape[0] * shape[1], shape[2]));
     file(&[("candidates", "F32", &shape, candidates), ("gold", "F32", gold, f32_bytes(&scores))])
+}
+
+/// Lines of JSON: `prompts` prompts with `responses` responses of 1, 2, 3, ... characters each.
+pub fn sampled(prompts: usize, responses: usize) -> Vec<String> {
+    let row = |p: usize| {
+        let texts: Vec<String> = (0..responses).map(|r| format!("{p}{}", "x".repeat(r))).collect();
+        serde_json::json!({ "prompt": format!("Prompt {p}: "), "responses": texts }).to_string()
+    };
+    (0..prompts).map(row).collect()
 }
 
 /// Good data with a VAE, a reward model and a folder `synth` of 4 shards.
@@ -163,6 +173,30 @@ pub fn with_everything() -> Lab {
     scores[17] = f32::NAN;
     lab.put("gold_nan.safetensors", &sets([6, 4, DIM], &[6, 4], scores));
     lab.put("wide_sets.safetensors", &sets([6, 4, 48], &[6, 4], normals(21, 0, 24)));
+    // Texts of best-of-N sets.
+    let text = |name: &str, row: usize, line: &str| {
+        let mut lines = sampled(6, 4);
+        lines[row] = line.to_string();
+        lab.put(name, lines.join("\n").as_bytes());
+    };
+    lab.put("few.jsonl", sampled(5, 4).join("\n").as_bytes());
+    lab.put("many.jsonl", sampled(7, 4).join("\n").as_bytes());
+    lab.put("blank.jsonl", b"\n\n");
+    text("three.jsonl", 4, &sampled(1, 3)[0]);
+    text("nojson.jsonl", 2, "{\"prompt\": \"a\", \"responses\": [");
+    text("list.jsonl", 3, "[1, 2]");
+    text("noprompt.jsonl", 1, "{\"responses\": [\"a\", \"b\", \"c\", \"d\"]}");
+    text("null.jsonl", 5, "{\"prompt\": \"a\", \"responses\": [\"a\", null, \"c\", \"d\"]}");
+    text(
+        "roles.jsonl",
+        0,
+        "{\"prompt\": [{\"content\": \"a\"}], \"responses\": [\"a\", \"b\", \"c\", \"d\"]}",
+    );
+    text("one.jsonl", 0, "{\"prompt\": \"a\", \"responses\": \"a\"}");
+    let repeated = |line: &str| line.replace("[\"", "[\"Prompt 0: ").replace(",\"", ",\"Prompt 0: ");
+    let repeated: Vec<String> =
+        vec![repeated(&sampled(1, 4)[0]).replace(",\"Prompt 0: responses", ",\"responses"); 6];
+    lab.put("repeated.jsonl", repeated.join("\n").as_bytes());
     // Checkpoints.
     lab.put("dict.safetensors", &vae_dict(("encoder.2.weight", "F32", &[32, 8], zeros(32 * 8 * 4))));
     lab.put("rows.vae.safetensors", &vae_dict(("decoder.2.weight", "F32", &[16, DIM], zeros(2048))));

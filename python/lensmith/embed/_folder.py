@@ -19,6 +19,8 @@ SETTINGS = "embed.json"
 MANIFEST = "manifest.json"
 LOCK = ".embed.lock"
 FORMAT = 1
+#: The metadata entry with a digest of each prompt's responses.
+MADE_OF = "responses_xxh3"
 #: What shards' names start with.
 KINDS = ("pairs", "candidates", "embeddings")
 #: Tensors begin at a multiple of this in a shard, so that a mapped file is aligned.
@@ -32,6 +34,19 @@ def checksum(*parts: Any) -> str:
     digest = require("xxhash", "writing a folder of shards").xxh3_128()
     for part in parts:
         digest.update(part)
+    return str(digest.hexdigest())
+
+
+def digest_of(said: list[str]) -> str:
+    """xxh3-64 of texts, each behind its length as 8 bytes, as 16 hexadecimal digits.
+
+    `lensmith best-of-n --select` takes the same of the responses that it is given.
+    """
+    digest = require("xxhash", "lm.embed(out=...)").xxh3_64()
+    for text in said:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
     return str(digest.hexdigest())
 
 
@@ -255,9 +270,18 @@ class Folder:
         self.truncated += truncated
         return True
 
-    def write(self, index: int, tensors: Mapping[str, Any], digest: str, truncated: int) -> None:
-        """Writes the next shard."""
+    def write(
+        self,
+        index: int,
+        tensors: Mapping[str, Any],
+        digest: str,
+        truncated: int,
+        said: list[list[str]] | None = None,
+    ) -> None:
+        """Writes the next shard; of best-of-N sets with what the responses to each prompt say."""
         metadata = {"embed": self.fingerprint, "rows_sha256": digest, "truncated": str(truncated)}
+        if said is not None:
+            metadata[MADE_OF] = "".join(digest_of(texts) for texts in said)
         self.records.append(write_shard(self.shard(index), tensors, metadata))
         self.truncated += truncated
 

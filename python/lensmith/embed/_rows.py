@@ -135,6 +135,8 @@ class Example:
     texts: list[Text]
     group: int | None = None
     gold: list[float] | None = None
+    #: What the responses of a best-of-N set say, text by text.
+    said: list[str] | None = None
 
     def group_or_own(self) -> int:
         """The group; for a row without a prompt, one of its own."""
@@ -320,7 +322,8 @@ class Candidates(Layout):
                 raise InvalidRow(f"response {i}: {error}") from None
         gold = self._gold(row, per_prompt)
         self._per_prompt = per_prompt
-        return Example(texts, gold=gold)
+        said = [text for response in responses for text in said_in(response)]
+        return Example(texts, gold=gold, said=said)
 
     def _gold(self, row: Mapping[str, Any], per_prompt: int) -> list[float] | None:
         if self.gold is not None:
@@ -354,6 +357,25 @@ class Texts(Layout):
         prompt, text = self.prompt(row), self.value(row, "text")
         self.note_repeated(prompt, [text])
         return Example([renderer.render(prompt, text)])
+
+
+def said_in(response: Any) -> Iterator[str]:
+    """All texts of a response, fields of messages in the order of their names."""
+    if isinstance(response, str):
+        yield response
+    else:
+        yield from _texts_in(messages_of(response))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            yield from _texts_in(value[name])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts_in(item)
 
 
 def group_id(prompt: Any) -> int:

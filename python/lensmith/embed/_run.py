@@ -184,7 +184,8 @@ def embed_rows(layout: Layout, source: Source, options: Options, out: Path | Non
                 vectors, cut = named(encoder, texts, done, found.texts_per_row, bar.add)
                 tensors = tensors_of(layout, vectors, examples, found.grouped)
                 if folder is not None:
-                    folder.write(index, tensors, found.digests[index], cut)
+                    said = [example.said for example in examples if example.said is not None]
+                    folder.write(index, tensors, found.digests[index], cut, said or None)
                 else:
                     truncated += cut
                     for key, part in tensors.items():
