@@ -9,7 +9,8 @@
 By hand is `lensmith synth --part i/N` as a process of its own for each part, then `lensmith merge-manifests`. The cluster
 is one node on this machine, up before the clock starts; Ray's workers are not, in the first round. A process by hand starts
 and reads seeds and VAE for every part, a worker of Ray reads them too and starts once. Both folders must be
-equal, byte for byte. Shown are the seconds of either, and Ray's over those by hand, round by round.
+equal, byte for byte. Shown are seconds by the clock and seconds of all cores, Ray's own processes included, round by round.
+The latter hold where other programs are at work on the machine.
 
 Run it with the interpreter that has the package and Ray: target/python/bin/python.
 """
@@ -115,12 +116,13 @@ class Bench:
         if done.returncode:
             sys.exit(f"bench_ray: lensmith {arguments[0]} failed:\n{done.stderr}")
 
-    def seconds(self, how):
+    def measure(self, how):
+        """Seconds by the clock, and those of all cores."""
         out = self.folder / how
         shutil.rmtree(out, ignore_errors=True)
-        start = time.perf_counter()
+        start, before = time.perf_counter(), cores_time()
         getattr(self, how)(out)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, cores_time() - before
 
     def require_equal(self):
         files = {path.name for how in ("ray", "hand") for path in (self.folder / how).glob("*.*")}
@@ -128,6 +130,28 @@ class Bench:
             ours, theirs = ((self.folder / how / name).read_bytes() for how in ("ray", "hand"))
             if ours != theirs:
                 sys.exit(f"bench_ray: expected equal bytes, found others in {name}")
+
+
+def cores_time():
+    """Seconds of the cores that this process and all that it started have taken, Ray's own processes too."""
+    ticks, parents = {}, {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            # Behind the name, which may hold anything: state, parent, ...; user, system, and both of children that ended.
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # It has ended.
+        parents[int(process.name)] = int(fields[1])
+        ticks[int(process.name)] = sum(map(int, fields[11:15]))
+
+    def ours(pid):
+        while pid and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return pid
+
+    return sum(of for pid, of in ticks.items() if ours(pid)) / os.sysconf("SC_CLK_TCK")
 
 
 def main():
@@ -139,16 +163,25 @@ def main():
         took = {"ray": [], "hand": []}
         for number in range(options.rounds):
             for how in ("hand", "ray")[:: 1 if number % 2 == 0 else -1]:
-                took[how].append(bench.seconds(how))
+                took[how].append(bench.measure(how))
             bench.require_equal()
         ray.shutdown()
-    ratios = [ours / theirs for ours, theirs in zip(took["ray"], took["hand"], strict=True)]
-    part = statistics.median(took["hand"]) * options.cpus / options.parts
-    print(f"{options.parts} parts of {part:.1f} s, {options.cpus} at once; {bench.pairs} pairs, d = {options.dim}; Ray {ray.__version__}")
-    print(f"{'round':5} {'by hand':>9} {'Ray':>9} {'Ray / by hand':>14}")
-    for number, ratio in enumerate(ratios):
-        print(f"{number + 1:5} {took['hand'][number]:7.1f} s {took['ray'][number]:7.1f} s {ratio:14.3f}")
-    print(f"median {statistics.median(ratios):.3f}; equal bytes")
+    rounds = list(zip(took["hand"], took["ray"], strict=True))
+    ratios = {
+        name: [ours[i] / theirs[i] for theirs, ours in rounds] for i, name in enumerate(("clock", "cores"))
+    }
+    part = statistics.median(cores for _, cores in took["hand"]) / options.parts
+    print(f"{options.parts} parts of {part:.1f} s of a core, {options.cpus} at once; {bench.pairs} pairs, d = {options.dim}; "
+          f"Ray {ray.__version__}")  # fmt: skip
+    print(f"{'':7}{'by the clock':^30}{'time of the cores':^30}")
+    print(f"{'round':7}" + f"{'by hand':>9} {'Ray':>9} {'ratio':>8}  " * 2)
+    for number, (theirs, ours) in enumerate(rounds):
+        line = f"{number + 1:<7}"
+        for i, name in enumerate(ratios):
+            line += f"{theirs[i]:7.1f} s {ours[i]:7.1f} s {ratios[name][number]:8.3f}  "
+        print(line.rstrip())
+    print("medians of the ratios: " + ", ".join(f"{name} {statistics.median(of):.3f}" for name, of in ratios.items()))
+    print("equal bytes")
     if options.json:
         write(options.json, {
             "version": lm.__version__,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import ray_cluster
 from conftest import ROOT, arrays_of, environment
-from ray_cluster import alive_nodes, another, node_of, wait_for, writers
+from ray_cluster import alive_nodes, another, crash, node_of, programs, wait_for, writers
 
 import lensmith as lm
 
@@ -67,7 +67,7 @@ def three(cluster) -> Iterator[Any]:
     """The cluster, which has three nodes again afterwards."""
     yield cluster
     while len(cluster.list_all_nodes()) < 3:
-        cluster.add_node(**ray_cluster.node_settings())
+        ray_cluster.add_node(cluster)
     wait_for(lambda: alive_nodes() == 3, 60, "three nodes")
 
 
@@ -150,7 +150,7 @@ def test_parts_are_one_run(three, lab):
 def test_a_node_is_killed_in_the_middle(three, lab):
     end = in_background(lambda: generate(lab, "node"))
     _, node = a_writer(three, lab / "node", head=False)
-    three.remove_node(node, allow_graceful=False)
+    crash(three, node)
     result = end()
     # A task went on where the lost one stopped.
     assert result["pairs"] == PAIRS and 0 < result["resumed"] < PAIRS
@@ -452,7 +452,7 @@ def test_a_write_that_ran_twice_is_there_once(three, lab, engine, lost):
     # Only the other nodes, for a driver is lost with its own.
     others = {"resources": {"other": 0.1}}
     with another(three, cpus=2, resources={"other": 1}) as node:
-        spare = three.add_node(**ray_cluster.node_settings(2, resources={"other": 1})) if lost == "node" else None
+        spare = ray_cluster.add_node(three, 2, resources={"other": 1}) if lost == "node" else None
         dataset = read_pairs(folder, indices=True, num_blocks=3, resources={"CPU": 1, "other": 0.1})
         dataset = dataset.repartition(target_num_rows_per_block=100, strict=True)
         end = in_background(lambda: dataset.write_datasink(Lost(out, order="pair"), ray_remote_args=others))
@@ -461,7 +461,7 @@ def test_a_write_that_ran_twice_is_there_once(three, lab, engine, lost):
             writer = int(wait_for((out / "writer").read_text, 10, "its process"))
             doomed = node_of(three, writer)
             assert doomed in (node, spare)
-            three.remove_node(doomed, allow_graceful=False)
+            crash(three, doomed)
         end()
         if spare in three.worker_nodes:
             three.remove_node(spare, allow_graceful=False)
@@ -594,19 +594,6 @@ def test_a_sweep_has_the_cells_of_one_machine(three, lab, program):
     before = {path: path.stat().st_mtime_ns for path in (lab / "sweep" / "cells").iterdir()}
     sweep(["seeds.safetensors", *SWEEP], lab / "sweep", 2)
     assert {path: path.stat().st_mtime_ns for path in (lab / "sweep" / "cells").iterdir()} == before
-
-
-def programs(folder: Path) -> dict[int, int]:
-    """Processes of a sweep into a folder, each with the worker that started it."""
-    found = {}
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and str(folder).encode() in (process / "cmdline").read_bytes().split(b"\0"):
-                status = (process / "status").read_text()
-                found[int(process.name)] = int(status.split("PPid:")[1].split()[0])
-        except OSError:
-            continue  # It has ended.
-    return found
 
 
 def test_a_worker_is_killed_during_a_sweep(three, lab, program):
