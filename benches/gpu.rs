@@ -24,6 +24,7 @@ gpu --device                         what the GPU is; exit code 3 if there is no
   --images FOLDER   takes STEM.fatbin or STEM.cubin from the folder in place of what was built from kernels/STEM.cu
   --every ROWS      in place of rates, runs every operation once with so many and twice as many rows
   --older           with --every: only what LENSMITH_CUDA_PATH=sm80 does by other kernels
+  --epochs          with --every: only epochs of training in one launch
   --marks FILE      with --every: adds a line of JSON to the file before the launches of each operation
   --turns N         with --images: N trials of the old and the new kernel in turns, and whether both write the same
 
@@ -39,6 +40,7 @@ struct Options {
     turns: Option<usize>,
     every: Option<usize>,
     older: bool,
+    epochs: bool,
     marks: Option<PathBuf>,
     kernels: Vec<Measurement>,
 }
@@ -55,6 +57,7 @@ fn options(mut words: impl Iterator<Item = String>) -> std::result::Result<Optio
             "--small" => options.small = true,
             "--once" => options.once = true,
             "--older" => options.older = true,
+            "--epochs" => options.epochs = true,
             "--images" => options.images = Some(value()?.into()),
             "--marks" => options.marks = Some(value()?.into()),
             "--turns" | "--every" => {
@@ -122,7 +125,7 @@ fn opened(precision: Precision, images: Option<&Path>) -> Result<Cuda> {
 
 fn measured(options: &Options, one: Measurement) -> Result<Option<Value>> {
     let (dim, load) = match options.small {
-        true => (72, Load { rows: 70, latents: 100, bytes: 4096 }),
+        true => (128, Load { rows: 70, latents: 100, bytes: 4096 }),
         false => (4096, Load { rows: 1 << 18, latents: 1 << 22, bytes: 4 << 30 }),
     };
     let vae = Vae::init(VaeSize::new(dim, 64, 16)?, 1);
@@ -172,7 +175,8 @@ fn main() -> ExitCode {
         };
     }
     if let (Some(rows), Some(marks)) = (options.every, &options.marks) {
-        return match every::run(rows, options.older, marks) {
+        let run = if options.epochs { every::epochs(marks) } else { every::run(rows, options.older, marks) };
+        return match run {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("gpu: {error}");

@@ -26,53 +26,6 @@ struct layout {
   }
 };
 
-/// Which column of a slice lies in row s of the shared W2. In the fragments of a product a lane holds two
-/// neighbouring outputs out of every eight; in this order those of COUNT / 2 fragments are COUNT neighbouring
-/// columns, 16 bytes of S, so that results are stored straight from registers. Within every
-/// 4 COUNT outputs, output 8 m + 2 t + i is column COUNT t + 2 m + i.
-template <u32 COUNT>
-struct column_of {
-  u32 slice;
-  GPU_FN u64 operator()(u32 s) const {
-    const u32 group = s / (4 * COUNT), m = s % (4 * COUNT) / 8, t = s % 8 / 2;
-    return slice + 4 * COUNT * group + COUNT * t + 2 * m + s % 2;
-  }
-};
-
-/// A warp's results: 16 R rows by 64 columns of type S, of which a lane holds COUNT neighbours at a time.
-template <class S, u32 R>
-struct results : tile<R, OUTPUTS / 16> {
-  static constexpr u32 COUNT = gpu::vec16<S>::COUNT, GROUPS = OUTPUTS / (4 * COUNT);
-
-  /// First column of the lane's part of a group.
-  GPU_FN static u32 column(u32 group) { return 4 * COUNT * group + threadIdx.x % 4 * COUNT; }
-  GPU_FN float& at(u32 r, u32 half, u32 group, u32 j) {
-    return this->sum[r][COUNT / 2 * group + j / 2][2 * half + j % 2];
-  }
-
-  /// Calls f(row within the tile, column, values of the lane there) for each 16 bytes, and takes them back.
-  template <class F>
-  GPU_FN void each(F f) {
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
-#pragma unroll
-      for (u32 half = 0; half < 2; half++) {
-#pragma unroll
-        for (u32 group = 0; group < GROUPS; group++) {
-          float v[COUNT];
-#pragma unroll
-          for (u32 j = 0; j < COUNT; j++) v[j] = at(r, half, group, j);
-          f(2 * r + half, column(group), v);
-#pragma unroll
-          for (u32 j = 0; j < COUNT; j++) at(r, half, group, j) = v[j];
-        }
-      }
-    }
-  }
-  /// Row within the tile of the number that `each` gives.
-  GPU_FN static u32 row_of(u32 number) { return 8 * number + threadIdx.x % gpu::WARP / 4; }
-};
-
 /// Decodes with sizes that the caller knows more or less of: constants make the loops straight. 16 R rows
 /// of a warp's latents go through the slice together; what is not known takes registers from them. `whole`:
 /// rows are whole 16 bytes of S, and the width of the slice whole tiles.
@@ -80,7 +33,7 @@ template <u32 R, class S>
 GPU_FN void decode(const layout& shared, const params::latents& source, u64 count, u32 dim, u32 hidden,
                    u32 latent, u32 slice, u32 width, const float* b1, const params::seeds& seeds,
                    bool residual, bool whole, S* out) {
-  using tile = results<S, R>;
+  using tile = decoded<S, R>;
   constexpr u32 COUNT = tile::COUNT;
   const u32 stride = stride_of(hidden), own = shared.input.first_row();
   for (u64 first = u64(blockIdx.x) * LATENTS; first + own < count; first += u64(gridDim.x) * LATENTS) {
@@ -99,20 +52,13 @@ GPU_FN void decode(const layout& shared, const params::latents& source, u64 coun
       for (u32 from = 0; from < width; from += OUTPUTS) {
         tile t;
         if (residual) {
-          // One branch for all loads, whose type is known at run time only.
-          auto start_from = [&](auto type) {
+          by_type(seeds.dtype, [&](auto type) {
             t.each([&](u32 i, u32 c, float(&v)[COUNT]) {
               const u32 left = whole ? COUNT : width > from + c ? width - from - c : 0;
               const u64 at = u64(seed[i]) * dim + slice + from + c;
               gpu::read_as<decltype(type)>(v, seeds.embeddings, at, left, whole);
             });
-          };
-          if (seeds.dtype == 0)
-            start_from(float{});
-          else if (seeds.dtype == 1)
-            start_from(gpu::f16{});
-          else
-            start_from(bf16{});
+          });
         } else {
           t.each([&](u32, u32 c, float(&v)[COUNT]) { gpu::load_aligned(v, shared.bias + from + c); });
         }

@@ -6,8 +6,8 @@
 // Accuracy: operands and the hidden layer rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, `encode`
 // H200 by model, 2026-11, ns a row at d = 4096: L2 2.95, DRAM 1.93, L1 1.74, tensor 0.78; bound by L2
+#include "include/encoder_bf16.cuh"
 #include "include/latent.cuh"
-#include "include/mlp_bf16.cuh"
 
 namespace encode_bf16 {
 
@@ -28,32 +28,6 @@ struct layout {
   }
 };
 
-constexpr u32 ROWS_OF_WARP = ROWS / WARPS;
-
-/// The second layer of a warp's rows, 16 elements of mu and of logvar at a time: a lane holds both of the
-/// same elements, so that codes and samples leave from its registers, 32 bytes a row and four lanes.
-GPU_FN void write_codes(const bf16* hidden, const bf16* w2, const float* b2, u64 row, u64 rows, u32 size,
-                        u32 latent, const gpu::codes& out) {
-  const u32 stride = stride_of(size);
-  for (u32 from = 0; from < latent; from += 16) {
-    tile<1, 1> mu, logvar;
-    mu.start(b2 + from);
-    logvar.start(b2 + latent + from);
-    mu.add<true, true>(hidden, stride, w2 + from * stride, stride, size);
-    logvar.add<true, true>(hidden, stride, w2 + (latent + from) * stride, stride, size);
-#pragma unroll
-    for (u32 n = 0; n < 2; n++) {
-#pragma unroll
-      for (u32 i = 0; i < 4; i += 2) {
-        if (row + mu.row(0, i) >= rows) continue;
-        const float *m = &mu.sum[0][n][i], *v = &logvar.sum[0][n][i];
-        out.store_2(make_float2(m[0], m[1]), make_float2(v[0], v[1]), row + mu.row(0, i),
-                    from + mu.output(n, i), latent);
-      }
-    }
-  }
-}
-
 template <bool ALIGNED, class S>
 GPU_FN void encode(const params::encode<S, bf16>& p) {
   const gpu::codes out = {p.mu, p.logvar, p.z, p.noise};
@@ -68,24 +42,12 @@ GPU_FN void encode(const params::encode<S, bf16>& p) {
   gpu::copy_async_wait_all();
   // The first barrier of add_stored stands between this and its use.
   for (u64 first = u64(blockIdx.x) * ROWS; first < rows; first += u64(gridDim.x) * ROWS) {
-    for (u32 from = 0; from < size; from += OUTPUTS) {
-      tile<1, OUTPUTS / 16> t;
-      t.start(p.b1 + from, size - from);
-      add_stored<ALIGNED, STAGES, 1>(t, shared.stages, p.embeddings, first, rows, p.w1, from, size, dim);
-#pragma unroll
-      for (u32 n = 0; n < OUTPUTS / 8; n++) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i += 2) {
-          const u32 o = from + t.output(n, i);
-          if (o < size)
-            *reinterpret_cast<u32*>(hidden + t.row(0, i) * stride_of(size) + o) =
-                gpu::pack_bf16(gpu::relu_nan(t.sum[0][n][i]), gpu::relu_nan(t.sum[0][n][i + 1]));
-        }
-      }
-    }
+    encode_hidden<ALIGNED, STAGES>(hidden, shared.stages, p.embeddings, first, rows, p.w1, p.b1, size, dim);
     // A warp's hidden rows are read by itself alone.
     __syncwarp();
-    write_codes(hidden, shared.w2, p.b2, first + own, rows, size, latent, out);
+    encode_codes(hidden, shared.w2, p.b2, size, latent, [&](float2 m, float2 v, u32 row, u32 at) {
+      if (first + own + row < rows) out.store_2(m, v, first + own + row, at, latent);
+    });
     // The barriers of add_stored stand between this and the next hidden rows.
   }
 }

@@ -5,7 +5,7 @@
 // Needs depth a multiple of 16, and shared memory as src/backend/cuda/layout.rs counts it
 // Accuracy: operands rounded to BF16, sums in F32: 2^-8 of the summed magnitudes
 // Reference: src/backend/cpu/infer.rs, whose layers these are
-// Never measured on a GPU; by count bound by L2, as encode_bf16.cu is
+// Not modelled for a device: by count bound by L2, as encode_bf16.cu is
 #include "include/latent.cuh"
 #include "include/mlp_bf16.cuh"
 

@@ -5,7 +5,7 @@
 // 2 depth outputs FLOP a row; reads x once per 64 outputs, the seed's row where it is added to
 // Needs depth a multiple of 4 for 16-byte loads, and shared memory as src/backend/cuda/layout.rs counts it
 // Exact: the bits of src/backend/cpu/infer.rs, whose layers these are
-// Never measured on a GPU; by count bound as encode_f32.cu is
+// Not modelled for a device: by count bound as encode_f32.cu is
 #include "include/latent.cuh"
 #include "include/mlp_exact.cuh"
 

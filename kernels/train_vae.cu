@@ -5,11 +5,10 @@
 // A few F64 operations and two exponentials a latent; reads and writes out once
 // Needs latent a multiple of 16; row numbers below 2^32
 // Accuracy: losses and gradients of the codes in F64, rounded once; sums of squares in F64
-// Reference: src/backend/cpu/train/{vae,latent_block,output_layer}.rs; measured on nothing yet
+// Reference: src/backend/cpu/train/{vae,latent_block,output_layer}.rs
+// H200 by model, 2026-11: among the 25.1 us of a VAE step in BF16; vae_reconstruct bound by memory
 #define LAUNCHES_START_EARLY
-#include "include/latent.cuh"
-#include "include/reduce.cuh"
-#include "include/train.cuh"
+#include "include/vae_codes.cuh"
 
 namespace train_vae {
 
@@ -20,75 +19,17 @@ using params::step;
 
 constexpr u32 THREADS = 128, WARPS = THREADS / gpu::WARP;
 
-/// sigma = exp(logvar / 2).
-GPU_FN double sigma_of(const float* code, u32 latent, u32 j) {
-  return ::exp(0.5 * double(read(code + latent + j)));
+/// z and eps of all codes. A thread makes four elements.
+GPU_FN void sample(const params::vae_codes& p, const step& now, u32 worker, u32 workers) {
+  const u32 blocks = p.latent / 4, count = 2 * p.batch * blocks;
+  for (u32 i = worker * THREADS + threadIdx.x; i < count; i += workers * THREADS)
+    gpu::sample_code(p, now, i / blocks, i % blocks);
 }
 
-/// z = mu + exp(logvar / 2) eps with the noise of training, beside eps itself. A thread makes four elements.
-GPU_FN void sample(const params::vae_codes& p, u32 worker, u32 workers) {
-  const step now = gpu::running(p.now);
-  const u32 batch = p.batch, latent = p.latent;
-  const u32 blocks = latent / 4, count = 2 * batch * blocks;
-  for (u32 i = worker * THREADS + threadIdx.x; i < count; i += workers * THREADS) {
-    const u32 row = i / blocks, block = i % blocks, side = row / batch, pair = row % batch;
-    float4 e = make_float4(0.0f, 0.0f, 0.0f, 0.0f), s = e;
-    if (pair < now.pairs) {
-      const uint2 key = make_uint2(u32(p.seed), u32(p.seed >> 32));
-      const u32 source = read(p.order + now.first + pair);
-      e = gpu::normals({gpu::purpose::train_vae, side, source, now.candidate}, block, key);
-      const float* from = p.code + u64(row) * 2 * latent + 4 * block;
-      s = gpu::reparameterise(gpu::read_4(from), gpu::read_4(from + latent), e);
-    }
-    gpu::store_4(p.eps + u64(row) * latent + 4 * block, e);
-    gpu::store_4(p.z + u64(row) * latent + 4 * block, s);
-  }
-}
-
-/// KL and divergence of each pair, losses [2, batch], and their gradients by the codes.
-GPU_FN void divergences(const params::vae_codes& p, u32 worker, u32 workers) {
-  const step now = gpu::running(p.now);
-  const u32 batch = p.batch, latent = p.latent;
-  const double beta = p.beta, gamma = p.gamma;
-  const u32 lane = threadIdx.x % gpu::WARP;
-  for (u32 pair = worker * WARPS + threadIdx.x / gpu::WARP; pair < batch; pair += workers * WARPS) {
-    const float *plus = p.code + u64(pair) * 2 * latent, *minus = p.code + u64(batch + pair) * 2 * latent;
-    const bool there = pair < now.pairs;
-    double square = 0.0;
-#pragma unroll 1
-    for (u32 j = lane; there && j < latent; j += gpu::WARP) {
-      const double apart = double(read(plus + j)) - double(read(minus + j));
-      const double wider = sigma_of(plus, latent, j) - sigma_of(minus, latent, j);
-      square += apart * apart + wider * wider;
-    }
-    square = gpu::warp_sum(square);
-    const double root = ::sqrt(square + p.w2_eps), value = p.squared ? -square : -root;
-    const double slope = p.squared ? -1.0 : -0.5 / root, share = 1.0 / double(now.pairs);
-    double kl = 0.0;
-#pragma unroll 1
-    for (u32 j = lane; j < 2 * latent; j += gpu::WARP) {
-      // One element of one side at a time.
-      const bool second = j >= latent;
-      const u32 e = second ? j - latent : j;
-      const float *own = second ? minus : plus, *other = second ? plus : minus;
-      double dmu = 0.0, dlogvar = 0.0;
-      if (there) {
-        const double mu = read(own + e), logvar = read(own + latent + e), s = sigma_of(own, latent, e);
-        kl += 0.5 * (mu * mu + s * s - 1.0 - logvar);
-        dmu = (beta * mu + gamma * slope * 2.0 * (mu - double(read(other + e)))) * share;
-        const double dsigma = gamma * slope * 2.0 * (s - sigma_of(other, latent, e));
-        dlogvar = (beta * 0.5 * (s * s - 1.0) + 0.5 * s * dsigma) * share;
-      }
-      float* to = p.dcode + u64(second ? batch + pair : pair) * 2 * latent + e;
-      to[0] = float(dmu);
-      to[latent] = float(dlogvar);
-    }
-    kl = gpu::warp_sum(kl);
-    if (lane == 0) {
-      p.losses[pair] = there ? kl : 0.0;
-      p.losses[batch + pair] = there ? value : 0.0;
-    }
-  }
+/// KL and divergence of all pairs and their gradients. A warp takes a pair.
+GPU_FN void divergences(const params::vae_codes& p, const step& now, u32 worker, u32 workers) {
+  for (u32 pair = worker * WARPS + threadIdx.x / gpu::WARP; pair < p.batch; pair += workers * WARPS)
+    gpu::compare_codes(p, now, pair);
 }
 
 }  // namespace train_vae
@@ -99,38 +40,51 @@ extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
     vae_codes(const __grid_constant__ params::vae_codes p) {
   gpu::begin_early();
   using namespace train_vae;
+  const step now = gpu::running(p.now);
   const u32 first = min((p.batch + WARPS - 1) / WARPS, gridDim.x / 2);
   if (blockIdx.x < first)
-    divergences(p, blockIdx.x, first);
+    divergences(p, now, blockIdx.x, first);
   else
-    sample(p, blockIdx.x - first, gridDim.x - first);
+    sample(p, now, blockIdx.x - first, gridDim.x - first);
 }
 
 /// out becomes the gradient of the reconstruction error, scale (out + bias - x)^2 a pair; losses [2 batch].
+/// The error of a row is the sum of those of its stretches, whose lanes take every 32nd column: the order in
+/// which the epoch in one launch adds (vae_epoch.cuh).
 extern "C" __global__ void __launch_bounds__(256)
     vae_reconstruct(const __grid_constant__ params::vae_reconstruct p) {
   gpu::begin_early();
   using namespace train_vae;
   const step now = gpu::running(p.now);
-  const u32 batch = p.batch, dim = p.dim;
+  const u32 batch = p.batch, dim = p.dim, stretch = p.stretch, stretches = (dim + stretch - 1) / stretch;
+  const u32 lane = threadIdx.x % gpu::WARP, warp = threadIdx.x / gpu::WARP;
   const double scale = p.scale;
   extern __shared__ __align__(1024) unsigned char memory[];
   gpu::carver carve(memory);
-  double* scratch = carve.take<double>(256 / gpu::WARP);
+  double* errors = carve.take<double>(stretches);
   const float slope = float(2.0 * scale / double(now.pairs));
   for (u32 row = blockIdx.x; row < 2 * batch; row += gridDim.x) {
     const bool there = row % batch < now.pairs;
     float* const to = p.out + u64(row) * dim;
     const float* const from = p.x + u64(row) * dim;
-    double sum = 0.0;
+    for (u32 s = warp; s < stretches; s += 256 / gpu::WARP) {
+      double sum = 0.0;
 #pragma unroll 2
-    for (u32 i = threadIdx.x; i < dim; i += 256) {
-      const float difference = to[i] + read(p.bias + i) - read(from + i);
-      to[i] = there ? slope * difference : 0.0f;
-      sum = __fma_rn(double(difference), double(difference), sum);
+      for (u32 i = s * stretch + lane; i < min(s * stretch + stretch, dim); i += gpu::WARP) {
+        const float difference = to[i] + read(p.bias + i) - read(from + i);
+        to[i] = there ? slope * difference : 0.0f;
+        sum = __fma_rn(double(difference), double(difference), sum);
+      }
+      sum = gpu::warp_sum(sum);
+      if (lane == 0) errors[s] = sum;
     }
-    sum = gpu::block_sum(sum, scratch);
-    if (threadIdx.x == 0) p.losses[row] = there ? scale * sum : 0.0;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      double sum = errors[0];
+      for (u32 s = 1; s < stretches; s++) sum += errors[s];
+      p.losses[row] = there ? scale * sum : 0.0;
+    }
+    __syncthreads();
   }
 }
 
@@ -141,9 +95,8 @@ extern "C" __global__ void __launch_bounds__(train_vae::THREADS)
   using namespace train_vae;
   const u32 rows = p.rows, latent = p.latent;
   for (u32 i = blockIdx.x * THREADS + threadIdx.x; i < rows * latent; i += gridDim.x * THREADS) {
-    const u64 at = u64(i / latent) * 2 * latent + i % latent;
-    const float half_sigma = 0.5f * gpu::exp(0.5f * read(p.code + at + latent));
-    p.dcode[at] += read(p.dz + i);
-    p.dcode[at + latent] += half_sigma * read(p.eps + i) * read(p.dz + i);
+    const gpu::code_gradient d = gpu::through_sample(p.code, read(p.eps + i), read(p.dz + i), i, latent);
+    p.dcode[d.at] += d.mu;
+    p.dcode[d.at + latent] += d.logvar;
   }
 }

@@ -415,7 +415,8 @@ impl Engine {
         arm: Arm,
         on_epoch: &mut dyn FnMut(&RewardPoint),
     ) -> Result<(ArmResult, RewardModel)> {
-        dispatch!(&self.backend, b => experiment.run(b, arm, on_epoch))
+        let interrupt = self.interrupt();
+        dispatch!(&self.backend, b => experiment.run(b, arm, on_epoch, &interrupt))
     }
 
     /// Rewards of embeddings in order, handed to `sink` a block at a time.
@@ -470,7 +471,7 @@ impl Engine {
         })?;
         pairs.require_unchanged()?;
         let too_few = Error::TooFew { what: "pairs to evaluate on".into(), needed: 1, found: 0 };
-        pair_figures(&margins, groups).ok_or(too_few)
+        pair_figures(&margins, groups, &self.interrupt())?.ok_or(too_few)
     }
 
     /// How good the best of N candidates by a reward model is by `gold`, the gold scores, for every N, and how far both

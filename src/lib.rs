@@ -134,6 +134,7 @@ pub use backend::{
 pub use data::{
     Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,
     Provenance, ResponseColumns, ResponseRow, ResponseSet, RowSource, Talk, WriteMode, write_pairs,
+    write_pairs_until,
 };
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, SpreadSink};
@@ -151,8 +152,9 @@ pub use noise::Permutation;
 pub use side::Side;
 pub use stream::{PairIndex, PairStream};
 pub use synth::{
-    Moved, OutputKind, PairBatch, Pairing, Part, Plan, Progress, Recipe, SynthJob, SynthSummary,
-    SynthesisOptions, Verified, VerifyOptions, VerifyStep, leading_originals,
+    Merged, Moved, OutputKind, Overlap, PairBatch, Pairing, Part, Plan, Progress, Recipe, StoredRun,
+    SynthJob, SynthSummary, SynthesisOptions, Verified, VerifyOptions, VerifyStep, leading_originals,
+    merge_manifests,
 };
 pub use train::{PairMetrics, RewardPoint, RewardTraining, TrainedReward, TrainedVae, Updates, VaeTraining};
 

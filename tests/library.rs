@@ -6,6 +6,7 @@ use lensmith::{
     CandidateSet, Checkpoint, DecodeMode, DeviceChoice, Dtype, EmbeddingSet, Engine, Error, Io, PairBatch,
     PairOptions, PairSet, PairStream, Recipe, ResponseSet, RewardModel, RewardTraining, RowSet,
     SelectOptions, SelectedFigures, SynthJob, SynthesisOptions, Updates, Vae, VaeTraining, write_pairs,
+    write_pairs_until,
 };
 
 const DIM: usize = 48;
@@ -284,6 +285,16 @@ fn an_interrupt_stops_every_operation_and_the_engine_works_on() {
             let mut stream = engine.stream(&synthesis(), &rows, &vae, 500, Dtype::F32).expect("a stream");
             assert!(matches!(stream.next(), Some(Err(Error::Interrupted))));
         }
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("pairs.safetensors");
+        let sides = [&rows[0], &rows[1]];
+        assert!(matches!(write_pairs_until(&path, sides, None, &interrupt), Err(Error::Interrupted)));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing is left");
+        write_pairs(&path, sides, None).expect("a shard");
+        let set =
+            PairSet::open(&[path.to_string_lossy().into_owned()], &PairOptions::default()).expect("pairs");
+        assert!(matches!(set.scan_until(&interrupt), Err(Error::Interrupted)));
+        set.scan().expect("finite values");
         interrupt.clear();
         // From another thread.
         std::thread::scope(|scope| {

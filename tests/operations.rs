@@ -720,9 +720,10 @@ fn cuda_gives_the_bits_of_the_cpu() {
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_takes_models_that_fill_more_than_a_block() {
-    // Room for `score` alone; and a hidden layer that no block of any GPU has room for.
+    // Room for `score` alone; and a hidden layer, and a width, that no block of any GPU has room for.
     let small = |shared| Simulated { shared, schedule: Schedule::ALL[2], ..Simulated::default() };
-    for (how, hidden, width) in [(small(36 << 10), 48, 80), (Simulated::default(), 1024, 272)] {
+    let usual = Simulated::default();
+    for (how, hidden, width) in [(small(36 << 10), 48, 80), (usual, 1024, 272), (usual, 64, 4096)] {
         let buf = data_buf(Dtype::Bf16, 21, 70, 40);
         let vae = Vae::init(VaeSize::new(40, hidden, 16).expect("sizes"), 22);
         let reward = RewardModel::init(RewardSize::new(40, width).expect("sizes"), 23);

@@ -16,6 +16,8 @@ from programs import built
 COSTS = ROOT / "kernels" / "costs.txt"
 # Rows of the smaller of two runs: whole tiles of every kernel; in F32 half as many.
 ROWS = 256
+# Steps of an epoch in one launch; counted is the second, with the barriers of the grid that each step has.
+STEPS, BARRIERS = 3, 5
 SUMS = (
     "lanes approximations products_half products_tf32 wgmma_half wgmma_tf32 shared_wavefronts shared_ideal read_sectors "
     "read_bytes write_sectors write_bytes unique_read_sectors unique_write_sectors barriers"
@@ -34,7 +36,8 @@ class Cost:
     shared: int  # bytes that the launch asks for
     used: int  # bytes up to the last that a block wrote
     blocks: int
-    launches: list = field(default_factory=list)  # (blocks, counts) of each launch of a step
+    launches: list = field(default_factory=list)  # (blocks, counts) of each launch of a step, or phase of an epoch
+    together: bool = False  # phases of one launch, with barriers of the grid between them
 
     @property
     def is_step(self):
@@ -69,11 +72,17 @@ def costs(lines):
     for line in map(json.loads, lines):
         if "operation" in line:
             mark = line
-        elif mark and mark["items"] and not helps(mark, line["kernel"]):
+        elif mark and mark["items"] and not helps(mark, line["kernel"]) and "_epoch" not in mark["operation"]:
+            found[mark["operation"], line["kernel"]][mark["items"]].append(line)
+        elif mark and "round" in line:
             found[mark["operation"], line["kernel"]][mark["items"]].append(line)
     out = []
     for (operation, kernel), by_items in found.items():
         last = by_items[max(by_items)]
+        if together := "_epoch" in operation:
+            # Blocks first gather a batch; then each step takes as many rounds as it has barriers.
+            assert len(last) == 2 + STEPS * BARRIERS, f"{operation}: {len(last)} rounds"
+            last = by_items[max(by_items)] = last[1 + BARRIERS : 1 + 2 * BARRIERS]
         blocks = [prod(line["grid"]) for line in last]
         first = last[0]
         one = {"operation": operation, "kernel": kernel, "blocks": blocks[0], "shared": first["shared"]}
@@ -84,7 +93,7 @@ def costs(lines):
                 sums[items] = added(sums[items], read(line))
         if len(sums) == 1:
             ((_, row),) = sums.items()
-            out.append(Cost(**one, row=row, once={}, launches=list(zip(blocks, map(read, last)))))
+            out.append(Cost(**one, row=row, once={}, launches=list(zip(blocks, map(read, last))), together=together))
             continue
         few, many = sorted(sums)
         row = {name: n / (many - few) for name, n in added(sums[many], sums[few], -1).items()}
@@ -150,7 +159,7 @@ def program():
     return Path(built(ROOT, "test", "--bench", "gpu")["gpu"])
 
 
-def count(ptx, architecture, shared, at=None, rows=ROWS):
+def count(ptx, architecture, device, at=None, rows=ROWS):
     """Runs every operation in the machine for PTX; the lines that it leaves."""
     at = (at or program()).resolve()
     driver = at.with_name("libptx_driver.so")
@@ -162,11 +171,14 @@ def count(ptx, architecture, shared, at=None, rows=ROWS):
         lines = Path(folder) / "counters"
         # One block, or a cluster, goes through all rows, several tiles; work is done when it is asked for.
         settings = f"kernels={ptx},counters={lines},capability={digits[:-1]}.{digits[-1]},races=0,queue=early"
-        settings += f",processors=1,occupancy=1,shared={shared}"
+        settings += f",shared={device['shared_most']}"
+        one, all_blocks = f"{settings},processors=1,occupancy=1", f"{settings},processors={device['processors']}"
         environment = {k: v for k, v in os.environ.items() if k != "CARGO"}
-        environment |= {"PTX_DRIVER": settings, "LD_LIBRARY_PATH": folder}
+        environment |= {"PTX_DRIVER": one, "LD_LIBRARY_PATH": folder}
         command = [at, "--every", str(rows), "--marks", lines]
         runs = [(command, environment)]
+        # Epochs in one launch take as many blocks as the device has room for, where that is enough.
+        runs.append(([*command, "--epochs"], environment | {"PTX_DRIVER": all_blocks}))
         if int(digits) >= 90:
             # Kernels of older architectures that this one runs where sizes do not suit its own.
             runs.append(([*command, "--older"], environment | {"LENSMITH_CUDA_PATH": "sm80"}))

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use lensmith::backend::cuda::{Cuda, Device};
 use lensmith::backend::{
-    Adam, Backend, Divergence, NoiseKey, PairData, PairRows, Perturbation, Precision, Residual, RewardData,
-    RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
+    Adam, Backend, DecodeMode, Divergence, NoiseKey, PairData, PairRows, Perturbation, Precision, Residual,
+    RewardData, RewardObjective, RewardSide, Sample, Synthetic, VaeObjective,
 };
 use lensmith::dtype::Dtype;
 use lensmith::error::{Error, Result};
@@ -45,6 +45,26 @@ pub fn run(rows: usize, older: bool, marks: &Path) -> Result<()> {
         if !older {
             every.training()?;
         }
+    }
+    Ok(())
+}
+
+/// Steps of an epoch in one launch.
+const STEPS: usize = 3;
+
+/// An epoch of each precision, where the device takes it as one launch; else one launch for each kernel of a step.
+///
+/// # Errors
+/// As [`run`].
+pub fn epochs(marks: &Path) -> Result<()> {
+    let vae = Vae::init(VaeSize::new(DIM, 64, 16)?, 1);
+    let reward = RewardModel::init(RewardSize::new(DIM, 256)?, 2);
+    let tensor_cores = Device::open(0)?.summary().capability >= (8, 0);
+    for precision in [Precision::Bf16, Precision::F32].into_iter().skip(usize::from(!tensor_cores)) {
+        let cuda = Cuda::open(0, precision)?;
+        let every = Every { cuda, vae: &vae, reward: &reward, marks, precision, both: false, older: false };
+        every.vae("vae_epoch_{p}", STEPS)?;
+        every.mark("end", 0)?;
     }
     Ok(())
 }
@@ -110,6 +130,9 @@ impl Every<'_> {
                 self.mark("score_latents_{p}", rows)?;
                 b.score_latents(&folded, &latents, None, &mut scores)?;
             }
+            if self.precision == Precision::Bf16 {
+                self.passes(&vae, &resident, dtype, rows)?;
+            }
             if !self.both {
                 continue;
             }
@@ -131,13 +154,37 @@ impl Every<'_> {
         Ok(())
     }
 
-    fn training(&self) -> Result<()> {
+    /// Operations that are one launch in BF16; of seeds in `dtype`, to samples in the same.
+    fn passes(
+        &self,
+        vae: &<Cuda as Backend>::Vae,
+        seeds: &<Cuda as Backend>::Embeddings<'_>,
+        dtype: Dtype,
+        rows: usize,
+    ) -> Result<()> {
+        let key = NoiseKey { seed: 1, side: Side::Chosen, first_row: 0 };
+        let mut pairs = self.cuda.rows(dtype, DIM);
+        for (mode, end) in [(DecodeMode::Plain, ""), (DecodeMode::Residual, "_residual")] {
+            if mode == DecodeMode::Residual && dtype != Dtype::Bf16 {
+                continue;
+            }
+            self.mark(&format!("synthesize_{{p}}_{dtype}{end}"), rows)?;
+            self.cuda.synthesize(vae, seeds, (key, &Perturbation::default(), mode), &mut pairs)?;
+        }
+        if dtype == Dtype::Bf16 {
+            self.mark("reconstruct_{p}", rows)?;
+            self.cuda.reconstruct(vae, seeds, &Standardizer::identity(DIM), None)?;
+        }
+        Ok(())
+    }
+
+    /// An epoch of so many steps.
+    fn vae(&self, name: &str, steps: usize) -> Result<()> {
         let b = &self.cuda;
-        let vae = b.load_vae(self.vae)?;
+        self.mark("start", 0)?;
         let host = [embeddings(Dtype::Bf16, BATCH, 1)?, embeddings(Dtype::Bf16, BATCH, 2)?];
         let [chosen, rejected] = [b.embeddings(host[0].view().into())?, b.embeddings(host[1].view().into())?];
         let standardizer = Standardizer { mean: vec![0.1; DIM], std: vec![1.1; DIM] };
-        self.mark("start", 0)?;
         let objective = VaeObjective {
             batch: BATCH,
             divergence: Divergence::W2,
@@ -145,10 +192,19 @@ impl Every<'_> {
             ..VaeObjective::default()
         };
         let mut trainer = b.vae_trainer(self.vae, &standardizer, &objective)?;
-        let order: Vec<u32> = (0..BATCH as u32).collect();
-        self.mark("vae_step_{p}", 1)?;
+        let order: Vec<u32> = (0..(steps * BATCH) as u32).map(|i| i % BATCH as u32).collect();
+        self.mark(name, steps)?;
         b.vae_epoch(&mut trainer, &PairData { chosen: &chosen, rejected: &rejected }, &order, 0)?;
+        Ok(())
+    }
 
+    fn training(&self) -> Result<()> {
+        self.vae("vae_step_{p}", 1)?;
+        let b = &self.cuda;
+        let vae = b.load_vae(self.vae)?;
+        let host = [embeddings(Dtype::Bf16, BATCH, 1)?, embeddings(Dtype::Bf16, BATCH, 2)?];
+        let [chosen, rejected] = [b.embeddings(host[0].view().into())?, b.embeddings(host[1].view().into())?];
+        let standardizer = Standardizer { mean: vec![0.1; DIM], std: vec![1.1; DIM] };
         self.mark("start", 0)?;
         let options = Perturbation { top_k: 3, ..Perturbation::default() };
         let samples: Vec<Sample> = (0..BATCH as u32).map(|row| Sample { row, candidate: 3 }).collect();

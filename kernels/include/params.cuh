@@ -92,6 +92,49 @@ struct decode {
 };
 static_assert(sizeof(decode<float, float>) == 144);
 
+/// Both halves of a VAE over rows of embeddings [rows, dim] of a type as in read_typed: the encoder's
+/// W1 [hidden, dim], W2 [2 latent, hidden], the decoder's W3 [hidden, latent], W4 [dim, hidden].
+template <class W>
+struct autoencoder {
+  const void* embeddings;
+  u64 rows;
+  const W* w1;
+  const float* b1;
+  const W* w2;
+  const float* b2;
+  const W* w3;
+  const float* b3;
+  const W* w4;
+  const float* b4;
+  params::noise noise;
+  u32 dim, hidden, latent, dtype;
+  u32 mean;  // 1: what is decoded starts from mu, not from a sample
+  u32 unused;
+};
+static_assert(sizeof(autoencoder<float>) == 128);
+
+/// synthesize_*: out [rows, keep, dim].
+template <class S, class W>
+struct synthesize {
+  autoencoder<W> of;
+  S* out;
+  u32* candidates;  // [rows, keep]
+  u32 keep, drawn;
+  u32 likelihood;  // a number of ranking::likelihood
+  u32 residual;    // 1: seeds are added
+};
+static_assert(sizeof(synthesize<float, float>) == 160);
+
+/// reconstruct_*: codes, and squared errors and squares of standardised rows.
+template <class W>
+struct reconstruct {
+  autoencoder<W> of;
+  const float *mean, *scale;  // what is taken from each dimension, and what it is then times, [dim]
+  float *mu, *logvar;         // [rows, latent]
+  float* out;                 // [rows, 2]
+};
+static_assert(sizeof(reconstruct<float>) == 168);
+
 /// score_*: embeddings [rows, dim], W1 [width, dim].
 template <class S, class W>
 struct score {
@@ -177,7 +220,7 @@ struct select {
   u64 rows;
   params::noise noise;
   u32 latent, keep, drawn;
-  u32 likelihood;  // a number of perturb::likelihood
+  u32 likelihood;  // a number of ranking::likelihood
   u32 mean;        // 1: candidates start from mu, not from a sample
   u32 unused;
 };

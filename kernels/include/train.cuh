@@ -110,6 +110,42 @@ GPU_FN float4 load_up_to_4(const float* at, u32 there, bool vector) {
                      there > 3 ? at[3] : 0.0f);
 }
 
+/// The same of COUNT values, two or four, on a multiple of as many.
+template <u32 COUNT>
+GPU_FN void load_up_to(float (&v)[COUNT], const float* at, u32 there, bool vector) {
+  if (there >= COUNT && vector) {
+    if constexpr (COUNT == 4) {
+      const float4 all = load_4(at);
+      v[0] = all.x;
+      v[1] = all.y;
+      v[2] = all.z;
+      v[3] = all.w;
+    } else {
+      const float2 both = load_2(at);
+      v[0] = both.x;
+      v[1] = both.y;
+    }
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? at[i] : 0.0f;
+  }
+}
+
+/// Stores those of them that exist.
+template <u32 COUNT>
+GPU_FN void store_up_to(float* to, const float (&v)[COUNT], u32 there, bool vector) {
+  if (there >= COUNT && vector) {
+    if constexpr (COUNT == 4)
+      store_4(to, make_float4(v[0], v[1], v[2], v[3]));
+    else
+      *reinterpret_cast<float2*>(to) = make_float2(v[0], v[1]);
+  } else {
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++)
+      if (i < there) to[i] = v[i];
+  }
+}
+
 GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 
 /// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
@@ -133,26 +169,28 @@ GPU_FN void join_slices(const params::product& p, const place& own) {
       sum.z += next.z;
       sum.w += next.w;
     }
-    const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+    float v[4] = {sum.x, sum.y, sum.z, sum.w};
 #pragma unroll
     for (u32 c = 0; c < 4; c++)
-      if (c < there) p.out[at + c] = finished(p, v[c], at + c, first + c);
+      if (c < there) v[c] = finished(p, v[c], at + c, first + c);
+    store_up_to(p.out + at, v, there, vector);
   }
 }
 
-/// Sums over k of 64 columns of a [k, lda] from `first` on, in F64, where a pair's opposite terms cancel
-/// exactly; rounded once. For 128 threads, `scratch` [512].
-GPU_FN void column_sums(const params::product& p, u32 first, double* scratch) {
+/// Sums over k of 64 columns of a [k, columns] from `first` on, in F64, where a pair's opposite terms cancel
+/// exactly; `take` gets each with its column, rounded once. For 128 threads, `scratch` [512].
+template <class F>
+GPU_FN void column_sums(const float* a, u32 rows, u32 columns, u32 first, double* scratch, F take) {
   // Eight sums a column, each of every eighth row. A warp makes two of them for two stretches of 32 columns.
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   double sum[2][2] = {};
-  for (u32 row = warp; row < p.k; row += 8) {
+  for (u32 row = warp; row < rows; row += 8) {
 #pragma unroll
     for (u32 half = 0; half < 2; half++) {
 #pragma unroll
       for (u32 late = 0; late < 2; late++) {
         const u32 r = row + 4 * late, column = first + 32 * half + lane;
-        if (r < p.k && column < p.m) sum[half][late] += double(p.a[u64(r) * p.lda + column]);
+        if (r < rows && column < columns) sum[half][late] += double(a[u64(r) * columns + column]);
       }
     }
   }
@@ -162,10 +200,10 @@ GPU_FN void column_sums(const params::product& p, u32 first, double* scratch) {
     for (u32 late = 0; late < 2; late++) scratch[(warp + 4 * late) * 64 + 32 * half + lane] = sum[half][late];
   }
   __syncthreads();
-  if (threadIdx.x < 64 && first + threadIdx.x < p.m) {
+  if (threadIdx.x < 64 && first + threadIdx.x < columns) {
     double total = scratch[threadIdx.x];
     for (u32 g = 1; g < 8; g++) total += scratch[64 * g + threadIdx.x];
-    p.sums[first + threadIdx.x] = float(total);
+    take(first + threadIdx.x, float(total));
   }
 }
 

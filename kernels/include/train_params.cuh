@@ -122,8 +122,10 @@ struct vae_reconstruct {
   double* losses;
   double scale;
   u32 batch, dim;
+  u32 stretch;  // columns of a row whose errors are added first, those of a slice of the product behind
+  u32 unused;
 };
-static_assert(sizeof(vae_reconstruct) == 56);
+static_assert(sizeof(vae_reconstruct) == 64);
 
 /// vae_through_sample.
 struct vae_through_sample {
@@ -132,6 +134,39 @@ struct vae_through_sample {
   u32 rows, latent;
 };
 static_assert(sizeof(vae_through_sample) == 40);
+
+/// vae_epoch_*: all steps of an epoch. Layers in the order encoder, decoder; rows = 2 batch.
+struct vae_epoch {
+  sources from;
+  const u32* order;
+  const step* steps;  // [count]
+  const float *mean, *std;
+  float *w, *m, *v;  // parameters and moments, flat
+  float* x;          // two batches, [2, rows, dim]
+  float* partial;    // [slices, rows, hidden]
+  float *encoder_hidden, *decoder_hidden;        // [rows, hidden]
+  float *encoder_dhidden, *decoder_dhidden;      // their gradients
+  float *code, *dcode;                           // [rows, 2 latent]
+  float *eps, *z;                                // [rows, latent]
+  float* out;                                    // gradient of the reconstruction, [rows, dim]
+  double* errors;                                // [slices, rows], of reconstruction
+  double* losses;                                // [4, batch]
+  double* totals;                                // [4]
+  u32* arrived;                                  // a zero
+  u64 seed;
+  double beta, gamma, w2_eps, scale;
+  u32 weight[4], bias[4];  // of each layer: where it starts in w, m and v
+  u32 row_slices[4];       // slices of its gradient's sums over rows
+  u32 slices, deep;        // of sums over dim, and the length of each
+  u32 count;               // steps
+  u32 batch, dim, hidden, latent;
+  u32 squared;  // 1: W2 squared in place of its root
+  u32 scratch;  // bytes of shared memory between operands and moments
+  float beta1, keep1, beta2, keep2;
+  float adam_eps, decay;
+  u32 unused;
+};
+static_assert(sizeof(vae_epoch) == 376);
 
 /// The samples of both sides.
 struct samples {

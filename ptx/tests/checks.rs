@@ -3,7 +3,7 @@
 mod common;
 
 use common::{HEAD, REGS, parse};
-use ptx::{Copies, Fault, FaultKind, Launch, Memory, Options, Order, launch};
+use ptx::{Copies, Fault, FaultKind, Launch, Memory, Options, Order, Outcome, launch};
 
 /// A kernel with static shared memory, parameters `p0`, `p1` of 8 bytes and a thread number in %r0.
 fn text(body: &str) -> String {
@@ -28,6 +28,10 @@ fn case() -> Case {
 
 /// Runs a body with p0 a buffer of 256 written words and p1 one of 256 unwritten words.
 fn run(c: &Case, body: &str) -> Result<Vec<u32>, Box<Fault>> {
+    run_as(c, body, false).map(|(_, words)| words)
+}
+
+fn run_as(c: &Case, body: &str, cooperative: bool) -> Result<(Outcome, Vec<u32>), Box<Fault>> {
     let module = parse(&text(body));
     let mut memory = Memory::new();
     let ones: Vec<u8> = (0..256u32).flat_map(|i| i.to_le_bytes()).collect();
@@ -36,8 +40,10 @@ fn run(c: &Case, body: &str) -> Result<Vec<u32>, Box<Fault>> {
         .shared(c.shared)
         .arg(&a.to_le_bytes())
         .arg(&b.to_le_bytes());
-    launch(&module, &mut memory, &request, &c.options)?;
-    Ok(memory.read(a, 1024).chunks(4).map(|b| u32::from_le_bytes(b.try_into().expect("four"))).collect())
+    let request = Launch { cooperative, ..request };
+    let outcome = launch(&module, &mut memory, &request, &c.options)?;
+    let words = memory.read(a, 1024);
+    Ok((outcome, words.chunks(4).map(|b| u32::from_le_bytes(b.try_into().expect("four"))).collect()))
 }
 
 fn trips(c: &Case, body: &str, kind: FaultKind) -> Fault {
@@ -198,6 +204,39 @@ fn blocks_may_wait_for_each_other() {
     let c = Case { grid: 3, ..case() };
     // Word 128 begins at 128 and counts three blocks.
     assert_eq!(passes(&c, body)[128], 131);
+    // One arrival too few: all look for it for ever.
+    trips(&c, &body.replace("%r4, 131", "%r4, 132"), FaultKind::Deadlock);
+}
+
+/// Two barriers of a grid of three blocks, with `between` behind the first.
+fn rounds(order: Order, between: &str) -> Vec<u64> {
+    let barrier = |n: u32| {
+        format!(
+            "bar.sync 0; @%p1 bra $wait{n}; membar.gl; red.global.add.u32 [%rd0+512], 1; \
+             $spin{n}: ld.volatile.global.u32 %r4, [%rd0+512]; setp.lt.u32 %p2, %r4, {}; @%p2 bra $spin{n}; \
+             membar.gl; $wait{n}: bar.sync 0;",
+            128 + 3 * n
+        )
+    };
+    let body = format!("setp.ne.u32 %p1, %r0, 0; {} {between} {}", barrier(1), barrier(2));
+    let options = Options { warps: order, blocks: order, ..Options::default() };
+    let (outcome, _) = run_as(&Case { grid: 3, options, ..case() }, &body, true).expect("passes");
+    let parts: Vec<u64> = outcome.rounds.iter().map(|r| r.total.instructions()).collect();
+    assert_eq!(parts.iter().sum::<u64>(), outcome.counters.total.instructions());
+    parts
+}
+
+#[test]
+fn cooperative_launches_are_counted_by_round() {
+    let plain = rounds(Order::Forward, "");
+    assert_eq!(plain.len(), 3, "{plain:?}");
+    let longer = rounds(Order::Any, "add.u32 %r5, %r0, 1; add.u32 %r5, %r0, 2;");
+    // Two instructions of two warps in three blocks, of which the last finds the barrier complete and is a round ahead.
+    let added: Vec<u64> = longer.iter().zip(&plain).map(|(a, b)| a - b).collect();
+    assert_eq!(added, [4, 8, 0], "{plain:?} {longer:?}");
+    assert_eq!(rounds(Order::Any, ""), plain, "the same in every run");
+    rounds(Order::Random(3), "");
+    rounds(Order::Backward, "");
 }
 
 #[test]

@@ -135,49 +135,6 @@ fn close(got: &[f32], want: &[f64], bound: f64, what: &str) {
 }
 
 #[test]
-fn adam() {
-    let Some(module) = module("adam") else { return };
-    let n = 1003;
-    let (w, g, m, v) =
-        (random(n, 1), random(n, 2), random(n, 3), random(n, 4).iter().map(|x| x * x).collect::<Vec<_>>());
-    let mut memory = Memory::new();
-    let mut step = u(0);
-    step.extend([0; 12]);
-    step.extend(0.01f32.to_le_bytes());
-    step.extend(1.5f32.to_le_bytes());
-    let at = [&w, &g, &m, &v].map(|x| memory.alloc_with(&f32s(x)));
-    let step = memory.alloc_with(&step);
-    let f = |v: f32| v.to_le_bytes().to_vec();
-    let args = [
-        p(at[0]),
-        p(at[1]),
-        p(at[2]),
-        p(at[3]),
-        p(step),
-        p(n as u64),
-        f(0.9),
-        f(0.1),
-        f(0.99),
-        f(0.01),
-        f(1e-8),
-        f(0.999),
-    ];
-    let mut request = Launch::new("adam_f32", [3, 1, 1], [256, 1, 1]);
-    for a in &args {
-        request = request.arg(a);
-    }
-    launch(&module, &mut memory, &request, &Options::default()).unwrap_or_else(|f| panic!("{f}"));
-    let got = read(&memory, at[0], n);
-    for i in 0..n {
-        // No contraction: every operation rounds.
-        let first = 0.9f32 * m[i] + 0.1f32 * g[i];
-        let second = 0.99f32 * v[i] + 0.01f32 * (g[i] * g[i]);
-        let want = 0.999f32 * w[i] - 0.01f32 * first / (second.sqrt() * 1.5f32 + 1e-8f32);
-        assert_eq!(got[i].to_bits(), want.to_bits(), "value {i}: {} for {want}", got[i]);
-    }
-}
-
-#[test]
 fn rows() {
     let Some(module) = module("rows") else { return };
     for row_bytes in [64u32, 26] {
@@ -370,48 +327,5 @@ fn decoders() {
         let want = layer(&layer(&wide(&z), latent, &w1, &b1, true), hidden, &w2, &b2, false);
         let scale = want.iter().fold(0f64, |m, v| m.max(v.abs()));
         close(&read(&memory, out, count * dim), &want, scale * if tensor { 2e-2 } else { 2e-6 }, name);
-    }
-}
-
-/// Products of training, with one slice and with three that the last block of a tile joins.
-#[test]
-fn products() {
-    for (stem, tensor) in [("product_f32", false), ("product_bf16", true)] {
-        let Some(module) = module(stem) else { return };
-        let (m, n, k) = (70usize, 100, 96);
-        for form in ["nt", "tn", "nn"] {
-            let draw = |n, seed| if tensor { random_bf16(n, seed) } else { random(n, seed) };
-            let (a, b, bias) = (draw(m * k, 1), draw(n * k, 2), random(n, 3));
-            for slices in [1u32, 3] {
-                let mut memory = Memory::new();
-                let at = [f32s(&a), f32s(&b), f32s(&bias), vec![0; 4096]].map(|v| memory.alloc_with(&v));
-                let out = memory.alloc(4 * (m * n) as u64);
-                let partial = memory.alloc(4 * (m * n) as u64 * u64::from(slices));
-                let (lda, ldb) = match form {
-                    "nt" => (k, k),
-                    "tn" => (m, n),
-                    _ => (k, n),
-                };
-                let mut bytes = Vec::new();
-                for v in [at[0], at[1], out, at[2], 0, 0, 0, 0, 0, partial, at[3]] {
-                    bytes.extend(v.to_le_bytes());
-                }
-                for v in [m, n, k, 0, lda, ldb, n, 0, 0, 0] {
-                    bytes.extend((v as u32).to_le_bytes());
-                }
-                let name = format!("product_{form}_{}", if tensor { "bf16" } else { "f32" });
-                let grid = [n.div_ceil(64) as u32, m.div_ceil(64) as u32, slices];
-                run(&module, &name, grid, 12 * 1024, &mut memory, &[bytes]);
-                let value = |row: usize, column: usize, i: usize| {
-                    let x = if form == "tn" { a[i * m + row] } else { a[row * k + i] };
-                    let y = if form == "nt" { b[column * k + i] } else { b[i * n + column] };
-                    f64::from(x) * f64::from(y)
-                };
-                let want: Vec<f64> = (0..m * n)
-                    .map(|at| (0..k).fold(f64::from(bias[at % n]), |s, i| s + value(at / n, at % n, i)))
-                    .collect();
-                close(&read(&memory, out, m * n), &want, if tensor { 2e-3 } else { 1e-4 }, &name);
-            }
-        }
     }
 }

@@ -17,12 +17,14 @@ __all__ = [
     "Vae",
     "__version__",
     "compare_split",
+    "merge_manifests",
     "open_recipe",
     "paired",
     "permutation",
     "program",
     "select",
     "split_rows",
+    "write_recipe",
 ]
 __version__: str
 
@@ -214,6 +216,18 @@ def split_rows(
     n: int, group: list[int] | None, seeds: int, validation: int, seed: int
 ) -> tuple[bytearray, bytearray, bytearray]: ...
 def open_recipe(engine: Engine, path: str, allow_outside: bool) -> tuple[Pairs, Vae, str]: ...
+def write_recipe(
+    engine: Engine,
+    path: str,
+    allow_outside: bool,
+    out: str,
+    stored: tuple[str, str],
+    shard_rows: int | None,
+    part: tuple[int, int],
+    overwrite: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> str: ...
+def merge_manifests(folder: str) -> str: ...
 def paired(a: list[float], b: list[float]) -> tuple[str, float | None]: ...
 def program(arguments: Sequence[str]) -> int: ...
 def compare_split(

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from . import _lensmith
 from ._engine import Engine, Progress, core, require_kind, settings, text, whole
 from ._lensmith import DeviceArray, Embeddings, LensmithError
 from ._optional import require
-from ._pairs import PairSet, _arrow
+from ._pairs import PairSet, Rows, _arrow, _whole_numbers
 
 if TYPE_CHECKING:
     from ._models import RewardModel, Vae
@@ -161,11 +161,9 @@ class SyntheticPairs:
     @overload
     def __getitem__(self, number: int) -> Pair: ...
     @overload
-    def __getitem__(self, number: slice | list[int] | np.ndarray) -> PairBatch: ...
-    def __getitem__(self, number: int | slice | list[int] | np.ndarray) -> Pair | PairBatch:
-        """Pair ``number``, or a slice or list of pairs as a :class:`PairBatch`."""
-        if isinstance(number, list) or isinstance(number, np.ndarray) and number.ndim:
-            return self.take(number)
+    def __getitem__(self, number: Rows) -> PairBatch: ...
+    def __getitem__(self, number: int | Rows) -> Pair | PairBatch:
+        """Pair ``number``, or several as a :class:`PairBatch`: a slice, numbers in a list, array or tensor, or a mask."""
         if isinstance(number, slice):
             numbers = range(len(self))[number]
             if not numbers:
@@ -173,8 +171,12 @@ class SyntheticPairs:
             if numbers.step == 1:
                 return self._range(numbers.start, numbers.stop)
             return self.take(np.arange(numbers.start, numbers.stop, numbers.step))
+        shape: Any = getattr(number, "shape", ())
+        if isinstance(number, list | range) or len(shape):
+            n, rows = len(self), _whole_numbers(number, "pairs", mask=len(self))
+            return self.take(np.where((rows < 0) & (rows >= -n), rows + n, rows))
         try:
-            j = operator.index(number)
+            j = operator.index(cast(int, number))
         except TypeError:
             raise TypeError(f"pairs: expected a whole number or a slice, found {type(number).__name__}") from None
         j += len(self) if j < 0 else 0

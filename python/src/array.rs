@@ -4,6 +4,7 @@
 //! Nothing is copied either way: each side keeps the other's object alive for as long as it uses the memory.
 
 use std::ffi::{c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
 
-use crate::error::{value, wrong_type};
+use crate::error::{panicked, value, wrong_type};
 
 /// Who keeps memory alive.
 #[allow(dead_code)]
@@ -354,8 +355,13 @@ impl Embeddings {
 
     /// A copy as a numpy array of float32.
     fn float32<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let mut out = RowsBuf::zeros(Dtype::F32, self.0.rows, self.0.cols);
-        py.detach(|| self.0.view().values().widen(bytemuck::cast_slice_mut(out.bytes_mut())));
+        let widen = || {
+            let mut out = RowsBuf::zeros(Dtype::F32, self.0.rows, self.0.cols);
+            self.0.view().values().widen(bytemuck::cast_slice_mut(out.bytes_mut()));
+            out
+        };
+        // Memory that the system refuses is a panic.
+        let out = py.detach(|| catch_unwind(AssertUnwindSafe(widen))).map_err(panicked)?;
         Embeddings::numpy(Bound::new(py, Embeddings(Memory::new(out)))?)
     }
 

@@ -14,6 +14,8 @@ use crate::error::{json, panicked, raise, with_kind};
 
 /// How often a signal is looked for while work is waited for.
 const POLL: Duration = Duration::from_millis(20);
+/// Bytes to be made or read from which on work takes long.
+const LARGE: u64 = 64 << 20;
 
 /// A device with the whole method on it.
 ///
@@ -187,6 +189,16 @@ impl Opened {
             false => self.pool.install(|| work(engine)),
         };
         py.detach(|| catch_unwind(AssertUnwindSafe(done))).map_err(panicked)?.map_err(raise)
+    }
+
+    /// One or the other, by the bytes that are made or read.
+    pub fn sized<T: Send>(
+        &self,
+        py: Python<'_>,
+        bytes: u64,
+        work: impl FnOnce(&lensmith::Engine) -> lensmith::Result<T> + Send,
+    ) -> PyResult<T> {
+        if bytes > LARGE { self.run(py, work) } else { self.soon(py, work) }
     }
 
     /// Calls a Python function from a thread at work. An exception asks the work to stop and is kept in `failed`.

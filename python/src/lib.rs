@@ -106,6 +106,8 @@ fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(paired, module)?)?;
     module.add_function(wrap_pyfunction!(program, module)?)?;
     module.add_function(wrap_pyfunction!(synthesis::open_recipe, module)?)?;
+    module.add_function(wrap_pyfunction!(synthesis::write_recipe, module)?)?;
+    module.add_function(wrap_pyfunction!(synthesis::merge_manifests, module)?)?;
     module.add_function(wrap_pyfunction!(compare::compare_split, module)?)?;
     module.add_function(wrap_pyfunction!(select::select, module)?)?;
     Ok(())

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lensmith::{Block, PairOptions, PairSet, PairSource, Result, RowSet, RowsBuf, Side};
+use lensmith::{Block, Interrupt, PairOptions, PairSet, PairSource, Result, RowSet, RowsBuf, Side};
 use pyo3::prelude::*;
 use pyo3::types::PyByteArray;
 
@@ -58,8 +58,11 @@ impl Pairs {
             return Err(value(format!("group: expected {} numbers, one a pair, found {found}", a.0)));
         }
         let opened = engine.get().get()?;
-        let find = |side: &Memory| side.view().values().first_non_finite();
-        let wrong = opened.soon(py, |_| Ok(sides.each_ref().map(|side| find(side))))?;
+        let bytes = sides.iter().map(|side| side.view().values().bytes().len() as u64).sum();
+        let wrong = opened.sized(py, bytes, |engine| {
+            let [chosen, rejected] = sides.each_ref().map(|side| first_non_finite(side, &engine.interrupt()));
+            Ok([chosen?, rejected?])
+        })?;
         for (what, wrong) in ["chosen", "rejected"].into_iter().zip(wrong) {
             if let Some((at, found)) = wrong {
                 let (row, column) = (at / a.1, at % a.1);
@@ -84,11 +87,11 @@ impl Pairs {
         check: bool,
     ) -> PyResult<Pairs> {
         let options = PairOptions { chosen, rejected, group, ..PairOptions::default() };
-        let set = engine.get().get()?.run(py, |_| {
+        let set = engine.get().get()?.run(py, |engine| {
             let set = PairSet::open(&paths, &options)?;
             if check {
                 // Looks at every value.
-                set.scan()?;
+                set.scan_until(&engine.interrupt())?;
             }
             Ok(set)
         })?;
@@ -184,11 +187,12 @@ impl Pairs {
 
     /// Writes them as one safetensors file.
     fn save(&self, py: Python<'_>, engine: &Bound<'_, Engine>, path: PathBuf) -> PyResult<()> {
-        engine.get().get()?.run(py, |_| {
+        engine.get().get()?.run(py, |engine| {
             let all = 0..self.pairs();
             let (chosen, rejected) =
                 (self.block(Side::Chosen, all.clone())?, self.block(Side::Rejected, all)?);
-            lensmith::write_pairs(&path, [&chosen.view(), &rejected.view()], self.group.as_deref())?;
+            let (sides, group) = ([&chosen.view(), &rejected.view()], self.group.as_deref());
+            lensmith::write_pairs_until(&path, sides, group, &engine.interrupt())?;
             self.require_unchanged()
         })
     }
@@ -202,12 +206,29 @@ fn copy(
     rows: &[usize],
 ) -> PyResult<Embeddings> {
     let dtype = from.parts().first().map_or(lensmith::Dtype::F32, |part| part.dtype());
-    let mut out = RowsBuf::zeros(dtype, rows.len(), from.cols());
-    engine.get().get()?.run(py, |_| {
+    let out = engine.get().get()?.run(py, |_| {
+        let mut out = RowsBuf::zeros(dtype, rows.len(), from.cols());
         from.copy_rows(&|i| rows[i], &mut out);
-        Ok(())
+        Ok(out)
     })?;
     Ok(Embeddings(Memory::new(out)))
+}
+
+/// Place and value of the first value that is not finite, looked for in blocks until `interrupt` is raised.
+fn first_non_finite(side: &Memory, interrupt: &Interrupt) -> Result<Option<(usize, f32)>> {
+    const BLOCK: usize = 16 << 20;
+    let rows = side.view();
+    let step = (BLOCK / (rows.cols() * rows.dtype().size()).max(1)).max(1);
+    for start in (0..rows.rows()).step_by(step) {
+        if interrupt.is_raised() {
+            return Err(lensmith::Error::Interrupted);
+        }
+        let block = rows.slice(start..rows.rows().min(start + step));
+        if let Some((at, found)) = block.values().first_non_finite() {
+            return Ok(Some((start * rows.cols() + at, found)));
+        }
+    }
+    Ok(None)
 }
 
 impl Pairs {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use lensmith::{
-    Dtype, Io, Moved, OutputKind, PairBatch, PairIndex, PairOptions, PairSource, PairStream, Part, Recipe,
-    SynthJob, SynthesisOptions,
+    Dtype, Io, Moved, OutputKind, PairBatch, PairIndex, PairOptions, PairSource, PairStream, Part, Progress,
+    Recipe, StoredRun, SynthJob, SynthesisOptions,
 };
 use pyo3::prelude::*;
 use self_cell::self_cell;
@@ -18,9 +18,6 @@ use crate::engine::{Engine, Opened};
 use crate::error::{json, raise, settings, value};
 use crate::models;
 use crate::pairs::Pairs;
-
-/// Bytes of a batch from which on Ctrl-C is listened for while it is made.
-const LARGE: u64 = 64 << 20;
 
 /// What an index borrows from.
 struct Sources {
@@ -118,11 +115,7 @@ impl Synthesis {
             })
         })?;
         let make = |_: &lensmith::Engine| stream.with_dependent(|_, stream| stream.range(start..stop));
-        let made = match self.is_large(stop - start) {
-            true => opened.run(py, make)?,
-            false => opened.soon(py, make)?,
-        };
-        Ok(sides(made))
+        opened.sized(py, self.bytes(stop - start), make).map(sides)
     }
 
     /// The pairs with these numbers, in this order.
@@ -137,11 +130,7 @@ impl Synthesis {
                 false => index.take(&numbers, self.dtype),
             })
         };
-        let made = match self.is_large(numbers.len() as u64) {
-            true => opened.run(py, make)?,
-            false => opened.soon(py, make)?,
-        };
-        Ok(sides(made))
+        opened.sized(py, self.bytes(numbers.len() as u64), make).map(sides)
     }
 
     /// The same pairs in the memory of the engine's GPU, where they stay.
@@ -172,19 +161,9 @@ impl Synthesis {
         overwrite: bool,
         on_progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
-        let (output, dtype) = stored;
+        let stored = Stored::new(&stored, part)?;
         let (seeds, chosen, rejected) = files;
-        let kind: OutputKind = serde_json::from_value(json!(output)).map_err(|_| {
-            value(format!("output: expected \"embeddings\", \"latents\" or \"recipe\", found \"{output}\""))
-        })?;
-        let (index, count) = part;
-        if index >= count {
-            return Err(value(format!(
-                "part: expected (index, count) with index below count, found ({index}, {count})"
-            )));
-        }
         let (opened, failed) = (self.engine.get().get()?, Mutex::new(None));
-        let dtype = dtype_of(&dtype)?;
         let summary = opened.work(py, &failed, |engine| {
             let options = PairOptions { chosen, rejected, ..PairOptions::default() };
             let (recipe, seeds, model) = Recipe::new(&seeds, &options, &vae, &self.options)?;
@@ -193,13 +172,9 @@ impl Synthesis {
                 recipe.seeds.sources = vec![seeds];
                 recipe.vae.path = vae;
             }
-            let part = Part { index, count };
-            let job = SynthJob { kind, dtype, shard_rows, part, overwrite, ..SynthJob::new(&recipe, &out) };
+            let job = SynthJob { shard_rows, overwrite, ..stored.job(&recipe, &out) };
             engine.synthesize(&job, &seeds, &model, &mut |progress| {
-                if let Some(on_progress) = &on_progress {
-                    let (done, total) = (progress.resumed + progress.done, progress.resumed + progress.total);
-                    opened.call(&failed, |py| on_progress.call1(py, (done, total)).map(drop));
-                }
+                told(&opened, &failed, on_progress.as_ref(), progress);
             })
         })?;
         Ok(json(&summary))
@@ -254,6 +229,74 @@ pub fn open_recipe(
     Ok((pairs, vae, json(&recipe.options())))
 }
 
+/// Writes the pairs of a recipe, or of the folder that it lies in, as [`Synthesis::write`] does; seeds and VAE are held
+/// against its checksums.
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+pub fn write_recipe(
+    py: Python<'_>,
+    engine: &Bound<'_, Engine>,
+    path: PathBuf,
+    allow_outside: bool,
+    out: PathBuf,
+    stored: (String, String),
+    shard_rows: Option<u64>,
+    part: (u64, u64),
+    overwrite: bool,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let stored = Stored::new(&stored, part)?;
+    let (opened, failed) = (engine.get().get()?, Mutex::new(None));
+    let summary = opened.work(py, &failed, |engine| {
+        let moved = Moved { allow_outside, ..Moved::default() };
+        let StoredRun { recipe, seeds, vae, .. } = StoredRun::open(&path, &moved, Io::default())?;
+        let job = SynthJob { shard_rows, overwrite, ..stored.job(&recipe, &out) };
+        engine.synthesize(&job, &seeds, &vae, &mut |progress| {
+            told(&opened, &failed, on_progress.as_ref(), progress);
+        })
+    })?;
+    Ok(json(&summary))
+}
+
+/// Joins the manifests of the parts of a run in a folder, and gives what was joined as JSON.
+#[pyfunction]
+pub fn merge_manifests(py: Python<'_>, folder: PathBuf) -> PyResult<String> {
+    py.detach(|| lensmith::merge_manifests(&folder)).map_err(raise).map(|merged| json(&merged))
+}
+
+/// What is written of a recipe.
+struct Stored {
+    kind: OutputKind,
+    dtype: Dtype,
+    part: Part,
+}
+
+impl Stored {
+    fn new((output, dtype): &(String, String), (index, count): (u64, u64)) -> PyResult<Stored> {
+        let kind: OutputKind = serde_json::from_value(json!(output)).map_err(|_| {
+            value(format!("output: expected \"embeddings\", \"latents\" or \"recipe\", found \"{output}\""))
+        })?;
+        if index >= count {
+            return Err(value(format!(
+                "part: expected (index, count) with index below count, found ({index}, {count})"
+            )));
+        }
+        Ok(Stored { kind, dtype: dtype_of(dtype)?, part: Part { index, count } })
+    }
+
+    fn job<'a>(&self, recipe: &'a Recipe, out: &'a Path) -> SynthJob<'a> {
+        SynthJob { kind: self.kind, dtype: self.dtype, part: self.part, ..SynthJob::new(recipe, out) }
+    }
+}
+
+/// Tells `listener` how many pairs are written, of how many.
+fn told(opened: &Opened, failed: &Mutex<Option<PyErr>>, listener: Option<&Py<PyAny>>, progress: &Progress) {
+    if let Some(listener) = listener {
+        let (done, total) = (progress.resumed + progress.done, progress.resumed + progress.total);
+        opened.call(failed, |py| listener.call1(py, (done, total)).map(drop));
+    }
+}
+
 fn sides(batch: PairBatch) -> (Embeddings, Embeddings) {
     (Embeddings(Memory::new(batch.chosen)), Embeddings(Memory::new(batch.rejected)))
 }
@@ -279,9 +322,10 @@ impl Synthesis {
         })
     }
 
-    fn is_large(&self, pairs: u64) -> bool {
+    /// Bytes of so many pairs.
+    fn bytes(&self, pairs: u64) -> u64 {
         let row = self.vae.size().dim as u64 * self.dtype.size() as u64;
-        pairs.saturating_mul(2 * row) > LARGE
+        pairs.saturating_mul(2 * row)
     }
 
     /// What `held` keeps for this process, made when it is first asked for.

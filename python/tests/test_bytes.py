@@ -398,6 +398,10 @@ def test_pairs_have_the_same_bits_in_every_way(vae, engine, tmp_path, dtype, mod
         assert batch.indices.tolist() == [int(j) for j in numbers]
     for some in (slice(3, 50), slice(59, 61), slice(-5, None), slice(250, 9, -7), slice(None, None, 50)):
         assert bits(pairs[some]) == whole[some]
+    for some in ([5, -1, 5], range(9, 3, -2), torch.tensor([1, 299]), np.array([7], np.uint8)):
+        assert bits(pairs[some]) == [whole[int(j)] for j in some]
+    mask = np.arange(n) % 7 == 3
+    assert bits(pairs[mask]) == bits(pairs[torch.from_numpy(mask)]) == whole[3::7]
     for j in (0, 59, 60, 61, 299, -1, -300, np.int64(123)):
         assert single(pairs[j]) == whole[j]
     assert [single(pair) for pair in pairs] == whole

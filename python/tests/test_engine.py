@@ -301,19 +301,21 @@ import os, signal, sys, threading, time
 import numpy as np, lensmith as lm
 what = sys.argv[1]
 rng = np.random.default_rng(0)
-n, d = (20000, 1024) if what == "vae" else (2000, 256)
+n, d = {"vae": (20_000, 1024), "evaluate": (500_000, 8)}.get(what, (2000, 256))
 chosen = rng.standard_normal((n, d), dtype=np.float32)
 engine = lm.Engine("cpu")
 pairs = lm.PairSet(chosen, -chosen, engine=engine)
 few = pairs[:40]
 vae = lm.Vae.fit(few, hidden=16, epochs=1, engine=engine)
 before = lm.Vae.fit(few, hidden=16, epochs=3, engine=engine).decode(np.zeros((1, 16), np.float32), engine=engine).tobytes()
+model = lm.RewardModel.fit(few, hidden=16, epochs=1, engine=engine)
 many = lm.synthesize(vae, pairs, fold=50, engine=engine)
 work = {
     "vae": lambda: lm.Vae.fit(pairs, epochs=100000, engine=engine),
     "reward": lambda: lm.RewardModel.fit(pairs, epochs=100000, patience=None, engine=engine),
     "synthetic": lambda: lm.RewardModel.fit(many, epochs=100000, patience=None, engine=engine),
     "compare": lambda: lm.compare(pairs, seeds=1000, validation=300, vae={"epochs": 100000}, engine=engine),
+    "evaluate": lambda: model.evaluate(pairs, engine=engine),
     "batches": lambda: [0 for _ in range(100000) for batch in many.batches(512)],
 }[what]
 delays = []
@@ -338,7 +340,8 @@ print(*delays)
 
 
 @pytest.mark.parametrize(
-    ("work", "times"), [("vae", 7), ("reward", 3), ("synthetic", 3), ("compare", 3), ("batches", 3)]
+    ("work", "times"),
+    [("vae", 7), ("reward", 3), ("synthetic", 3), ("compare", 3), ("evaluate", 3), ("batches", 3)],
 )
 def test_ctrl_c_ends_work_and_leaves_the_engine_usable(run_python, capsys, work, times):
     delays = [float(delay) for delay in run_python(INTERRUPTED, work, times).stdout.split()]
@@ -350,6 +353,44 @@ def test_ctrl_c_ends_work_and_leaves_the_engine_usable(run_python, capsys, work,
         )
     # 100 ms on a machine of one's own; others may use this one.
     assert statistics.median(delays) < 1000
+
+
+READING = """
+import os, shutil, signal, sys, threading, time
+import numpy as np, lensmith as lm
+os.chdir(sys.argv[1])
+engine = lm.Engine("cpu")
+rows = np.zeros((100_000, 1000), np.float32)
+pairs = lm.PairSet(rows, rows, engine=engine)
+
+def seconds(work, interrupted):
+    start = time.perf_counter()
+    if interrupted:
+        threading.Thread(target=lambda: (time.sleep(0.05), os.kill(os.getpid(), signal.SIGINT))).start()
+    try:
+        work()
+        assert not interrupted
+    except KeyboardInterrupt:
+        pass
+    return time.perf_counter() - start
+
+def read():
+    lm.PairSet.open("*.safetensors", engine=engine)
+
+print(seconds(lambda: pairs.save("0.safetensors"), False), seconds(lambda: pairs.save("part.safetensors"), True))
+assert os.listdir() == ["0.safetensors"], "what was begun is removed"
+for copy in ("1.safetensors", "2.safetensors"):
+    shutil.copy("0.safetensors", copy)
+print(seconds(read, False), seconds(read, True))
+for name in os.listdir():
+    os.remove(name)
+"""
+
+
+def test_ctrl_c_ends_saving_and_reading(tmp_path, run_python):
+    for line in run_python(READING, tmp_path).stdout.splitlines():
+        whole, interrupted = map(float, line.split())
+        assert interrupted < 0.06 + whole / 2, f"{interrupted:.2f} s, of {whole:.2f} s for all"
 
 
 def test_another_handler_of_the_signal_decides(small, engine):

@@ -291,6 +291,27 @@ def test_pairs_that_are_not_there(synthetic, number, kind, parts):
         synthetic[number]
 
 
+def test_several_pairs_that_are_not_there(synthetic):
+    for numbers in ([300], [5, -301], range(300, 301), torch.tensor([300])):
+        with pytest.raises(IndexError, match="indices: expected numbers from 0 to 299, found -?30[01]"):
+            synthetic[numbers]
+    with pytest.raises(IndexError, match="pairs: expected a mask of 300 values"):
+        synthetic[np.ones(3, bool)]
+    with pytest.raises(TypeError, match="pairs: expected whole numbers"):
+        synthetic[torch.zeros(3)]
+
+
+def test_more_pairs_than_memory_holds(engine):
+    # 10.6 million pairs of 3 TB.
+    seeds = lm.PairSet(*arrays_of(160, dim=36_000), engine=engine)
+    vae = lm.Vae.fit(seeds, hidden=16, epochs=1, engine=engine)
+    pairs = lm.synthesize(vae, seeds, fold=66_000, engine=engine)
+    for all_of_them in (pairs.to_pairs, lambda: pairs[:], pairs.to_hf_dataset):
+        with pytest.raises(lm.LensmithError, match=r"pairs: expected a size that fits .* free, found 10560000, which"):
+            all_of_them()
+    assert len(pairs[-2:]) == 2
+
+
 @pytest.mark.parametrize(
     ("numbers", "kind", "parts"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hub_server
 import numpy as np
 import pytest
 import yaml
@@ -352,6 +354,47 @@ def test_saving_can_push(tmp_path: Path, fake_hub: FakeHub) -> None:
     assert commit == "https://huggingface.co/me/my-vae/commit/1"
     assert fake_hub.calls[-1][3]["create_pr"] is True
     assert lm.Vae.from_pretrained("me/my-vae").latent == model.latent
+
+
+OVER_HTTP = """
+import sys
+import numpy as np, lensmith as lm
+model = lm.RewardModel.load(sys.argv[1])
+print(model.push_to_hub("me/mine", embedding={"model": "someone/language-model"}, token="hf_secret", private=True))
+found = lm.RewardModel.from_pretrained("me/mine", cache_dir=sys.argv[2])
+assert (found.state_dict()["0.weight"] == model.state_dict()["0.weight"]).all()
+try:
+    lm.Vae.from_pretrained("me/mine", cache_dir=sys.argv[2])
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_huggingface_hub_itself_takes_and_gives_it(tmp_path: Path, run_python: Any) -> None:
+    """What FakeHub stands for in the other tests, over HTTP."""
+    model = reward(hidden=32)
+    model.save(tmp_path / "model.safetensors")
+    with hub_server.running() as server:
+        places = {"HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        off = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = run_python(OVER_HTTP, tmp_path / "model.safetensors", tmp_path / "cache", **places, **off)
+    commit, refused = done.stdout.splitlines()
+    assert commit == f"{server.address}/me/mine/commit/{hub_server.COMMIT}"
+    assert "expected a VAE, found a reward model" in refused
+    assert sorted(server.files) == ["README.md", "config.json", "model.safetensors"]
+    assert b"base_model: someone/language-model" in server.files["README.md"]
+    assert all(request.endswith(" Bearer hf_secret") for request in server.requests)
+
+
+def test_arguments_are_those_of_modelhubmixin() -> None:
+    mixin = pytest.importorskip("huggingface_hub").ModelHubMixin
+    ours = {"config": "embedding", "model_card_kwargs": "card", "pretrained_model_name_or_path": "name_or_folder"}
+    for name in ("push_to_hub", "from_pretrained"):
+        theirs = inspect.signature(getattr(mixin, name)).parameters.values()
+        own = inspect.signature(getattr(lm.RewardModel, name)).parameters
+        for parameter in theirs:
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                assert ours.get(parameter.name, parameter.name) in {*own, "self"}, parameter.name
 
 
 def test_a_repository_without_a_model_is_named(fake_hub: FakeHub) -> None:

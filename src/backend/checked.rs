@@ -48,6 +48,28 @@ pub fn encode_sample<B: Shapes>(vae: &B::Vae, embeddings: &B::Embeddings<'_>) ->
     Ok((0..rows).collect())
 }
 
+/// As [`encode`], and the standardisation is as wide as the rows.
+pub fn reconstruct<B: Shapes>(
+    vae: &B::Vae,
+    embeddings: &B::Embeddings<'_>,
+    standardizer: &Standardizer,
+) -> Result<()> {
+    encode::<B>(vae, embeddings)?;
+    width("standardisation", standardizer.mean.len(), shape::<B>(embeddings).1)
+}
+
+/// As [`encode`] and [`select`], and the rows are as wide as those that they are stored as.
+pub fn synthesize<B: Shapes>(
+    vae: &B::Vae,
+    originals: &B::Embeddings<'_>,
+    options: &Perturbation,
+    dim: usize,
+) -> Result<()> {
+    encode::<B>(vae, originals)?;
+    select(options)?;
+    width("rows of pairs", dim, shape::<B>(originals).1)
+}
+
 /// At least one candidate is kept, all that are kept are drawn, and their numbers fit 32 bits.
 pub fn select(options: &Perturbation) -> Result<()> {
     if !(options.sigma2.is_finite() && options.sigma2 >= 0.0) {

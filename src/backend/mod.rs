@@ -15,6 +15,7 @@ mod options;
 pub mod reference;
 mod roofline;
 mod rows;
+mod steps;
 
 pub use cuda::DeviceArray;
 pub use device::{AnyBackend, DeviceChoice};
@@ -85,6 +86,15 @@ pub trait Backend: Send + Sync + Sized + 'static {
         embeddings: &Self::Embeddings<'_>,
         key: NoiseKey,
     ) -> Result<Self::Latents>;
+    /// Posteriors of embeddings, and how well each row is decoded from its posterior mean or, given a key, from the
+    /// sample of [`Backend::encode_sample`]. For checks of a model: decoded rows of all embeddings may be in memory.
+    fn reconstruct(
+        &self,
+        vae: &Self::Vae,
+        embeddings: &Self::Embeddings<'_>,
+        standardizer: &Standardizer,
+        key: Option<NoiseKey>,
+    ) -> Result<(Self::Posteriors, Vec<Reconstruction>)>;
     /// Copies posteriors to the host.
     fn posteriors(&self, posteriors: &Self::Posteriors) -> Result<PosteriorsHost>;
     /// The k candidates of every row with the highest likelihood.
@@ -136,6 +146,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
         to: &mut Self::Rows,
     ) -> Result<()> {
         to.store(self, originals, samples)
+    }
+    /// Fills rows with originals and, behind them, the k samples of each that `options` keeps, best first; gives their
+    /// candidates. What [`Backend::encode`], `select`, `perturb` and `store_rows` do of all samples, bit for bit;
+    /// a device may do it in one pass.
+    fn synthesize(
+        &self,
+        vae: &Self::Vae,
+        originals: &Self::Embeddings<'_>,
+        (key, options, mode): (NoiseKey, &Perturbation, DecodeMode),
+        to: &mut Self::Rows,
+    ) -> Result<Selection> {
+        steps::synthesize(self, vae, originals, (key, options, mode), to)
     }
     /// [`PairRowStore::first_non_finite`].
     fn first_non_finite(&self, rows: &Self::Rows) -> Result<Option<(usize, usize)>> {

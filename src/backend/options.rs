@@ -175,6 +175,15 @@ impl Selection {
     }
 }
 
+/// How well a row is decoded from its code: sums over its standardised values.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Reconstruction {
+    /// Squared differences of the decoded row from the row.
+    pub error: f64,
+    /// Squares of the row.
+    pub total: f64,
+}
+
 /// Approximate posteriors q(z|e) = N(mu, diag(exp(logvar))), on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PosteriorsHost {

@@ -17,6 +17,7 @@ use super::map::Io;
 use super::source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::matrix::{RowSet, Rows, RowsBuf, Values};
 
 /// Bytes that a pass over all data holds at a time.
@@ -263,10 +264,17 @@ impl FileTensor {
 
     /// Feeds the bytes of all rows to `hash` and finds the first value among the first `limit` rows that is
     /// not finite: its row, column and value.
-    fn scan(&self, dim: usize, limit: usize, hash: &mut Xxh3) -> Result<Option<(usize, usize, f32)>> {
+    fn scan(
+        &self,
+        dim: usize,
+        limit: usize,
+        hash: &mut Xxh3,
+        interrupt: &Interrupt,
+    ) -> Result<Option<(usize, usize, f32)>> {
         let step = (BLOCK_BYTES / (dim * self.dtype.size())).max(1);
         let mut worst = None;
         for start in (0..self.rows).step_by(step) {
+            interrupt.check()?;
             let part = self.rows(start..self.rows.min(start + step), dim)?;
             let values = match &part {
                 BlockRows::Borrowed(rows) => rows.values(),
@@ -287,7 +295,7 @@ impl FileTensor {
 
 /// One pass over all rows of columns that share their files: checks that every value is finite and takes the
 /// fingerprint of each file. The error names the lowest file, then row, then column of this list.
-pub(super) fn scan(columns: &[&Column]) -> Result<Scan> {
+pub(super) fn scan(columns: &[&Column], interrupt: &Interrupt) -> Result<Scan> {
     let Some(first) = columns.first() else { return Ok(Scan { sources: Vec::new() }) };
     let mut sources = Vec::new();
     for (i, file) in first.tensors.iter().enumerate() {
@@ -295,7 +303,7 @@ pub(super) fn scan(columns: &[&Column]) -> Result<Scan> {
         let mut error = None;
         let mut limit = usize::MAX;
         for column in columns {
-            if let Some((row, at, value)) = column.tensors[i].scan(column.dim, limit, &mut hash)? {
+            if let Some((row, at, value)) = column.tensors[i].scan(column.dim, limit, &mut hash, interrupt)? {
                 limit = row;
                 error = Some(Error::NonFinite {
                     path: file.source.path.clone(),

@@ -50,5 +50,5 @@ pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use responses::{ResponseColumns, ResponseRow, ResponseSet, Talk};
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
-    write_tensors,
+    write_pairs_until, write_tensors,
 };

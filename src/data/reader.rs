@@ -11,6 +11,7 @@ use super::format::TensorInfo;
 use super::map::Io;
 use super::source::Source;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::matrix::Side;
 
 /// Which tensors hold the pairs, and how files are read.
@@ -123,7 +124,12 @@ impl PairSet {
     /// Reads everything once: fails with [`Error::NonFinite`] on the first value (by file, row, side) that is
     /// NaN or infinite, else gives each file's fingerprint. Holds some 16 MiB at a time.
     pub fn scan(&self) -> Result<Scan> {
-        column::scan(&[&self.sides[0], &self.sides[1]])
+        self.scan_until(&Interrupt::default())
+    }
+
+    /// As [`PairSet::scan`]; fails with [`Error::Interrupted`] once `interrupt` is raised.
+    pub fn scan_until(&self, interrupt: &Interrupt) -> Result<Scan> {
+        column::scan(&[&self.sides[0], &self.sides[1]], interrupt)
     }
 }
 
@@ -179,7 +185,7 @@ impl CandidateSet {
                 all
             });
         }
-        column::scan(&[&column])?;
+        column::scan(&[&column], &Interrupt::default())?;
         let files = column.files();
         Ok(CandidateSet {
             candidates: column,
@@ -280,7 +286,7 @@ impl EmbeddingSet {
 
     /// As [`PairSet::scan`], over the one tensor.
     pub fn scan(&self) -> Result<Scan> {
-        column::scan(&[&self.column])
+        column::scan(&[&self.column], &Interrupt::default())
     }
 }
 

@@ -18,6 +18,7 @@ use super::place::file_name;
 use super::source::Source;
 use crate::dtype::Dtype as RowDtype;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::matrix::{RowSet, Rows, Side};
 
 /// A tensor of a shard to be written: its shape is `[rows]` followed by `shape_tail`.
@@ -298,6 +299,16 @@ fn recorded(source: &Source) -> Result<Option<ShardRecord>> {
 /// Writes preference pairs as one shard, whole or not at all: `chosen` and `rejected`, `[n, d]`, in the rows' dtype,
 /// or F32 where they have several; `group`, the prompt of each pair, beside them as a tensor of that name, if there is one.
 pub fn write_pairs(path: &Path, sides: [&RowSet<'_>; 2], group: Option<&[i64]>) -> Result<ShardRecord> {
+    write_pairs_until(path, sides, group, &Interrupt::default())
+}
+
+/// As [`write_pairs`]; fails with [`Error::Interrupted`], and leaves no file, once `interrupt` is raised.
+pub fn write_pairs_until(
+    path: &Path,
+    sides: [&RowSet<'_>; 2],
+    group: Option<&[i64]>,
+    interrupt: &Interrupt,
+) -> Result<ShardRecord> {
     let mut dtypes = sides.iter().flat_map(|side| side.parts()).map(Rows::dtype);
     let first = dtypes.next().unwrap_or(RowDtype::F32);
     let dtype = if dtypes.all(|d| d == first) { first } else { RowDtype::F32 };
@@ -312,6 +323,7 @@ pub fn write_pairs(path: &Path, sides: [&RowSet<'_>; 2], group: Option<&[i64]>) 
     let mut wide = vec![0f32; dim];
     for (tensor, side) in sides.into_iter().enumerate() {
         for r in 0..side.rows() {
+            interrupt.check()?;
             let row = side.row(r);
             if row.dtype() == dtype {
                 writer.append(tensor, row.bytes())?;

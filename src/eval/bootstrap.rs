@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::quantile::quantile;
+use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::noise::{Purpose, Stream};
 
 /// A bootstrap interval of a mean.
@@ -44,13 +46,25 @@ pub fn bootstrap_mean(
     level: f64,
     seed: u64,
 ) -> Option<Interval> {
+    let never = Interrupt::default();
+    bootstrap_mean_until(values, groups, (resamples, level, seed), &never).expect("nothing interrupts it")
+}
+
+/// As [`bootstrap_mean`]; fails once `interrupt` is raised.
+pub(super) fn bootstrap_mean_until(
+    values: &[f64],
+    groups: Option<&[i64]>,
+    (resamples, level, seed): (usize, f64, u64),
+    interrupt: &Interrupt,
+) -> Result<Option<Interval>> {
     assert!(level > 0.0 && level < 1.0, "the level {level} is not in (0, 1)");
     let units = units(values, groups);
     let count = u32::try_from(units.len()).expect("below 2^32 units");
     if count < 2 || resamples == 0 {
-        return None;
+        return Ok(None);
     }
     let resample = |number: usize| {
+        interrupt.check()?;
         let mut stream = Stream::new(seed, Purpose::Bootstrap, number as u64);
         let (mut total, mut size) = (0.0, 0.0);
         for _ in 0..count {
@@ -58,14 +72,14 @@ pub fn bootstrap_mean(
             total += sum;
             size += values;
         }
-        total / size
+        Ok(total / size)
     };
-    let mut means: Vec<f64> = (0..resamples).map(resample).collect();
+    let mut means = (0..resamples).map(resample).collect::<Result<Vec<f64>>>()?;
     means.sort_unstable_by(f64::total_cmp);
     let broken = values.iter().any(|value| value.is_nan());
     let end = |q: f64| if broken { f64::NAN } else { quantile(&means, q) };
     let (low, high) = (end((1.0 - level) / 2.0), end((1.0 + level) / 2.0));
-    Some(Interval { low, high, level, resamples: resamples as u64, units: count.into() })
+    Ok(Some(Interval { low, high, level, resamples: resamples as u64, units: count.into() }))
 }
 
 /// The sum of the values of each unit and their number.

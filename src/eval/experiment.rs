@@ -18,6 +18,7 @@ use super::order::{ORDER_SIGMA2, OrderPoint, order_curve};
 use super::rank::{RankCorrelation, rank_correlation};
 use crate::backend::{Backend, DecodeMode, PairRows, Perturbation, RewardData, RewardSide};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::matrix::{Matrix, RowSet, Rows, Side};
 use crate::model::{RewardModel, Standardizer, Vae};
 use crate::synth::{Augmented, Plan, SynthesisOptions};
@@ -156,12 +157,13 @@ impl<'a> Experiment<'a> {
         }
     }
 
-    /// Trains a reward model on an arm and measures it.
+    /// Trains a reward model on an arm and measures it, until `interrupt`, the backend's, is raised.
     pub fn run<B: Backend>(
         &self,
         backend: &B,
         arm: Arm,
         on_point: &mut dyn FnMut(&RewardPoint),
+        interrupt: &Interrupt,
     ) -> Result<(ArmResult, RewardModel)> {
         let size = (self.seeds[0].rows(), self.seeds[0].cols());
         let settings = (&self.synthesis, &self.reward, &self.additions);
@@ -174,7 +176,7 @@ impl<'a> Experiment<'a> {
             Some([chosen, rejected]) => {
                 let sides = (backend.embeddings(chosen.clone())?, backend.embeddings(rejected.clone())?);
                 let margins = pair_margins(backend, &reward, &sides.0, &sides.1, chosen.rows())?;
-                pair_figures(&margins, self.test_groups.as_deref())
+                pair_figures(&margins, self.test_groups.as_deref(), interrupt)?
             }
             None => None,
         };

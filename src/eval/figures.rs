@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::bootstrap::{Interval, bootstrap_mean};
+use super::bootstrap::{Interval, bootstrap_mean_until};
 use super::histogram::{Histogram, histogram};
 use super::pair_report::{PairReport, pair_report};
+use crate::error::Result;
+use crate::interrupt::Interrupt;
 
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 1000;
@@ -28,16 +30,21 @@ pub struct PairFigures {
 }
 
 /// The figures of margins r(chosen) - r(rejected); `groups` names the pairs that belong to one prompt. None without pairs.
-pub fn pair_figures(margins: &[f64], groups: Option<&[i64]>) -> Option<PairFigures> {
-    let report = pair_report(margins)?;
+/// Fails once `interrupt` is raised: of a million pairs the intervals take a minute.
+pub fn pair_figures(
+    margins: &[f64],
+    groups: Option<&[i64]>,
+    interrupt: &Interrupt,
+) -> Result<Option<PairFigures>> {
+    let Some(report) = pair_report(margins) else { return Ok(None) };
     let interval = |value: &dyn Fn(f64) -> f64| {
         let values: Vec<f64> = margins.iter().map(|&m| value(m)).collect();
-        bootstrap_mean(&values, groups, RESAMPLES, LEVEL, 0)
+        bootstrap_mean_until(&values, groups, (RESAMPLES, LEVEL, 0), interrupt)
     };
-    Some(PairFigures {
-        accuracy_interval: interval(&|m| f64::from(u8::from(m > 0.0))),
-        loss_interval: interval(&crate::train::bradley_terry),
+    Ok(Some(PairFigures {
+        accuracy_interval: interval(&|m| f64::from(u8::from(m > 0.0)))?,
+        loss_interval: interval(&crate::train::bradley_terry)?,
         histogram: histogram(margins, BINS.0, (-BINS.1, BINS.1)),
         report,
-    })
+    }))
 }

@@ -194,33 +194,25 @@ impl Sums {
     ) -> Result<()> {
         let (all, dim) = (pairs[0].rows(), pairs[0].cols());
         let step = (BLOCK_VALUES / dim).max(1);
-        let mut out = vec![0f32; step.min(all) * dim];
-        let mut original = vec![0f32; dim];
+        let mut out = vec![0f32; if samples.is_some() { step.min(all) * dim } else { 0 }];
         for from in (0..all).step_by(step) {
             let range = from..(from + step).min(all);
             let rows = range.len();
             let mut both = Vec::new();
             for (side, set) in Side::BOTH.into_iter().zip(pairs) {
                 let set = set.slice(range.clone());
-                let posteriors = backend.encode(vae, &backend.embeddings(set.clone())?)?;
-                let host = backend.posteriors(&posteriors)?;
-                let numbers: Vec<u32> = (0..rows as u32).collect();
-                let means = backend.load_latents(&host.mu, &numbers)?;
-                let out = &mut out[..rows * dim];
-                backend.decode(vae, &means, None, ValuesMut::F32(out))?;
-                for (row, decoded) in out.chunks_exact_mut(dim).enumerate() {
-                    set.row(row).widen(&mut original);
-                    standardizer.apply(&mut original);
-                    standardizer.apply(decoded);
-                    for (&there, &here) in original.iter().zip(&*decoded) {
-                        self.total += f64::from(there).powi(2);
-                        self.error += (f64::from(here) - f64::from(there)).powi(2);
-                    }
+                let embeddings = backend.embeddings(set)?;
+                let (posteriors, sums) = backend.reconstruct(vae, &embeddings, standardizer, None)?;
+                for row in sums {
+                    self.total += row.total;
+                    self.error += row.error;
                 }
+                let host = backend.posteriors(&posteriors)?;
                 if let Some((perturbation, seed)) = samples {
                     let key = NoiseKey { seed, side, first_row: from as u64 };
                     let first: Vec<Sample> =
-                        numbers.iter().map(|&row| Sample { row, candidate: 0 }).collect();
+                        (0..rows as u32).map(|row| Sample { row, candidate: 0 }).collect();
+                    let out = &mut out[..rows * dim];
                     let latents = backend.perturb(&posteriors, key, perturbation, &first)?;
                     backend.decode(vae, &latents, None, ValuesMut::F32(out))?;
                     for decoded in out.chunks_exact_mut(dim) {

@@ -5,6 +5,8 @@
 //! 3. perturb: the latents of those candidates that the block's pairs use;
 //! 4. decode these to embeddings, or score them without decoding.
 //!
+//! Where a block's pairs use all samples, a backend may do it all in one pass (`synthesize`).
+//!
 //! The rows of originals and samples then go out in the plan's order. Every row depends on its seed and its candidate
 //! number alone, so that a pair has the same bits in any batch.
 
@@ -21,6 +23,7 @@ use crate::data::{LatentRows, LatentSet, PairSource};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::matrix::{Matrix, PAGE, RowsBuf, Side};
+use crate::memory;
 use crate::model::Vae;
 
 /// Bytes of a batch, per side.
@@ -47,6 +50,13 @@ impl PairBatch {
     fn sides(&mut self) -> [&mut RowsBuf; 2] {
         [&mut self.chosen, &mut self.rejected]
     }
+}
+
+/// Fails if a batch of so many pairs takes more memory than is free; small ones are not looked at.
+pub(super) fn require_memory(pairs: usize, dim: usize, dtype: Dtype) -> Result<()> {
+    const SMALL: u128 = 256 << 20;
+    let bytes = 2 * pairs as u128 * dim as u128 * dtype.size() as u128;
+    if bytes <= SMALL { Ok(()) } else { memory::require("pairs", pairs, bytes) }
 }
 
 /// Consecutive pairs as latents.
@@ -340,13 +350,14 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         Ok(needed.ranks.iter().map(sample).collect())
     }
 
-    /// Pairs `pairs` in one batch, held in memory.
+    /// Pairs `pairs` in one batch, held in memory, where there is enough of it.
     pub fn batch(&self, pairs: Range<u64>, dtype: Dtype) -> Result<PairBatch> {
         if pairs.is_empty() || pairs.end > self.plan.pairs() {
             let expected = format!("a range within 0..{}", self.plan.pairs());
             return Err(Error::shape("pair numbers", expected, format!("{pairs:?}")));
         }
         let count = (pairs.end - pairs.start) as usize;
+        require_memory(count, self.dim, dtype)?;
         let mut made = PairBatch::empty(dtype, self.dim);
         made.first = pairs.start;
         made.sides().into_iter().for_each(|side| side.resize_rows(count));
@@ -380,29 +391,38 @@ impl<'a, B: Backend> Synthesizer<'a, B> {
         let b = self.backend;
         let (seeds, first) = (loaded.block.seeds.len(), loaded.block.seeds.start);
         let embeddings = b.embeddings(loaded.rows[side as usize].view())?;
-        let encode = loaded.stored.is_none() || self.mode == DecodeMode::Residual;
-        let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
-        let (samples, latents) = match (&loaded.stored, &posteriors) {
-            (Some(stored), _) => {
-                let (samples, z) = stored_samples(side, &loaded.block, needed, stored, self.latent)?;
-                let rows: Vec<u32> = samples.iter().map(|s| s.row).collect();
-                (samples, b.load_latents(&z, &rows)?)
+        let key = self.noise_key(side, &loaded.block);
+        let samples = match &loaded.stored {
+            None if needed.is_whole() && self.perturbation.top_k == self.plan.per_side => {
+                let how = (key, &self.perturbation, self.mode);
+                b.synthesize(&self.vae, &embeddings, how, to)?.samples()
             }
-            (None, posteriors) => {
-                let posteriors = posteriors.as_ref().expect("encoded where nothing is stored");
-                let key = self.noise_key(side, &loaded.block);
-                let samples = self.samples(posteriors, key, needed)?;
-                let latents = b.perturb(posteriors, key, &self.perturbation, &samples)?;
-                (samples, latents)
+            stored => {
+                let encode = stored.is_none() || self.mode == DecodeMode::Residual;
+                let posteriors = encode.then(|| b.encode(&self.vae, &embeddings)).transpose()?;
+                let (samples, latents) = match (stored, &posteriors) {
+                    (Some(stored), _) => {
+                        let (samples, z) = stored_samples(side, &loaded.block, needed, stored, self.latent)?;
+                        let rows: Vec<u32> = samples.iter().map(|s| s.row).collect();
+                        (samples, b.load_latents(&z, &rows)?)
+                    }
+                    (None, posteriors) => {
+                        let posteriors = posteriors.as_ref().expect("encoded where nothing is stored");
+                        let samples = self.samples(posteriors, key, needed)?;
+                        let latents = b.perturb(posteriors, key, &self.perturbation, &samples)?;
+                        (samples, latents)
+                    }
+                };
+                let residual = match (self.mode, &posteriors) {
+                    (DecodeMode::Residual, Some(posteriors)) => {
+                        Some(Residual { embeddings: &embeddings, posteriors })
+                    }
+                    _ => None,
+                };
+                b.store_rows(&embeddings, &Synthetic { vae: &self.vae, latents: &latents, residual }, to)?;
+                samples
             }
         };
-        let residual = match (self.mode, &posteriors) {
-            (DecodeMode::Residual, Some(posteriors)) => {
-                Some(Residual { embeddings: &embeddings, posteriors })
-            }
-            _ => None,
-        };
-        b.store_rows(&embeddings, &Synthetic { vae: &self.vae, latents: &latents, residual }, to)?;
         match b.first_non_finite(to)? {
             None => Ok(()),
             Some((row, column)) if row < seeds => Err(unstorable_original(first + row, side, column, dtype)),

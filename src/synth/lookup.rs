@@ -3,7 +3,7 @@
 //! What all pairs of a seed share is made once for all seeds and kept: their posteriors and the numbers of their selected
 //! candidates, `8 latent + 4 k` bytes a seed and side, and which samples meet, 4 bytes a pair. A pair then costs no more than its two samples, wherever it is.
 
-use super::generate::{PairBatch, unstorable};
+use super::generate::{PairBatch, require_memory, unstorable};
 use super::plan::{PairId, Plan};
 use super::recipe::SynthesisOptions;
 use crate::backend::{
@@ -88,8 +88,10 @@ impl<'a, B: Backend> PairLookup<'a, B> {
     /// long as the batch is kept.
     ///
     /// # Errors
-    /// No number, a number beyond the plan's pairs, a value that `dtype` cannot hold, or a file that changed.
+    /// No number, a number beyond the plan's pairs, more than fit in memory, a value that `dtype` cannot hold, or a file that
+    /// changed.
     pub fn take(&self, pairs: &[u64], dtype: Dtype, pinned: bool) -> Result<PairBatch> {
+        require_memory(pairs.len(), self.seeds.dim(), dtype)?;
         let ids = self.ids(pairs)?;
         let chosen = self.side(Side::Chosen, &ids, (dtype, pinned))?;
         let rejected = self.side(Side::Rejected, &ids, (dtype, pinned))?;

@@ -266,6 +266,11 @@ impl SampleList {
         list
     }
 
+    /// Whether it has all samples of all rows, which then lie in the order of rows and ranks.
+    pub fn is_whole(&self) -> bool {
+        self.ranks.len() == self.index.len()
+    }
+
     /// Where sample `rank` (from 1) of a row is in the list.
     pub fn position(&self, row: usize, rank: u32) -> usize {
         self.index[row * self.per_side + rank as usize - 1] as usize

@@ -205,3 +205,54 @@ fn prompts_of_another_tensor_make_other_cells() {
     assert!(near != alone, "other rows give other figures");
     assert!(go("both", "far") == alone, "a cell was taken that is of other rows");
 }
+
+#[test]
+fn parts_on_any_machine_make_the_cells_of_one_sweep() {
+    let lab = lab();
+    // Two VAEs a split: of the default beta and of another.
+    let line = |out: &str| {
+        format!("{SMALL} {MODELS} --threads 1 --splits 2 --grid beta=1,2 --grid sigma2=0.01,0.1 --out @{out}")
+    };
+    lab.fine(&line("whole"));
+    let whole = all_but_the_summary(&lab, "whole");
+    let all = stamps(&lab, "whole");
+    // Of either split: the seeds alone, matched updates, and LENS at four points.
+    assert_eq!(counts(&all), [12, 4]);
+    for count in [1, 3, 20] {
+        let out = format!("parts-{count}");
+        let mut before = stamps(&lab, &out);
+        // The last part first: parts know nothing of each other.
+        for index in (0..count).rev() {
+            lab.fine(&format!("{} --part {index}/{count}", line(&out)));
+            let after = stamps(&lab, &out);
+            if !before.is_empty() {
+                assert_kept(&out, &before, &after);
+            }
+            // A part with nothing to do is one that is done.
+            assert!(after.len() > before.len() || count > 8, "{out}: part {index} made nothing");
+            before = after;
+        }
+        assert_eq!(counts(&before), [12, 4], "{out}");
+        if count > 1 {
+            let results = lab.at(&format!("{out}/results.jsonl"));
+            assert!(!results.exists(), "{out}: parts write no results");
+        }
+        lab.fine(&line(&out));
+        assert_kept(&out, &before, &stamps(&lab, &out));
+        assert_same_files(&out, &all_but_the_summary(&lab, &out), &whole);
+    }
+}
+
+#[test]
+fn a_part_says_what_it_did_and_what_comes_next() {
+    let lab = lab();
+    let line =
+        format!("{SMALL} {MODELS} --threads 1 --splits 1 --grid sigma2=0.01,0.1 --out @out --part 1/2");
+    let said = lab.fine(&format!("{line} --json"));
+    let said: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
+    // The first part has the two arms without a VAE, which the cells of LENS share.
+    assert_eq!((&said["part"], &said["of"]), (&serde_json::json!([1, 2]), &serde_json::json!(4)), "{said}");
+    assert_eq!(said["cells"].as_u64(), Some(counts(&stamps(&lab, "out"))[0] as u64), "{said}");
+    let text = lab.fine(&line).out;
+    assert!(text.contains("part 1/2") && text.contains("the same command without --part"), "{text}");
+}

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::codes;
-use crate::device::{self, Answer, DEVICES, Device, State, environment, lock, of_handle};
+use crate::device::{self, Answer, DEVICES, Device, Manner, State, environment, lock, of_handle};
 
 thread_local! {
     static CURRENT: Cell<u64> = const { Cell::new(0) };
@@ -162,7 +162,8 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
             16 => settings.processors,   // multiprocessors
             75 => settings.capability.0, // compute capability
             76 => settings.capability.1,
-            97 => settings.shared as c_int, // shared memory of a block, opted into
+            95 => c_int::from(settings.cooperative), // launches of blocks that wait for each other
+            97 => settings.shared as c_int,          // shared memory of a block, opted into
             _ => 0,
         };
         // SAFETY: the caller answers for the place.
@@ -524,7 +525,9 @@ pub unsafe extern "C" fn cuLaunchKernel(
             let geometry = ([gx, gy, gz], [bx, by, bz], shared);
             let arguments = arguments.cast_const().cast();
             // SAFETY: the caller answers for the arguments.
-            unsafe { state.launch(device, (stream as u64, function as u64), geometry, false, arguments) }
+            unsafe {
+                state.launch(device, (stream as u64, function as u64), geometry, Manner::default(), arguments)
+            }
         })
     })
 }
@@ -550,6 +553,8 @@ pub struct LaunchAttribute {
 
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`, whose value is an integer.
 const EARLY: c_uint = 6;
+/// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`, whose value is an integer.
+const COOPERATIVE: c_uint = 2;
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuLaunchKernelEx(
@@ -564,11 +569,12 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
         }
         // SAFETY: the caller answers for the structure.
         let &LaunchConfig { grid, block, shared, stream, attributes, count } = unsafe { &*config };
-        let mut early = false;
+        let mut manner = Manner::default();
         for i in 0..count as usize {
             // SAFETY: the caller answers for as many attributes.
             match unsafe { &*attributes.add(i) } {
-                LaunchAttribute { id: EARLY, value } => early = value[0] as u32 != 0,
+                LaunchAttribute { id: EARLY, value } => manner.early = value[0] as u32 != 0,
+                LaunchAttribute { id: COOPERATIVE, value } => manner.cooperative = value[0] as u32 != 0,
                 LaunchAttribute { id, .. } => {
                     eprintln!("stand-in for libcuda: cuLaunchKernelEx: launch attribute {id}");
                     return Err(codes::NOT_SUPPORTED);
@@ -579,7 +585,7 @@ pub unsafe extern "C" fn cuLaunchKernelEx(
             let arguments = arguments.cast_const().cast();
             let of = (stream as u64, function as u64);
             // SAFETY: the caller answers for the arguments.
-            unsafe { state.launch(device, of, (grid, block, shared), early, arguments) }
+            unsafe { state.launch(device, of, (grid, block, shared), manner, arguments) }
         })
     })
 }

@@ -45,8 +45,16 @@ pub struct Work {
     args: Vec<u8>,
     /// Shared memory that the function was allowed.
     limit: u32,
-    /// Whether it may start before the launch ahead has ended.
-    early: bool,
+    manner: Manner,
+}
+
+/// What launch attributes ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// It may start before the launch ahead has ended.
+    pub early: bool,
+    /// All of its blocks are on the device at once.
+    pub cooperative: bool,
 }
 
 /// Memory of the host, as an address.
@@ -289,8 +297,8 @@ fn code_of(fault: &Fault) -> i32 {
     }
 }
 
-/// Adds the counters of a launch to a file, as a line of JSON.
-fn note(path: &std::path::Path, work: &Work, counters: &Counters) {
+/// Adds the counters of a launch, or of a round of a cooperative one, to a file, as a line of JSON.
+fn note(path: &std::path::Path, work: &Work, round: Option<usize>, counters: &Counters) {
     let t = &counters.total;
     let pipes: Vec<String> =
         ptx::Pipe::ALL.iter().map(|p| format!("\"{}\":{}", p.name(), t.issued[*p as usize])).collect();
@@ -316,8 +324,9 @@ fn note(path: &std::path::Path, work: &Work, counters: &Counters) {
     ];
     let numbers: Vec<String> = numbers.iter().map(|(name, n)| format!("\"{name}\":{n}")).collect();
     let line = format!(
-        "{{\"kernel\":\"{}\",\"grid\":{:?},\"block\":{:?},\"issued\":{{{}}},{}}}\n",
+        "{{\"kernel\":\"{}\",{}\"grid\":{:?},\"block\":{:?},\"issued\":{{{}}},{}}}\n",
         work.kernel,
+        round.map_or(String::new(), |i| format!("\"round\":{i},")),
         work.grid,
         work.block,
         pipes.join(","),
@@ -426,13 +435,17 @@ impl State {
             block: work.block,
             shared: work.shared,
             cluster: module.kernel(&work.kernel).and_then(|k| k.cluster).unwrap_or([1; 3]),
+            cooperative: work.manner.cooperative,
             args: work.args.clone(),
         };
-        let options = Options { early: work.early, ..device.options(work.limit) };
+        let options = Options { early: work.manner.early, ..device.options(work.limit) };
         match ptx::launch(module, &mut self.memory, &request, &options) {
             Ok(outcome) => {
                 if let Some(path) = &device.settings.counters {
-                    note(path, work, &outcome.counters);
+                    note(path, work, None, &outcome.counters);
+                    for (i, counters) in outcome.rounds.iter().enumerate() {
+                        note(path, work, Some(i), counters);
+                    }
                 }
             }
             Err(fault) => self.fail(code_of(&fault), fault.to_string()),
@@ -757,7 +770,7 @@ impl State {
 
     // ---- launches
 
-    /// Puts a launch on a stream; `early`: it may start before the one ahead has ended.
+    /// Puts a launch on a stream.
     ///
     /// # Safety
     /// `arguments` points to a pointer for every parameter of the kernel, to as many bytes as it takes.
@@ -766,11 +779,23 @@ impl State {
         device: &Device,
         (stream, function): (u64, u64),
         (grid, block, shared): ([u32; 3], [u32; 3], u32),
-        early: bool,
+        manner: Manner,
         arguments: *const *const u8,
     ) -> Answer<()> {
-        if early && device.settings.capability < (9, 0) {
+        if manner.early && device.settings.capability < (9, 0) {
             return refuse(codes::NOT_SUPPORTED, "an early launch below compute capability 9.0");
+        }
+        if manner.cooperative {
+            if !device.settings.cooperative {
+                return refuse(codes::NOT_SUPPORTED, "a cooperative launch on a device without them");
+            }
+            let threads = block.iter().product::<u32>() as i32;
+            let most =
+                self.occupancy(device, function, threads, shared as usize)? * device.settings.processors;
+            if grid.iter().map(|n| i64::from(*n)).product::<i64>() > i64::from(most) {
+                let words = format!("a cooperative launch of {grid:?} blocks, the device holds {most}");
+                return refuse(codes::COOPERATIVE_LAUNCH_TOO_LARGE, words);
+            }
         }
         let function = self.functions.get(&function).ok_or(codes::INVALID_HANDLE)?;
         let (name, limit) = (function.name.clone(), function.limit);
@@ -806,13 +831,14 @@ impl State {
             block,
             shared,
             cluster: kernel.cluster.unwrap_or([1; 3]),
+            cooperative: manner.cooperative,
             args: args.clone(),
         };
         if let Err(fault) = ptx::check_launch(module, &request, &device.options(limit)) {
             self.fault = fault.to_string();
             return refuse(codes::INVALID_VALUE, fault.to_string());
         }
-        let work = Work { source: source.clone(), kernel: name, grid, block, shared, args, limit, early };
+        let work = Work { source: source.clone(), kernel: name, grid, block, shared, args, limit, manner };
         let stream = self.streams.get_mut(&stream).ok_or(codes::INVALID_HANDLE)?;
         match &mut stream.recording {
             Some(recording) => recording.work.push(work),

@@ -48,6 +48,8 @@ pub struct Settings {
     pub processors: i32,
     /// `occupancy`: blocks of a multiprocessor; by shared memory and threads if not given.
     pub occupancy: Option<i32>,
+    /// `cooperative`: whether there are launches whose blocks are all there at once.
+    pub cooperative: bool,
     /// `kernels`: a folder with folders of PTX files by architecture, as in `sm_80`.
     pub kernels: Option<PathBuf>,
     /// `races`: 1 to look for races.
@@ -91,6 +93,7 @@ impl Default for Settings {
             shared: 227 << 10,
             processors: 2,
             occupancy: None,
+            cooperative: true,
             kernels: None,
             races: true,
             order: Order::Any,
@@ -164,6 +167,7 @@ impl FromStr for Settings {
                 "shared" => out.shared = number(key, value)?,
                 "processors" => out.processors = number(key, value)?,
                 "occupancy" => out.occupancy = Some(number(key, value)?),
+                "cooperative" => out.cooperative = flag(key, value)?,
                 "kernels" => out.kernels = Some(value.into()),
                 "races" => out.races = flag(key, value)?,
                 "order" => {

@@ -1,4 +1,4 @@
-//! Launches that start early, by `cuLaunchKernelEx`.
+//! Launches with attributes, by `cuLaunchKernelEx`: that start early, and whose blocks are all there at once.
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::ptr::null_mut;
@@ -58,6 +58,7 @@ const TEXT: &str = "
   st.global.u32 [%rd0], 7;
   ret;
 }
+.visible .entry meets(.param .u64 p) { ret; }
 .visible .entry hurries(.param .u64 p) {
   .reg .b64 %rd<2>;
   ld.param.u64 %rd0, [p];
@@ -102,9 +103,13 @@ impl Opened {
 
     /// Launches a kernel of one thread with an attribute.
     fn launch(&self, name: &str, id: c_uint, value: u32) -> c_int {
+        self.launch_blocks(name, 1, id, value)
+    }
+
+    fn launch_blocks(&self, name: &str, blocks: c_uint, id: c_uint, value: u32) -> c_int {
         let mut attribute = Attribute { id, pad: 0, value: [0; 16] };
         attribute.value[0] = value;
-        let sizes = [1, 1, 1, 1, 1, 1, 0];
+        let sizes = [blocks, 1, 1, 1, 1, 1, 0];
         let config = Config { sizes, stream: self.stream, attributes: &mut attribute, count: 1 };
         let mut at = self.at;
         let mut arguments: [Handle; 1] = [(&raw mut at).cast()];
@@ -167,4 +172,17 @@ fn captured_launches_keep_it() {
 fn devices_below_hopper_refuse_them() {
     let opened = open("capability=8.0");
     assert_eq!(opened.launch("waits", EARLY, 1), 801);
+}
+
+const COOPERATIVE: c_uint = 2;
+
+#[test]
+fn blocks_that_are_there_at_once_fit_the_device() {
+    let opened = open("capability=8.0,processors=2,occupancy=3,races=0");
+    assert_eq!(opened.launch_blocks("meets", 6, COOPERATIVE, 1), 0);
+    assert_eq!(opened.launch_blocks("meets", 7, COOPERATIVE, 1), 720);
+    assert_eq!(opened.launch_blocks("meets", 7, COOPERATIVE, 0), 0, "not asked for");
+    assert_eq!(opened.ends(), 0);
+    let opened = open("capability=9.0,cooperative=0");
+    assert_eq!(opened.launch("meets", COOPERATIVE, 1), 801);
 }

@@ -19,6 +19,7 @@ Options:
   --grid X[,Y,Z]             blocks (1)
   --block X[,Y,Z]            threads of a block (32)
   --cluster X[,Y,Z]          blocks of a cluster (1)
+  --cooperative              all blocks are on the device at once
   --shared BYTES             dynamic shared memory (0); more than 48 KiB counts as opted into
   --arg VALUE                the next argument:
                                u32:5  s64:-1  f32:0.5  bf16:2    a number of this type
@@ -112,6 +113,7 @@ pub fn run(arguments: &[String]) -> Result<String, String> {
 fn launch_file(arguments: &[String]) -> Result<String, String> {
     let mut path = None;
     let (mut kernel, mut grid, mut block, mut cluster) = (None, [1; 3], [32, 1, 1], [1; 3]);
+    let mut cooperative = false;
     let (mut shared, mut lines, mut print, mut seed) = (0u32, 0usize, 4usize, 0u64);
     let mut options = Options::default();
     let mut texts = Vec::new();
@@ -124,6 +126,7 @@ fn launch_file(arguments: &[String]) -> Result<String, String> {
             "--grid" => grid = triple(value()?)?,
             "--block" => block = triple(value()?)?,
             "--cluster" => cluster = triple(value()?)?,
+            "--cooperative" => cooperative = true,
             "--shared" => shared = number(value()?)? as u32,
             "--arg" => texts.push(value()?.clone()),
             "--warps" => options.warps = order(value()?)?,
@@ -191,7 +194,7 @@ fn launch_file(arguments: &[String]) -> Result<String, String> {
         }
         args[param.offset as usize..param.offset as usize + bytes.len()].copy_from_slice(&bytes);
     }
-    let request = Launch { kernel: &kernel, grid, block, shared, cluster, args };
+    let request = Launch { kernel: &kernel, grid, block, shared, cluster, cooperative, args };
     let started = std::time::Instant::now();
     let outcome = launch(&module, &mut memory, &request, &options).map_err(|fault| fault.to_string())?;
     let seconds = started.elapsed().as_secs_f64();

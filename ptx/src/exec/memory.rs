@@ -9,15 +9,16 @@ use crate::parse::ast::Space;
 use crate::program::Instr;
 
 impl Exec<'_, '_> {
-    pub(super) fn load(&mut self, i: &Instr, e: u32, a: Access) -> Run<()> {
+    /// Whether it is a strong load of global memory that finds what it found when the warp last made one.
+    pub(super) fn load(&mut self, i: &Instr, e: u32, a: Access) -> Run<bool> {
         let addresses = self.addresses(i, 0);
         let bytes = a.ty.bytes();
         let total = bytes * u32::from(a.count);
         if a.space == Space::Param {
-            return self.load_param(i, e, a, &addresses);
+            return self.load_param(i, e, a, &addresses).map(|()| false);
         }
         if a.space == Space::Shared && a.strong == Strong::Weak && self.load_shared(i, e, a, &addresses) {
-            return Ok(());
+            return Ok(false);
         }
         let kind = if a.strong == Strong::Weak { Self::PLAIN } else { ATOMIC };
         let mut values = [[0u64; 32]; 8];
@@ -43,7 +44,10 @@ impl Exec<'_, '_> {
             self.fence(e, a.scope);
         }
         self.set_loaded(i, e, a, &values);
-        Ok(())
+        let first = e.trailing_zeros() as usize;
+        let polls = a.strong != Strong::Weak && matches!(places[first], Some(Where::Global(..)));
+        let found = (self.pc, values[0][first]);
+        Ok(polls && std::mem::replace(&mut self.warp.poll, found) == found)
     }
 
     /// Writes what lanes loaded to the destinations of a load, one for each element.

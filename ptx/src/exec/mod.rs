@@ -36,6 +36,8 @@ pub(crate) enum Turn {
     Budget,
     /// All of its lanes wait.
     Blocked,
+    /// It looks at a place for a second time and finds what it found: somebody else has to go on.
+    Poll,
     /// All of its lanes have ended.
     Done,
 }
@@ -49,6 +51,8 @@ pub(crate) enum Flow {
     Regroup,
     /// The same, and others should run first.
     Yield,
+    /// The same, and it goes on only when others have.
+    Poll,
 }
 
 /// A warp at work.
@@ -155,6 +159,9 @@ impl Exec<'_, '_> {
                 if flow != Flow::Next {
                     if flow == Flow::Yield {
                         return Ok(Turn::Budget);
+                    }
+                    if flow == Flow::Poll {
+                        return Ok(Turn::Poll);
                     }
                     break;
                 }
@@ -342,7 +349,12 @@ impl Exec<'_, '_> {
             Op::Half { .. } => self.half(i, e),
             Op::Cvt(c) => self.cvt(i, e, c),
             Op::CvtPair { to, round, relu } => self.cvt_pair(i, e, to, round, relu),
-            Op::Ld(a) => self.load(i, e, a)?,
+            Op::Ld(a) => {
+                if self.load(i, e, a)? {
+                    self.go(mask, self.pc + 1);
+                    return Ok(Flow::Poll);
+                }
+            }
             Op::St(a) => self.store(i, e, a)?,
             Op::Atom { .. } => self.atom(i, e)?,
             Op::Cvta { .. } | Op::IsSpace(_) | Op::Mapa { .. } | Op::CtaRank { .. } => self.address(i, e)?,

@@ -27,6 +27,9 @@ pub struct Launch<'a> {
     pub shared: u32,
     /// Blocks of a cluster.
     pub cluster: [u32; 3],
+    /// Whether all blocks are on the device at once (`CU_LAUNCH_ATTRIBUTE_COOPERATIVE`), so that they may wait for each
+    /// other. They take turns, each up to where it waits; so counts are the same in every run.
+    pub cooperative: bool,
     /// Bytes of the arguments, laid out as [`Kernel::params`] says.
     pub args: Vec<u8>,
 }
@@ -34,12 +37,18 @@ pub struct Launch<'a> {
 impl<'a> Launch<'a> {
     /// A launch without shared memory and arguments.
     pub fn new(kernel: &'a str, grid: [u32; 3], block: [u32; 3]) -> Launch<'a> {
-        Launch { kernel, grid, block, shared: 0, cluster: [1; 3], args: Vec::new() }
+        Launch { kernel, grid, block, shared: 0, cluster: [1; 3], cooperative: false, args: Vec::new() }
     }
 
     /// Sets the bytes of dynamic shared memory.
     pub fn shared(mut self, bytes: u32) -> Self {
         self.shared = bytes;
+        self
+    }
+
+    /// Puts all blocks on the device at once.
+    pub fn cooperative(mut self) -> Self {
+        self.cooperative = true;
         self
     }
 
@@ -131,6 +140,8 @@ impl Default for Options {
 pub struct Outcome {
     /// Its counters.
     pub counters: Counters,
+    /// Of a cooperative launch those of each round of turns: what blocks do between two barriers of the grid.
+    pub rounds: Vec<Counters>,
 }
 
 /// By address and block: what its threads knew when they released it, and the scope of that.
@@ -359,33 +370,58 @@ pub fn launch(
             released: Mutex::new(HashMap::new()),
             stop: AtomicBool::new(false),
         };
-        (all_clusters(&shared), shared.touched)
+        let mut rounds = Vec::new();
+        let noted = |counts: &[PcCount]| {
+            if let Some(touched) = shared.touched.as_ref().filter(|_| launch.cooperative) {
+                rounds.push(Counters::new(module, kernel, counts, launch, touched));
+            }
+        };
+        let counts = all_clusters(&shared, launch.cooperative, noted);
+        (counts.map(|counts| (counts, rounds)), shared.touched)
     };
     for address in made {
         memory.free(address);
     }
-    let counts = result?;
+    let (counts, mut rounds) = result?;
     let counters = touched.map(|touched| Counters::new(module, kernel, &counts, launch, &touched));
     let counters = counters.unwrap_or_default();
-    Ok(Outcome { counters })
+    // Sectors count in the round that first touches them.
+    for i in (1..rounds.len()).rev() {
+        rounds[i].unique_read_sectors -= rounds[i - 1].unique_read_sectors;
+        rounds[i].unique_write_sectors -= rounds[i - 1].unique_write_sectors;
+    }
+    Ok(Outcome { counters, rounds })
 }
 
 /// Instructions that a cluster executes before others get a turn. Only who waits for other blocks needs that many.
 const SLICE: u64 = 1 << 22;
 
-fn all_clusters(shared: &Shared) -> Result<Vec<PcCount>, Box<Fault>> {
-    let clusters = (0..3).map(|i| u64::from(shared.grid[i] / shared.cluster[i])).product::<u64>() as u32;
-    let mut order: Vec<u32> = (0..clusters).collect();
-    match shared.options.blocks {
+/// Rounds of turns in which nobody does more than look for what others do, before that is a deadlock.
+const STILL_ROUNDS: u32 = 1 << 10;
+
+/// Clusters in the order of the options; `seed` differs between rounds.
+fn ordered<T>(of: &mut [T], order: Order, round: u64) {
+    match order {
         Order::Any | Order::Forward => {}
-        Order::Backward => order.reverse(),
+        Order::Backward => of.reverse(),
         Order::Random(seed) => {
-            let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
-            for i in (1..order.len()).rev() {
-                order.swap(i, (crate::random::next(&mut state) % (i as u64 + 1)) as usize);
+            let mut state = seed ^ 0x9e37_79b9_7f4a_7c15 ^ round << 32;
+            for i in (1..of.len()).rev() {
+                of.swap(i, (crate::random::next(&mut state) % (i as u64 + 1)) as usize);
             }
         }
     }
+}
+
+/// Runs all blocks; of a cooperative launch `noted` gets the counts of each round.
+fn all_clusters(
+    shared: &Shared,
+    cooperative: bool,
+    mut noted: impl FnMut(&[PcCount]),
+) -> Result<Vec<PcCount>, Box<Fault>> {
+    let clusters = (0..3).map(|i| u64::from(shared.grid[i] / shared.cluster[i])).product::<u64>() as u32;
+    let mut order: Vec<u32> = (0..clusters).collect();
+    ordered(&mut order, shared.options.blocks, 0);
     let empty = || vec![PcCount::default(); shared.kernel.code.len()];
     let parked = Mutex::new(Vec::new());
     let first = |mut counts: Vec<PcCount>, number: &u32| -> Result<Vec<PcCount>, Box<Fault>> {
@@ -395,7 +431,7 @@ fn all_clusters(shared: &Shared) -> Result<Vec<PcCount>, Box<Fault>> {
         let mut cluster = Cluster::new(shared, *number);
         match cluster.run(shared, &mut counts, SLICE) {
             Ok(Stop::Done) => Ok(counts),
-            Ok(Stop::Budget) => {
+            Ok(Stop::Budget | Stop::Poll(_)) => {
                 parked.lock().expect("no panic").push((*number, cluster));
                 Ok(counts)
             }
@@ -405,7 +441,7 @@ fn all_clusters(shared: &Shared) -> Result<Vec<PcCount>, Box<Fault>> {
             }
         }
     };
-    let mut counts = if shared.options.blocks == Order::Any && clusters > 1 {
+    let mut counts = if shared.options.blocks == Order::Any && clusters > 1 && !cooperative {
         order.par_iter().try_fold(empty, first).try_reduce(empty, |mut a, b| {
             a.iter_mut().zip(&b).for_each(|(a, b)| a.add(b));
             Ok(a)
@@ -413,15 +449,27 @@ fn all_clusters(shared: &Shared) -> Result<Vec<PcCount>, Box<Fault>> {
     } else {
         order.iter().try_fold(empty(), first)?
     };
+    noted(&counts);
     // Who did not end in the first turn may wait for other blocks: all of them take turns now.
     let mut parked = parked.into_inner().expect("no panic");
-    parked.sort_by_key(|(number, _)| *number);
+    let (mut round, mut still_rounds) = (0, 0);
     while !parked.is_empty() {
-        let mut left = Vec::new();
+        round += 1;
+        parked.sort_by_key(|(number, _)| *number);
+        ordered(&mut parked, shared.options.blocks, round);
+        let (mut left, mut still, mut own) = (Vec::new(), true, empty());
         for (number, mut cluster) in parked {
-            if cluster.run(shared, &mut counts, SLICE / 64)? == Stop::Budget {
+            let stop = cluster.run(shared, &mut own, SLICE / 64)?;
+            still &= stop == Stop::Poll(true);
+            if stop != Stop::Done {
                 left.push((number, cluster));
             }
+        }
+        counts.iter_mut().zip(&own).for_each(|(a, b)| a.add(b));
+        noted(&own);
+        still_rounds = if still { still_rounds + 1 } else { 0 };
+        if let Some((_, cluster)) = left.first().filter(|_| still_rounds == STILL_ROUNDS) {
+            return Err(Box::new(cluster.deadlock(shared)));
         }
         parked = left;
     }

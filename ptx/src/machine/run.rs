@@ -12,6 +12,8 @@ use crate::exec::{Exec, Turn};
 pub(crate) enum Stop {
     Done,
     Budget,
+    /// Some of its warps look for what other clusters do, all others wait. Whether that was so from the start.
+    Poll(bool),
 }
 
 /// The barrier of a cluster, PTX ISA 9.7.13.4.
@@ -70,8 +72,8 @@ impl Cluster {
     pub fn run(&mut self, shared: &Shared, counts: &mut [PcCount], budget: u64) -> Result<Stop, Box<Fault>> {
         let n = self.warps.len();
         let mut left = budget;
-        // Warps that could not run since one last did.
-        let mut idle = 0;
+        // Warps that could not run since one last did, whether some of them poll, and whether none ever ran.
+        let (mut idle, mut polls, mut still) = (0, false, true);
         loop {
             let (at, turn) = match shared.options.warps {
                 Order::Any | Order::Forward => ((self.last + 1) % n, TURN),
@@ -99,7 +101,8 @@ impl Cluster {
             let steps = warp.steps - before;
             match turn {
                 Ok(Turn::Done | Turn::Blocked) if steps == 0 => idle += 1,
-                Ok(_) => idle = 0,
+                Ok(Turn::Poll) => (idle, polls) = (idle + 1, true),
+                Ok(_) => (idle, polls, still) = (0, false, false),
                 Err(t) => return Err(Box::new(shared.fault(self.blocks[*rank].number, warp.index, pc, *t))),
             }
             if idle > n {
@@ -110,6 +113,7 @@ impl Cluster {
                         }
                         Ok(Stop::Done)
                     }
+                    false if polls => Ok(Stop::Poll(still)),
                     false => Err(Box::new(self.deadlock(shared))),
                 };
             }
@@ -120,7 +124,8 @@ impl Cluster {
         }
     }
 
-    fn deadlock(&self, shared: &Shared) -> Fault {
+    /// That nobody in it can go on.
+    pub fn deadlock(&self, shared: &Shared) -> Fault {
         let mut words = Vec::new();
         let mut first = None;
         for (rank, warp) in self.warps.iter().filter(|(_, w)| w.alive != 0) {

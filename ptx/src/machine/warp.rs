@@ -70,6 +70,8 @@ pub(crate) struct Warp {
     pub cluster_phase: [u32; 32],
     /// Lanes that may use global memory: those that waited for the launch ahead, or all.
     pub waited: u32,
+    /// The last strong load of global memory: its instruction and what its first lane found.
+    pub poll: (u32, u64),
 }
 
 impl Warp {
@@ -105,6 +107,7 @@ impl Warp {
             members: [0; 32],
             cluster_phase: [0; 32],
             waited: if shared.options.early { 0 } else { u32::MAX },
+            poll: (u32::MAX, 0),
         };
         if kernel.local_bytes > 0 {
             warp.local = vec![vec![0; kernel.local_bytes as usize]; 32];

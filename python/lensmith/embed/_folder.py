@@ -31,7 +31,7 @@ TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 
 def checksum(*parts: Any) -> str:
     """xxh3-128 of bytes, as 32 hexadecimal digits."""
-    digest = require("xxhash", "lm.embed(out=...)").xxh3_128()
+    digest = require("xxhash", "writing a folder of shards").xxh3_128()
     for part in parts:
         digest.update(part)
     return str(digest.hexdigest())

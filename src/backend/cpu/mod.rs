@@ -23,7 +23,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{
     Backend, DeviceInfo, HostRows, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss, VaeObjective, checked,
+    Reconstruction, Residual, RewardData, RewardObjective, RewardSide, Sample, Selection, VaeLoss,
+    VaeObjective, checked, steps,
 };
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
@@ -192,6 +193,16 @@ impl Backend for Cpu {
         let p = self.encode(vae, embeddings)?;
         let z = self.run(|| latents::posterior_samples(self.isa, &p, origin))?;
         Ok(Latents::new(z, p.latent, rows))
+    }
+
+    fn reconstruct(
+        &self,
+        vae: &Self::Vae,
+        embeddings: &Self::Embeddings<'_>,
+        standardizer: &Standardizer,
+        key: Option<NoiseKey>,
+    ) -> Result<(Self::Posteriors, Vec<Reconstruction>)> {
+        steps::reconstruct(self, vae, embeddings, standardizer, key)
     }
 
     fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {

@@ -1,5 +1,5 @@
 //! Which kernels a GPU runs: those for the newest architecture that it has what is needed for, or for the one that
-//! LENSMITH_CUDA_PATH names.
+//! LENSMITH_CUDA_PATH names; and whether epochs of training may be one launch.
 
 /// What kernels are written for, each with what the ones before it have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,6 +75,19 @@ impl Architecture {
     }
 }
 
+/// Whether training goes step by step also where an epoch fits one launch, as LENSMITH_CUDA_EPOCHS=steps asks for.
+pub(super) fn by_steps() -> Result<bool, String> {
+    steps_wanted(std::env::var("LENSMITH_CUDA_EPOCHS").ok().as_deref())
+}
+
+fn steps_wanted(wanted: Option<&str>) -> Result<bool, String> {
+    match wanted {
+        None | Some("") => Ok(false),
+        Some("steps") => Ok(true),
+        Some(other) => Err(format!("LENSMITH_CUDA_EPOCHS: takes steps, or nothing; found `{other}`")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +105,11 @@ mod tests {
         assert!(refused.ends_with("10.0 takes sm75, sm80, sm100, found `sm90`"), "{refused}");
         let refused = chosen((8, 0), Some("sm_80")).expect_err("another word");
         assert!(refused.ends_with("8.0 takes sm75, sm80, found `sm_80`"), "{refused}");
+    }
+    #[test]
+    fn epochs_go_step_by_step_where_that_is_asked_for() {
+        assert_eq!([None, Some(""), Some("steps")].map(steps_wanted), [Ok(false), Ok(false), Ok(true)]);
+        let refused = steps_wanted(Some("step")).expect_err("another word");
+        assert!(refused.ends_with("takes steps, or nothing; found `step`"), "{refused}");
     }
 }

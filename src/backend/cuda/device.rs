@@ -12,7 +12,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 
-use super::architecture::Architecture;
+use super::architecture::{self, Architecture};
 use super::kernels::{IMAGES, Image, ReplacedImages, TOOLKIT};
 use crate::error::{Error, Result};
 
@@ -47,6 +47,7 @@ pub struct Device {
     index: usize,
     summary: Summary,
     architecture: Architecture,
+    by_steps: bool,
     context: Arc<CudaContext>,
     modules: Vec<Module>,
 }
@@ -108,6 +109,11 @@ impl Device {
     /// Which kernels it runs.
     pub(super) fn architecture(&self) -> Architecture {
         self.architecture
+    }
+
+    /// Whether training goes step by step also where an epoch fits one launch.
+    pub(super) fn by_steps(&self) -> bool {
+        self.by_steps
     }
 
     /// The context of all its memory, streams and modules.
@@ -253,6 +259,7 @@ fn open(index: usize, replaced: &ReplacedImages) -> Result<Device, String> {
         ));
     }
     let architecture = Architecture::choose(summary.capability)?;
+    let by_steps = architecture::by_steps()?;
     let context = CudaContext::new(index).map_err(|e| match e.0 {
         CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => {
             format!("{summary}: another process holds the GPU in exclusive mode: wait, or choose another GPU")
@@ -270,7 +277,7 @@ fn open(index: usize, replaced: &ReplacedImages) -> Result<Device, String> {
     if modules.is_empty() {
         return Err(format!("{summary}: this build has no kernels for it: {}", build_for(&summary)));
     }
-    Ok(Device { index, summary, architecture, context, modules })
+    Ok(Device { index, summary, architecture, by_steps, context, modules })
 }
 
 const NO_GPU: &str =

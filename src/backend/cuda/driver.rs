@@ -20,6 +20,8 @@ pub struct Limits {
     pub processors: u32,
     /// Which kernels it runs.
     pub architecture: Architecture,
+    /// Whether it takes launches whose blocks are all there at once ([`super::launch::Start::Together`]).
+    pub cooperative: bool,
 }
 
 /// A matrix in device memory whose boxes, of `box_rows` rows of 128 bytes each, kernels have the copy engine bring in.

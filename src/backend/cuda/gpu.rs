@@ -22,7 +22,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use super::architecture::Architecture;
 use super::device::{Device, Handle, code};
 use super::driver::{BoxedMatrix, Driver, DriverError, DriverResult, Event, Graph, HostMemory, Limits};
-use super::launch::Launch;
+use super::launch::{Launch, Start};
 use super::layout::BOX_ROW;
 use super::pinned::{Staging, lock};
 use crate::dtype::Dtype;
@@ -42,7 +42,7 @@ struct Inner {
     name: String,
     limits: Limits,
     functions: HashMap<&'static str, Handle<sys::CUfunc_st>>,
-    /// Kernels whose code can wait for the launch ahead ([`Launch::early`]).
+    /// Kernels whose code can wait for the launch ahead ([`Start::Early`]).
     can_wait: HashSet<&'static str>,
     compute: Handle<sys::CUstream_st>,
     copies: Handle<sys::CUstream_st>,
@@ -94,10 +94,12 @@ impl Gpu {
         };
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let together = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)?;
         let limits = Limits {
             shared: usize::try_from(shared).unwrap_or(0),
             processors: u32::try_from(processors).unwrap_or(1).max(1),
             architecture: device.architecture(),
+            cooperative: together != 0 && !device.by_steps(),
         };
         // From CUDA 12.3 on a capture takes launches that start early.
         let early = limits.architecture >= Architecture::Sm90 && device.summary().driver >= (12, 3);
@@ -193,10 +195,15 @@ impl Inner {
         let mut parameters: [*mut c_void; 1] = [launch.params.words().as_ptr().cast_mut().cast()];
         let [x, y, z] = launch.grid;
         let shared = u32::try_from(launch.shared).unwrap_or(u32::MAX);
-        if launch.early && self.can_wait.contains(launch.kernel) {
+        let (early, together) = (self.can_wait.contains(launch.kernel), launch.start == Start::Together);
+        if together || early && launch.start == Start::Early {
+            let id = match together {
+                true => sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE,
+                false => sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            };
+            // The value of either is an integer at the start of the union.
             let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-            value.programmaticStreamSerializationAllowed = 1;
-            let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            value.cooperative = 1;
             let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
             let config = sys::CUlaunchConfig {
                 gridDimX: x,

@@ -13,7 +13,7 @@ use super::data::{
     Posteriors, ResidualBase, RowsAt,
 };
 use super::driver::{BoxedMatrix, DriverError, DriverResult};
-use super::launch::{Launch, Params, u32_of};
+use super::launch::{Launch, Params, Start, u32_of};
 use super::layout::{self, Block};
 use super::memory::Buffer;
 use super::params::{self, Noise};
@@ -71,7 +71,14 @@ impl Cuda {
         let clusters = tiles.div_ceil(block.cluster).clamp(1, most.max(1));
         let grid = [clusters * block.cluster, slices, 1];
         let params = Params::of(params);
-        Ok(Launch { kernel, grid, threads: block.threads, shared: block.shared, params, early: false })
+        Ok(Launch {
+            kernel,
+            grid,
+            threads: block.threads,
+            shared: block.shared,
+            params,
+            start: Start::Behind,
+        })
     }
 
     /// The first of `blocks` whose shared memory the device has.
@@ -168,11 +175,6 @@ impl Cuda {
                  {limit}: use `device` cpu, or a smaller `vae.latent`"
             )));
         }
-        let likelihood = match options.likelihood {
-            Likelihood::Posterior => 0u32,
-            Likelihood::Prior => 1,
-            Likelihood::None => 2,
-        };
         let params = params::Select {
             mu: p.mu.address(),
             logvar: p.logvar.address(),
@@ -182,7 +184,7 @@ impl Cuda {
             latent: u32_of(p.latent),
             keep: options.top_k,
             drawn: options.drawn(),
-            likelihood,
+            likelihood: likelihood(options.likelihood),
             mean: u32::from(options.source == LatentSource::Mean),
             ..Default::default()
         };
@@ -432,8 +434,17 @@ impl Cuda {
     }
 }
 
+/// The number of a likelihood in `kernels/include/ranking.cuh`.
+pub(super) fn likelihood(of: Likelihood) -> u32 {
+    match of {
+        Likelihood::Posterior => 0,
+        Likelihood::Prior => 1,
+        Likelihood::None => 2,
+    }
+}
+
 /// Addresses of weights and biases of two layers.
-fn layers([first, second]: &[Layer; 2]) -> [u64; 4] {
+pub(super) fn layers([first, second]: &[Layer; 2]) -> [u64; 4] {
     [first.weight(), first.bias.address(), second.weight(), second.bias.address()]
 }
 

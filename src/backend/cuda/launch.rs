@@ -30,6 +30,19 @@ pub(super) fn u32_of(size: usize) -> u32 {
     u32::try_from(size).expect("sizes of models, batches and products fit 32 bits")
 }
 
+/// When the blocks of a launch start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// When the launch ahead has ended.
+    Behind,
+    /// Before it has ended, where the device can do that: the kernel waits before it uses device memory
+    /// (`kernels/include/dependent.cuh`).
+    Early,
+    /// All at once, so that they may wait for each other (a cooperative launch); the grid is no larger than what
+    /// the device holds.
+    Together,
+}
+
 /// A kernel to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -43,7 +56,6 @@ pub struct Launch {
     pub shared: usize,
     /// Its parameters.
     pub params: Params,
-    /// Whether it may start before the launch ahead has ended, where the device can do that: its kernel waits
-    /// before it uses device memory (`kernels/include/dependent.cuh`).
-    pub early: bool,
+    /// When its blocks start.
+    pub start: Start,
 }

@@ -50,7 +50,7 @@ pub fn perturb(latent: usize) -> Block {
     }
 }
 
-/// The block of `select_f32`: a row for each group of 4 to 32 lanes of a warp.
+/// The block of `select_f32`, and what `synthesize_*` takes to rank: a row for each group of 4 to 32 lanes of a warp.
 pub fn select(latent: usize, keep: usize, drawn: usize) -> Block {
     let mut lanes = 4;
     while lanes < 32 && (lanes < drawn || 16 * lanes < latent) {
@@ -191,6 +191,25 @@ pub fn decode(precision: Precision, size: VaeSize, columns: usize) -> Block {
     }
 }
 
+/// The block of `synthesize_*`, which ranks `drawn` candidates to keep some (0: nothing ranks them), and, with neither,
+/// of `reconstruct_*`.
+pub fn synthesize(VaeSize { hidden, latent, .. }: VaeSize, keep: usize, drawn: usize) -> Block {
+    let (codes, weights) = (TENSOR.0 * latent, 2 * latent * tensor_stride(hidden));
+    let mut stays = Carver::default();
+    stays.take::<bf16>(weights).take::<f32>(codes).take::<f32>(codes).take::<f32>(codes);
+    stays.take::<u32>(TENSOR.0 * keep).take::<bf16>(hidden * tensor_stride(latent));
+    let mut decoder = Carver::default();
+    decoder.tensor_decoder_input(hidden, latent).take::<bf16>(3 * COLUMNS * tensor_stride(hidden));
+    decoder.take::<f32>(3 * 3 * COLUMNS);
+    // Of that, W3 stays.
+    decoder.bytes -= Carver::default().take::<bf16>(hidden * tensor_stride(latent)).bytes;
+    let mut encoder = Carver::default();
+    encoder.tensor_stages(3, 64).take::<bf16>(TENSOR.0 * tensor_stride(hidden));
+    let ranking = if drawn > 0 { select(latent, keep, drawn).shared } else { 0 };
+    stays.bytes += decoder.bytes.max(encoder.bytes).max(ranking);
+    stays.tensor(TENSOR.0)
+}
+
 /// The block of `score`, for any size.
 pub fn score(precision: Precision) -> Block {
     let mut carver = Carver::default();
@@ -237,4 +256,22 @@ pub fn product(precision: Precision) -> usize {
         Precision::F32 => carver.take::<f32>(16 * 68).take::<f32>(16 * 68).bytes,
         Precision::Bf16 => carver.take::<bf16>(64 * 40).take::<bf16>(64 * 40).bytes,
     }
+}
+
+/// Shared memory of `vae_epoch_*`: bytes between operands and moments, and all with the moments of `own` tiles of the
+/// gradients. `deep`: columns of a slice of the reconstruction.
+pub fn vae_epoch(precision: Precision, size: VaeSize, deep: usize, own: usize) -> (usize, usize) {
+    let VaeSize { hidden, latent, .. } = size;
+    let width = hidden.max(2 * latent);
+    let mut pair = Carver::default();
+    match precision {
+        Precision::F32 => pair.take::<f32>(2 * width),
+        Precision::Bf16 => {
+            let weight = (2 * latent * tensor_stride(hidden)).max(hidden * tensor_stride(latent));
+            pair.take::<bf16>(16 * tensor_stride(width)).take::<bf16>(weight)
+        }
+    };
+    let scratch = Carver::default().take::<f32>(64 * (deep + 4)).bytes.max(pair.bytes);
+    let mut carver = Carver { bytes: product(precision) };
+    (scratch, carver.take::<u8>(scratch).take::<f32>(own * 2 * 64 * 64).bytes)
 }

@@ -2,9 +2,9 @@
 //!
 //! An operation goes through these files, from top to bottom:
 //! 1. this one: the [`Backend`] trait, preconditions, allocation of results;
-//! 2. `infer.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and parameters of every
+//! 2. `infer.rs`, `synthesize.rs`, `rows.rs`, `train_vae.rs`, `train_reward.rs`: grid, shared memory and parameters of every
 //!    launch; `chunks.rs` cuts inputs and outputs that do not fit into device memory, `step_graph.rs` records
-//!    a training step;
+//!    a training step, `vae_epoch.rs` makes one launch of an epoch;
 //! 3. `launch.rs`, `params.rs`, `layout.rs`, `memory.rs`: a launch as plain data, and typed device memory;
 //! 4. `driver.rs`: the [`driver::Driver`] trait, and `gpu.rs`, a GPU by the CUDA driver library, which is loaded
 //!    when a device is opened, so that one binary runs with and without it. Tests put a stand-in in the library's
@@ -33,8 +33,10 @@ mod pinned;
 pub mod rates;
 mod rows;
 mod step_graph;
+mod synthesize;
 mod train_reward;
 mod train_vae;
+mod vae_epoch;
 mod weights;
 
 use std::sync::Arc;
@@ -45,7 +47,7 @@ pub use device::{Device, Summary};
 pub use device_array::DeviceArray;
 pub use gpu::Gpu;
 pub use infer::Decoded;
-pub use launch::{Launch, Params};
+pub use launch::{Launch, Params, Start};
 pub use rows::Rows;
 pub use train_reward::RewardTrainer;
 pub use train_vae::VaeTrainer;
@@ -53,9 +55,11 @@ pub use train_vae::VaeTrainer;
 use self::data::{DrawnLatents, LatentValues};
 use self::infer::EncoderOutputs;
 use self::memory::Buffer;
+use self::synthesize::HowToSample;
 use super::{
     Backend, DeviceInfo, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost, Precision,
-    Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss, VaeObjective, checked,
+    Reconstruction, Residual, RewardData, RewardObjective, Sample, Selection, SyntheticPath, VaeLoss,
+    VaeObjective, checked, steps,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -170,6 +174,20 @@ impl Backend for Cuda {
         })
     }
 
+    fn reconstruct(
+        &self,
+        vae: &DeviceVae,
+        embeddings: &Embeddings<'_>,
+        standardizer: &Standardizer,
+        key: Option<NoiseKey>,
+    ) -> Result<(Posteriors, Vec<Reconstruction>)> {
+        checked::reconstruct::<Self>(vae, embeddings, standardizer)?;
+        match self.run(|| self.reconstruct_in_one_pass(vae, embeddings, standardizer, key))? {
+            Some(made) => Ok(made),
+            None => steps::reconstruct(self, vae, embeddings, standardizer, key),
+        }
+    }
+
     fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {
         let (mu, logvar) = self.run(|| Ok((p.mu.download()?, p.logvar.download()?)))?;
         Ok(PosteriorsHost {
@@ -235,6 +253,19 @@ impl Backend for Cuda {
                 self.launch_decode(vae, (latents, first, count), base, (to, dtype))
             })
         })
+    }
+
+    fn synthesize(
+        &self,
+        vae: &DeviceVae,
+        originals: &Embeddings<'_>,
+        how: HowToSample<'_>,
+        to: &mut Rows,
+    ) -> Result<Selection> {
+        match to.store_in_one_pass(self, vae, originals, how)? {
+            Some(selection) => Ok(selection),
+            None => steps::synthesize(self, vae, originals, how, to),
+        }
     }
 
     fn score(&self, model: &DeviceReward, embeddings: &Embeddings<'_>, out: &mut [f32]) -> Result<()> {

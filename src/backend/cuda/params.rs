@@ -96,6 +96,45 @@ structures! {
         latent: u32,
         columns: u32,
     }
+    /// Both halves of a VAE over rows of embeddings.
+    Autoencoder = 128 {
+        embeddings: u64,
+        rows: u64,
+        w1: u64,
+        b1: u64,
+        w2: u64,
+        b2: u64,
+        w3: u64,
+        b3: u64,
+        w4: u64,
+        b4: u64,
+        noise: Noise,
+        dim: u32,
+        hidden: u32,
+        latent: u32,
+        dtype: u32,
+        mean: u32,
+        unused: u32,
+    }
+    /// Parameters of `synthesize_*`.
+    Synthesize = 160 {
+        of: Autoencoder,
+        out: u64,
+        candidates: u64,
+        keep: u32,
+        drawn: u32,
+        likelihood: u32,
+        residual: u32,
+    }
+    /// Parameters of `reconstruct_*`.
+    Reconstruct = 168 {
+        of: Autoencoder,
+        mean: u64,
+        scale: u64,
+        mu: u64,
+        logvar: u64,
+        out: u64,
+    }
     /// Parameters of `score_*` of embeddings.
     Score = 72 {
         embeddings: u64,
@@ -334,7 +373,7 @@ structures! {
         unused: u32,
     }
     /// Parameters of `vae_reconstruct`.
-    VaeReconstruct = 56 {
+    VaeReconstruct = 64 {
         out: u64,
         bias: u64,
         x: u64,
@@ -343,6 +382,8 @@ structures! {
         scale: f64,
         batch: u32,
         dim: u32,
+        stretch: u32,
+        unused: u32,
     }
     /// Parameters of `vae_through_sample`.
     VaeThroughSample = 40 {
@@ -352,6 +393,56 @@ structures! {
         dcode: u64,
         rows: u32,
         latent: u32,
+    }
+    /// Parameters of `vae_epoch_*`.
+    VaeEpoch = 376 {
+        from: Sources,
+        order: u64,
+        steps: u64,
+        mean: u64,
+        std: u64,
+        w: u64,
+        m: u64,
+        v: u64,
+        x: u64,
+        partial: u64,
+        encoder_hidden: u64,
+        decoder_hidden: u64,
+        encoder_dhidden: u64,
+        decoder_dhidden: u64,
+        code: u64,
+        dcode: u64,
+        eps: u64,
+        z: u64,
+        out: u64,
+        errors: u64,
+        losses: u64,
+        totals: u64,
+        arrived: u64,
+        seed: u64,
+        beta: f64,
+        gamma: f64,
+        w2_eps: f64,
+        scale: f64,
+        weight: [u32; 4],
+        bias: [u32; 4],
+        row_slices: [u32; 4],
+        slices: u32,
+        deep: u32,
+        count: u32,
+        batch: u32,
+        dim: u32,
+        hidden: u32,
+        latent: u32,
+        squared: u32,
+        scratch: u32,
+        beta1: f32,
+        keep1: f32,
+        beta2: f32,
+        keep2: f32,
+        adam_eps: f32,
+        decay: f32,
+        unused: u32,
     }
     /// The samples of both sides.
     Samples = 48 {

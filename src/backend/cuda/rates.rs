@@ -12,15 +12,15 @@ use serde::Serialize;
 
 use super::context::Cuda;
 use super::data::{DrawnLatents, LatentValues, Latents, Posteriors, ResidualBase, RowsAt};
-use super::driver::DriverResult;
+use super::driver::{DriverError, DriverResult};
 use super::infer::EncoderOutputs;
-use super::launch::{Launch, Params};
+use super::launch::{Launch, Params, Start};
 use super::memory::Buffer;
 use super::params;
-use crate::backend::{Backend, NoiseKey, Perturbation, Precision};
+use crate::backend::{Backend, DecodeMode, NoiseKey, Perturbation, Precision};
 use crate::dtype::Dtype;
-use crate::error::Result;
-use crate::model::{FoldedReward, RewardModel, Vae};
+use crate::error::{Error, Result};
+use crate::model::{FoldedReward, RewardModel, Standardizer, Vae};
 use crate::noise::{NoiseCounter, Purpose, Side, fill_normals};
 use crate::timing::{Timing, calibrate};
 
@@ -65,6 +65,20 @@ enum Work {
     DecodeBf16,
     DecodeF32,
     DecodeResidual,
+    Synthesize,
+    SynthesizeResidual,
+    Reconstruct,
+}
+
+impl Work {
+    /// Whether there is a kernel for it in a precision: ranking is F32 in both, passes of several operations are BF16.
+    fn is_in(self, precision: Precision) -> bool {
+        match self {
+            Work::Select => precision == Precision::F32,
+            Work::Synthesize | Work::SynthesizeResidual | Work::Reconstruct => precision == Precision::Bf16,
+            _ => true,
+        }
+    }
 }
 
 /// A kernel, or a peak of the device, whose rate can be measured; its name by [`fmt::Display`].
@@ -79,7 +93,7 @@ impl Measurement {
     const PEAKS: [Work; 6] =
         [Work::PeakRead, Work::PeakWrite, Work::PeakCopy, Work::PeakProducts, Work::Memset, Work::Memcpy];
     /// Inference, kernel by kernel.
-    const KERNELS: [Work; 7] = [
+    const KERNELS: [Work; 10] = [
         Work::Encode,
         Work::Score,
         Work::Select,
@@ -87,6 +101,9 @@ impl Measurement {
         Work::DecodeBf16,
         Work::DecodeF32,
         Work::DecodeResidual,
+        Work::Synthesize,
+        Work::SynthesizeResidual,
+        Work::Reconstruct,
     ];
 
     /// Everything that can be measured, peaks first.
@@ -94,8 +111,7 @@ impl Measurement {
         let peaks = Self::PEAKS.map(|work| Measurement { work, precision: Precision::Bf16 });
         let of = |precision| Self::KERNELS.map(|work| Measurement { work, precision });
         let mut all = [&peaks[..], &of(Precision::Bf16), &of(Precision::F32)].concat();
-        // Ranking is F32 in both precisions.
-        all.retain(|m| m.work != Work::Select || m.precision == Precision::F32);
+        all.retain(|m| m.is_peak() || m.work.is_in(m.precision));
         all
     }
 
@@ -140,6 +156,9 @@ impl fmt::Display for Measurement {
             Work::DecodeBf16 => write!(f, "decode_{p}_bf16"),
             Work::DecodeF32 => write!(f, "decode_{p}_f32"),
             Work::DecodeResidual => write!(f, "decode_{p}_bf16_residual"),
+            Work::Synthesize => f.write_str("synthesize_bf16_bf16"),
+            Work::SynthesizeResidual => f.write_str("synthesize_bf16_bf16_residual"),
+            Work::Reconstruct => f.write_str("reconstruct_bf16"),
         }
     }
 }
@@ -290,7 +309,15 @@ impl Cuda {
     /// What the device fails with.
     pub fn rates(&self, vae: &Vae, reward: &RewardModel, load: Load) -> Result<Vec<Rate>> {
         let peaks = [Work::Memset, Work::Memcpy];
-        let work = [&peaks[..], &Measurement::KERNELS].concat();
+        let mut work = [&peaks[..], &Measurement::KERNELS].concat();
+        // The ranking is measured with either precision's backend, and a pass where there is one for these sizes.
+        let Perturbation { top_k, .. } = Perturbation::default();
+        let drawn = Perturbation::default().drawn() as usize;
+        let passes = self.one_pass(vae.size(), top_k as usize, drawn).is_some();
+        work.retain(|work| match work {
+            Work::Synthesize | Work::SynthesizeResidual | Work::Reconstruct => passes,
+            _ => true,
+        });
         let all = work.into_iter().map(|work| Measurement { work, precision: self.precision });
         all.map(|m| self.workload(m, (vae, reward), load)?.measure()).collect()
     }
@@ -386,6 +413,40 @@ impl Cuda {
                 let rate = rate(&format!("draw and decode to {dtype}"), bytes, decoded, Peak::Write);
                 (rate, load.rows, out, Box::new(run))
             }
+            Work::Synthesize | Work::SynthesizeResidual => {
+                let residual = what.work == Work::SynthesizeResidual;
+                let mode = if residual { DecodeMode::Residual } else { DecodeMode::Plain };
+                // As many rows are written, two for each that is read.
+                let (options, seeds) = (Perturbation::default(), load.rows.div_ceil(2));
+                let (keep, vae) = (options.top_k as usize, self.load_vae(vae)?);
+                let embeddings = self.run(|| self.embeddings_of(seeds, dim))?;
+                let made = self.run(|| Buffer::<bf16>::empty(&self.driver, seeds * keep * dim, "decoded"))?;
+                let kept = self.run(|| Buffer::<u32>::empty(&self.driver, seeds * keep, "candidates"))?;
+                let out = (made.address(), 2 * made.len());
+                let block = self.synthesis_block(&vae, &options).ok_or_else(|| self.no_room(what))?;
+                let run = move || {
+                    let to = (made.address(), Dtype::Bf16, kept.address());
+                    let how = (key, &options, mode);
+                    self.launch_synthesize((&vae, block), &rows_at(&embeddings, seeds), how, to)
+                };
+                let flop = (dim * hidden + 2 * hidden * latent) + decoded * if residual { 2 } else { 1 };
+                let rate = rate("encode, select 2 of 8, decode, BF16", 2 * dim + dim, flop, Peak::Copy);
+                (rate, seeds * keep, out, Box::new(run))
+            }
+            Work::Reconstruct => {
+                let vae = self.load_vae(vae)?;
+                let embeddings = self.run(|| self.embeddings_of(load.rows, dim))?;
+                let host = Standardizer::identity(dim);
+                let to = self.run(|| self.reconstructed(load.rows, latent, &host))?;
+                let out = (to.sums.address(), 4 * to.sums.len());
+                let block = self.reconstruction_block(&vae).ok_or_else(|| self.no_room(what))?;
+                let run = move || {
+                    self.launch_reconstruct((&vae, block), &rows_at(&embeddings, load.rows), None, (&to, 0))
+                };
+                let flop = 2 * (dim * hidden + 2 * hidden * latent) + decoded + 6 * dim;
+                let rate = rate("encode, decode, compare, BF16", 2 * dim + 8 * latent, flop, Peak::Read);
+                (rate, load.rows, out, Box::new(run))
+            }
             _ => {
                 let vae = self.load_vae(vae)?;
                 let drawn = self.run(|| self.latents_of(load.rows, latent, key, &options))?;
@@ -406,6 +467,10 @@ impl Cuda {
         Ok(Workload { cuda: self, rate, count, out, run })
     }
 
+    fn no_room(&self, what: Measurement) -> Error {
+        self.error(DriverError::Other(format!("{what}: there is no such launch for these sizes on this GPU")))
+    }
+
     fn peak_workload(&self, what: Measurement, bytes: usize) -> DriverResult<Workload<'_>> {
         let bytes = bytes / 16 * 16;
         let driver = &self.driver;
@@ -417,7 +482,14 @@ impl Cuda {
         let out = (to.address(), if what.work == Work::PeakRead { 4 * threads } else { bytes });
         let launch = |kernel, n| {
             let params = Params::of(params::Floor { from: from.address(), out: to.address(), n });
-            Launch { kernel, grid: [blocks, 1, 1], threads: PEAK_THREADS, shared: 0, params, early: false }
+            Launch {
+                kernel,
+                grid: [blocks, 1, 1],
+                threads: PEAK_THREADS,
+                shared: 0,
+                params,
+                start: Start::Behind,
+            }
         };
         let vectors = (bytes / 16) as u64;
         type Run<'a> = Box<dyn Fn() -> DriverResult<()> + 'a>;

@@ -3,13 +3,14 @@
 //! the host.
 
 use super::context::Cuda;
-use super::data::Embeddings;
+use super::data::{DeviceVae, Embeddings, RowsAt};
 use super::driver::{DriverError, DriverResult};
 use super::launch::u32_of;
 use super::layout::Block;
 use super::memory::Buffer;
 use super::params;
-use crate::backend::{DeviceArray, HostRows, PairRowStore, Synthetic, checked};
+use super::synthesize::HowToSample;
+use crate::backend::{DeviceArray, HostRows, NoiseKey, PairRowStore, Selection, Synthetic, checked};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::matrix::RowsBuf;
@@ -144,18 +145,69 @@ impl Rows {
     ) -> DriverResult<(Buffer<u8>, usize)> {
         let (row, n, count) = (self.row_bytes(), originals.rows.rows(), samples.latents.count());
         let rows = cuda.buffer::<u8>((n + count) * row, "rows of pairs")?;
-        if originals.dtype == self.dtype {
-            cuda.each_chunk(originals, &mut |first, chunk| {
-                cuda.driver.copy(rows.at(first * row), chunk.address, chunk.rows * row)
-            })?;
-        } else {
-            cuda.driver.upload(rows.address(), self.host.store_originals(&originals.rows).bytes())?;
-        }
+        self.each_chunk(cuda, originals, &rows, &mut |_, _| Ok(()))?;
         if count > 0 {
             let base = samples.residual.map(|r| cuda.residual_base(r)).transpose()?;
             let to = (rows.at(n * row), self.dtype);
             cuda.launch_decode(samples.vae, (samples.latents, 0, count), base, to)?;
         }
         Ok((rows, n + count))
+    }
+
+    /// Hands chunks of originals to `each` that are in device memory, and puts them where rows of pairs start.
+    fn each_chunk(
+        &mut self,
+        cuda: &Cuda,
+        originals: &Embeddings<'_>,
+        rows: &Buffer<u8>,
+        each: &mut dyn FnMut(usize, RowsAt) -> DriverResult<()>,
+    ) -> DriverResult<()> {
+        let row = self.row_bytes();
+        let same = originals.dtype == self.dtype;
+        if !same {
+            cuda.driver.upload(rows.address(), self.host.store_originals(&originals.rows).bytes())?;
+        }
+        cuda.each_chunk(originals, &mut |first, chunk| {
+            if same {
+                cuda.driver.copy(rows.at(first * row), chunk.address, chunk.rows * row)?;
+            }
+            each(first, chunk)
+        })
+    }
+
+    /// Fills it as [`crate::backend::Backend::synthesize`] does, by one launch a chunk of originals; None, with nothing done, where there is
+    /// no such launch or no memory.
+    pub(super) fn store_in_one_pass(
+        &mut self,
+        cuda: &Cuda,
+        vae: &DeviceVae,
+        originals: &Embeddings<'_>,
+        (key, options, mode): HowToSample<'_>,
+    ) -> Result<Option<Selection>> {
+        checked::synthesize::<Cuda>(vae, originals, options, self.dim)?;
+        let Some(block) = cuda.synthesis_block(vae, options) else { return Ok(None) };
+        cuda.interrupt.check()?;
+        self.device = None;
+        let (n, keep, row) = (originals.rows.rows(), options.top_k as usize, self.row_bytes());
+        let (dtype, mut made) = (self.dtype, None);
+        let mut run = || -> DriverResult<Vec<u32>> {
+            let rows = cuda.buffer::<u8>((n + n * keep) * row, "rows of pairs")?;
+            let candidates = cuda.buffer::<u32>(n * keep, "candidates")?;
+            self.each_chunk(cuda, originals, &rows, &mut |first, chunk| {
+                let key = NoiseKey { first_row: key.first_row + first as u64, ..key };
+                let to = (rows.at((n + first * keep) * row), dtype, candidates.at(first * keep));
+                cuda.launch_synthesize((vae, block), &chunk, (key, options, mode), to)
+            })?;
+            made = Some((rows, n + n * keep));
+            candidates.download()
+        };
+        match run() {
+            Ok(candidates) => {
+                self.device = made;
+                Ok(Some(Selection { top_k: keep, candidates }))
+            }
+            Err(DriverError::OutOfMemory { .. }) => Ok(None),
+            Err(error) => Err(cuda.error(error)),
+        }
     }
 }

@@ -16,7 +16,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::context::Cuda;
 use super::driver::{Driver, DriverResult, Graph};
-use super::launch::{Launch, Params, u32_of};
+use super::launch::{Launch, Params, Start, u32_of};
 use super::layout;
 use super::memory::Buffer;
 use super::params::{self, EndStep, Product, Products, Step};
@@ -95,6 +95,11 @@ impl Progress {
             totals: Buffer::empty(driver, terms, "totals")?,
             ticket: Buffer::zeros(driver, 1, "ticket of Adam")?,
         })
+    }
+
+    /// Device address of the steps of the epoch.
+    pub fn table(&self) -> u64 {
+        self.steps.address()
     }
 
     /// Starts an epoch of these steps, at least one.
@@ -197,13 +202,22 @@ pub struct Slices {
     tickets: Buffer<u32>,
 }
 
+/// Length of a slice of k but for the last, as `gpu::share` in `kernels/include/train.cuh` has it.
+pub fn deep_of(sizes: Sizes, precision: Precision) -> usize {
+    let granule = match precision {
+        Precision::F32 => 16,
+        Precision::Bf16 => 32,
+    };
+    sizes.2.div_ceil(slices_of(sizes)).next_multiple_of(granule)
+}
+
 /// Tiles of the result of a product.
-fn tiles_of((m, n, _): Sizes) -> usize {
+pub fn tiles_of((m, n, _): Sizes) -> usize {
     m.div_ceil(TILE) * n.div_ceil(TILE)
 }
 
 /// Number of slices of k. A function of sizes alone, so that results do not depend on the GPU.
-fn slices_of(sizes: Sizes) -> usize {
+pub fn slices_of(sizes: Sizes) -> usize {
     (BLOCKS / tiles_of(sizes).max(1)).clamp(1, (sizes.2 / MIN_SLICE).max(1))
 }
 
@@ -274,8 +288,8 @@ impl<'a> StepGraph<'a> {
     /// All launches but the first may start early: the first waits for the step before, and for what the host
     /// put on the stream.
     fn push(&mut self, kernel: &'static str, grid: [u32; 3], threads: u32, shared: usize, params: impl Pod) {
-        let early = !self.launches.is_empty();
-        self.launches.push(Launch { kernel, grid, threads, shared, params: Params::of(params), early });
+        let start = if self.launches.is_empty() { Start::Behind } else { Start::Early };
+        self.launches.push(Launch { kernel, grid, threads, shared, params: Params::of(params), start });
     }
 
     /// Any kernel: `items` over blocks of `threads` that take `tile` items each.

@@ -1,4 +1,5 @@
-//! VAE training. A step of 13 launches, recorded once and replayed for every batch (`step_graph.rs`):
+//! VAE training. Where it fits, an epoch is one launch (`vae_epoch.rs`); else a step of 13 launches, recorded once and
+//! replayed for every batch (`step_graph.rs`):
 //! gather and standardise the batch's rows -> encoder -> posterior, sample, KL and divergence -> decoder ->
 //! reconstruction error and its gradient -> back through decoder, sample and encoder -> gradients of all
 //! layers -> Adam and losses.
@@ -9,7 +10,10 @@ use super::driver::DriverResult;
 use super::launch::{Launch, u32_of};
 use super::memory::Buffer;
 use super::params::{self, Sources, Step};
-use super::step_graph::{Epilogue, Form, Gradient, Progress, Recording, Refilled, Slices, StepGraph};
+use super::step_graph::{
+    Epilogue, Form, Gradient, Progress, Recording, Refilled, Slices, StepGraph, deep_of,
+};
+use super::vae_epoch::{self, Plan, Together};
 use super::weights::{LayerAt, Parameters};
 use crate::backend::{Divergence, PairData, Reduction, VaeLoss, VaeObjective, W2_EPS};
 use crate::model::{Standardizer, Vae, VaeSize};
@@ -31,6 +35,7 @@ pub struct VaeTrainer {
 #[derive(Debug)]
 struct Scratch {
     batch: usize,
+    /// One batch, or two where an epoch is one launch.
     x: Buffer<f32>,
     encoder_hidden: Buffer<f32>,
     /// mu and logvar of each row.
@@ -51,6 +56,8 @@ struct Scratch {
     progress: Progress,
     slices: Slices,
     recording: Option<Recording>,
+    /// Where an epoch is one launch.
+    together: Option<Together>,
 }
 
 impl VaeTrainer {
@@ -126,17 +133,22 @@ impl VaeTrainer {
             })
             .collect();
         // Scratch of another size is freed before the new one is allocated.
+        let plan = Plan::of(cuda, self.size, batch)?;
         let mut scratch = match self.scratch.take().filter(|s| s.batch == batch) {
             Some(scratch) => scratch,
-            None => Scratch::new(cuda, self.size, batch)?,
+            None => Scratch::new(cuda, self.size, batch, plan)?,
         };
         scratch.order.fill(order)?;
         scratch.progress.start(&steps)?;
-        let launches = self.launches(cuda, &scratch, sides, learn);
-        let recording = Recording::of(cuda, scratch.recording.take(), launches)?;
-        recording.replay(steps.len())?;
+        if let Some(together) = scratch.together.as_ref().filter(|_| learn) {
+            together.run(cuda, self.epoch_params(&scratch, sides, steps.len()))?;
+        } else {
+            let launches = self.launches(cuda, &scratch, sides, learn);
+            let recording = Recording::of(cuda, scratch.recording.take(), launches)?;
+            recording.replay(steps.len())?;
+            scratch.recording = Some(recording);
+        }
         let totals = scratch.progress.totals.download()?;
-        scratch.recording = Some(recording);
         self.scratch = Some(scratch);
         let n = order.len() as f64;
         let VaeObjective { beta, gamma, .. } = self.objective;
@@ -146,6 +158,67 @@ impl VaeTrainer {
         Ok(VaeLoss { total, reconstruction, kl, divergence })
     }
 
+    /// The factor of a pair's squared errors.
+    fn scale(&self) -> f64 {
+        match self.objective.reconstruction {
+            Reduction::Mean => 1.0 / self.size.dim as f64,
+            Reduction::Sum => 1.0,
+        }
+    }
+
+    /// What a launch of all steps needs to know of the trainer.
+    fn epoch_params(&self, s: &Scratch, sides: [RowsAt; 2], count: usize) -> params::VaeEpoch {
+        let VaeSize { dim, hidden, latent } = self.size;
+        let VaeObjective { beta, gamma, divergence, seed, adam, .. } = self.objective;
+        let p = &self.parameters;
+        let starts = |of: fn(&LayerAt) -> u64| {
+            let place = |i| (of(&p.layer(i)) - p.values.address()) as usize / size_of::<f32>();
+            std::array::from_fn(|i| u32_of(place(i)))
+        };
+        params::VaeEpoch {
+            from: sources(sides),
+            order: s.order.address(),
+            steps: s.progress.table(),
+            mean: self.mean.address(),
+            std: self.std.address(),
+            w: p.values.address(),
+            m: p.first_moments.address(),
+            v: p.second_moments.address(),
+            x: s.x.address(),
+            encoder_hidden: s.encoder_hidden.address(),
+            decoder_hidden: s.decoder_hidden.address(),
+            encoder_dhidden: s.encoder_dhidden.address(),
+            decoder_dhidden: s.decoder_dhidden.address(),
+            code: s.posterior.address(),
+            dcode: s.dposterior.address(),
+            eps: s.eps.address(),
+            z: s.z.address(),
+            out: s.out.address(),
+            losses: s.losses.address(),
+            totals: s.progress.totals.address(),
+            seed,
+            beta,
+            gamma,
+            w2_eps: W2_EPS,
+            scale: self.scale(),
+            weight: starts(|l| l.weight),
+            bias: starts(|l| l.bias),
+            count: u32_of(count),
+            batch: u32_of(s.batch),
+            dim: u32_of(dim),
+            hidden: u32_of(hidden),
+            latent: u32_of(latent),
+            squared: u32::from(divergence == Divergence::W2Squared),
+            beta1: adam.beta1 as f32,
+            keep1: (1.0 - adam.beta1) as f32,
+            beta2: adam.beta2 as f32,
+            keep2: (1.0 - adam.beta2) as f32,
+            adam_eps: adam.eps as f32,
+            decay: adam.decay(),
+            ..Default::default()
+        }
+    }
+
     /// The launches of a step.
     fn launches(&self, cuda: &Cuda, s: &Scratch, sides: [RowsAt; 2], learn: bool) -> Vec<Launch> {
         let VaeSize { dim, hidden, latent } = self.size;
@@ -153,12 +226,8 @@ impl VaeTrainer {
         let [e1, e2, d1, d2]: [LayerAt; 4] = std::array::from_fn(|i| self.parameters.layer(i));
         let step = &s.progress.step;
         let mut graph = StepGraph::new(cuda, &s.slices);
-        let mut from = Sources::default();
-        for (side, rows) in sides.into_iter().enumerate() {
-            (from.rows[side], from.dtype[side]) = (rows.address, rows.dtype as u32);
-        }
         let params = params::GatherPairs {
-            from,
+            from: sources(sides),
             order: s.order.address(),
             now: step.address(),
             mean: self.mean.address(),
@@ -199,21 +268,21 @@ impl VaeTrainer {
         graph.kernel("vae_codes", (batch.div_ceil(4) + (rows * latent).div_ceil(512), 1, 128), params);
         graph.product(Form::Nt, (z, d1.weight, dh), (rows, hidden, latent), relu(d1));
         graph.product(Form::Nt, (dh, d2.weight, out), (rows, dim, hidden), Epilogue::default());
-        let scale = match self.objective.reconstruction {
-            Reduction::Mean => 1.0 / dim as f64,
-            Reduction::Sum => 1.0,
-        };
+        let stretch = deep_of((rows, hidden, dim), cuda.precision);
         let params = params::VaeReconstruct {
             out,
             bias: d2.bias,
             x,
             now: step.address(),
             losses: s.losses.at(2 * batch),
-            scale,
+            scale: self.scale(),
             batch: u32_of(batch),
             dim: u32_of(dim),
+            stretch: u32_of(stretch),
+            ..Default::default()
         };
-        graph.kernel_with_shared("vae_reconstruct", (rows, 1, 256), 8 * 8, params);
+        let shared = (8 * dim.div_ceil(stretch)).next_multiple_of(16);
+        graph.kernel_with_shared("vae_reconstruct", (rows, 1, 256), shared, params);
 
         let masked = |by: u64| Epilogue { mask: by, ..Epilogue::default() };
         graph.product(Form::Nn, (out, d2.weight, ddh), (rows, hidden, dim), masked(dh));
@@ -236,7 +305,8 @@ impl VaeTrainer {
 }
 
 impl Scratch {
-    fn new(cuda: &Cuda, VaeSize { dim, hidden, latent }: VaeSize, batch: usize) -> DriverResult<Scratch> {
+    fn new(cuda: &Cuda, size: VaeSize, batch: usize, plan: Option<Plan>) -> DriverResult<Scratch> {
+        let VaeSize { dim, hidden, latent } = size;
         let rows = 2 * batch;
         let wide = |width, label| Buffer::<f32>::empty(&cuda.driver, rows * width, label);
         let products = [
@@ -248,13 +318,11 @@ impl Scratch {
             (rows, dim, hidden),
         ]
         .map(|sizes| [(sizes, 1)]);
-        let gradients =
-            [(dim, hidden, rows), (hidden, latent, rows), (2 * latent, hidden, rows), (hidden, dim, rows)]
-                .map(|sizes| (sizes, 1));
+        let gradients = vae_epoch::gradients(size, rows).map(|sizes| (sizes, 1));
         let launches: Vec<_> = products.iter().map(|p| &p[..]).chain([&gradients[..]]).collect();
         Ok(Scratch {
             batch,
-            x: wide(dim, "x")?,
+            x: wide(if plan.is_some() { 2 * dim } else { dim }, "x")?,
             encoder_hidden: wide(hidden, "encoder's hidden layer")?,
             posterior: wide(2 * latent, "posterior")?,
             eps: wide(latent, "eps")?,
@@ -270,8 +338,18 @@ impl Scratch {
             progress: Progress::new(cuda, 4)?,
             slices: Slices::new(cuda, &launches)?,
             recording: None,
+            together: plan.map(|plan| Together::new(cuda, plan, size, batch)).transpose()?,
         })
     }
+}
+
+/// The rows of both sides as kernels take them.
+fn sources(sides: [RowsAt; 2]) -> Sources {
+    let mut from = Sources::default();
+    for (side, rows) in sides.into_iter().enumerate() {
+        (from.rows[side], from.dtype[side]) = (rows.address, rows.dtype as u32);
+    }
+    from
 }
 
 fn vae_of(layers: Vec<crate::model::Linear>) -> Vae {

@@ -12,7 +12,8 @@ pub use train::{RewardTrainer, VaeTrainer};
 
 use super::{
     Backend, DeviceInfo, HostRows, LatentSource, NoiseKey, PairData, PairRows, Perturbation, PosteriorsHost,
-    Residual, RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, checked,
+    Reconstruction, Residual, RewardData, RewardObjective, Sample, Selection, VaeLoss, VaeObjective, checked,
+    steps,
 };
 use crate::error::Result;
 use crate::matrix::{Matrix, RowSet, ValuesMut};
@@ -102,6 +103,16 @@ impl Backend for Reference {
         let p = self.encode(vae, embeddings)?;
         let z = (0..p.rows()).flat_map(|row| p.start(row, key, LatentSource::Sample)).collect();
         Ok(Latents { z, latent: p.latent, rows })
+    }
+
+    fn reconstruct(
+        &self,
+        vae: &Self::Vae,
+        embeddings: &Self::Embeddings<'_>,
+        standardizer: &Standardizer,
+        key: Option<NoiseKey>,
+    ) -> Result<(Self::Posteriors, Vec<Reconstruction>)> {
+        steps::reconstruct(self, vae, embeddings, standardizer, key)
     }
 
     fn posteriors(&self, p: &Posteriors) -> Result<PosteriorsHost> {

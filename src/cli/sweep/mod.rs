@@ -9,7 +9,7 @@ mod cell;
 mod grid;
 pub mod results;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -33,6 +33,7 @@ use crate::data::{FolderLock, PairSet, ShardFile, create_folder, file_fingerprin
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::report::REPORT;
+use crate::synth::Part;
 
 /// The method over a grid of settings, several splits and arms, with paired differences
 #[derive(Debug, Args)]
@@ -41,12 +42,14 @@ use crate::report::REPORT;
   lensmith sweep pairs.safetensors --grid seeds=100,200,400 --grid mode=plain,residual \\
       --arms matched,plain,residual --splits 10 --out sweeps/seeds
   lensmith sweep pairs.safetensors --seeds 1000 --grid preset=paper,tuned --out sweeps/presets
+  lensmith sweep pairs.safetensors --seeds 1000 --fold 8 --paper gamma --part 3/8 --out sweeps/gamma
 
 Any flag of the method, --seeds and --validation-pairs can be an axis: --grid NAME=VALUE,VALUE;
 several --grid are swept together, each --paper name by itself. The folder gets results.jsonl, results.csv and results.parquet (a line for
 each point, arm and split), sweep.json and report.html. VAEs and arms that several points share are
 trained once; a sweep that was killed goes on with what is missing, and another sweep into the same
-folder takes what it shares.")]
+folder takes what it shares. --part i/N computes a part of the cells, on any machine; once all parts
+are there, the same command without it writes the results.")]
 pub struct Sweep {
     #[command(flatten)]
     data: DataArgs,
@@ -62,6 +65,9 @@ pub struct Sweep {
     /// Cells computed at once [default: one a core, or one a GPU]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Part i of N of the cells, i from 0; results are written without it, once all parts are there
+    #[arg(long, value_name = "i/N", default_value = "0/1")]
+    part: Part,
     /// Sweep folder
     #[arg(long, short, value_name = "FOLDER")]
     out: PathBuf,
@@ -92,6 +98,25 @@ struct Work {
     places: Vec<Place>,
 }
 
+impl Work {
+    /// The cells of a part: a stretch of their list, but that cells with one VAE stay together, since each part trains the
+    /// VAEs of its cells.
+    fn part(&self, part: Part) -> Vec<usize> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut of: HashMap<&str, usize> = HashMap::new();
+        for (i, (cell, _)) in self.cells.iter().enumerate() {
+            let key = cell.vae.as_ref().map_or(&cell.key, |vae| &vae.key);
+            let group = *of.entry(key).or_insert_with(|| {
+                groups.push(Vec::new());
+                groups.len() - 1
+            });
+            groups[group].push(i);
+        }
+        let range = part.of(groups.len() as u64);
+        groups[range.start as usize..range.end as usize].concat()
+    }
+}
+
 impl Sweep {
     pub fn execute(&self, common: &Common, console: &Console, arguments: &[OsString]) -> Result<()> {
         positive("--splits", self.splits)?;
@@ -104,8 +129,12 @@ impl Sweep {
         let name = self.name(&data, &engines[0])?;
         let work = self.work(arguments, &grids, &data, &name)?;
         create_folder(&self.out)?;
+        if self.part != Part::WHOLE {
+            return self.compute_part(console, &engines, &data, &work);
+        }
         let _lock = FolderLock::acquire(&self.out, "sweep")?;
-        let cells = self.compute(console, &engines, (&data, &data.rows()?), &work)?;
+        let all: Vec<usize> = (0..work.cells.len()).collect();
+        let cells = self.compute(console, &engines, (&data, &data.rows()?), &work, &all)?;
 
         // Point by point, arm by arm, split by split: the splits of a point stand together and have the same arms.
         let mut rows = Vec::new();
@@ -256,17 +285,38 @@ impl Sweep {
         }
     }
 
-    /// The results of all cells. Computes those that are not there yet: first their VAEs, then the cells.
+    /// Computes the cells of a part.
+    fn compute_part(&self, console: &Console, engines: &[Engine], data: &Data, work: &Work) -> Result<()> {
+        let Part { index, count } = self.part;
+        let _lock = FolderLock::acquire(&self.out, &format!("sweep-{index}-of-{count}"))?;
+        let own = work.part(self.part);
+        self.compute(console, engines, (data, &data.rows()?), work, &own)?;
+        let (own, all) = (own.len(), work.cells.len());
+        let value = json!({ "out": self.out, "part": [index, count], "cells": own, "of": all });
+        console.result(&value, || {
+            format!(
+                "{}, part {index}/{count}: {own} of {all} cells\nonce all {count} parts are there: the same command \
+                 without --part",
+                self.out.display()
+            )
+        });
+        Ok(())
+    }
+
+    /// The results of the cells `wanted`. Computes those that are not there yet: first their VAEs, then the cells.
     fn compute(
         &self,
         console: &Console,
         engines: &[Engine],
         data: (&Data, &DataRows<'_>),
         work: &Work,
+        wanted: &[usize],
     ) -> Result<Vec<CellResult>> {
         let out = &self.out;
-        let mut results = work.cells.iter().map(|(cell, _)| cell.read(out)).collect::<Result<Vec<_>>>()?;
-        let missing: Vec<usize> = (0..results.len()).filter(|&i| results[i].is_none()).collect();
+        let mut results =
+            wanted.iter().map(|&i| work.cells[i].0.read(out)).collect::<Result<Vec<Option<CellResult>>>>()?;
+        let places: Vec<usize> = (0..wanted.len()).filter(|&at| results[at].is_none()).collect();
+        let missing: Vec<usize> = places.iter().map(|&at| wanted[at]).collect();
         let mut vaes = Vec::new();
         for vae in &work.vaes {
             let is_of = |&i: &usize| work.cells[i].0.vae.as_ref().is_some_and(|own| own.key == vae.key);
@@ -274,8 +324,8 @@ impl Sweep {
                 vaes.push(vae);
             }
         }
-        let bar = console.bar("sweep", (work.cells.len() + vaes.len()) as u64, "models");
-        bar.inc((work.cells.len() - missing.len()) as u64);
+        let bar = console.bar("sweep", (wanted.len() + vaes.len()) as u64, "models");
+        bar.inc((wanted.len() - missing.len()) as u64);
         share(engines, &vaes, |engine, vae| {
             vae.compute(out, engine, data, &work.splits[vae.split])?;
             bar.inc(1);
@@ -288,7 +338,7 @@ impl Sweep {
             Ok(result)
         })?;
         bar.finish_and_clear();
-        missing.into_iter().zip(made).for_each(|(i, result)| results[i] = Some(result));
+        places.into_iter().zip(made).for_each(|(at, result)| results[at] = Some(result));
         Ok(results.into_iter().map(|result| result.expect("computed where it was missing")).collect())
     }
 }

@@ -126,6 +126,8 @@ pub struct Simulated {
     pub shared: u32,
     /// Compute capability.
     pub capability: (u32, u32),
+    /// Multiprocessors, of which each runs a block at a time.
+    pub processors: u32,
     /// What CUDA leaves undefined.
     pub schedule: Schedule,
     /// Whether buffers are allocated at their exact sizes; otherwise the backend's arena hands them out.
@@ -138,7 +140,16 @@ impl Default for Simulated {
     fn default() -> Simulated {
         let capability = usual_capability();
         let schedule = usual_schedule();
-        Simulated { memory: 1 << 30, shared: 227 << 10, capability, schedule, exact: true, fail: "" }
+        let processors = 2;
+        Simulated {
+            memory: 1 << 30,
+            shared: 227 << 10,
+            capability,
+            processors,
+            schedule,
+            exact: true,
+            fail: "",
+        }
     }
 }
 
@@ -153,9 +164,10 @@ impl Simulated {
         // As few blocks as possible, so that a block takes several tiles even in tests of few rows.
         format!(
             "memory={},shared={},capability={major}.{minor},order={order},copies={copies},queue={queue},seed={seed},\
-             races={races},occupancy=1,steps={STEPS},kernels={}{fail}",
+             races={races},processors={},occupancy=1,steps={STEPS},kernels={}{fail}",
             self.memory,
             self.shared,
+            self.processors,
             ptx(self.capability).display()
         )
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use bytemuck::Pod;
 use lensmith::backend::cuda::driver::Driver;
-use lensmith::backend::cuda::{Gpu, Launch as RawLaunch, Params};
+use lensmith::backend::cuda::{Gpu, Launch as RawLaunch, Params, Start};
 
 use super::{Races, Schedule, Simulated};
 
@@ -73,7 +73,7 @@ impl Machine {
         // The few names that tests use live as long as the process.
         let kernel: &'static str = Box::leak(kernel.to_string().into_boxed_str());
         let params = Params::of(params);
-        let launch = RawLaunch { kernel, grid, threads: block[0], shared, params, early: false };
+        let launch = RawLaunch { kernel, grid, threads: block[0], shared, params, start: Start::Behind };
         // A device says what was wrong when it is waited for.
         let said = self.gpu.launch(&launch).and_then(|()| self.gpu.synchronize());
         said.map_err(|error| match self.number {
