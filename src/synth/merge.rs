@@ -41,7 +41,7 @@ pub struct Overlap {
 
 /// Joins the manifests of parts in `folder` (`manifest.part-I-of-N.json`) into `manifest.json`, with the bytes that one
 /// whole run writes. The parts may be of different cuts. Headers and sizes of all shards are checked, payloads are not:
-/// that is what [`super::verify_folder`] does.
+/// that is what [`Engine::verify`](crate::Engine::verify) does.
 ///
 /// # Errors
 /// [`Error::Mismatch`] for manifests of different runs (the setting is named) or with different records of one shard,
