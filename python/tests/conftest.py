@@ -104,11 +104,9 @@ def run_python(tmp_path_factory) -> Run:
     return run
 
 
-@pytest.fixture(scope="session")
-def program(run_python) -> Run:
-    """Runs the program ``lensmith`` with a command line."""
-    # The compiled module alone, without numpy and what else the package imports: that takes longer than most commands.
-    code = f"""
+#: The program ``lensmith``, as Python code.
+# The compiled module alone, without numpy and what else the package imports: that takes longer than most commands.
+PROGRAM = f"""
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location("_lensmith", {_lensmith.__file__!r})
@@ -117,7 +115,12 @@ spec.loader.exec_module(module)
 sys.exit(module.program(["lensmith", *sys.argv[1:]]))
 """
 
+
+@pytest.fixture(scope="session")
+def program(run_python) -> Run:
+    """Runs the program ``lensmith`` with a command line."""
+
     def run(*arguments: object, code_expected: int | None = 0) -> subprocess.CompletedProcess[str]:
-        return run_python(code, *arguments, "--device", "cpu", "--quiet", code_expected=code_expected)
+        return run_python(PROGRAM, *arguments, "--device", "cpu", "--quiet", code_expected=code_expected)
 
     return run

@@ -676,7 +676,7 @@ def test_the_blocks_of_the_page_run(three, lab, engine, capsys):
         ({"output": "recipe"}, ValueError, 'output: expected "embeddings" or "latents", found "recipe"'),
         ({"retries": -2}, ValueError, "retries: expected 0 or more, found -2"),
         ({"recipe": 7}, TypeError, "recipe: expected a path, found int"),
-        ({"recipe": "nowhere.json"}, lm.LensmithError, "nowhere.json: cannot read the recipe: No such file"),
+        ({"recipe": "nowhere.json"}, lm.LensmithError, "nowhere.json: No such file"),
         ({"recipe": __file__}, lm.LensmithError, "test_ray.py: expected a recipe, found something else"),
     ],
 )
