@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{Common, MovedArgs};
@@ -163,6 +164,13 @@ fn show_folder(folder: &Path, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// What `--json` says of the parts of a run.
+#[derive(Serialize)]
+struct Parts<'a> {
+    parts: &'a [Manifest],
+    path: &'a Path,
+}
+
 /// Shows the parts of a run that are not joined yet.
 fn show_parts(folder: &Path, paths: &[PathBuf], console: &Console) -> Result<()> {
     let parts = at_once(paths, |path| Manifest::read(path))?;
@@ -182,7 +190,8 @@ fn show_parts(folder: &Path, paths: &[PathBuf], console: &Console) -> Result<()>
         0 => String::new(),
         more => format!("\nand {} more; {} are complete", count(more as u64), count(complete)),
     };
-    console.result(&json!({ "path": folder, "parts": parts }), || {
+    // Not as a JSON value, which takes several times the memory.
+    console.result(&Parts { parts: &parts, path: folder }, || {
         let folder = folder.display();
         format!(
             "{folder}: parts of a run of {} pairs\n\n{}{more}\n\nonce all are there: lensmith merge-manifests {folder}\n{}",
