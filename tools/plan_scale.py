@@ -121,20 +121,33 @@ RESOURCES = {
     "cores": "cores",
     "network": "network",
     "disk": "disk",
-    "store": "store, bytes",
-    "requests": "store, requests",
+    "store": "store's bytes",
+    "requests": "store's requests",
     "driver": "driver",
-    "part": "a part, alone",
+    "part": "a part alone",
     "merge": "merge",
 }
 
 
-def plan(options, record, rates):
+#: Name, changes of the cluster's rules, pairs a shard.
+OTHER_RULES = [
+    ("as it is", {}, None),
+    ("merging asks for 64 headers at once", {"heads": 64}, None),
+    ("a part reads its own seeds alone", {"own_seeds": 1}, None),
+    ("both", {"heads": 64, "own_seeds": 1}, None),
+    ("both, and shards of 1 GiB", {"heads": 64, "own_seeds": 1}, 65_536),
+]
+
+
+def plan(options, rates):
     """One run, by resource."""
     cluster = Cluster(store=options.store == "object", **given(options, Cluster))
     pairs = int(options.pairs or 1e9)
     work = Work.of(options.output, pairs, int(options.seeds or max(1, pairs // 1000)), options.shard_rows, options.parts, cluster)
-    found = simulate(work, cluster, rates)
+    try:
+        found = simulate(work, cluster, rates)
+    except RuntimeError as error:
+        fail(error)
     if options.json:
         print(json.dumps({"work": dataclasses.asdict(work), "cluster": dataclasses.asdict(cluster)} | found, indent=1))
         return
@@ -145,7 +158,7 @@ def plan(options, record, rates):
           f"{found['lost_shards']:,} shards made twice")  # fmt: skip
     for name, seconds in sorted(found["bounds"].items(), key=lambda item: -item[1]):
         print(f"  {RESOURCES[name]:16} {span(seconds):>9} at least")
-    print(f"  {'whole run':16} {span(found['seconds']):>9}, of which {span(found['merging'])} merging; {found['bound_by']} holds it up")
+    print(f"  {'whole run':16} {span(found['seconds']):>9}, of which {span(found['merging'])} merging; it is held up by: {RESOURCES[found['bound_by']]}")
     for sentence in work.limits():
         print(f"note: {sentence}")
 
@@ -166,7 +179,7 @@ def tables(record, rates):
         work = Work.of(output, 10**9, 10**6, None, None, cluster)
         found = simulate(work, cluster, rates)
         of = [span(found["bounds"][name]) if found["bounds"][name] else "-" for name in names]
-        rows.append([WORDS.get(output, output), scaled(work.bytes, "B") if work.bytes else "1 KB", f"{work.shards:,}",
+        rows.append([WORDS.get(output, output), scaled(work.bytes, "B") if work.bytes else "-", f"{work.shards:,}",
                      scaled(found["read"], "B"), f"{found['requests']:,}", *of, span(found["seconds"])])  # fmt: skip
     text += table(["output", "written", "shards", "seeds read", "requests", *(RESOURCES[name] for name in names), "whole run"], rows)
 
@@ -177,7 +190,7 @@ def tables(record, rates):
         for machines in (1, 10, 100, 1000):
             other = dataclasses.replace(cluster, machines=machines)
             found = simulate(Work.of(output, 10**9, 10**6, None, None, other), other, rates)
-            row.append(f"{span(found['seconds'])}, {found['bound_by']}")
+            row.append(f"{span(found['seconds'])}, {RESOURCES[found['bound_by']]}")
         rows.append(row)
     text += table(["output", "1 machine", "10", "100", "1,000"], rows)
 
@@ -188,12 +201,21 @@ def tables(record, rates):
             work = Work.of(output, 10**exponent, 10 ** (exponent - 3), None, None, cluster)
             found = simulate(work, cluster, rates)
             size = found["manifest"]
-            rows.append([f"{count(work.pairs)}, {output}", scaled(work.bytes, "B") if work.bytes else "1 KB", f"{work.shards:,}",
+            rows.append([f"{count(work.pairs)}, {output}", scaled(work.bytes, "B") if work.bytes else "-", f"{work.shards:,}",
                          scaled(size, "B") if size else "-", scaled(found["read"], "B"), f"{found['requests']:,}",
-                         span(found["merging"]) if found["merging"] else "-", span(found["seconds"]), found["bound_by"],
+                         span(found["merging"]) if found["merging"] else "-", span(found["seconds"]), RESOURCES[found["bound_by"]],
                          "; ".join(work.limits()) or "-"])  # fmt: skip
     head = ["pairs", "written", "shards", "manifest", "seeds read", "requests", "merge", "whole run", "held up by", "breaks"]
     text += table(head, rows)
+
+    text += f"\nWhat other rules would do, 10^9 embeddings on {cluster.machines} machines:\n\n"
+    rows = []
+    for what, changes, shard_rows in OTHER_RULES:
+        other = dataclasses.replace(cluster, **changes)
+        found = simulate(work := Work.of("embeddings", 10**9, 10**6, shard_rows, None, other), other, rates)
+        rows.append([what, f"{work.shards:,}", scaled(found["read"], "B"), f"{found['requests']:,}", span(found["merging"]),
+                     span(found["seconds"]), RESOURCES[found["bound_by"]]])  # fmt: skip
+    text += table(["rule", "shards", "seeds read", "requests", "merge", "whole run", "held up by"], rows)
 
     if validated := record.get("validated"):
         text += f"\nThe model beside the same runs on this machine, {validated['date']}, {validated['processes']} processes, others took " \
@@ -261,7 +283,7 @@ def main():
         if options.write:
             PAGE.write_text(wanted)
         return None
-    return plan(options, record, dataclasses.replace(rates, **given(options, Rates)))
+    return plan(options, dataclasses.replace(rates, **given(options, Rates)))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ SHARD_BYTES = 256 << 20
 MANIFEST_SECONDS, MANIFEST_FACTOR = 2.0, 50
 #: The plan's sizes: d and latent numbers of an embedding, bytes of a number.
 DIM, LATENT, NUMBER = 4096, 16, 2
-ROW_BYTES = {"latents": 8 * LATENT + 16, "embeddings": 2 * DIM * NUMBER, "recipe": 2 * DIM * NUMBER}
 #: Bytes of one piece of a multipart upload.
 PIECE = 64 << 20
-#: A part of more shards than these is simulated in as many groups of shards.
-STEPS = 64
+#: About as many groups of shards are simulated; a part has at least so many, or one for each of its shards.
+STEPS, STEPS_OF_A_PART = 100_000, 64
+#: A run that loses more machines is given up.
+MOST_LOSSES = 20_000
 
 
 def seen(unit="", digits=3):
@@ -46,9 +47,9 @@ def known(help, default=None, unit=""):
 class Rates:
     """What was measured on one machine; of one core where nothing else is said."""
 
-    latents: float = known("pairs a second of a core, latents (fold 1000)", unit="pairs/s")
-    embeddings: float = known("pairs a second of a core, embeddings (fold 1000, d = 4096, F16), written", unit="pairs/s")
-    decoded: float = known("pairs a second of a core, embeddings into memory", unit="pairs/s")
+    latents: float = known("pairs a second of a core, latents (fold 1000)", unit=" pairs/s")
+    embeddings: float = known("pairs a second of a core, embeddings (fold 1000, d = 4096, F16), written", unit=" pairs/s")
+    decoded: float = known("pairs a second of a core, embeddings into memory", unit=" pairs/s")
     disk: float = known("bytes a second of the disk, written", unit="B/s")
     sync: float = known("seconds to sync and rename a small file on the disk", unit="s")
     checksum: float = known("bytes a second of a core, seeds against their checksum", unit="B/s")
@@ -97,6 +98,7 @@ class Work:
     pairs: int
     seeds: int
     dim: int
+    row: int
     shard_rows: int
     shards: int
     parts: int
@@ -106,12 +108,12 @@ class Work:
     def of(cls, output, pairs, seeds, shard_rows, parts, cluster, dim=DIM):
         """By the engine's rule for shards, and with a part for every core, or as many as there are shards. Blocks of a
         recipe are of the size of shards."""
-        row = ROW_BYTES[output]
-        rows = shard_rows or 1 << (max(1, SHARD_BYTES // row) - 1).bit_length()
+        row = 8 * LATENT + 16 if output == "latents" else 2 * dim * NUMBER
+        rows = shard_rows or 1 << (SHARD_BYTES // row - 1).bit_length()
         shards = -(-pairs // rows)
         parts = min(shards, parts or cluster.machines * cluster.cores)
         written = 0 if output == "recipe" else pairs * row
-        return cls(output, pairs, seeds, dim, rows, 0 if output == "recipe" else shards, parts, written)
+        return cls(output, pairs, seeds, dim, row, rows, 0 if output == "recipe" else shards, parts, written)
 
     @property
     def blocks(self):
@@ -150,7 +152,7 @@ class Part:
 
     def __init__(self, work, index):
         first, end = (i * work.blocks // work.parts for i in (index, index + 1))
-        groups = min(STEPS, end - first)
+        groups = min(end - first, max(STEPS_OF_A_PART, STEPS // work.parts))
         cuts = [first + i * (end - first) // groups for i in range(groups + 1)]
         pairs = [min(cut * work.shard_rows, work.pairs) for cut in cuts]
         #: Shards and pairs of each group.
@@ -235,6 +237,8 @@ class Simulation:
     def lose(self, machine, now, chance):
         """Takes a machine away, and puts another in its place after a while."""
         self.failures += 1
+        if self.failures > MOST_LOSSES:
+            raise RuntimeError(f"the run does not end: {MOST_LOSSES:,} machines are lost before it is done")
         for core in self.cores[machine]:
             self.lost += core.part.shards(slice(core.part.done, core.part.done + 1))
             self.waiting.append(core.part)
@@ -295,17 +299,18 @@ class Simulation:
 
     def write(self, now, machine, shards, pairs):
         """When shards are written."""
-        row = ROW_BYTES[self.work.output]
+        size = pairs * self.work.row
         # An upload is begun, sent in pieces and ended.
-        return self.transfer(now, machine, pairs * row, requests=shards * 2 + -(-pairs * row // PIECE), files=shards)
+        return self.transfer(now, machine, size, requests=shards * 2 + -(-size // PIECE), files=shards)
 
     def list(self, part, at, listed, written, now, machine):
         """The manifests that a part writes on the way, each of all that it has finished."""
         if now - listed < MANIFEST_SECONDS or not self.cluster.store:
             return written, listed
-        times = int((now - listed) / max(MANIFEST_SECONDS, MANIFEST_FACTOR * self.cluster.latency))
-        size = times * part.shards(slice(at)) * self.listed
-        return max(written, self.transfer(now, machine, size, requests=max(1, times))), now
+        # Each when a shard is finished, and the last one is old enough.
+        pause = max(MANIFEST_SECONDS, MANIFEST_FACTOR * self.cluster.latency)
+        times = max(1, min(part.groups[at][0], int((now - listed) / pause)))
+        return max(written, self.transfer(now, machine, times * part.shards(slice(at)) * self.listed, requests=times)), now
 
     def transfer(self, now, machine, size, writing=True, requests=None, files=1):
         """When bytes have gone to where shards lie, or have come from there."""
