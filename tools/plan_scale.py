@@ -74,6 +74,23 @@ def given(options, kind):
     return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
+#: What is counted.
+WHOLE = ("pairs", "seeds", "parts", "shard_rows", "machines", "cores", "connections", "heads")
+#: What may be 0.
+MAY_BE_ZERO = ("latency", "losses", "replace", "random", "own_seeds", "sync")
+
+
+def require_sense(options):
+    """Fails on numbers that describe no run and no cluster."""
+    names = [field.name for kind in (Cluster, Rates) for field in dataclasses.fields(kind) if field.name != "store"]
+    for name in ["pairs", "seeds", "parts", "shard_rows", *names]:
+        value, lowest = getattr(options, name), 1 if name in WHOLE else 0
+        if value is None or lowest <= value < float("inf") and (value or name in MAY_BE_ZERO):
+            continue
+        expected = f"{lowest} or more" if lowest or name in MAY_BE_ZERO else "a number above 0"
+        fail(f"--{name.replace('_', '-')}: expected {expected}, found {value:g}")
+
+
 def record_of(path):
     """What was measured."""
     try:
@@ -143,7 +160,8 @@ def plan(options, rates):
     """One run, by resource."""
     cluster = Cluster(store=options.store == "object", **given(options, Cluster))
     pairs = int(options.pairs or 1e9)
-    work = Work.of(options.output, pairs, int(options.seeds or max(1, pairs // 1000)), options.shard_rows, options.parts, cluster)
+    seeds = int(options.seeds or max(1, pairs // 1000))
+    work = Work.of(options.output, pairs, seeds, options.shard_rows, options.parts, cluster)
     try:
         found = simulate(work, cluster, rates)
     except RuntimeError as error:
@@ -151,14 +169,15 @@ def plan(options, rates):
     if options.json:
         print(json.dumps({"work": dataclasses.asdict(work), "cluster": dataclasses.asdict(cluster)} | found, indent=1))
         return
-    print(f"{count(pairs)} pairs as {WORDS.get(work.output, work.output)}, from {count(work.seeds)} seeds, on {cluster.machines} "
-          f"machines of {cluster.cores} cores: {span(found['seconds'])}")  # fmt: skip
+    print(f"{count(pairs)} pairs as {WORDS.get(work.output, work.output)}, from {count(work.seeds)} seeds, {cluster.machines} "
+          f"x {cluster.cores} cores: {span(found['seconds'])}")  # fmt: skip
     print(f"{work.shards:,} shards of {work.shard_rows:,} pairs in {work.parts:,} parts; {scaled(work.bytes, 'B')} written, "
           f"{scaled(found['read'], 'B')} of seeds read, {found['requests']:,} requests; {found['failures']} machines lost, "
           f"{found['lost_shards']:,} shards made twice")  # fmt: skip
     for name, seconds in sorted(found["bounds"].items(), key=lambda item: -item[1]):
         print(f"  {RESOURCES[name]:16} {span(seconds):>9} at least")
-    print(f"  {'whole run':16} {span(found['seconds']):>9}, of which {span(found['merging'])} merging; it is held up by: {RESOURCES[found['bound_by']]}")
+    held = RESOURCES[found["bound_by"]]
+    print(f"  {'whole run':16} {span(found['seconds']):>9}, of which {span(found['merging'])} merging; held up by: {held}")
     for sentence in work.limits():
         print(f"note: {sentence}")
 
@@ -171,7 +190,8 @@ def tables(record, rates):
     text += table(["what", "measured"], rows)
 
     cluster = Cluster()
-    text += f"\nThe cluster, assumed: {cluster.words()}.\n\n10^9 pairs from 10^6 seeds, d = 4096, {cluster.machines} machines:\n\n"
+    text += f"\nThe cluster, assumed: {cluster.words()}.\n\n"
+    text += f"10^9 pairs from 10^6 seeds, d = 4096, {cluster.machines} machines:\n\n"
     names = list(RESOURCES)
     names.remove("disk")
     rows = []
@@ -187,12 +207,12 @@ def tables(record, rates):
     rows = []
     for output in OUTPUTS:
         row = [WORDS.get(output, output)]
-        for machines in (1, 10, 100, 1000):
-            other = dataclasses.replace(cluster, machines=machines)
+        for machines, store in ((1, False), (1, True), (10, True), (100, True), (1000, True)):
+            other = dataclasses.replace(cluster, machines=machines, store=store)
             found = simulate(Work.of(output, 10**9, 10**6, None, None, other), other, rates)
             row.append(f"{span(found['seconds'])}, {RESOURCES[found['bound_by']]}")
         rows.append(row)
-    text += table(["output", "1 machine", "10", "100", "1,000"], rows)
+    text += table(["output", "1 machine, its own disk", "1 machine", "10", "100", "1,000"], rows)
 
     text += f"\nWhere it breaks first: by pairs, from a thousandth as many seeds, on {cluster.machines} machines:\n\n"
     rows = []
@@ -218,23 +238,25 @@ def tables(record, rates):
     text += table(["rule", "shards", "seeds read", "requests", "merge", "whole run", "held up by"], rows)
 
     if validated := record.get("validated"):
-        text += f"\nThe model beside the same runs on this machine, {validated['date']}, {validated['processes']} processes, others took " \
-                f"{validated['others']:.0%} of the cores:\n\n"  # fmt: skip
-        rows = [(run["what"], f"{run['pairs']:,}", f"{run['parts']}", f"{run['measured']:.1f} to {run['slowest']:.1f} s",
-                 f"{run['simulated']:.1f} s", f"{run['simulated'] / run['measured']:.2f}") for run in validated["runs"]]  # fmt: skip
+        text += f"\nThe model beside the same runs on this machine, {validated['date']}, {validated['processes']} processes; "
+        text += f"others took {validated['others']:.0%} of the cores meanwhile:\n\n"
+        rows = []
+        for run in validated["runs"]:
+            times = f"{run['measured']:.1f} to {run['slowest']:.1f} s", f"{run['simulated']:.1f} s"
+            rows.append([run["what"], f"{run['pairs']:,}", run["parts"], *times, f"{run['simulated'] / run['measured']:.2f}"])
         text += table(["what", "pairs", "parts", "measured, fastest to slowest", "simulated", "of the fastest"], rows)
     if memory := record.get("memory"):
-        text += f"\n{count(memory['pairs'])} pairs as latents on this machine, {memory['date']}, {memory['threads']} threads, from " \
-                f"{memory['seeds']:,} seeds at d = {memory['dim']}: {memory['seconds']:.0f} s, {scaled(memory['bytes'], 'B')}. Resident memory " \
-                "on the way:\n\n"  # fmt: skip
+        text += f"\n{count(memory['pairs'])} pairs as latents on this machine, {memory['date']}, {memory['threads']} threads, from "
+        text += f"{memory['seeds']:,} seeds at d = {memory['dim']}: {memory['seconds']:.0f} s, {scaled(memory['bytes'], 'B')}. "
+        text += f"Resident memory on the way, at most {memory['peak_mib']:.0f} MiB:\n\n"
         shown = memory["curve"]
-        text += table(["pairs made", *(scaled(row["pairs"], "") .strip() for row in shown)],
+        text += table(["pairs made", *(scaled(row["pairs"], "").strip() for row in shown)],
                       [["resident, MiB", *(f"{row['rss_mib']:.0f}" for row in shown)],
                        ["without mapped files, MiB", *(f"{row['own_mib']:.0f}" for row in shown)]])  # fmt: skip
         resumed = memory["resumed"]
-        text += f"\nKilled (SIGKILL) {resumed['killed_after']:.0f} s after its start, the same command kept {resumed['kept']:,} pairs and " \
-                f"made the others; manifest and checksums are those of the run that was left alone, and `verify` read all " \
-                f"{memory['shards']} shards.\n"  # fmt: skip
+        text += f"\nKilled (SIGKILL) {resumed['killed_after']:.0f} s after its start, the same command kept {resumed['kept']:,} "
+        text += "pairs and made the others; the manifest, with the checksum of every tensor, is that of the run that was left "
+        text += f"alone, and `verify` read all {memory['shards']} shards.\n"
     return text
 
 
@@ -273,6 +295,7 @@ def measured(options, name):
 
 def main():
     options = parsed()
+    require_sense(options)
     if options.command != "plan":
         return measured(options, options.command)
     record, rates = record_of(options.rates)

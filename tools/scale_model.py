@@ -83,8 +83,9 @@ class Cluster:
     def words(self):
         """In a sentence."""
         return (
-            f"machines of {self.cores} cores with a network of {self.nic / 1e9:g} GB/s; an object store of {self.store_rate / 1e9:g} "
-            f"GB/s, {self.connection / 1e6:g} MB/s a connection and {self.connections} connections a process, {self.latency * 1e3:g} ms, "
+            f"machines of {self.cores} cores with a network of {self.nic / 1e9:g} GB/s; an object store of "
+            f"{self.store_rate / 1e9:g} GB/s, {self.connection / 1e6:g} MB/s a connection and {self.connections} connections a "
+            f"process, {self.latency * 1e3:g} ms, "
             f"{self.puts:g} writing and {self.gets:g} reading requests a second; of {1 / self.losses:g} machines one is lost in an "
             f"hour, and replaced after {self.replace:g} s"
         )

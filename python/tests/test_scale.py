@@ -167,6 +167,20 @@ def test_a_plan_is_told_as_json_too():
     assert "latents" in tool("--pairs", 1e8, "--output", "latents", "--machines", 4)
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        (["--machines", 0], "--machines: expected 1 or more, found 0"),
+        (["--nic", 0], "--nic: expected a number above 0, found 0"),
+        (["--losses", "nan"], "--losses: expected 0 or more, found nan"),
+        (["--pairs", 0.5], "--pairs: expected 1 or more, found 0.5"),
+        (["--losses", 1e6], "the run does not end"),
+    ],
+)
+def test_plans_of_nothing_are_refused(flag, words):
+    assert words in tool(*flag, code=1)
+
+
 def test_the_record_is_of_real_runs_that_the_model_meets():
     for run in RECORD["validated"]["runs"]:
         assert 0.5 < run["simulated"] / run["measured"] < 2, run
