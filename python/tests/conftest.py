@@ -23,6 +23,16 @@ DIM = 32
 # `pytest tests/test_fuzz.py --hypothesis-profile long` looks for ten minutes.
 hypothesis.settings.register_profile("long", max_examples=4000, deadline=None, print_blob=True)
 
+#: The program, of the compiled module alone: numpy and what else the package imports take longer than most commands.
+PROGRAM = f"""
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("_lensmith", {_lensmith.__file__!r})
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.exit(module.program(["lensmith", *sys.argv[1:]]))
+"""
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -107,17 +117,8 @@ def run_python(tmp_path_factory) -> Run:
 @pytest.fixture(scope="session")
 def program(run_python) -> Run:
     """Runs the program ``lensmith`` with a command line."""
-    # The compiled module alone, without numpy and what else the package imports: that takes longer than most commands.
-    code = f"""
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-spec = spec_from_file_location("_lensmith", {_lensmith.__file__!r})
-module = module_from_spec(spec)
-spec.loader.exec_module(module)
-sys.exit(module.program(["lensmith", *sys.argv[1:]]))
-"""
 
     def run(*arguments: object, code_expected: int | None = 0) -> subprocess.CompletedProcess[str]:
-        return run_python(code, *arguments, "--device", "cpu", "--quiet", code_expected=code_expected)
+        return run_python(PROGRAM, *arguments, "--device", "cpu", "--quiet", code_expected=code_expected)
 
     return run

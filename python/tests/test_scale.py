@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, environment
+from conftest import PROGRAM, ROOT, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_deployment import PROGRAM
 
 sys.path.insert(0, str(ROOT / "tools"))
 from scale_model import Cluster, Part, Rates, Work, simulate  # noqa: E402
