@@ -77,7 +77,7 @@ def given(options, kind):
 #: What is counted.
 WHOLE = ("pairs", "seeds", "parts", "shard_rows", "machines", "cores", "connections", "heads")
 #: What may be 0.
-MAY_BE_ZERO = ("latency", "losses", "replace", "random", "own_seeds", "sync")
+MAY_BE_ZERO = ("latency", "losses", "replace", "random", "own_seeds", "own_manifest", "sync")
 
 
 def require_sense(options):
@@ -141,6 +141,7 @@ RESOURCES = {
     "store": "store's bytes",
     "requests": "store's requests",
     "driver": "driver",
+    "opening": "opening",
     "part": "a part alone",
     "merge": "merge",
 }
@@ -149,10 +150,10 @@ RESOURCES = {
 #: Name, changes of the cluster's rules, pairs a shard.
 OTHER_RULES = [
     ("as it is", {}, None),
-    ("merging asks for 64 headers at once", {"heads": 64}, None),
-    ("a part reads its own seeds alone", {"own_seeds": 1}, None),
-    ("both", {"heads": 64, "own_seeds": 1}, None),
-    ("both, and shards of 1 GiB", {"heads": 64, "own_seeds": 1}, 65_536),
+    ("opening, a part reads no manifest but its own", {"own_manifest": 1}, None),
+    ("and merging asks for 64 headers at once", {"own_manifest": 1, "heads": 64}, None),
+    ("and a part reads its own seeds alone", {"own_manifest": 1, "heads": 64, "own_seeds": 1}, None),
+    ("and shards are of 1 GiB", {"own_manifest": 1, "heads": 64, "own_seeds": 1}, 65_536),
 ]
 
 
@@ -182,6 +183,15 @@ def plan(options, rates):
         print(f"note: {sentence}")
 
 
+def outcome(work, cluster, rates):
+    """A run's time and what holds it up."""
+    try:
+        found = simulate(work, cluster, rates)
+    except RuntimeError:
+        return "no end: machines are lost sooner"
+    return f"{span(found['seconds'])}, {RESOURCES[found['bound_by']]}"
+
+
 def tables(record, rates):
     """The tables of the page."""
     measured = record["measured"]
@@ -209,10 +219,19 @@ def tables(record, rates):
         row = [WORDS.get(output, output)]
         for machines, store in ((1, False), (1, True), (10, True), (100, True), (1000, True)):
             other = dataclasses.replace(cluster, machines=machines, store=store)
-            found = simulate(Work.of(output, 10**9, 10**6, None, None, other), other, rates)
-            row.append(f"{span(found['seconds'])}, {RESOURCES[found['bound_by']]}")
+            row.append(outcome(Work.of(output, 10**9, 10**6, None, None, other), other, rates))
         rows.append(row)
     text += table(["output", "1 machine, its own disk", "1 machine", "10", "100", "1,000"], rows)
+
+    text += f"\nBy parts, on {cluster.machines} machines:\n\n"
+    rows = []
+    for output in OUTPUTS:
+        row = [WORDS.get(output, output)]
+        for parts in (100, 200, 400, 800, 1600):
+            work = Work.of(output, 10**9, 10**6, None, parts, cluster)
+            row.append(outcome(work, cluster, rates) if work.parts == parts else "-")
+        rows.append(row)
+    text += table(["output", "100 parts", "200", "400", "800", "1,600"], rows)
 
     text += f"\nWhere it breaks first: by pairs, from a thousandth as many seeds, on {cluster.machines} machines:\n\n"
     rows = []

@@ -105,6 +105,7 @@ class Lab:
         checksum = (count - few) * 4 * DIM / max(more - less, 1e-3)
         listed_latents, _ = self.merge([*narrow, "--output", "latents"])
         listed_embeddings, merge = self.merge(narrow)
+        opened = self.opening(narrow)
         return {
             "rates": {
                 "latents": latents,
@@ -116,6 +117,7 @@ class Lab:
                 "start": start,
                 "listed_latents": listed_latents,
                 "listed_embeddings": listed_embeddings,
+                "open_manifest": opened,
                 "merge_shard": merge,
                 "dispatch": dispatch(200 if self.quick else 2000),
             },
@@ -154,6 +156,25 @@ class Lab:
         size = (self.folder / "merge" / "manifest.json").stat().st_size
         self.remove("merge")
         return size / merged["shards"], min(times) / merged["shards"]
+
+    def opening(self, line):
+        """Seconds of a core that a part takes longer to open a folder for each manifest in it, of 40 shards."""
+        seeds, count = int(line[1].split("-")[1]), 50 if self.quick else 1000
+        parts = seeds // 40
+        line = [*line, "--output", "latents", "--shard-rows", FOLD, "--threads", 1, "--out", "opening"]
+        first = self.folder / "opening" / f"manifest.part-0-of-{parts}.json"
+        self.run(*line, "--part", f"0/{parts}")
+
+        def again():
+            # It is complete: it is opened, and nothing is made.
+            return statistics.median(self.run(*line, "--part", f"0/{parts}")[1] for _ in range(self.rounds))
+
+        before = again()
+        for i in range(count):
+            shutil.copy(first, first.with_name(f"manifest.part-{i + 1}-of-{parts + count}.json"))
+        after = again()
+        self.remove("opening")
+        return max(after - before, 1e-3) / count
 
     def validate(self, rates):
         """Runs of one process a core, the fastest of several by the clock, and what the model says of them."""

@@ -1,9 +1,10 @@
 """The model behind tools/plan_scale.py: parts on cores, bytes through networks and an object store, machines that are lost.
 
 A discrete-event simulation. Every core makes one part after the other: the driver dispatches it, the process starts and
-reads all seeds against their checksum, then makes shards, each of which is written while the next one is made. What is
-shared (a machine's network or disk, the store's bytes and requests, the driver) serves in the order of asking, and a
-transfer ends with the slowest that it goes through. A machine that is lost takes its shards in the making along; its parts
+reads all seeds against their checksum; it opens the folder, in which it reads the manifests of all parts that were begun, while
+no other part may; then it makes shards, each of which is written while the next one is made. What is
+shared (a machine's network or disk, the store's bytes and requests, the driver, the lock of the output folder) serves in the
+order of asking, and a transfer ends with the slowest that it goes through. A machine that is lost takes its shards in the making along; its parts
 go to whoever is free, and keep finished shards. At the end one process checks every shard's header and writes the manifest.
 """
 
@@ -23,7 +24,7 @@ PIECE = 64 << 20
 #: About as many groups of shards are simulated; a part has at least so many, or one for each of its shards.
 STEPS, STEPS_OF_A_PART = 100_000, 64
 #: A run that loses more machines is given up.
-MOST_LOSSES = 20_000
+MOST_LOSSES = 2_000
 
 
 def seen(unit="", digits=3):
@@ -56,6 +57,7 @@ class Rates:
     start: float = known("seconds of a process until it reads seeds", unit="s")
     listed_latents: float = known("bytes of a shard in the manifest, latents", unit="B")
     listed_embeddings: float = known("bytes of a shard in the manifest, embeddings", unit="B")
+    open_manifest: float = known("seconds to read a manifest of 40 shards, in memory", unit="s")
     merge_shard: float = known("seconds a shard to merge, its header in memory", unit="s")
     dispatch: float = known("seconds of Ray's driver for a task", unit="s")
 
@@ -78,6 +80,7 @@ class Cluster:
     replace: float = known("seconds until another machine takes the place of one that was lost", 120.0)
     random: int = known("seed of the losses", 0)
     heads: int = known("headers that merging checks at once: the engine checks one after the other", 1)
+    own_manifest: int = known("1: opening, a part reads no manifest but its own; the engine reads all", 0)
     own_seeds: int = known("1: a part reads its own seeds alone; the engine reads the whole file, for its checksum", 0)
 
     def words(self):
@@ -179,7 +182,9 @@ class Simulation:
         self.work, self.cluster, self.rates = work, cluster, rates
         self.pace = {"latents": rates.latents, "embeddings": rates.embeddings, "recipe": rates.decoded}[work.output]
         self.listed = rates.listed_latents if work.output == "latents" else rates.listed_embeddings
-        self.driver = Pipe(1 / rates.dispatch)
+        self.driver, self.opening = Pipe(1 / rates.dispatch), Pipe(1.0)
+        #: Parts that have written a first manifest.
+        self.begun = 0
         # What a machine's bytes go through: its network, or its own disk.
         self.links = [Pipe(cluster.nic if cluster.store else rates.disk) for _ in range(cluster.machines)]
         self.store, self.puts, self.gets = Pipe(cluster.store_rate), Pipe(cluster.puts), Pipe(cluster.gets)
@@ -268,6 +273,8 @@ class Simulation:
             self.read += seeds
             checked = now + self.compute(seeds / rates.checksum)
             now = yield max(checked, self.transfer(now, machine, seeds, writing=False))
+            if work.shards:
+                now = yield self.open(now, machine)
             if kept := part.shards(slice(part.done)) * cluster.store:
                 # The headers of what an attempt before this one finished, one after the other.
                 now = yield self.transfer(now, machine, 0, writing=False, requests=kept) + (kept - 1) * cluster.latency
@@ -282,13 +289,26 @@ class Simulation:
                     written, listed = self.list(part, at, listed, written, now, machine)
             now = yield max(now, written)
             if work.shards:
-                # The recipe, the manifest at the start and at the end.
-                now = yield self.transfer(now, machine, part.shards(slice(None)) * self.listed, requests=3, files=3)
+                # The recipe, and the manifest at the end.
+                now = yield self.transfer(now, machine, part.shards(slice(None)) * self.listed, requests=2, files=2)
             self.finished(part, len(part.groups))
 
     def seeds(self):
         """Bytes of seeds that a part reads."""
         return self.work.seed_bytes // (self.work.parts if self.cluster.own_seeds else 1)
+
+    def open(self, now, machine):
+        """When a part has the folder's lock, has read what is there, and has written its first manifest."""
+        there = 0 if self.cluster.own_manifest else self.begun
+        latency = self.cluster.latency * self.cluster.store
+        if there and latency:
+            self.requests += there
+            self.gets.take(now, there)
+        self.begun += 1
+        # Its own is a request too, or a file that is synced.
+        own = latency if self.cluster.store else self.rates.sync
+        self.requests += self.cluster.store
+        return self.opening.take(now, there * (self.rates.open_manifest + latency) + own)
 
     def compute(self, seconds):
         self.core_seconds += seconds
@@ -341,6 +361,7 @@ class Simulation:
             "store": self.store.busy,
             "requests": max(self.puts.busy, self.gets.busy),
             "driver": self.driver.busy,
+            "opening": self.opening.busy,
             "part": self.alone(),
             "merge": merging,
         }

@@ -46,6 +46,7 @@ rates = st.builds(
     start=st.floats(0.01, 1),
     listed_latents=st.just(419.0),
     listed_embeddings=st.just(233.0),
+    open_manifest=st.floats(1e-6, 1e-3),
     merge_shard=st.floats(1e-5, 1e-2),
     dispatch=st.floats(1e-4, 0.1),
 )
