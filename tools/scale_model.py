@@ -1,11 +1,11 @@
 """The model behind tools/plan_scale.py: parts on cores, bytes through networks and an object store, machines that are lost.
 
-A discrete-event simulation. Every core makes one part after the other: the driver dispatches it, the process starts and
-reads all seeds against their checksum; it opens the folder, in which it reads the manifests of all parts that were begun, while
-no other part may; then it makes shards, each of which is written while the next one is made. What is
-shared (a machine's network or disk, the store's bytes and requests, the driver, the lock of the output folder) serves in the
-order of asking, and a transfer ends with the slowest that it goes through. A machine that is lost takes its shards in the making along; its parts
-go to whoever is free, and keep finished shards. At the end one process checks every shard's header and writes the manifest.
+A discrete-event simulation. Every core makes one part after the other. The driver dispatches it; the process starts and reads
+all seeds against their checksum; it opens the folder, where it reads the manifests of all parts that were begun, while no
+other part may; then it makes shards, each of which is written while the next one is made. What is shared (a machine's network
+or disk, the store's bytes and requests, the driver, the lock of the folder) serves in the order of asking, and a transfer ends
+with the slowest that it goes through. A machine that is lost takes its shards in the making along; its parts go to whoever is
+free, and keep finished shards. At the end one process checks every shard's header and writes the manifest.
 """
 
 import heapq
@@ -162,6 +162,8 @@ class Part:
         #: Shards and pairs of each group.
         self.groups = [(cuts[i + 1] - cuts[i], pairs[i + 1] - pairs[i]) for i in range(groups)]
         self.done = 0
+        #: Whether its manifest is there, and whether shards of it are in the making.
+        self.begun = self.making = False
 
     def shards(self, groups):
         """Shards in some of its groups."""
@@ -189,8 +191,8 @@ class Simulation:
         self.links = [Pipe(cluster.nic if cluster.store else rates.disk) for _ in range(cluster.machines)]
         self.store, self.puts, self.gets = Pipe(cluster.store_rate), Pipe(cluster.puts), Pipe(cluster.gets)
         self.waiting = [Part(work, index) for index in reversed(range(work.parts))]
-        #: Cores at work, by machine, and how many are idle.
-        self.cores = [set() for _ in range(cluster.machines)]
+        #: Cores at work, by machine, and how many are idle. Dictionaries, whose order is the same in every run.
+        self.cores = [{} for _ in range(cluster.machines)]
         self.idle = [0] * cluster.machines
         self.events, self.order = [], itertools.count()
         self.made = self.read = self.requests = self.failures = self.lost = 0
@@ -222,7 +224,7 @@ class Simulation:
         core = Core(machine)
         core.life = self.life(core)
         next(core.life)
-        self.cores[machine].add(core)
+        self.cores[machine][core] = None
         self.go_on(core, now)
 
     def go_on(self, core, now):
@@ -231,7 +233,7 @@ class Simulation:
         try:
             until = core.life.send(now)
         except StopIteration:
-            self.cores[core.machine].discard(core)
+            del self.cores[core.machine][core]
             self.idle[core.machine] += 1
             self.end = now
         else:
@@ -246,9 +248,11 @@ class Simulation:
         if self.failures > MOST_LOSSES:
             raise RuntimeError(f"the run does not end: {MOST_LOSSES:,} machines are lost before it is done")
         for core in self.cores[machine]:
-            self.lost += core.part.shards(slice(core.part.done, core.part.done + 1))
-            self.waiting.append(core.part)
-        self.cores[machine], self.idle[machine] = set(), 0
+            part = core.part
+            self.lost += part.shards(slice(part.done, part.done + 1)) * part.making
+            part.making = False
+            self.waiting.append(part)
+        self.cores[machine], self.idle[machine] = {}, 0
 
         def replaced(time):
             for _ in range(self.cluster.cores):
@@ -274,11 +278,11 @@ class Simulation:
             checked = now + self.compute(seeds / rates.checksum)
             now = yield max(checked, self.transfer(now, machine, seeds, writing=False))
             if work.shards:
-                now = yield self.open(now, machine)
+                now = yield self.open(now, part)
             if kept := part.shards(slice(part.done)) * cluster.store:
                 # The headers of what an attempt before this one finished, one after the other.
                 now = yield self.transfer(now, machine, 0, writing=False, requests=kept) + (kept - 1) * cluster.latency
-            written, listed = now, now
+            written, listed, part.making = now, now, True
             for at in range(part.done, len(part.groups)):
                 shards, pairs = part.groups[at]
                 # It is made while the one before it is written.
@@ -297,14 +301,15 @@ class Simulation:
         """Bytes of seeds that a part reads."""
         return self.work.seed_bytes // (self.work.parts if self.cluster.own_seeds else 1)
 
-    def open(self, now, machine):
+    def open(self, now, part):
         """When a part has the folder's lock, has read what is there, and has written its first manifest."""
         there = 0 if self.cluster.own_manifest else self.begun
         latency = self.cluster.latency * self.cluster.store
         if there and latency:
             self.requests += there
             self.gets.take(now, there)
-        self.begun += 1
+        self.begun += not part.begun
+        part.begun = True
         # Its own is a request too, or a file that is synced.
         own = latency if self.cluster.store else self.rates.sync
         self.requests += self.cluster.store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -104,6 +105,15 @@ def test_lost_machines_only_add(run, losses, seed):
     assert lost["read"] >= found["read"] and lost["core_seconds"] >= found["core_seconds"] * (1 - 1e-9)
     assert lost["seconds"] >= found["seconds"] - found["bounds"]["part"]
     assert lost["lost_shards"] == 0 or lost["failures"] > 0
+
+
+@settings(deadline=None)
+@given(runs(), st.floats(1, 100))
+def test_a_run_is_the_same_every_time(run, losses):
+    work, cluster, rates = run
+    lossy = dataclasses.replace(cluster, losses=losses, replace=5.0)
+    with contextlib.suppress(RuntimeError):
+        assert simulate(work, lossy, rates) == simulate(work, lossy, rates)
 
 
 @given(runs())
