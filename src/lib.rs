@@ -50,8 +50,9 @@
 //!
 //! # Features
 //!
-//! `cli` (default): the program `lensmith`. `convert` (default): import and export of npy, npz, Parquet and Arrow files.
-//! Without both, few dependencies are left.
+//! `cli` (default): the program `lensmith`. `cloud` (default): files in Amazon S3, Google Cloud Storage and Azure Blob
+//! Storage, by URL wherever a path is taken. `convert` (default): import and export of npy, npz, Parquet and Arrow files.
+//! Without them, few dependencies are left.
 
 // Modules offer each other, the program and the crate's tests more than the library alone uses.
 #![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
@@ -133,8 +134,8 @@ pub use backend::{
 };
 pub use data::{
     Block, CandidateSet, Checkpoint, EmbeddingSet, Io, LatentSet, PairOptions, PairSet, PairSource,
-    Provenance, ResponseColumns, ResponseRow, ResponseSet, RowSource, Talk, WriteMode, write_pairs,
-    write_pairs_until,
+    Provenance, ResponseColumns, ResponseRow, ResponseSet, RowSource, Talk, WriteMode, file_exists,
+    is_folder, keep_file, read_file, write_pairs, write_pairs_until,
 };
 pub use dtype::Dtype;
 pub use engine::{Engine, EngineBuilder, SpreadSink};

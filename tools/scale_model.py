@@ -1,11 +1,11 @@
 """The model behind tools/plan_scale.py: parts on cores, bytes through networks and an object store, machines that are lost.
 
 A discrete-event simulation. Every core makes one part after the other. The driver dispatches it; the process starts and reads
-all seeds against their checksum; it opens the folder, where it reads the manifests of all parts that were begun, while no
-other part may; then it makes shards, each of which is written while the next one is made. What is shared (a machine's network
-or disk, the store's bytes and requests, the driver, the lock of the folder) serves in the order of asking, and a transfer ends
-with the slowest that it goes through. A machine that is lost takes its shards in the making along; its parts go to whoever is
-free, and keep finished shards. At the end one process checks every shard's header and writes the manifest.
+all seeds against their checksum; it opens the folder, lists what is there and reads a manifest; then it makes shards, each of
+which is written while the next one is made. What is shared (a machine's network or disk, the store's bytes and requests, the
+driver, the lock of a folder on disk) serves in the order of asking, and a transfer ends with the slowest that it goes through.
+A machine that is lost takes its shards in the making along; its parts go to whoever is free, and keep finished shards. At the
+end one process checks every shard and writes the manifest.
 """
 
 import heapq
@@ -13,14 +13,14 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-#: Rules of the engine: src/data/folder.rs.
+#: Rules of the engine: src/data/folder.rs, store/object.rs, place.rs. Bytes of a piece that is read or uploaded; names of a
+#: page of a list; manifests that are read at once.
+PIECE, PAGE, AT_ONCE = 8 << 20, 1000, 32
 MOST_SHARDS = 100_000
 SHARD_BYTES = 256 << 20
 MANIFEST_SECONDS, MANIFEST_FACTOR = 2.0, 50
 #: The plan's sizes: d and latent numbers of an embedding, bytes of a number.
 DIM, LATENT, NUMBER = 4096, 16, 2
-#: Bytes of one piece of a multipart upload.
-PIECE = 64 << 20
 #: About as many groups of shards are simulated; a part has at least so many, or one for each of its shards.
 STEPS, STEPS_OF_A_PART = 100_000, 64
 #: A run that loses more machines is given up.
@@ -72,16 +72,17 @@ class Cluster:
     store: bool = known("where seeds and shards lie: in an object store, or on the disk of each machine (none)", True)
     store_rate: float = known("bytes a second of the store", 1e11)
     connection: float = known("bytes a second of a connection to the store", 9e7)
-    connections: int = known("connections of a process", 8)
+    connections: int = known("pieces that a process reads or uploads at once: the engine's rule", 4)
     latency: float = known("seconds of a request", 0.03)
     puts: float = known("writing requests that the store takes a second, for one folder", 3500.0)
     gets: float = known("reading requests that the store takes a second, for one folder", 5500.0)
     losses: float = known("machines lost, for an hour of one", 0.01)
     replace: float = known("seconds until another machine takes the place of one that was lost", 120.0)
     random: int = known("seed of the losses", 0)
-    heads: int = known("headers that merging checks at once: the engine checks one after the other", 1)
-    own_manifest: int = known("1: opening, a part reads no manifest but its own; the engine reads all", 0)
+    headers: int = known("1: merging asks for the header of every shard; the engine lists objects", 0)
+    all_manifests: int = known("1: opening, a part reads every manifest, and keeps others out; the engine reads one", 0)
     own_seeds: int = known("1: a part reads its own seeds alone; the engine reads the whole file, for its checksum", 0)
+    piece: int = known("bytes of a piece that is read or uploaded: the engine's rule", PIECE)
 
     def words(self):
         """In a sentence."""
@@ -278,7 +279,7 @@ class Simulation:
             checked = now + self.compute(seeds / rates.checksum)
             now = yield max(checked, self.transfer(now, machine, seeds, writing=False))
             if work.shards:
-                now = yield self.open(now, part)
+                now = yield self.open(now, machine, part)
             if kept := part.shards(slice(part.done)) * cluster.store:
                 # The headers of what an attempt before this one finished, one after the other.
                 now = yield self.transfer(now, machine, 0, writing=False, requests=kept) + (kept - 1) * cluster.latency
@@ -301,19 +302,21 @@ class Simulation:
         """Bytes of seeds that a part reads."""
         return self.work.seed_bytes // (self.work.parts if self.cluster.own_seeds else 1)
 
-    def open(self, now, part):
-        """When a part has the folder's lock, has read what is there, and has written its first manifest."""
-        there = 0 if self.cluster.own_manifest else self.begun
-        latency = self.cluster.latency * self.cluster.store
-        if there and latency:
-            self.requests += there
-            self.gets.take(now, there)
+    def open(self, now, machine, part):
+        """When a part knows what lies in the folder and has written its first manifest."""
+        begun, cluster = self.begun, self.cluster
         self.begun += not part.begun
         part.begun = True
-        # Its own is a request too, or a file that is synced.
-        own = latency if self.cluster.store else self.rates.sync
-        self.requests += self.cluster.store
-        return self.opening.take(now, there * (self.rates.open_manifest + latency) + own)
+        manifests = begun if cluster.all_manifests else min(begun, 1)
+        if not cluster.store:
+            # A lock keeps the others out meanwhile.
+            return self.opening.take(now, manifests * self.rates.open_manifest + self.rates.sync)
+        # Every page of the list is asked for by the one before it.
+        requests = -(-(begun + self.made // self.work.shard_rows) // PAGE) + 1 + manifests
+        asked = self.transfer(now, machine, 0, writing=False, requests=requests) + (requests - 1) * cluster.latency
+        if cluster.all_manifests:
+            asked = self.opening.take(now, requests * cluster.latency + manifests * self.rates.open_manifest)
+        return self.transfer(asked, machine, 0, requests=1)
 
     def compute(self, seconds):
         self.core_seconds += seconds
@@ -327,7 +330,8 @@ class Simulation:
         """When shards are written."""
         size = pairs * self.work.row
         # An upload is begun, sent in pieces and ended.
-        return self.transfer(now, machine, size, requests=shards * 2 + -(-size // PIECE), files=shards)
+        requests = shards * 2 + -(-size // self.cluster.piece)
+        return self.transfer(now, machine, size, requests=requests, files=shards)
 
     def list(self, part, at, listed, written, now, machine):
         """The manifests that a part writes on the way, each of all that it has finished."""
@@ -344,7 +348,7 @@ class Simulation:
         if not cluster.store:
             # Seeds lie in the machine's page cache; a file system syncs one file after the other.
             return link.take(now, size + files * self.rates.sync * link.rate) if writing else now
-        requests = requests or max(1, -(-size // PIECE))
+        requests = requests or max(1, -(-size // cluster.piece))
         self.requests += requests
         alone = cluster.latency + size / (cluster.connection * cluster.connections)
         asked = (self.puts if writing else self.gets).take(now, requests)
@@ -354,10 +358,12 @@ class Simulation:
         work, cluster, rates = self.work, self.cluster, self.rates
         merging = 0.0
         if work.shards:
-            latency = cluster.latency * cluster.store
-            # By default each header and each manifest is asked for when the one before it has come.
-            merging = work.shards * rates.merge_shard + (work.shards + work.parts) * latency / cluster.heads
-            self.requests += (work.shards + work.parts + 1) * cluster.store
+            merging = work.shards * rates.merge_shard
+            if cluster.store:
+                # Headers, where they are asked for, and pages of a list come one after the other.
+                asked = work.shards if cluster.headers else -(-(work.shards + work.parts) // PAGE)
+                merging += (asked + -(-work.parts // AT_ONCE) + 1) * cluster.latency
+                self.requests += asked + work.parts + 1
         links = sum(link.busy for link in self.links) / cluster.machines
         bounds = {
             "cores": self.core_seconds / (cluster.machines * cluster.cores),

@@ -17,11 +17,14 @@ __all__ = [
     "Vae",
     "__version__",
     "compare_split",
+    "file_exists",
+    "keep_file",
     "merge_manifests",
     "open_recipe",
     "paired",
     "permutation",
     "program",
+    "read_file",
     "select",
     "split_rows",
     "write_recipe",
@@ -227,6 +230,9 @@ def write_recipe(
     overwrite: bool,
     on_progress: Callable[[int, int], None] | None,
 ) -> str: ...
+def file_exists(path: str) -> bool: ...
+def keep_file(source: str, path: str, used: bool) -> None: ...
+def read_file(path: str, most: int) -> bytes: ...
 def merge_manifests(folder: str) -> str: ...
 def paired(a: list[float], b: list[float]) -> tuple[str, float | None]: ...
 def program(arguments: Sequence[str]) -> int: ...

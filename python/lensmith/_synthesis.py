@@ -7,7 +7,6 @@ import operator
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import numpy as np
@@ -293,7 +292,7 @@ class SyntheticPairs:
         The recipe names the seeds' files and the VAE's. Those that are in memory alone are saved into ``out/inputs``.
 
         Args:
-            out: The folder.
+            out: The folder, or its URL in an object store ("s3://bucket/folder").
             output: "embeddings", "latents" or "recipe" (a few kilobytes, from which any pair can be made).
             dtype: How embeddings are stored: "bf16", "f16" or "f32".
             shard_rows: Pairs a shard; by default shards of about 256 MiB.
@@ -308,7 +307,7 @@ class SyntheticPairs:
         Raises:
             LensmithError: A folder that holds something else, a full disk, a value that the dtype cannot hold.
         """
-        folder, overwrite = Path(out), bool(overwrite)
+        folder, overwrite = os.fspath(out), bool(overwrite)
         text(output, "output", ("embeddings", "latents", "recipe"))
         text(dtype, "dtype")
         shard_rows = None if shard_rows is None else whole(shard_rows, "shard_rows", 1)
@@ -328,26 +327,26 @@ class SyntheticPairs:
         stored = (output, dtype)
         try:
             done = self._core.write(
-                files, os.fspath(vae), relative, os.fspath(folder), stored, shard_rows, part, overwrite, listener
+                files, vae, relative, folder, stored, shard_rows, part, overwrite, listener
             )
         finally:
             told.close()
         summary: dict[str, Any] = json.loads(done)
         return summary
 
-    def _files(self, folder: Path, overwrite: bool) -> tuple[tuple[list[str], str, str], Path, tuple[str, str] | None]:
+    def _files(self, folder: str, overwrite: bool) -> tuple[tuple[list[str], str, str], str, tuple[str, str] | None]:
         """The files of the seeds and of the VAE, and how a recipe in `folder` names them if they are in it."""
-        inputs = folder / "inputs"
-        inputs.mkdir(parents=True, exist_ok=True)
-        seeds, vae = inputs / "seeds.safetensors", inputs / "vae.safetensors"
+        names = "inputs/seeds.safetensors", "inputs/vae.safetensors"
+        seeds, vae = (os.path.join(folder, name) for name in names)
         files = self.seeds._core.files
         # What a recipe that is there names stays, also where the call is refused later on.
-        made = not overwrite and any((folder / name).exists() for name in ("recipe.json", "manifest.json"))
+        outputs = (os.path.join(folder, name) for name in ("recipe.json", "manifest.json"))
+        used = not overwrite and any(_lensmith.file_exists(path) for path in outputs)
         if files is None:
-            _keep(self.seeds.save, seeds, made)
-        _keep(self.vae.save, vae, made)
+            _keep(self.seeds.save, seeds, used)
+        _keep(self.vae.save, vae, used)
         if files is None:
-            return ([str(seeds)], "chosen", "rejected"), vae, ("inputs/seeds.safetensors", "inputs/vae.safetensors")
+            return ([seeds], "chosen", "rejected"), vae, names
         return files, vae, None
 
     def with_engine(self, engine: Engine) -> SyntheticPairs:
@@ -412,31 +411,14 @@ def _single(batch: PairBatch) -> Iterator[Pair]:
         yield Pair(chosen, rejected)
 
 
-def _keep(save: Callable[[Path], None], path: Path, made: bool) -> None:
-    """Saves to `path` unless the same bytes are there: a file that a recipe names is not to change its time.
+def _keep(save: Callable[[str], None], path: str, used: bool) -> None:
+    """Saves to `path`, which may be a URL, unless the same bytes are there: a file that a recipe names is not to change
+    its time.
 
     Raises:
-        LensmithError: Other bytes are there, and an output that was `made` with them.
+        LensmithError: Other bytes are there, and an output that `used` them.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        new = Path(folder) / path.name
+    with tempfile.TemporaryDirectory() as folder:
+        new = os.path.join(folder, "new.safetensors")
         save(new)
-        if not path.exists() or not _same(new, path):
-            if made and path.exists():
-                error = LensmithError(
-                    f"{path} exists already and the output in this folder was made with it: expected the same bytes, "
-                    "found others; overwrite=True replaces the output"
-                )
-                error.kind = "Exists"
-                raise error
-            new.replace(path)
-
-
-def _same(a: Path, b: Path) -> bool:
-    if a.stat().st_size != b.stat().st_size:
-        return False
-    with a.open("rb") as left, b.open("rb") as right:
-        while block := left.read(1 << 20):
-            if block != right.read(1 << 20):
-                return False
-    return True
+        _lensmith.keep_file(new, path, used)

@@ -10,13 +10,15 @@
 //! 5. [`models`]: the VAE and the reward model;
 //! 6. [`synthesis`]: synthetic pairs, one by one, in batches, or as a folder;
 //! 7. [`compare`]: one split of an experiment;
-//! 8. [`select`]: rejection sampling.
+//! 8. [`select`]: rejection sampling;
+//! 9. [`files`]: files by path or URL.
 
 mod array;
 mod compare;
 mod device;
 mod engine;
 mod error;
+mod files;
 mod models;
 mod pairs;
 mod select;
@@ -89,7 +91,10 @@ fn program(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 #[pymodule(gil_used = false)]
 fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
     // Levels are asked of `logging` each time: they may change at any moment.
-    let logger = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?;
+    // Ours alone: libraries below say much, on threads of their own, which would wait for the interpreter.
+    let logger = pyo3_log::Logger::new(module.py(), pyo3_log::Caching::Nothing)?
+        .filter(log::LevelFilter::Off)
+        .filter_target("lensmith".into(), log::LevelFilter::Trace);
     // Another module of this process may have set one.
     let _ = logger.install();
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -107,6 +112,9 @@ fn _lensmith(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(program, module)?)?;
     module.add_function(wrap_pyfunction!(synthesis::open_recipe, module)?)?;
     module.add_function(wrap_pyfunction!(synthesis::write_recipe, module)?)?;
+    module.add_function(wrap_pyfunction!(files::file_exists, module)?)?;
+    module.add_function(wrap_pyfunction!(files::keep_file, module)?)?;
+    module.add_function(wrap_pyfunction!(files::read_file, module)?)?;
     module.add_function(wrap_pyfunction!(synthesis::merge_manifests, module)?)?;
     module.add_function(wrap_pyfunction!(compare::compare_split, module)?)?;
     module.add_function(wrap_pyfunction!(select::select, module)?)?;

@@ -115,13 +115,13 @@ impl Vae {
     }
 
     #[staticmethod]
-    fn load(path: PathBuf) -> PyResult<Vae> {
-        let (model, metadata) = lensmith::Vae::load(&path).map_err(raise)?;
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Vae> {
+        let (model, metadata) = py.detach(|| lensmith::Vae::load(&path)).map_err(raise)?;
         Ok(Vae { model: Arc::new(model), metadata })
     }
 
-    fn save(&self, path: PathBuf, metadata: Metadata) -> PyResult<()> {
-        self.model.save(&path, &metadata).map_err(raise)
+    fn save(&self, py: Python<'_>, path: PathBuf, metadata: Metadata) -> PyResult<()> {
+        py.detach(|| self.model.save(&path, &metadata)).map_err(raise)
     }
 
     #[getter]
@@ -283,13 +283,13 @@ impl RewardModel {
     }
 
     #[staticmethod]
-    fn load(path: PathBuf) -> PyResult<RewardModel> {
-        let (model, metadata) = lensmith::RewardModel::load(&path).map_err(raise)?;
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<RewardModel> {
+        let (model, metadata) = py.detach(|| lensmith::RewardModel::load(&path)).map_err(raise)?;
         Ok(RewardModel { model: Arc::new(model), metadata })
     }
 
-    fn save(&self, path: PathBuf, metadata: Metadata) -> PyResult<()> {
-        self.model.save(&path, &metadata).map_err(raise)
+    fn save(&self, py: Python<'_>, path: PathBuf, metadata: Metadata) -> PyResult<()> {
+        py.detach(|| self.model.save(&path, &metadata)).map_err(raise)
     }
 
     #[getter]

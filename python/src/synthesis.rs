@@ -212,7 +212,11 @@ pub fn open_recipe(
     path: PathBuf,
     allow_outside: bool,
 ) -> PyResult<(Pairs, models::Vae, String)> {
-    let file = if path.is_dir() { path.join("recipe.json") } else { path };
+    let file = if py.detach(|| lensmith::is_folder(&path)).map_err(raise)? {
+        path.join("recipe.json")
+    } else {
+        path
+    };
     let (recipe, seeds, vae) = engine.get().get()?.run(py, |_| {
         let recipe = Recipe::read(&file)?;
         let moved = Moved { allow_outside, ..Moved::default() };

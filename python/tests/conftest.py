@@ -23,16 +23,6 @@ DIM = 32
 # `pytest tests/test_fuzz.py --hypothesis-profile long` looks for ten minutes.
 hypothesis.settings.register_profile("long", max_examples=4000, deadline=None, print_blob=True)
 
-#: The program, of the compiled module alone: numpy and what else the package imports take longer than most commands.
-PROGRAM = f"""
-import sys
-from importlib.util import module_from_spec, spec_from_file_location
-spec = spec_from_file_location("_lensmith", {_lensmith.__file__!r})
-module = module_from_spec(spec)
-spec.loader.exec_module(module)
-sys.exit(module.program(["lensmith", *sys.argv[1:]]))
-"""
-
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -112,6 +102,18 @@ def run_python(tmp_path_factory) -> Run:
         return done
 
     return run
+
+
+#: The program ``lensmith``, as Python code.
+# The compiled module alone, without numpy and what else the package imports: that takes longer than most commands.
+PROGRAM = f"""
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("_lensmith", {_lensmith.__file__!r})
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.exit(module.program(["lensmith", *sys.argv[1:]]))
+"""
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,8 @@ def node_without(folder: Path, address: str) -> Iterator[None]:
     start += ["--num-cpus=1", f"--object-store-memory={STORE}", "--disable-usage-stats"]
     script = 'mount -t tmpfs none "$0" && exec "$@"'
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(folder), *start]
-    before = alive_nodes()
+    known = {node["NodeID"] for node in alive()}
+    before = len(known)
     # On a busy machine Ray gives up a node that takes long to start.
     for _ in range(3):
         node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -101,6 +102,8 @@ def node_without(folder: Path, address: str) -> Iterator[None]:
     else:
         raise AssertionError((node.stdout.read() if node.stdout else b"").decode())
     try:
+        # Others would take all tasks before this node is ready for the first.
+        run_on(next(found["NodeID"] for found in alive() if found["NodeID"] not in known))
         yield
     finally:
         os.killpg(node.pid, signal.SIGKILL)
@@ -122,11 +125,25 @@ def has_namespaces() -> bool:
     return found is not None and not subprocess.run([found, "--mount", "--map-root-user", "true"]).returncode
 
 
-def alive_nodes() -> int:
+def alive() -> list[dict[str, Any]]:
     """Nodes that Ray believes in."""
     import ray
 
-    return sum(node["Alive"] for node in ray.nodes())
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def alive_nodes() -> int:
+    """Their number."""
+    return len(alive())
+
+
+def run_on(node: str) -> None:
+    """Runs a task on the node of this number, which starts a worker there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = ray.remote(lambda: os.getpid()).options(num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+    ray.get(there.remote())
 
 
 def wait_for(done: Callable[[], Any], seconds: float, what: str) -> Any:

@@ -429,6 +429,13 @@ def test_tensors_and_groups_are_written_too(three, lab, engine):
     assert (found.group == group).all()
 
 
+def in_order(dataset: Any) -> Any:
+    """The data set in blocks of 100 rows, which are put together in the order of its rows and not as they come."""
+    dataset = dataset.repartition(target_num_rows_per_block=100, strict=True)
+    dataset.context.execution_options.preserve_order = True
+    return dataset
+
+
 @pytest.mark.parametrize("lost", ["worker", "node"])
 def test_a_write_that_ran_twice_is_there_once(three, lab, engine, lost):
     """The task is lost when its shards are written and before Ray knows."""
@@ -453,8 +460,7 @@ def test_a_write_that_ran_twice_is_there_once(three, lab, engine, lost):
     others = {"resources": {"other": 0.1}}
     with another(three, cpus=2, resources={"other": 1}) as node:
         spare = ray_cluster.add_node(three, 2, resources={"other": 1}) if lost == "node" else None
-        dataset = read_pairs(folder, indices=True, num_blocks=3, resources={"CPU": 1, "other": 0.1})
-        dataset = dataset.repartition(target_num_rows_per_block=100, strict=True)
+        dataset = in_order(read_pairs(folder, indices=True, num_blocks=3, resources={"CPU": 1, "other": 0.1}))
         end = in_background(lambda: dataset.write_datasink(Lost(out, order="pair"), ray_remote_args=others))
         if lost == "node":
             wait_for((out / "writer").exists, 120, "a write")
@@ -469,7 +475,7 @@ def test_a_write_that_ran_twice_is_there_once(three, lab, engine, lost):
     assert reached.exists()
     plain = lab / "once"
     if not plain.exists():
-        whole = read_pairs(folder, indices=True).repartition(target_num_rows_per_block=100, strict=True)
+        whole = in_order(read_pairs(folder, indices=True))
         whole.write_datasink(PairsDatasink(plain, order="pair"))
     assert written(lab, out.name) == written(lab, plain.name)
     assert len(lm.PairSet.open(out, engine=engine)) == 600
@@ -670,7 +676,7 @@ def test_the_blocks_of_the_page_run(three, lab, engine, capsys):
         ({"output": "recipe"}, ValueError, 'output: expected "embeddings" or "latents", found "recipe"'),
         ({"retries": -2}, ValueError, "retries: expected 0 or more, found -2"),
         ({"recipe": 7}, TypeError, "recipe: expected a path, found int"),
-        ({"recipe": "nowhere.json"}, lm.LensmithError, "nowhere.json: cannot read the recipe: No such file"),
+        ({"recipe": "nowhere.json"}, lm.LensmithError, "nowhere.json: No such file"),
         ({"recipe": __file__}, lm.LensmithError, "test_ray.py: expected a recipe, found something else"),
     ],
 )

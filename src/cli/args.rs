@@ -15,7 +15,7 @@ use crate::backend::{
     Adam, DecodeMode, DeviceChoice, Divergence, LatentSource, Likelihood, Precision, Reduction,
     RewardObjective, SyntheticPath, VaeObjective,
 };
-use crate::data::{Io, PairOptions, require_absent};
+use crate::data::{Io, PairOptions, is_folder, is_url, require_absent};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::model::Head;
@@ -105,10 +105,11 @@ pub struct PartialArgs {
 impl PartialArgs {
     /// Sources with folders as patterns, if what is there of them is to be taken.
     pub fn sources(&self, sources: &[String]) -> Vec<String> {
-        let pattern = |source: &String| match self.allow_partial && Path::new(source).is_dir() {
-            true => format!("{}/*.safetensors", glob::Pattern::escape(source.trim_end_matches('/'))),
-            false => source.clone(),
-        };
+        let pattern =
+            |source: &String| match self.allow_partial && is_folder(Path::new(source)).unwrap_or(false) {
+                true => format!("{}/*.safetensors", glob::Pattern::escape(source.trim_end_matches('/'))),
+                false => source.clone(),
+            };
         sources.iter().map(pattern).collect()
     }
 }
@@ -426,7 +427,7 @@ impl OutArgs {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        if !folder.is_dir() {
+        if !is_url(folder) && !folder.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::io("find folder", folder)(source));
         }

@@ -20,6 +20,7 @@ use super::again;
 use super::args::Common;
 use super::flags::{flag_of, with_flags};
 use super::table::count;
+use crate::data::is_folder;
 use crate::error::{Error, Result};
 
 /// Version of the layout of JSON results that state none of their own.
@@ -129,7 +130,7 @@ fn message(error: &Error) -> String {
             format!("{option}{field}: expected {expected}, found {found}")
         }
         Error::Incomplete { path, hint, parts, .. } if !parts.is_empty() => {
-            let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+            let folder = if is_folder(path).unwrap_or(false) { path } else { path.parent().unwrap_or(path) };
             error.to_string().replace(hint, &again::hint(folder, parts))
         }
         Error::Exists { hint, .. } | Error::Incomplete { hint, .. } => {

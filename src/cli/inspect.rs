@@ -11,7 +11,8 @@ use super::run::report::{RUN, Report};
 use super::sweep::results::{SWEEP, SweepReport};
 use super::table::{bytes, count, table};
 use crate::data::{
-    MANIFEST, Manifest, RECIPE, ShardRecord, expand_folder, file_name, inspect_shard, manifests,
+    MANIFEST, Manifest, RECIPE, ShardRecord, at_once, expand_folder, file_name, inspect_shard, is_folder,
+    is_there, manifests,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -41,10 +42,10 @@ impl Inspect {
         let path = &self.path;
         let name = file_name(path);
         if let Some(j) = self.pair {
-            let recipe = if path.is_dir() { path.join(RECIPE) } else { path.clone() };
+            let recipe = if is_folder(path)? { path.join(RECIPE) } else { path.clone() };
             return self.show_pair(&recipe, j, common, console);
         }
-        if path.is_dir() {
+        if is_folder(path)? {
             return show_folder(path, console);
         }
         if name.ends_with(".json") {
@@ -126,7 +127,7 @@ const SHOWN: usize = 20;
 fn show_folder(folder: &Path, console: &Console) -> Result<()> {
     for name in [RUN, SWEEP, MANIFEST] {
         let path = folder.join(name);
-        if path.is_file() {
+        if is_there(&path)? {
             return show_json(&path, console);
         }
     }
@@ -135,14 +136,14 @@ fn show_folder(folder: &Path, console: &Console) -> Result<()> {
         return show_parts(folder, &parts, console);
     }
     let recipe = folder.join(RECIPE);
-    if recipe.is_file() {
+    if is_there(&recipe)? {
         return show_json(&recipe, console);
     }
     let shards = expand_folder(folder)?;
     let mut values = Vec::new();
     let mut rows = Vec::new();
-    for path in &shards {
-        let (header, _) = inspect_shard(path)?;
+    let headers = at_once(&shards, |path| inspect_shard(path).map(|(header, _)| header))?;
+    for (path, header) in shards.iter().zip(headers) {
         let tensors = header.tensors.iter().map(|t| format!("{} {} {:?}", t.name, t.dtype, t.shape));
         let tensors = tensors.collect::<Vec<_>>().join(", ");
         let size = header.tensors.iter().map(|t| t.range.end).max().unwrap_or(header.payload);
@@ -164,7 +165,7 @@ fn show_folder(folder: &Path, console: &Console) -> Result<()> {
 
 /// Shows the parts of a run that are not joined yet.
 fn show_parts(folder: &Path, paths: &[PathBuf], console: &Console) -> Result<()> {
-    let parts = paths.iter().map(|path| Manifest::read(path)).collect::<Result<Vec<_>>>()?;
+    let parts = at_once(paths, |path| Manifest::read(path))?;
     let row = |(path, manifest): (&PathBuf, &Manifest)| {
         let sum = |value: fn(&ShardRecord) -> u64| manifest.shards.iter().map(value).sum::<u64>();
         vec![
@@ -175,11 +176,16 @@ fn show_parts(folder: &Path, paths: &[PathBuf], console: &Console) -> Result<()>
             bytes(sum(|shard| shard.bytes)),
         ]
     };
-    let rows: Vec<Vec<String>> = paths.iter().zip(&parts).map(row).collect();
+    let rows: Vec<Vec<String>> = paths.iter().zip(&parts).take(SHOWN).map(row).collect();
+    let complete = parts.iter().filter(|part| part.complete).count() as u64;
+    let more = match parts.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("\nand {} more; {} are complete", count(more as u64), count(complete)),
+    };
     console.result(&json!({ "path": folder, "parts": parts }), || {
         let folder = folder.display();
         format!(
-            "{folder}: parts of a run of {} pairs\n\n{}\n\nonce all are there: lensmith merge-manifests {folder}\n{}",
+            "{folder}: parts of a run of {} pairs\n\n{}{more}\n\nonce all are there: lensmith merge-manifests {folder}\n{}",
             count(parts[0].pairs),
             table(&["manifest", "state", "shards", "pairs", "size"], &rows),
             pretty(&parts[0].settings)

@@ -11,7 +11,7 @@ use super::args::{Common, MovedArgs};
 use super::console::Console;
 use super::table::{bytes, count};
 use crate::convert::{is_import, verify_import};
-use crate::data::verify_shard;
+use crate::data::{is_folder, verify_shard};
 use crate::error::{Error, Result};
 use crate::synth::{Recompute, VerifyOptions, VerifyStep};
 
@@ -38,7 +38,7 @@ pub struct Verify {
 
 impl Verify {
     pub fn execute(&self, common: &Common, console: &Console) -> Result<()> {
-        if self.path.is_dir() {
+        if is_folder(&self.path)? {
             if is_import(&self.path) {
                 return self.import(common, console);
             }

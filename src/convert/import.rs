@@ -1,7 +1,5 @@
 //! Import: columns of foreign files become shards, in one pass and with the memory of a few blocks.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -13,8 +11,8 @@ use super::annotate::Annotation;
 use super::column::{BLOCK_BYTES, Buffer, Kind};
 use super::sources::{self, Column, ColumnSource, widest};
 use crate::data::{
-    FolderOptions, Io, MANIFEST, Manifest, OutputFolder, ShardSequence, TensorSpec, rows_per_shard,
-    verify_shard,
+    FolderOptions, Io, MANIFEST, Manifest, OutputFolder, ShardSequence, TensorSpec, file_state,
+    rows_per_shard, verify_shard,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -153,9 +151,8 @@ impl ImportJob {
         let paths: Vec<&Path> = columns.iter().flat_map(|column| column.paths()).collect();
         let mut sources = Vec::new();
         for path in &paths {
-            let meta = fs::metadata(path).map_err(Error::io("open", path))?;
-            let modified = format!("{}.{:09}", meta.mtime(), meta.mtime_nsec());
-            sources.push(json!({ "file": path, "bytes": meta.len(), "modified": modified }));
+            let (bytes, modified) = file_state(path)?;
+            sources.push(json!({ "file": path, "bytes": bytes, "modified": modified }));
         }
         let settings = json!({
             IMPORT: { "layout": layout, "dtype": dtype, "shard_rows": shard_rows, "sources": sources },
@@ -166,6 +163,7 @@ impl ImportJob {
             prefix,
             overwrite: self.overwrite,
             inputs: &paths,
+            may_list: &|_| true,
         };
         let manifest = Manifest::new(settings, rows, shard_rows, None);
         ShardSequence::start(OutputFolder::open(&self.out, manifest, options)?, tensors)

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::column::{Buffer, ColumnInfo, FileColumn, Kind};
 use super::{ipc, npy, parquet, tensors};
-use crate::data::{Io, expand_sources, read_small, require_whole};
+use crate::data::{Io, expand_sources, file_name, is_there, is_url, list, read_small, require_whole};
 use crate::error::{Error, Result};
 
 /// A file format that is read.
@@ -104,8 +104,7 @@ fn names(path: &Path, format: Format) -> Result<Vec<String>> {
 }
 
 fn open(path: &Path, format: Format, name: &str, io: Io) -> Result<FileColumn> {
-    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
-    if !meta.is_file() {
+    if !is_url(path) && !fs::metadata(path).map_err(Error::io("open", path))?.is_file() {
         // A pipe has no length that its contents could be compared with.
         let detail = "it is not a regular file".to_string();
         return Err(Error::Format { path: path.to_path_buf(), format: "data", detail });
@@ -303,11 +302,11 @@ fn format_of(path: &Path, given: Option<Format>) -> Result<Format> {
 /// The files of a folder: those that its `state.json` lists, where `datasets` saved it, or all of one format.
 fn folder(path: &Path, format: Option<Format>) -> Result<Vec<(PathBuf, Format)>> {
     let state = path.join("state.json");
-    if state.is_file() {
+    if is_there(&state)? {
         return dataset(path, &state);
     }
     let splits = path.join("dataset_dict.json");
-    if splits.is_file() {
+    if is_there(&splits)? {
         let names = json(&splits)?;
         let names = names["splits"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let names: Vec<String> = names.map(|name| path.join(name).display().to_string()).collect();
@@ -316,12 +315,11 @@ fn folder(path: &Path, format: Option<Format>) -> Result<Vec<(PathBuf, Format)>>
     }
     require_whole(path)?;
     let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(Error::io("read folder", path))? {
-        let entry = entry.map_err(Error::io("read folder", path))?;
-        let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        let found = Format::of(&entry.path()).filter(|&found| format.is_none_or(|wanted| wanted == found));
-        if let Some(found) = found.filter(|_| !hidden && entry.path().is_file()) {
-            files.push((entry.path(), found));
+    for (path, _) in list(path)? {
+        let hidden = file_name(&path).starts_with('.');
+        let found = Format::of(&path).filter(|&found| format.is_none_or(|wanted| wanted == found));
+        if let Some(found) = found.filter(|_| !hidden && (is_url(&path) || path.is_file())) {
+            files.push((path, found));
         }
     }
     files.sort();

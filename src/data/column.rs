@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::expand::expand;
 use super::format::{TensorInfo, hex};
 use super::map::Io;
+use super::place::at_once;
 use super::source::Source;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -99,7 +100,7 @@ impl RowBlock<'_> {
 
 /// Opens the files that `sources` stand for, in order.
 pub(super) fn open_all(sources: &[String], io: Io) -> Result<Vec<Arc<Source>>> {
-    expand(sources)?.iter().map(|path| Source::open(path, io).map(Arc::new)).collect()
+    at_once(&expand(sources)?, |path| Source::open(path, io).map(Arc::new))
 }
 
 /// One tensor's rows in one file.

@@ -1,13 +1,14 @@
 //! What lies in a folder of shards: which of its files are outputs of this program, and whether they are all.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::is_checkpoint;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
-use super::place::{FileId, Folder, file_id, file_name, read_small};
+use super::place::{FileId, Folder, file_id, file_name, list, read_small, remove};
+use super::store::is_url;
 use super::writer::inspect_shard;
 use crate::error::{Error, Result};
 
@@ -32,6 +33,8 @@ pub(super) struct Contents {
     unfinished: Vec<PathBuf>,
     /// Names of locks.
     locks: Vec<String>,
+    /// Lengths of outputs by name, where the folder is in a store.
+    pub lengths: Option<BTreeMap<String, u64>>,
 }
 
 fn is_manifest(path: &Path) -> bool {
@@ -43,12 +46,15 @@ impl Contents {
     pub fn of(dir: &Path) -> Result<Contents> {
         let is_shard = |name: &str| PREFIXES.iter().any(|p| name.starts_with(&format!("{p}-")));
         let (outputs, unfinished, locks) = (Vec::new(), Vec::new(), Vec::new());
-        let mut contents = Contents { dir: dir.to_path_buf(), outputs, unfinished, locks };
-        for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
-            let path = entry.map_err(Error::io("list", dir))?.path();
+        let lengths = is_url(dir).then(BTreeMap::new);
+        let mut contents = Contents { dir: dir.to_path_buf(), outputs, unfinished, locks, lengths };
+        for (path, len) in list(dir)? {
             let name = file_name(&path);
             let listing = name == RECIPE || is_manifest(&path);
             if listing || is_shard(&name) && name.ends_with(".safetensors") {
+                if let Some((lengths, len)) = contents.lengths.as_mut().zip(len) {
+                    lengths.insert(name, len);
+                }
                 contents.outputs.push(path);
             } else if name.starts_with('.') && is_shard(&name[1..]) && name.ends_with(".safetensors.tmp") {
                 contents.unfinished.push(path);
@@ -90,12 +96,10 @@ impl Contents {
         let _locks = others.map(|lock| FolderLock::acquire(&self.dir, lock)).collect::<Result<Vec<_>>>()?;
         // Manifests last: as long as one is there, a run that is killed meanwhile is known by it.
         let (manifests, others): (Vec<&PathBuf>, Vec<&PathBuf>) = all().partition(|path| is_manifest(path));
-        let folder = Folder::open(&self.dir)?;
         for path in others.into_iter().chain(manifests) {
-            let name = path.file_name().unwrap_or_default();
-            folder.remove(name).map_err(Error::io("remove", path))?;
+            remove(path)?;
         }
-        folder.sync()
+        if is_url(&self.dir) { Ok(()) } else { Folder::open(&self.dir)?.sync() }
     }
 }
 
@@ -116,13 +120,30 @@ fn is_output(path: &Path, listed: &HashSet<String>) -> bool {
     listed.contains(&name) || written()
 }
 
+/// What two paths have in common that lead to the same bytes.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    File(FileId),
+    Url(PathBuf),
+}
+
+impl Place {
+    /// None where nothing is.
+    fn of(path: &Path) -> Option<Place> {
+        match is_url(path) {
+            true => Some(Place::Url(path.to_path_buf())),
+            false => fs::metadata(path).ok().map(|meta| Place::File(file_id(&meta))),
+        }
+    }
+}
+
 /// Fails if one of `outputs` is one of the files that they are made from, under whatever name.
 pub fn require_apart<P: AsRef<Path>>(outputs: impl IntoIterator<Item = P>, inputs: &[&Path]) -> Result<()> {
-    let id = |path: &Path| fs::metadata(path).ok().map(|meta| file_id(&meta));
-    let inputs: HashMap<FileId, &Path> = inputs.iter().filter_map(|path| Some((id(path)?, *path))).collect();
+    let inputs: HashMap<Place, &Path> =
+        inputs.iter().filter_map(|path| Some((Place::of(path)?, *path))).collect();
     for output in outputs {
         let output = output.as_ref();
-        if let Some(input) = id(output).and_then(|there| inputs.get(&there)) {
+        if let Some(input) = Place::of(output).and_then(|there| inputs.get(&there)) {
             let expected = format!("another place than {}, from which it is made", input.display());
             return Err(Error::argument("out", expected, output.display()));
         }
@@ -138,14 +159,15 @@ pub fn manifests(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Fails if `dir` holds the shards of a run and not all of them, as its manifests tell: who reads half of a run takes it
 /// for the whole. A folder without manifests of ours is whatever it is.
 pub fn require_whole(dir: &Path) -> Result<()> {
-    let paths = manifests(dir)?;
-    let found: Vec<Manifest> = paths.iter().filter_map(|path| Manifest::read(path).ok()).collect();
+    let contents = Contents::of(dir)?;
+    let found: Vec<Manifest> = contents.manifests().filter_map(|path| Manifest::read(path).ok()).collect();
     let Some(first) = found.first() else { return Ok(()) };
     let incomplete = |missing: String| {
         let hint = "make what is missing, or take what is there with `allow_partial` or by a pattern, as in `*.safetensors`";
         Err(Error::Incomplete { path: dir.to_path_buf(), missing, hint: hint.into(), parts: Vec::new() })
     };
-    let done = |part: Option<(u64, u64)>| found.iter().any(|m| m.complete && m.part == part);
+    let complete: HashSet<Option<(u64, u64)>> = found.iter().filter(|m| m.complete).map(|m| m.part).collect();
+    let done = |part| complete.contains(&part);
     if !done(None) {
         let Some((_, count)) = found.iter().filter(|m| m.complete).find_map(|m| m.part).or(first.part) else {
             return incomplete("its run was interrupted and has not made all shards".into());
@@ -156,9 +178,7 @@ pub fn require_whole(dir: &Path) -> Result<()> {
             [] => {}
             [one] => return incomplete(format!("part {one}/{count} of its run is missing or not complete")),
             [one, ..] => {
-                let all = count
-                    - found.iter().filter(|m| m.complete && m.part.is_some_and(|p| p.1 == count)).count()
-                        as u64;
+                let all = count - complete.iter().flatten().filter(|part| part.1 == count).count() as u64;
                 return incomplete(format!(
                     "{all} of {count} parts of its run are missing or not complete, as {one}/{count}"
                 ));
@@ -166,7 +186,11 @@ pub fn require_whole(dir: &Path) -> Result<()> {
         }
     }
     let listed = found.iter().filter(|m| m.complete).flat_map(|m| &m.shards);
-    match listed.map(|record| &record.file).find(|file| !dir.join(file).exists()) {
+    let is_there = |file: &String| match &contents.lengths {
+        Some(lengths) => lengths.contains_key(file),
+        None => dir.join(file).exists(),
+    };
+    match listed.map(|record| &record.file).find(|file| !is_there(file)) {
         Some(file) => incomplete(format!("no {file}, though a manifest lists it")),
         None => Ok(()),
     }

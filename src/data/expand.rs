@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::contents::require_whole;
+use super::place::{file_name, is_folder, is_there, list};
+use super::store::is_url;
 use crate::error::{Error, Result};
 
 /// The files that `sources` stand for, in order: a file itself; every `*.safetensors` directly in a folder,
@@ -33,12 +35,12 @@ pub fn expand_sources<T>(
     for source in sources {
         let named = Path::new(source);
         // A path that exists is never a pattern, whatever characters it holds.
-        if named.is_dir() {
+        if is_folder(named)? {
             entries.extend(folder(named)?);
-        } else if !named.exists() && source.contains(['*', '?', '[']) {
+        } else if !is_there(named).is_ok_and(|there| there) && source.contains(['*', '?', '[']) {
             let before = entries.len();
             for found in glob_matches(source)? {
-                if found.is_dir() {
+                if !is_url(&found) && found.is_dir() {
                     entries.extend(folder(&found)?);
                 } else if !found.file_name().is_some_and(hidden_or_temporary) {
                     entries.push(file(found)?);
@@ -55,7 +57,8 @@ pub fn expand_sources<T>(
     let mut seen = HashSet::new();
     for file in entries.iter().map(path) {
         require_utf8(file)?;
-        if !seen.insert(fs::canonicalize(file).map_err(Error::io("open", file))?) {
+        let place = if is_url(file) { Ok(file.to_path_buf()) } else { fs::canonicalize(file) };
+        if !seen.insert(place.map_err(Error::io("open", file))?) {
             return Err(Error::shape(format!("{}: times it is given as a source", file.display()), 1, 2));
         }
     }
@@ -85,12 +88,11 @@ fn folder(path: &Path) -> Result<Vec<PathBuf>> {
 /// Every `*.safetensors` directly in a folder, by name; at least one.
 pub fn expand_folder(path: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(Error::io("read folder", path))? {
-        let entry = entry.map_err(Error::io("read folder", path))?;
-        let name = entry.file_name();
-        if !hidden_or_temporary(&name) && name.as_encoded_bytes().ends_with(b".safetensors") {
-            require_utf8(&entry.path())?;
-            files.push(entry.path());
+    for (path, _) in list(path)? {
+        let name = path.file_name().unwrap_or_default();
+        if !hidden_or_temporary(name) && name.as_encoded_bytes().ends_with(b".safetensors") {
+            require_utf8(&path)?;
+            files.push(path);
         }
     }
     files.sort();
@@ -107,9 +109,20 @@ fn glob_matches(pattern: &str) -> Result<Vec<PathBuf>> {
         require_literal_separator: true,
         require_literal_leading_dot: true,
     };
-    let matches = glob::glob_with(pattern, options).map_err(|e| {
+    let invalid = |e: glob::PatternError| {
         Error::argument("data source", "a file, a folder or a glob pattern", format!("`{pattern}` ({e})"))
-    })?;
+    };
+    let path = Path::new(pattern);
+    if is_url(path) {
+        // In a store the last name alone may be a pattern.
+        let names = glob::Pattern::new(&file_name(path)).map_err(invalid)?;
+        let found = list(path.parent().unwrap_or(path))?.into_iter().map(|(path, _)| path);
+        let mut found: Vec<PathBuf> =
+            found.filter(|path| names.matches_with(&file_name(path), options)).collect();
+        found.sort();
+        return Ok(found);
+    }
+    let matches = glob::glob_with(pattern, options).map_err(invalid)?;
     let found = matches.map(|found| {
         found.map_err(|e| {
             let path = e.path().to_path_buf();

@@ -11,6 +11,10 @@
 //! A shard gets its name only when it is whole and on disk, and its header says which run and rows it belongs to. A
 //! shard that got its name after the manifest was last written is read against its checksums before it counts. So a run
 //! that is killed at any moment loses at most the shards that it was writing.
+//!
+//! In a store, where an object appears whole or not at all, a shard counts when it is listed with the length that its
+//! record says, or its header does. There are no locks there: each version of a manifest replaces the one before on
+//! condition that nobody else did.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,12 +24,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::atomic::write_atomic;
 use super::contents::{Contents, OPENING, require_apart};
 use super::format::Header;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
 use super::map::Io;
-use super::place::{create_folder, is_there};
+use super::place::{create_folder, file_name, is_there};
+use super::store::{Object, Version, is_url};
 use super::writer::{ShardRecord, ShardWriter, TensorSpec, inspect_shard, verify_shard};
 use crate::error::{Error, Result};
 
@@ -74,7 +80,7 @@ pub fn rows_per_shard(asked: Option<u64>, rows: u64, row_bytes: usize) -> Result
 }
 
 /// How a command takes possession of a folder.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct FolderOptions<'a> {
     /// Name of the lock: commands that hold different ones may write at once.
     pub lock: &'a str,
@@ -86,6 +92,15 @@ pub struct FolderOptions<'a> {
     pub overwrite: bool,
     /// The files that the output is made from: none of them is removed or replaced.
     pub inputs: &'a [&'a Path],
+    /// Whether the manifest of this name may list shards that are to be made. Of the others one is read, which tells
+    /// whose folder it is: there may be as many as there are parts, each of which would read all.
+    pub may_list: &'a dyn Fn(&str) -> bool,
+}
+
+impl std::fmt::Debug for FolderOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FolderOptions").field("manifest", &self.manifest).finish_non_exhaustive()
+    }
 }
 
 /// A shard of a run, made or still to be made.
@@ -153,6 +168,46 @@ impl PlannedShard {
             }
         }
     }
+
+    /// The same of an object of `len` bytes.
+    fn finished_object(&self, recorded: Option<&ShardRecord>, len: u64) -> Result<Option<ShardRecord>> {
+        let whole = |r: &&ShardRecord| r.bytes == len && r.rows == self.rows.end - self.rows.start;
+        if let Some(record) = recorded.filter(whole) {
+            return Ok(Some(record.clone()));
+        }
+        let (header, record) = inspect_shard(&self.path)?;
+        self.require_metadata(&header)?;
+        Ok(record.filter(|record| whole(&record)))
+    }
+}
+
+/// How the manifest on disk or in a store follows.
+#[derive(Debug)]
+enum ManifestPlace {
+    File,
+    /// With the version that this run wrote or found last.
+    Object(Object, Option<Version>),
+}
+
+impl ManifestPlace {
+    fn of(path: &Path) -> Result<ManifestPlace> {
+        if !is_url(path) {
+            return Ok(ManifestPlace::File);
+        }
+        let object = Object::at(path)?;
+        let version = object.state()?.map(|state| state.version);
+        Ok(ManifestPlace::Object(object, version))
+    }
+
+    fn write(&mut self, bytes: &[u8], path: &Path) -> Result<()> {
+        match self {
+            ManifestPlace::File => write_atomic(path, bytes),
+            ManifestPlace::Object(object, version) => {
+                *version = Some(object.replace(bytes, version.as_ref())?);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What tells a folder from another one at its path; None where there is none.
@@ -172,8 +227,13 @@ pub struct OutputFolder {
     prefix: &'static str,
     manifest: Manifest,
     manifest_path: PathBuf,
+    manifest_place: ManifestPlace,
+    /// Lengths of the objects that were there, by name, where the folder is in a store.
+    lengths: Option<BTreeMap<String, u64>>,
     /// What manifests of this run say of its shards, by file name.
     recorded: BTreeMap<String, ShardRecord>,
+    /// Whether the manifest of this output is there and complete, and every shard is as recorded: it stays as it is.
+    unchanged: bool,
     /// Finished shards by number.
     done: BTreeMap<u64, ShardRecord>,
     /// When the manifest was last written, and how long it is left alone after that.
@@ -196,16 +256,20 @@ impl OutputFolder {
         let opening = Some(FolderLock::wait(dir, OPENING)?);
         let identity = identity(dir)?;
         let contents = Contents::of(dir)?;
-        let recorded = resume_or_replace(&contents, &manifest, &options)?;
+        let Found { recorded, complete, emptied } = resume_or_replace(&contents, &manifest, &options)?;
         // What is there with a shard's name is replaced where it is no finished shard.
         require_apart(&contents.outputs, options.inputs)?;
+        let manifest_path = dir.join(options.manifest);
         Ok(OutputFolder {
             dir: dir.to_path_buf(),
             identity,
             prefix: options.prefix,
             manifest,
-            manifest_path: dir.join(options.manifest),
+            manifest_place: ManifestPlace::of(&manifest_path)?,
+            manifest_path,
+            lengths: contents.lengths.map(|lengths| if emptied { BTreeMap::new() } else { lengths }),
             recorded,
+            unchanged: complete,
             done: BTreeMap::new(),
             written: Instant::now(),
             pause: BETWEEN_MANIFESTS,
@@ -222,14 +286,25 @@ impl OutputFolder {
         let (mut missing, mut damaged) = (Vec::new(), None);
         for index in range {
             let shard = PlannedShard::new(&self.dir, self.prefix, &self.manifest, index);
-            match shard.finished(self.recorded.get(&shard_name(self.prefix, index))) {
+            let name = shard_name(self.prefix, index);
+            // Taken out: of many records there are not to be two copies.
+            let recorded = self.recorded.remove(&name);
+            let found = match self.lengths.as_ref().map(|lengths| lengths.get(&name)) {
+                None => shard.finished(recorded.as_ref()),
+                Some(None) => Ok(None),
+                Some(Some(&len)) => shard.finished_object(recorded.as_ref(), len),
+            };
+            self.unchanged &= found.as_ref().is_ok_and(|found| found.is_some() && *found == recorded);
+            match found {
                 Ok(Some(record)) => drop(self.done.insert(index, record)),
                 Ok(None) => missing.push(shard),
                 Err(error) => drop(damaged.get_or_insert(error)),
             }
         }
         // From now on others can tell what the files that appear belong to.
-        self.save()?;
+        if !self.unchanged {
+            self.save()?;
+        }
         damaged.map_or(Ok(missing), Err)
     }
 
@@ -247,8 +322,8 @@ impl OutputFolder {
     /// Writes the manifest as it stands.
     pub fn save(&mut self) -> Result<()> {
         let start = Instant::now();
-        self.manifest.shards = self.done.values().cloned().collect();
-        self.manifest.write(&self.manifest_path)?;
+        let bytes = self.manifest.to_bytes_with(self.done.values(), &self.manifest_path)?;
+        self.manifest_place.write(&bytes, &self.manifest_path)?;
         self.opening = None;
         self.written = Instant::now();
         self.pause = BETWEEN_MANIFESTS.max(PAUSE_FACTOR * (self.written - start));
@@ -257,8 +332,10 @@ impl OutputFolder {
 
     /// Completes the manifest; gives the number of shards and their bytes.
     pub fn finish(mut self) -> Result<(usize, u64)> {
-        self.manifest.complete = true;
-        self.save()?;
+        if !self.unchanged {
+            self.manifest.complete = true;
+            self.save()?;
+        }
         Ok((self.done.len(), self.done.values().map(|record| record.bytes).sum()))
     }
 
@@ -271,20 +348,34 @@ impl OutputFolder {
     }
 }
 
-/// Gives the shards that the manifests of the same run list. Refuses a folder that holds something else, or empties it.
-fn resume_or_replace(
-    contents: &Contents,
-    manifest: &Manifest,
-    options: &FolderOptions<'_>,
-) -> Result<BTreeMap<String, ShardRecord>> {
+/// What lay in a folder.
+#[derive(Default)]
+struct Found {
+    /// The shards that manifests of the same run list.
+    recorded: BTreeMap<String, ShardRecord>,
+    /// Whether the manifest of the same output is complete.
+    complete: bool,
+    /// Whether the output of another run was removed.
+    emptied: bool,
+}
+
+/// Looks at the manifests in a folder. Refuses a folder that holds something else, or empties it. Whoever wrote a manifest
+/// there has done the same, so that all are of one run.
+fn resume_or_replace(contents: &Contents, manifest: &Manifest, options: &FolderOptions<'_>) -> Result<Found> {
     let overwrite = options.overwrite;
-    let mut recorded = BTreeMap::new();
+    let mut lying = Found::default();
     let (mut same_run, mut other_run) = (false, None);
-    for path in contents.manifests() {
+    let ours = |path: &&PathBuf| (options.may_list)(&file_name(path));
+    let (first, others): (Vec<&PathBuf>, Vec<&PathBuf>) = contents.manifests().partition(ours);
+    for path in first.into_iter().chain(others) {
+        if same_run && !ours(&path) {
+            break;
+        }
         match Manifest::read(path) {
             Ok(found) if found.fingerprint == manifest.fingerprint => {
                 same_run = true;
-                recorded.extend(found.shards.into_iter().map(|r| (r.file.clone(), r)));
+                lying.complete |= found.complete && file_name(path) == options.manifest;
+                lying.recorded.extend(found.shards.into_iter().map(|r| (r.file.clone(), r)));
             }
             // A run that came to no shard is in nobody's way.
             Ok(found) if !found.complete && contents.is_only(path, options.manifest) => {}
@@ -307,8 +398,11 @@ fn resume_or_replace(
         other_run = Some((first, "it does not belong to a run with a manifest".into()));
     }
     match other_run {
-        None => Ok(recorded),
-        Some(_) if overwrite => contents.remove(options.inputs, options.lock).map(|()| BTreeMap::new()),
+        None => Ok(lying),
+        Some(_) if overwrite => {
+            contents.remove(options.inputs, options.lock)?;
+            Ok(Found { emptied: true, ..Found::default() })
+        }
         Some((path, why)) => {
             Err(Error::Exists { path: path.clone(), hint: format!("{why}; `overwrite` replaces it") })
         }
@@ -343,7 +437,10 @@ impl ShardSequence {
                 _ => break,
             }
         }
-        folder.save()?;
+        folder.unchanged &= done == folder.manifest.pairs;
+        if !folder.unchanged {
+            folder.save()?;
+        }
         let row_bytes = |t: &TensorSpec| t.shape_tail.iter().product::<usize>() * t.dtype.bitsize() / 8;
         let row_bytes = tensors.iter().map(row_bytes).collect();
         Ok(ShardSequence { folder, tensors, row_bytes, open: None, done })

@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::place::Folder;
+use super::store::is_url;
 use crate::error::{Error, Result};
 
 /// Takes the lock of a file by `lock`; false where its file system has none.
@@ -27,9 +28,12 @@ pub(super) fn wait(file: &File) -> std::result::Result<(), TryLockError> {
     file.lock().map_err(TryLockError::Error)
 }
 
-/// The right to write something in a folder, held by one process at a time.
+/// The right to write something in a folder, held by one process at a time. Stores have no locks: there manifests are
+/// replaced on condition that nobody else did.
 #[derive(Debug)]
-pub struct FolderLock(#[expect(dead_code, reason = "the lock lasts as long as this file is open")] File);
+pub struct FolderLock(
+    #[expect(dead_code, reason = "the lock lasts as long as this file is open")] Option<File>,
+);
 
 impl FolderLock {
     /// Locks `name` in the folder `dir`, which must exist, through a file `.NAME.lock` that stays behind. Fails
@@ -49,13 +53,16 @@ impl FolderLock {
         name: &str,
         lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
     ) -> Result<FolderLock> {
+        if is_url(dir) {
+            return Ok(FolderLock(None));
+        }
         let name = format!(".{name}.lock");
         let file = Folder::open(dir)?.own_file(OsStr::new(&name))?;
         if !take(&file, lock, dir)? {
             let dir = dir.display();
             tracing::warn!("{dir}: its file system has no locks: let one process at a time write there");
         }
-        Ok(FolderLock(file))
+        Ok(FolderLock(Some(file)))
     }
 }
 

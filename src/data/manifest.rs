@@ -40,6 +40,26 @@ pub struct Manifest {
     pub shards: Vec<ShardRecord>,
 }
 
+/// The first thing that is read of a manifest.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    format: Value,
+}
+
+/// A [`Manifest`] as it is written.
+#[derive(Serialize)]
+struct Listing<'a> {
+    format: u32,
+    complete: bool,
+    fingerprint: &'a str,
+    settings: &'a Value,
+    pairs: u64,
+    shard_rows: u64,
+    part: Option<(u64, u64)>,
+    shards: Vec<&'a ShardRecord>,
+}
+
 impl Manifest {
     /// The manifest of a run that has no shard yet.
     pub fn new(settings: Value, rows: u64, shard_rows: u64, part: Option<(u64, u64)>) -> Manifest {
@@ -52,13 +72,12 @@ impl Manifest {
     pub fn read(path: &Path) -> Result<Manifest> {
         let bad = |detail| Error::Format { path: path.to_path_buf(), format: "manifest", detail };
         let bytes = read_small(path, "manifest", MOST_BYTES)?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
         // The version first: another version may lack fields, and their names would be a poor explanation.
-        let version = value.get("format").unwrap_or(&Value::Null);
-        if version.as_u64() != Some(u64::from(FORMAT)) {
-            return Err(bad(format!("expected version {FORMAT}, found {version}")));
+        let Version { format } = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
+        if format.as_u64() != Some(u64::from(FORMAT)) {
+            return Err(bad(format!("expected version {FORMAT}, found {format}")));
         }
-        serde_json::from_value(value).map_err(|e| bad(e.to_string()))
+        serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))
     }
 
     /// Writes the manifest, whole or not at all.
@@ -68,12 +87,33 @@ impl Manifest {
 
     /// What [`Manifest::write`] writes; `path` is for messages.
     pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>> {
-        let json = serde_json::to_string_pretty(self).map_err(|e| Error::Format {
+        self.to_bytes_with(self.shards.iter(), path)
+    }
+
+    /// The same with other shards: there may be many, which are not to be copied for it.
+    pub fn to_bytes_with<'s>(
+        &self,
+        shards: impl Iterator<Item = &'s ShardRecord>,
+        path: &Path,
+    ) -> Result<Vec<u8>> {
+        let Manifest { format, complete, fingerprint, settings, pairs, shard_rows, part, shards: _ } = self;
+        let listing = Listing {
+            format: *format,
+            complete: *complete,
+            fingerprint,
+            settings,
+            pairs: *pairs,
+            shard_rows: *shard_rows,
+            part: *part,
+            shards: shards.collect(),
+        };
+        let mut json = serde_json::to_vec_pretty(&listing).map_err(|e| Error::Format {
             path: path.to_path_buf(),
             format: "manifest",
             detail: e.to_string(),
         })?;
-        Ok((json + "\n").into_bytes())
+        json.push(b'\n');
+        Ok(json)
     }
 
     /// The fingerprint of settings: xxh3-128 of their JSON, 32 hexadecimal digits.

@@ -4,6 +4,8 @@
 //! one matrix each. They are made of columns (one tensor over several files), these of sources (one open file with its
 //! parsed header), and these of memory maps. [`ResponseSet`] reads what candidates were made of, as text.
 //!
+//! Files may be objects of a store, by URL: what reads and writes them is in `store`, and `place` tells which is which.
+//!
 //! Writing: [`ShardWriter`] writes one shard whose checksums travel in its header, [`Manifest`] lists the shards of a
 //! folder, and [`OutputFolder`] fills a folder so that an interrupted run can be continued.
 
@@ -17,6 +19,7 @@ mod fault;
 mod folder;
 mod format;
 mod inputs;
+mod keep;
 mod latents;
 mod lines;
 mod lock;
@@ -26,6 +29,7 @@ mod place;
 mod reader;
 mod responses;
 mod source;
+mod store;
 mod writer;
 
 pub use atomic::{AtomicFile, require_absent, write_atomic};
@@ -40,14 +44,19 @@ pub use folder::{
 };
 pub use format::{Header, TensorInfo};
 pub use inputs::{Block, PairSource, RowSource};
+pub use keep::{file_exists, keep_file, read_file};
 pub use latents::{LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentRows, LatentSet};
 pub use lines::LineFile;
 pub use lock::FolderLock;
 pub use manifest::Manifest;
 pub use map::{FileBytes, Io, ignore_file_size_signal, install_sigbus_guard};
-pub use place::{create_folder, file_name, is_there, open_input, read_small};
+pub use place::{
+    absolute, at_once, create_folder, file_name, file_state, is_folder, is_there, lengths, list, open_input,
+    read_small, remove,
+};
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use responses::{ResponseColumns, ResponseRow, ResponseSet, Talk};
+pub use store::{Object, is_url};
 pub use writer::{
     NamedTensor, ShardRecord, ShardWriter, TensorSpec, WriteMode, inspect_shard, verify_shard, write_pairs,
     write_pairs_until, write_tensors,

@@ -8,17 +8,21 @@
 //! 2. A file that is written under a known name is new, or was left by an earlier run: a regular file of this user
 //!    without other names. Links are never followed ([`Folder::own_file`]).
 //! 3. Names are looked up in the folder that was opened, wherever it is by now ([`Folder`]).
+//! 4. A path may be the URL of an object in a store, or of a prefix that stands for a folder there ([`Object`]).
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 use super::fault::{change, number};
+use super::store::{Object, is_url};
 use crate::error::{Error, Result};
 
 /// What tells a file from every other one: device and inode.
@@ -35,8 +39,13 @@ pub fn file_name(path: &Path) -> String {
 }
 
 /// Opens a regular file, which is to be of a format, and tells what the system knows of it. A pipe or a device is
-/// refused, and not waited for.
+/// refused, and not waited for. Of an object this is a temporary copy.
 pub fn open_input(path: &Path, format: &'static str) -> Result<(File, fs::Metadata)> {
+    if is_url(path) {
+        let file = Object::at(path)?.download()?;
+        let meta = file.metadata().map_err(Error::io("open", path))?;
+        return Ok((file, meta));
+    }
     let refused = |meta: &fs::Metadata| {
         let kind = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
         Error::Format { path: path.to_path_buf(), format, detail: kind.into() }
@@ -55,11 +64,15 @@ pub fn open_input(path: &Path, format: &'static str) -> Result<(File, fs::Metada
 
 /// Reads a whole file of at most `most` bytes. What grows meanwhile is not read further.
 pub fn read_small(path: &Path, format: &'static str, most: u64) -> Result<Vec<u8>> {
-    let (file, meta) = open_input(path, format)?;
     let too_long = || {
         let detail = format!("it is longer than {most} bytes, the most that is read here");
         Error::Format { path: path.to_path_buf(), format, detail }
     };
+    if is_url(path) {
+        let (bytes, state) = Object::at(path)?.read_small(most)?;
+        return if state.len <= most { Ok(bytes) } else { Err(too_long()) };
+    }
+    let (file, meta) = open_input(path, format)?;
     if meta.len() > most {
         return Err(too_long());
     }
@@ -70,16 +83,105 @@ pub fn read_small(path: &Path, format: &'static str, most: u64) -> Result<Vec<u8
 
 /// Whether something is at `path`.
 pub fn is_there(path: &Path) -> Result<bool> {
-    fs::exists(path).map_err(Error::io("open", path))
+    match is_url(path) {
+        true => Ok(Object::at(path)?.state()?.is_some()),
+        false => fs::exists(path).map_err(Error::io("open", path)),
+    }
 }
 
-/// Makes a folder and those that it lies in, and forces their names to the disk.
+/// Whether a folder is at `path`. Of a URL this is a prefix: one that ends with a slash, or that objects lie below.
+///
+/// # Errors
+/// A store that does not answer or does not let this be known.
+pub fn is_folder(path: &Path) -> Result<bool> {
+    if !is_url(path) {
+        return Ok(path.is_dir());
+    }
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Ok(true);
+    }
+    // An object first: who may read it may not be allowed to list.
+    let object = Object::at(path)?;
+    Ok(object.state()?.is_none() && object.is_folder()?)
+}
+
+/// What lies directly in a folder, in no order: paths and, in a store, lengths.
+pub fn list(folder: &Path) -> Result<Vec<(PathBuf, Option<u64>)>> {
+    if is_url(folder) {
+        let found = Object::at(folder)?.list()?.into_iter();
+        return Ok(found.map(|(name, len)| (folder.join(name), Some(len))).collect());
+    }
+    let entries = fs::read_dir(folder).map_err(Error::io("read folder", folder))?;
+    let path = |entry: io::Result<fs::DirEntry>| Ok((entry?.path(), None));
+    entries.map(path).collect::<io::Result<_>>().map_err(Error::io("read folder", folder))
+}
+
+/// Requests to stores that wait for their answers at once where many objects are opened.
+const AT_ONCE: usize = 32;
+
+/// What `open` gives for each path, in order: one after the other for files, many at once for objects.
+///
+/// # Errors
+/// The first one, by the order of the paths.
+pub fn at_once<T: Send>(paths: &[PathBuf], open: impl Fn(&PathBuf) -> Result<T> + Sync) -> Result<Vec<T>> {
+    if paths.len() < 2 || !paths.iter().all(|path| is_url(path)) {
+        return paths.iter().map(open).collect();
+    }
+    // Threads that wait and do not compute: more than there are cores.
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(AT_ONCE.min(paths.len()));
+    let threads =
+        threads.build().map_err(|e| Error::io("start threads for", &paths[0])(io::Error::other(e)))?;
+    let found: Vec<Result<T>> = threads.install(|| paths.par_iter().map(&open).collect());
+    found.into_iter().collect()
+}
+
+/// Lengths of what lies directly in a folder of a store, by name: who looks at many objects there asks once. None for a
+/// folder on disk, where asking for each is cheap.
+pub fn lengths(folder: &Path) -> Result<Option<BTreeMap<String, u64>>> {
+    match is_url(folder) {
+        true => Ok(Some(Object::at(folder)?.list()?.into_iter().collect())),
+        false => Ok(None),
+    }
+}
+
+/// Length of a file and what changes when it does: the time of its last change, or the version of an object.
+pub fn file_state(path: &Path) -> Result<(u64, String)> {
+    if is_url(path) {
+        let state = Object::at(path)?.found()?;
+        return Ok((state.len, state.version.tag.or(state.version.number).unwrap_or_default()));
+    }
+    let meta = fs::metadata(path).map_err(Error::io("open", path))?;
+    Ok((meta.len(), format!("{}.{:09}", meta.mtime(), meta.mtime_nsec())))
+}
+
+/// The path from the root. A URL is one.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    match is_url(path) {
+        true => Ok(path.to_path_buf()),
+        false => std::path::absolute(path).map_err(Error::io("resolve", path)),
+    }
+}
+
+/// Makes a folder and those that it lies in, and forces their names to the disk. A store has none.
 pub fn create_folder(path: &Path) -> Result<()> {
+    if is_url(path) {
+        return Ok(());
+    }
     let missing: Vec<&Path> =
         path.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
     change(|| fs::create_dir_all(path), |()| format!("mkdir {}", path.display()))
         .map_err(Error::io("create", path))?;
     missing.iter().try_for_each(|made| Folder::of(made)?.sync())
+}
+
+/// Removes a file or an object from its folder, which is not synced.
+pub fn remove(path: &Path) -> Result<()> {
+    match is_url(path) {
+        true => Object::at(path)?.remove(),
+        false => {
+            Folder::of(path)?.remove(path.file_name().unwrap_or_default()).map_err(Error::io("remove", path))
+        }
+    }
 }
 
 /// An open folder, in which names are looked up.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::format::{self, Header, TensorInfo};
 use super::map::{FileBytes, Io};
 use super::place::{FileId, file_id, open_input};
+use super::store::{Object, ObjectState, is_url};
 use crate::error::{Error, Result};
 
 /// From this many copied bytes on, releasing the mapped pages that they came from is worth a system call.
@@ -20,7 +21,6 @@ pub(super) struct Source {
     /// Length of the file in bytes.
     pub len: u64,
     access: Access,
-    identity: Identity,
 }
 
 /// What tells a file from another one at its path, and from itself after a change.
@@ -62,37 +62,64 @@ impl Identity {
 
 #[derive(Debug)]
 enum Access {
-    Map(FileBytes),
+    Map(FileBytes, Identity),
     /// Opened for each read: there may be more files than a process may have open.
-    Reads,
+    Reads(Identity),
+    /// An object of a store, read in ranges.
+    Object(Object, ObjectState),
 }
 
+/// From this many bytes on, the header of an object needs another request.
+const PREFIX_BYTES: u64 = 64 << 10;
+
 impl Source {
-    /// Opens `path` and parses its header. With [`Io::Read`] nothing but the header is read.
+    /// Opens `path` and parses its header. With [`Io::Read`], and of an object, nothing but the header is read.
     pub fn open(path: &Path, io: Io) -> Result<Source> {
+        if is_url(path) {
+            return Source::open_object(path);
+        }
         let (file, meta) = open_input(path, "safetensors")?;
         let (identity, len) = (Identity::of(&meta), meta.len());
         let (header, len, access) = match io {
             Io::Mmap => {
                 let map = FileBytes::from_file(path, &file, len, io)?;
                 let header = Header::parse(path, map.bytes())?;
-                (header, map.bytes().len() as u64, Access::Map(map))
+                (header, map.bytes().len() as u64, Access::Map(map, identity))
             }
             Io::Read => {
-                let header = Header::from_prefix(path, &read_prefix(path, &file, len)?, len)?;
-                (header, len, Access::Reads)
+                let prefix = read_prefix(path, len, 0, |out| read_at(path, &file, 0, out))?;
+                (Header::from_prefix(path, &prefix, len)?, len, Access::Reads(identity))
             }
         };
-        Ok(Source { path: path.to_path_buf(), header, len, access, identity })
+        Ok(Source { path: path.to_path_buf(), header, len, access })
+    }
+
+    fn open_object(path: &Path) -> Result<Source> {
+        let object = Object::at(path)?;
+        let state = object.found()?;
+        let len = state.len;
+        let prefix = read_prefix(path, len, PREFIX_BYTES, |out| object.read(&state.version, 0, out))?;
+        let header = Header::from_prefix(path, &prefix, len)?;
+        Ok(Source { path: path.to_path_buf(), header, len, access: Access::Object(object, state) })
     }
 
     /// Fails with [`Error::Changed`] if the file is no longer the one that was opened (by device, inode, length and time
     /// of its last change) or, with the SIGBUS guard, if pages of a map were lost while they were read.
     pub fn require_unchanged(&self) -> Result<()> {
         let changed = |how: String| Err(Error::Changed { path: self.path.clone(), how });
+        let identity = match &self.access {
+            Access::Map(_, identity) | Access::Reads(identity) => identity,
+            Access::Object(object, state) => {
+                return match object.state()? {
+                    Some(now) if now == *state => Ok(()),
+                    Some(_) => changed("another object took its place".into()),
+                    None => Err(gone(&self.path)),
+                };
+            }
+        };
         match fs::metadata(&self.path) {
             Ok(meta) => {
-                if let Some(how) = self.identity.difference(&Identity::of(&meta)) {
+                if let Some(how) = identity.difference(&Identity::of(&meta)) {
                     return changed(how);
                 }
             }
@@ -102,7 +129,7 @@ impl Source {
             Err(error) => return Err(Error::io("open", &self.path)(error)),
         }
         match &self.access {
-            Access::Map(map) if !map.is_whole() => {
+            Access::Map(map, _) if !map.is_whole() => {
                 changed("bytes could not be read: it was cut short, or its disk failed".into())
             }
             _ => Ok(()),
@@ -111,14 +138,14 @@ impl Source {
 
     /// Takes `len` bytes from `at` out of this process's memory, where the file is mapped.
     pub fn release(&self, at: u64, len: usize) {
-        if let Access::Map(map) = &self.access {
+        if let Access::Map(map, _) = &self.access {
             map.release(at as usize, len);
         }
     }
 
     /// Asks the system to have `len` bytes from `at` in memory soon.
     pub fn prefetch(&self, at: u64, len: usize) {
-        if let Access::Map(map) = &self.access {
+        if let Access::Map(map, _) = &self.access {
             map.prefetch(at as usize, len);
         }
     }
@@ -126,8 +153,8 @@ impl Source {
     /// The `len` bytes from `at`, where the file is mapped.
     pub fn mapped(&self, at: u64, len: usize) -> Option<&[u8]> {
         match &self.access {
-            Access::Map(map) => map.bytes().get(at as usize..)?.get(..len),
-            Access::Reads => None,
+            Access::Map(map, _) => map.bytes().get(at as usize..)?.get(..len),
+            Access::Reads(_) | Access::Object(..) => None,
         }
     }
 
@@ -150,7 +177,7 @@ impl Source {
     /// Copies the bytes from `at` into `out`.
     pub fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
         match &self.access {
-            Access::Map(_) => {
+            Access::Map(..) => {
                 let bytes = self.mapped(at, out.len()).ok_or_else(|| changed(&self.path))?;
                 out.copy_from_slice(bytes);
                 // Only the copy is used from here on.
@@ -159,14 +186,15 @@ impl Source {
                 }
                 Ok(())
             }
-            Access::Reads => {
+            Access::Object(object, state) => object.read(&state.version, at, out),
+            Access::Reads(identity) => {
                 let (file, now) = open_input(&self.path, "safetensors").map_err(|error| match error {
                     Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                         gone(&self.path)
                     }
                     other => other,
                 })?;
-                match self.identity.difference(&Identity::of(&now)) {
+                match identity.difference(&Identity::of(&now)) {
                     Some(how) => Err(Error::Changed { path: self.path.clone(), how }),
                     None => read_at(&self.path, &file, at, out),
                 }
@@ -190,13 +218,17 @@ fn read_at(path: &Path, file: &File, at: u64, out: &mut [u8]) -> Result<()> {
     })
 }
 
-/// The bytes before the payload of a file of `len` bytes. The length they claim is checked before anything
-/// of that size is allocated.
-fn read_prefix(path: &Path, file: &File, len: u64) -> Result<Vec<u8>> {
-    let mut first = vec![0; format::LEN_BYTES.min(usize::try_from(len).unwrap_or(usize::MAX))];
-    read_at(path, file, 0, &mut first)?;
-    let end = format::header_end(&first, len).map_err(|detail| format::bad(path, detail))?;
-    let mut prefix = vec![0; end];
-    read_at(path, file, 0, &mut prefix)?;
+/// The bytes before the payload of a file of `len` bytes, which `read` reads from its start. The first time it reads
+/// `first` bytes, or as many as tell the length of the header; what they claim is checked before anything of that size is
+/// allocated.
+fn read_prefix(path: &Path, len: u64, first: u64, read: impl Fn(&mut [u8]) -> Result<()>) -> Result<Vec<u8>> {
+    let mut prefix = vec![0; first.max(format::LEN_BYTES as u64).min(len) as usize];
+    read(&mut prefix)?;
+    let end = format::header_end(&prefix, len).map_err(|detail| format::bad(path, detail))?;
+    if end > prefix.len() {
+        prefix.resize(end, 0);
+        read(&mut prefix)?;
+    }
+    prefix.truncate(end);
     Ok(prefix)
 }

@@ -135,7 +135,8 @@ impl ShardWriter {
         let count = tensors.len();
         let layout = Layout::new(path, tensors, &metadata)?;
         let out = AtomicFile::create(path)?;
-        let direct = mode == WriteMode::Direct;
+        // What will be read again for an upload stays in the page cache.
+        let direct = mode == WriteMode::Direct && !out.is_object();
         let file = DirectFile::new(&out, layout.total as u64, direct).map_err(Error::io("write", path))?;
         let cursors = layout.tensors.iter().map(|t| TensorCursor::new(t.range.start as u64)).collect();
         let (written, hashes) = (vec![0; count], vec![Xxh3::new(); count]);

@@ -15,7 +15,7 @@ use super::write::{Busy, Progress, ShardFormat, Speed, WriteEvent, write_shards}
 use crate::backend::Backend;
 use crate::data::{
     FolderOptions, Io, LATENT_CANDIDATE, LATENT_SEED, LATENT_Z, LatentSet, Manifest, OutputFolder, PairSet,
-    RECIPE, ShardFile, TensorSpec, WriteMode, rows_per_shard, shard_name,
+    RECIPE, ShardFile, TensorSpec, WriteMode, file_name, is_folder, lengths, rows_per_shard, shard_name,
 };
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -187,16 +187,23 @@ pub fn write_synthetic<B: Backend>(
     let mut inputs = vec![job.recipe.vae.path.as_path()];
     inputs.extend(synthesizers.iter().flat_map(Synthesizer::paths));
     inputs.extend(job.latents.iter().flat_map(|latents| ShardFile::paths(latents.files())));
+    let all = job.recipe.plan.pairs().div_ceil(shard_rows);
+    let shards = job.shards(shard_rows);
+    let may_list = |name: &str| {
+        let other = Part::of_manifest(name).map_or(0..all, |part| part.of(all));
+        name == job.part.manifest_name() || other.start < shards.end && shards.start < other.end
+    };
     let options = FolderOptions {
         lock: &lock,
         manifest: &job.part.manifest_name(),
         prefix: PREFIX,
         overwrite: job.overwrite,
         inputs: &inputs,
+        may_list: &may_list,
     };
     let manifest = Manifest::new(settings, job.recipe.plan.pairs(), shard_rows, part);
     let mut folder = OutputFolder::open(job.out, manifest, options)?;
-    let todo = folder.resume(job.shards(shard_rows))?;
+    let todo = folder.resume(shards)?;
     job.recipe.write(&job.out.join(RECIPE))?;
 
     let resumed: u64 = folder.done().map(|r| r.rows).sum();
@@ -264,10 +271,11 @@ impl StoredRun {
     /// # Errors
     /// Files that are missing or not those of the recipe; latents of another recipe, or not of all pairs.
     pub fn open(path: &Path, moved: &Moved, io: Io) -> Result<StoredRun> {
-        let file = if path.is_dir() { path.join(RECIPE) } else { path.to_path_buf() };
+        let is_folder = is_folder(path)?;
+        let file = if is_folder { path.join(RECIPE) } else { path.to_path_buf() };
         let recipe = Recipe::read(&file)?;
         let (seeds, vae) = recipe.open(&file, io, moved)?;
-        let latents = if path.is_dir() { latents(path, &recipe, io)? } else { None };
+        let latents = if is_folder { latents(path, &recipe, io)? } else { None };
         Ok(StoredRun { recipe: recipe.located(&file, moved)?, seeds, vae, latents })
     }
 }
@@ -286,7 +294,12 @@ fn latents(folder: &Path, recipe: &Recipe, io: Io) -> Result<Option<(LatentSet, 
     }
     let shards = (0..all_shards(manifest)).map(|i| folder.join(shard_name(PREFIX, i)));
     let shards: Vec<PathBuf> = shards.collect();
-    if let Some(missing) = shards.iter().find(|path| !path.exists()) {
+    let listed = lengths(folder)?;
+    let is_there = |path: &Path| match &listed {
+        Some(listed) => listed.contains_key(&file_name(path)),
+        None => path.exists(),
+    };
+    if let Some(missing) = shards.iter().find(|path| !is_there(path)) {
         return Err(Error::Incomplete {
             path: missing.clone(),
             missing: "No such file, which is a shard of the run".into(),

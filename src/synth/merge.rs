@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Part, PartManifest, all_shards, check_header, read_run, require_complete};
-use crate::data::{FolderLock, Manifest, ShardRecord, file_name, read_small};
+use super::parts::{Part, PartManifest, all_shards, check_header, check_length, read_run, require_complete};
+use crate::data::{FolderLock, Manifest, ShardRecord, file_name, lengths, read_small, write_atomic};
 use crate::error::{Error, Result};
 
 /// What was joined.
@@ -40,7 +40,8 @@ pub struct Overlap {
 }
 
 /// Joins the manifests of parts in `folder` (`manifest.part-I-of-N.json`) into `manifest.json`, with the bytes that one
-/// whole run writes. The parts may be of different cuts. Headers and sizes of all shards are checked, payloads are not:
+/// whole run writes. The parts may be of different cuts. Sizes of all shards are checked, and their headers where they are
+/// files; payloads are not:
 /// that is what [`Engine::verify`](crate::Engine::verify) does.
 ///
 /// # Errors
@@ -71,18 +72,25 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
             records.entry(index).or_insert((whole, record));
         }
     }
-    for (&index, (part, record)) in &records {
-        check_header(folder, part, index, record)?;
+    match lengths(folder)? {
+        // An object that has its name is whole, so that its length is enough.
+        Some(lengths) => {
+            for (part, record) in records.values() {
+                check_length(folder, part, record, lengths.get(&record.file).copied())?;
+            }
+        }
+        None => {
+            for (&index, (part, record)) in &records {
+                check_header(folder, part, index, record)?;
+            }
+        }
     }
 
-    let merged = Manifest {
-        complete: true,
-        part: None,
-        shards: records.values().map(|(_, record)| (*record).clone()).collect(),
-        ..run.clone()
-    };
+    let whole =
+        Manifest { complete: true, ..Manifest::new(run.settings.clone(), run.pairs, run.shard_rows, None) };
     let path = folder.join(Part::WHOLE.manifest_name());
-    let bytes = merged.to_bytes(&path)?;
+    let listed = || records.values().map(|(_, record)| *record);
+    let bytes = whole.to_bytes_with(listed(), &path)?;
     // An interrupted run of the whole leaves a manifest of its own, which this one completes.
     let already = match read_small(&path, "manifest", bytes.len() as u64) {
         Ok(found) => found == bytes,
@@ -93,15 +101,15 @@ pub fn merge_manifests(folder: &Path) -> Result<Merged> {
     };
     if !already {
         let _lock = FolderLock::acquire(folder, "synth")?;
-        merged.write(&path)?;
+        write_atomic(&path, &bytes)?;
     }
     Ok(Merged {
         manifest: path,
         already,
         parts: parts().count(),
         shards,
-        pairs: merged.pairs,
-        bytes: merged.shards.iter().map(|s| s.bytes).sum(),
+        pairs: whole.pairs,
+        bytes: listed().map(|s| s.bytes).sum(),
         overlapping,
         overlaps: overlaps
             .into_iter()

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::data::{
-    MANIFEST, MAX_SHARDS, Manifest, PairSet, PlannedShard, ShardRecord, file_name, inspect_shard, is_there,
-    manifests, shard_name, shard_number,
+    MANIFEST, MAX_SHARDS, Manifest, PairSet, PlannedShard, ShardRecord, at_once, file_name, inspect_shard,
+    is_folder, is_there, manifests, shard_name, shard_number,
 };
 use crate::error::{Error, Result};
 
@@ -47,6 +47,17 @@ impl Part {
         }
     }
 
+    /// The part whose manifest is called so.
+    pub(super) fn of_manifest(name: &str) -> Option<Part> {
+        if name == MANIFEST {
+            return Some(Part::WHOLE);
+        }
+        let part = name.strip_prefix("manifest.part-")?.strip_suffix(".json")?;
+        let (index, count) = part.split_once("-of-")?;
+        let (index, count) = (index.parse().ok()?, count.parse().ok()?);
+        (index < count).then_some(Part { index, count })
+    }
+
     /// The part of `count` that holds shard `index` of `all`.
     fn holding(index: u64, all: u64, count: u64) -> Part {
         // The last one that starts at this shard or before it.
@@ -76,7 +87,7 @@ impl std::str::FromStr for Part {
 /// A manifest that cannot be read.
 pub fn leading_originals(sources: &[String], pairs: &PairSet) -> Result<Option<usize>> {
     let [folder] = sources else { return Ok(None) };
-    if !Path::new(folder).is_dir() {
+    if !is_folder(Path::new(folder))? {
         return Ok(None);
     }
     // Any manifest will do: all parts of a run have the same settings.
@@ -128,7 +139,7 @@ pub(super) fn read_run(folder: &Path) -> Result<Vec<PartManifest>> {
     if paths.is_empty() {
         return Err(Error::TooFew { what: format!("{}: manifests", folder.display()), needed: 1, found: 0 });
     }
-    let parts = paths.into_iter().map(PartManifest::read).collect::<Result<Vec<_>>>()?;
+    let parts = at_once(&paths, |path| PartManifest::read(path.clone()))?;
     let first = &parts[0];
     let mut known: BTreeMap<&str, (&PartManifest, &ShardRecord)> = BTreeMap::new();
     for other in &parts {
@@ -239,6 +250,26 @@ pub(super) fn check_header(
     };
     check().map_err(|e| advise(e, SHARD_AGAIN))?;
     Ok(shard)
+}
+
+/// Fails unless a shard in a store has the length that `part` records; `found` is its length, if it is there.
+pub(super) fn check_length(
+    folder: &Path,
+    part: &PartManifest,
+    record: &ShardRecord,
+    found: Option<u64>,
+) -> Result<()> {
+    let path = folder.join(&record.file);
+    match found {
+        Some(len) if len == record.bytes => Ok(()),
+        None => Err(missing_file(part, path)),
+        Some(len) => {
+            let what = format!("length in the manifest ({})", part.name());
+            let (expected, found) =
+                (format!("{} bytes", record.bytes), format!("{len} bytes; {SHARD_AGAIN}"));
+            Err(Error::Mismatch { path, what, expected, found })
+        }
+    }
 }
 
 /// What the user can do about a damaged shard.

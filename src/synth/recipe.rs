@@ -13,8 +13,8 @@ use serde_json::Value;
 use super::plan::{Pairing, Plan};
 use crate::backend::{DecodeMode, LatentSource, Likelihood, Perturbation};
 use crate::data::{
-    Checkpoint, Io, MOST_RECIPE, Manifest, PairOptions, PairSet, SourceFile, file_fingerprint, read_small,
-    require_utf8, write_atomic,
+    Checkpoint, Io, MOST_RECIPE, Manifest, PairOptions, PairSet, SourceFile, absolute as absolute_path,
+    file_fingerprint, is_url, read_small, require_utf8, write_atomic,
 };
 use crate::error::{Error, Result};
 use crate::model::{Vae, VaeSize};
@@ -321,7 +321,7 @@ impl Recipe {
     /// The recipe with absolute paths, for writing into another folder.
     pub fn with_absolute_paths(mut self) -> Result<Recipe> {
         let absolute = |p: &Path| {
-            let path = std::path::absolute(p).map_err(Error::io("resolve", p))?;
+            let path = absolute_path(p)?;
             require_utf8(&path).map(|()| path)
         };
         self.vae.path = absolute(&self.vae.path)?;
@@ -378,7 +378,7 @@ struct Near {
 
 impl Near {
     fn new(recipe: &Path) -> Result<Near> {
-        let place = fs::canonicalize(recipe).map_err(Error::io("open", recipe))?;
+        let place = canonical(recipe).map_err(Error::io("open", recipe))?;
         let around = place.ancestors().skip(1).take(2).last().map(Path::to_path_buf);
         let folders = around.into_iter().chain(std::env::current_dir().ok()).collect();
         Ok(Near { recipe: recipe.to_path_buf(), folders })
@@ -386,7 +386,7 @@ impl Near {
 
     /// Fails for a path that leads elsewhere, through links too; not for one that leads nowhere.
     fn require(&self, path: &Path) -> Result<()> {
-        let Ok(place) = fs::canonicalize(path) else { return Ok(()) };
+        let Ok(place) = canonical(path) else { return Ok(()) };
         if self.folders.iter().any(|folder| place.starts_with(folder)) {
             return Ok(());
         }
@@ -402,7 +402,7 @@ impl Near {
     /// As [`Near::require`], for a source that may be a pattern: what comes before its first wildcard counts.
     fn require_source(&self, source: &str) -> Result<()> {
         let path = Path::new(source);
-        if path.exists() {
+        if is_url(path) || path.exists() {
             return self.require(path);
         }
         let fixed: PathBuf = path
@@ -413,9 +413,14 @@ impl Near {
     }
 }
 
+/// The path without links and dots. A URL has none.
+fn canonical(path: &Path) -> std::io::Result<PathBuf> {
+    if is_url(path) { Ok(path.to_path_buf()) } else { fs::canonicalize(path) }
+}
+
 /// A path in a recipe read from `recipe`.
 fn beside(recipe: &Path, path: &Path) -> PathBuf {
-    match path.is_absolute() {
+    match path.is_absolute() || is_url(path) {
         true => path.to_path_buf(),
         false => recipe.parent().unwrap_or(Path::new("")).join(path),
     }

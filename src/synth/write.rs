@@ -1,6 +1,7 @@
 //! Making and writing shards at once. Each device has a stream of two threads: one makes batches, the other writes them,
 //! with three batches going round between them, so that the slower of device and disk never waits for the other. The
-//! streams take shards in order as they get free.
+//! streams take shards in order as they get free. Where shards go to a store, a third thread uploads those that are
+//! written, each from a temporary file: at most three of a stream are there at once.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generate::{BatchSink, LatentBatch, PairBatch, Synthesizer};
 use crate::backend::Backend;
-use crate::data::{PlannedShard, ShardRecord, ShardWriter, TensorSpec, WriteMode};
+use crate::data::{PlannedShard, ShardRecord, ShardWriter, TensorSpec, WriteMode, is_url};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -153,6 +154,10 @@ impl Shared<'_> {
         self.stop.store(true, Ordering::Release);
     }
 
+    fn wrote_for(&self, time: Duration) {
+        self.writing.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     fn busy(&self) -> Busy {
         let seconds = |nanoseconds: &AtomicU64| nanoseconds.load(Ordering::Relaxed) as f64 * 1e-9;
         Busy { make: seconds(&self.making), write: seconds(&self.writing) }
@@ -192,9 +197,20 @@ pub(super) fn write_shards<B: Backend, T: Batch>(
                     shared.fail(error);
                 }
             });
+            let finish = Finish { shared, synthesizer, events };
+            let uploads = shards.first().filter(|shard| is_url(&shard.path)).map(|_| {
+                let (uploads, inbox) = sync_channel::<WrittenShard>(1);
+                let finish = finish.clone();
+                scope.spawn(move || {
+                    if let Err(error) = inbox.into_iter().try_for_each(|shard| finish.timed(shard)) {
+                        finish.shared.fail(error);
+                    }
+                });
+                uploads
+            });
             scope.spawn(move || {
-                if let Err(error) = write_messages(shared, synthesizer, &inbox, &give_back, &events) {
-                    shared.fail(error);
+                if let Err(error) = write_messages(&finish, &inbox, &give_back, uploads.as_ref()) {
+                    finish.shared.fail(error);
                 }
             });
         }
@@ -260,14 +276,49 @@ impl<T> BatchSink<T> for TimedSink<'_, T> {
     }
 }
 
-/// Writes the batches that come, shard after shard.
+/// A shard whose rows are written, with its place in the list.
+type WrittenShard = (usize, ShardWriter);
+
+/// Gives shards their names.
+struct Finish<'a, B: Backend> {
+    shared: &'a Shared<'a>,
+    synthesizer: &'a Synthesizer<'a, B>,
+    events: Sender<WriteEvent>,
+}
+
+impl<B: Backend> Clone for Finish<'_, B> {
+    fn clone(&self) -> Self {
+        Finish { events: self.events.clone(), ..*self }
+    }
+}
+
+impl<B: Backend> Finish<'_, B> {
+    fn shard(&self, (number, writer): WrittenShard) -> Result<()> {
+        // A shard that was made of files that changed does not get a name.
+        self.synthesizer.require_unchanged()?;
+        let record = writer.finish()?;
+        // Fails only while the run is ending.
+        let _ = self.events.send(WriteEvent::Finished(self.shared.shards[number].index, record));
+        Ok(())
+    }
+
+    /// The same, as time at work of the store, which is then what shards are written to.
+    fn timed(&self, shard: WrittenShard) -> Result<()> {
+        let start = Instant::now();
+        self.shard(shard)?;
+        self.shared.wrote_for(start.elapsed());
+        Ok(())
+    }
+}
+
+/// Writes the batches that come, shard after shard. What is written goes to `uploads`, where there are some.
 fn write_messages<B: Backend, T: Batch>(
-    shared: &Shared<'_>,
-    synthesizer: &Synthesizer<'_, B>,
+    finish: &Finish<'_, B>,
     inbox: &Receiver<Message<T>>,
     give_back: &Sender<T>,
-    events: &Sender<WriteEvent>,
+    uploads: Option<&SyncSender<WrittenShard>>,
 ) -> Result<()> {
+    let (shared, events) = (finish.shared, &finish.events);
     let mut open = None;
     for message in inbox {
         let start = Instant::now();
@@ -287,15 +338,15 @@ fn write_messages<B: Backend, T: Batch>(
                 let _ = events.send(WriteEvent::Wrote { pairs: batch.pairs(), bytes: batch.bytes() });
                 let _ = give_back.send(batch);
             }
-            (Message::End, Some((number, writer))) => {
-                // A shard that was made of files that changed does not get a name.
-                synthesizer.require_unchanged()?;
-                let record = writer.finish()?;
-                let _ = events.send(WriteEvent::Finished(shared.shards[number].index, record));
-            }
+            (Message::End, Some(written)) => match uploads {
+                Some(uploads) => uploads.send(written).map_err(gone)?,
+                None => finish.shard(written)?,
+            },
             (Message::Batch(_) | Message::End, None) => unreachable!("a shard begins before its batches"),
         }
-        shared.writing.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        if uploads.is_none() {
+            shared.wrote_for(start.elapsed());
+        }
     }
     Ok(())
 }

@@ -15,8 +15,12 @@ from typing import Any
 
 import ray
 
+from .. import _lensmith
 from .._engine import Engine
 from .._lensmith import LensmithError, __version__
+
+#: Most bytes of a recipe, nearly all of them its list of seed files.
+_MOST_RECIPE = 64 << 20
 
 #: Resources by name, as `ray.cluster_resources()` has them.
 Resources = Mapping[str, float]
@@ -27,6 +31,12 @@ def failure(kind: str, message: str) -> LensmithError:
     error = LensmithError(message)
     error.kind = kind
     return error
+
+
+def everywhere(path: str | os.PathLike[str]) -> str:
+    """A path as every node has it, from the root. A URL is the same everywhere."""
+    name = os.fspath(path)
+    return name if "://" in name else os.path.abspath(name)
 
 
 def ray_options(resources: Resources | None) -> dict[str, Any]:
@@ -103,21 +113,22 @@ class RecipeFile:
                 f"recipe: expected a path, found {type(recipe).__name__}: pairs in memory become a recipe by "
                 'pairs.write(folder, output="recipe")'
             )
-        path = Path(recipe).absolute()
-        path = path / "recipe.json" if path.is_dir() else path
-        text = _bytes(path)
+        path = everywhere(recipe)
+        if os.path.isdir(path) or "://" in path and not path.endswith(".json"):
+            path = os.path.join(path, "recipe.json")
+        text = _lensmith.read_file(path, _MOST_RECIPE)
         try:
             found = json.loads(text)
             plan, dim = found["plan"], found["vae"]["size"]["dim"]
             pairs = int(plan["seeds"]) * int(plan["fold"])
-            return cls(str(path), _digest(text), bool(allow_outside), pairs, int(dim))
+            return cls(path, _digest(text), bool(allow_outside), pairs, int(dim))
         except (ValueError, KeyError, TypeError) as error:
             found = f"{type(error).__name__}, {error}"
             raise failure("Format", f"{path}: expected a recipe, found something else: {found}") from None
 
     def require_same(self) -> None:
         """Raises LensmithError unless this node has the file that the driver read."""
-        found = _digest(_bytes(Path(self.path)))
+        found = _digest(_lensmith.read_file(self.path, _MOST_RECIPE))
         if found != self.digest:
             raise failure(
                 "Mismatch",
@@ -128,10 +139,3 @@ class RecipeFile:
 
 def _digest(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise failure("Io", f"{path}: cannot read the recipe: {error.strerror}") from None

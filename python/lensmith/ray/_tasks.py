@@ -21,7 +21,7 @@ import ray
 from .. import _lensmith
 from .._engine import core, text, whole
 from .._lensmith import LensmithError
-from ._nodes import Place, RecipeFile, Resources, failure, on_this_node, ray_options
+from ._nodes import Place, RecipeFile, Resources, everywhere, failure, on_this_node, ray_options
 
 T = TypeVar("T")
 
@@ -62,8 +62,8 @@ def generate(
     Killed at any moment, also with its driver, the same call goes on where it stopped.
 
     Args:
-        recipe: A ``recipe.json`` or its folder, at a path that every node has, as its seeds and its VAE.
-        out: The folder, on a file system that all nodes share.
+        recipe: A ``recipe.json`` or its folder, at a path or URL that every node has, as its seeds and its VAE.
+        out: The folder, on a file system that all nodes share, or its URL in an object store.
         num_parts: Tasks; at most as many as there are shards.
         resources: Of a task, as in {"CPU": 4, "GPU": 1}; by default {"CPU": 1}.
         output: "embeddings" or "latents".
@@ -88,19 +88,19 @@ def generate(
     shard_rows = None if shard_rows is None else whole(shard_rows, "shard_rows", 1)
     options = ray_options(resources) | {"max_retries": retries}
     place = Place.of(resources, text(precision, "precision", ("f32", "bf16")))
-    folder, source = Path(out).absolute(), RecipeFile.read(recipe, allow_outside)
+    folder, source = everywhere(out), RecipeFile.read(recipe, allow_outside)
     stored = (output, dtype)
     make = ray.remote(_write_part)
 
     def part(index: int, overwrite: bool) -> Any:
         named = make.options(name=f"lensmith part {index}/{num_parts}", **options)
-        return named.remote(place, source, str(folder), stored, shard_rows, (index, num_parts), overwrite)
+        return named.remote(place, source, folder, stored, shard_rows, (index, num_parts), overwrite)
 
     # What is replaced goes before the parts, each of which would remove the others.
     made = _all([part(0, True)]) if overwrite else []
     made += _all([part(index, False) for index in range(len(made), num_parts)])
     merge = ray.remote(_merge).options(name="lensmith merge-manifests", **options)
-    merged: dict[str, Any] = _all([merge.remote(place, str(folder))])[0]
+    merged: dict[str, Any] = _all([merge.remote(place, folder)])[0]
     return merged | {"resumed": sum(part["resumed"] for part in made)}
 
 
