@@ -336,7 +336,7 @@ def commands(first: str) -> list[str]:
 def test_every_other_block_of_the_page_is_run_here():
     firsts = [text.split()[0] for name, _, text in blocks() if name is None]
     # `ray up` starts machines; what it starts them with, and the driver, are tested above.
-    # The second one, with URLs of objects, is what test_stores.py runs.
+    # The second one, with URLs of objects, is tested by test_stores.py, on a store of its own.
     assert firsts == ["lensmith", "lensmith", "ray", "FOLD=1000", "docker", "examples/kubernetes/run.sh"]
 
 
