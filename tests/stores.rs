@@ -142,6 +142,30 @@ fn what_is_replaced_meanwhile_is_an_error() {
 }
 
 #[test]
+fn a_recipe_knows_the_versions_of_its_seeds() {
+    let (engine, place) = (engine(), Path::new("memory://versions"));
+    let (recipe, ..) = recipe(&engine, place);
+    let (path, seeds) = (place.join("recipe.json"), place.join("seeds.safetensors"));
+    recipe.write(&path).expect("writes");
+    let open = || Recipe::read(&path)?.open(&path, Default::default(), &Default::default());
+    assert_eq!(recipe.seeds.versions.as_ref().map(Vec::len), Some(1));
+    open().expect("as it was");
+    // The same bytes under another version are read against their checksum.
+    let copy = tempfile::tempdir().expect("a folder");
+    let local = copy.path().join("seeds.safetensors");
+    keep_file(&seeds, &local, false).expect("copies");
+    lensmith::data::remove(&seeds).expect("removes");
+    keep_file(&local, &seeds, false).expect("copies");
+    open().expect("the same bytes");
+    let mut other = fs::read(&local).expect("a file");
+    *other.last_mut().expect("bytes") ^= 1;
+    fs::write(&local, other).expect("a file");
+    keep_file(&local, &seeds, false).expect("copies");
+    let error = open().expect_err("other bytes");
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+}
+
+#[test]
 fn manifests_are_replaced_on_condition() {
     use lensmith::data::Object;
     let object = Object::at(Path::new("memory://condition/manifest.json")).expect("a URL");

@@ -75,7 +75,7 @@ def given(options, kind):
 
 
 #: What is counted.
-WHOLE = ("pairs", "seeds", "parts", "shard_rows", "machines", "cores", "connections", "piece")
+WHOLE = ("pairs", "seeds", "parts", "shard_rows", "machines", "cores", "connections", "piece", "part_piece")
 #: What may be 0.
 MAY_BE_ZERO = ("latency", "losses", "replace", "random", "own_seeds", "all_manifests", "headers", "sync")
 
@@ -147,14 +147,21 @@ RESOURCES = {
 }
 
 
+#: Pieces as they were, and parts that read all seeds.
+SHORT = {"own_seeds": 0, "piece": 8 << 20, "part_piece": 8 << 20, "connections": 4}
+
 #: Name, changes of the cluster's rules, pairs a shard.
 OTHER_RULES = [
-    ("before: all manifests when a part opens, every header when parts are merged", {"all_manifests": 1, "headers": 1}, None),
-    ("one manifest when a part opens", {"headers": 1}, None),
-    ("a list of objects when parts are merged: **the engine**", {}, None),
-    ("a part would read its own seeds alone", {"own_seeds": 1}, None),
-    ("and pieces would be of 64 MiB", {"own_seeds": 1, "piece": 64 << 20}, None),
-    ("and shards of 1 GiB", {"own_seeds": 1, "piece": 64 << 20}, 65_536),
+    (
+        "before: all manifests when a part opens, every header when parts are merged, pieces of 8 MiB",
+        {"all_manifests": 1, "headers": 1, **SHORT},
+        None,
+    ),
+    ("one manifest when a part opens", {"headers": 1, **SHORT}, None),
+    ("a list of objects when parts are merged", SHORT, None),
+    ("pieces of 16 MiB down and 32 up: **the engine**, by `synth --part`", {"own_seeds": 0}, None),
+    ("a part reads its own seeds alone: **the engine**, from a recipe in the store", {}, None),
+    ("shards would be of 1 GiB", {}, 65_536),
 ]
 
 

@@ -13,9 +13,9 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-#: Rules of the engine: src/data/folder.rs, store/object.rs, place.rs. Bytes of a piece that is read or uploaded; names of a
-#: page of a list; manifests that are read at once.
-PIECE, PAGE, AT_ONCE = 8 << 20, 1000, 32
+#: Rules of the engine: src/data/folder.rs, store/object.rs, place.rs. Bytes of a piece that is read and of one that is
+#: uploaded; names of a page of a list; manifests that are read at once.
+READ, UPLOAD, PAGE, AT_ONCE = 16 << 20, 32 << 20, 1000, 32
 MOST_SHARDS = 100_000
 SHARD_BYTES = 256 << 20
 MANIFEST_SECONDS, MANIFEST_FACTOR = 2.0, 50
@@ -72,7 +72,7 @@ class Cluster:
     store: bool = known("where seeds and shards lie: in an object store, or on the disk of each machine (none)", True)
     store_rate: float = known("bytes a second of the store", 1e11)
     connection: float = known("bytes a second of a connection to the store", 9e7)
-    connections: int = known("pieces that a process reads or uploads at once: the engine's rule", 4)
+    connections: int = known("pieces that a process reads or uploads at once: the engine's rule", 3)
     latency: float = known("seconds of a request", 0.03)
     puts: float = known("writing requests that the store takes a second, for one folder", 3500.0)
     gets: float = known("reading requests that the store takes a second, for one folder", 5500.0)
@@ -81,8 +81,9 @@ class Cluster:
     random: int = known("seed of the losses", 0)
     headers: int = known("1: merging asks for the header of every shard; the engine lists objects", 0)
     all_manifests: int = known("1: opening, a part reads every manifest, and keeps others out; the engine reads one", 0)
-    own_seeds: int = known("1: a part reads its own seeds alone; the engine reads the whole file, for its checksum", 0)
-    piece: int = known("bytes of a piece that is read or uploaded: the engine's rule", PIECE)
+    own_seeds: int = known("1: parts start from a recipe in the store and read their own seeds; 0: all, for their checksum", 1)
+    piece: int = known("bytes of a piece that is read: the engine's rule", READ)
+    part_piece: int = known("bytes of a piece that is uploaded: the engine's rule", UPLOAD)
 
     def words(self):
         """In a sentence."""
@@ -114,7 +115,8 @@ class Work:
         """By the engine's rule for shards, and with a part for every core, or as many as there are shards. Blocks of a
         recipe are of the size of shards."""
         row = 8 * LATENT + 16 if output == "latents" else 2 * dim * NUMBER
-        rows = shard_rows or 1 << (SHARD_BYTES // row - 1).bit_length()
+        usual = max(1 << (SHARD_BYTES // row - 1).bit_length(), 1 << (-(-pairs // MOST_SHARDS) - 1).bit_length())
+        rows = shard_rows or usual
         shards = -(-pairs // rows)
         parts = min(shards, parts or cluster.machines * cluster.cores)
         written = 0 if output == "recipe" else pairs * row
@@ -300,7 +302,8 @@ class Simulation:
 
     def seeds(self):
         """Bytes of seeds that a part reads."""
-        return self.work.seed_bytes // (self.work.parts if self.cluster.own_seeds else 1)
+        own = self.cluster.own_seeds and self.cluster.store
+        return self.work.seed_bytes // (self.work.parts if own else 1)
 
     def open(self, now, machine, part):
         """When a part knows what lies in the folder and has written its first manifest."""
@@ -330,7 +333,7 @@ class Simulation:
         """When shards are written."""
         size = pairs * self.work.row
         # An upload is begun, sent in pieces and ended.
-        requests = shards * 2 + -(-size // self.cluster.piece)
+        requests = shards * 2 + -(-size // self.cluster.part_piece)
         return self.transfer(now, machine, size, requests=requests, files=shards)
 
     def list(self, part, at, listed, written, now, machine):

@@ -142,7 +142,9 @@ def test_shards_are_as_large_as_the_engine_makes_them(tmp_path, vae, small, prog
 
 def test_a_run_beyond_the_rules_says_so(program, tmp_path, vae, small):
     assert not Work.of("embeddings", 10**9, 10**6, None, None, Cluster()).limits()
-    (said,) = Work.of("embeddings", 10**10, 10**7, None, None, Cluster()).limits()
+    longer = Work.of("embeddings", 10**10, 10**7, None, None, Cluster())
+    assert not longer.limits() and longer.shard_rows == 131_072
+    (said,) = Work.of("embeddings", 10**10, 10**7, 16_384, None, Cluster()).limits()
     assert "--shard-rows 100,000 or more" in said
     # So does the engine.
     small.save(tmp_path / "seeds.safetensors")

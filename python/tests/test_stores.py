@@ -357,6 +357,31 @@ else:
         assert {"inputs/vae.safetensors"} <= set(found), out
 
 
+def test_parts_of_a_recipe_read_their_own_seeds(store, lab):
+    good(store, *synth("own"), "--output", "recipe")
+
+    def read(part: str) -> int:
+        """Requests for ranges of the seeds."""
+        with store.failing(lambda *_: None):
+            done = good(store, "materialize", "s3://bucket/own", "--shard-rows", 100, "--part", part, "--out", "s3://bucket/own-out")
+            assert done
+            return sum(request == "GET /bucket/in/seeds.safetensors" for request in store.requests)
+
+    # The header, and the rows of both sides.
+    assert read("0/6") == 3
+    store.put("in/seeds.safetensors", (lab / "seeds.safetensors").read_bytes())
+    # Amazon's tags follow from the bytes.
+    assert read("1/6") == 3
+    recipe = json.loads(store.get("own/recipe.json"))
+    recipe["seeds"]["versions"] = ["another"]
+    store.put("own/recipe.json", json.dumps(recipe).encode())
+    assert read("2/6") > 3
+    recipe["seeds"]["files"][0]["xxh3"] = "0" * 32
+    store.put("own/recipe.json", json.dumps(recipe).encode())
+    done = run(store, "materialize", "s3://bucket/own", "--shard-rows", 100, "--out", "s3://bucket/own-out")
+    assert done.returncode == 1 and "the seed pairs" in done.stderr, done.stderr
+
+
 def test_ray_needs_no_shared_folder(store, lab):
     """Recipe, seeds, VAE and output in the store, parts as tasks."""
     pytest.importorskip("ray")

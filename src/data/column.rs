@@ -203,6 +203,11 @@ impl Column {
         self.tensors.iter().map(file).collect()
     }
 
+    /// As [`PairSet::versions`](super::PairSet::versions).
+    pub fn versions(&self) -> Option<Vec<String>> {
+        self.tensors.iter().map(|tensor| tensor.source.version()).collect()
+    }
+
     /// Fails with [`Error::Changed`] if a file is no longer the one that was opened.
     pub fn require_unchanged(&self) -> Result<()> {
         self.tensors.iter().try_for_each(|tensor| tensor.source.require_unchanged())

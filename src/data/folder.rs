@@ -65,9 +65,10 @@ pub fn shard_number(prefix: &str, name: &str) -> Option<u64> {
 }
 
 /// Rows per shard for `rows` rows of `row_bytes` bytes each: as `asked`, else a power of two for shards of about
-/// 256 MiB. Fails if that makes more than [`MAX_SHARDS`].
+/// 256 MiB, or longer ones where that makes more than [`MAX_SHARDS`]. Fails if `asked` makes more.
 pub fn rows_per_shard(asked: Option<u64>, rows: u64, row_bytes: usize) -> Result<u64> {
-    let automatic = (SHARD_BYTES / row_bytes.max(1) as u64).next_power_of_two().max(1);
+    let usual = (SHARD_BYTES / row_bytes.max(1) as u64).next_power_of_two().max(1);
+    let automatic = usual.max(rows.div_ceil(MAX_SHARDS).next_power_of_two());
     let shard_rows = asked.unwrap_or(automatic);
     if shard_rows == 0 {
         return Err(Error::argument("shard_rows", "1 or more", 0));
@@ -494,6 +495,16 @@ impl ShardSequence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_are_as_long_as_their_number_needs() {
+        let rows = |rows, row_bytes| rows_per_shard(None, rows, row_bytes).expect("rows");
+        assert_eq!(rows(10, 16_384), 16_384);
+        // 10^10 pairs of 16 KiB: 610,352 shards of 256 MiB.
+        assert_eq!(rows(10_000_000_000, 16_384), 131_072);
+        assert_eq!(rows(u64::MAX / 2, 1 << 30), 1 << 47);
+        assert!(rows_per_shard(Some(16_384), 10_000_000_000, 16_384).is_err());
+    }
 
     #[test]
     fn shards_are_known_by_their_names_alone() {

@@ -121,6 +121,11 @@ impl PairSet {
         self.sides[0].require_unchanged()
     }
 
+    /// What the store calls the versions of the objects that were opened, in order; None where some are files.
+    pub(crate) fn versions(&self) -> Option<Vec<String>> {
+        self.sides[0].versions()
+    }
+
     /// Reads everything once: fails with [`Error::NonFinite`] on the first value (by file, row, side) that is
     /// NaN or infinite, else gives each file's fingerprint. Holds some 16 MiB at a time.
     pub fn scan(&self) -> Result<Scan> {

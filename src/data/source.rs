@@ -103,6 +103,14 @@ impl Source {
         Ok(Source { path: path.to_path_buf(), header, len, access: Access::Object(object, state) })
     }
 
+    /// What a store calls the version of the object; None for a file, and where the store does not say.
+    pub fn version(&self) -> Option<String> {
+        match &self.access {
+            Access::Object(_, state) => state.version.tag.clone(),
+            Access::Map(..) | Access::Reads(_) => None,
+        }
+    }
+
     /// Fails with [`Error::Changed`] if the file is no longer the one that was opened (by device, inode, length and time
     /// of its last change) or, with the SIGBUS guard, if pages of a map were lost while they were read.
     pub fn require_unchanged(&self) -> Result<()> {

@@ -45,6 +45,10 @@ pub struct SeedSource {
     pub rejected: String,
     /// The files found, with sizes and checksums.
     pub files: Vec<SourceFile>,
+    /// What their store called their versions, where they are objects. As long as it does, they are not read for their
+    /// checksums again: each of a thousand parts would read all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<Vec<String>>,
 }
 
 /// Where the files of a recipe are now; what is empty or None is where the recipe says.
@@ -155,7 +159,7 @@ impl Recipe {
         let (plan, perturbation) = options.plan(seeds.len())?;
         let (model, _) = Vae::load(vae)?;
         require_dim(vae, &model, seeds.dim())?;
-        let files = seeds.scan()?.sources;
+        let (files, versions) = (seeds.scan()?.sources, seeds.versions());
         let recipe = Recipe {
             format: FORMAT,
             seeds: SeedSource {
@@ -163,6 +167,7 @@ impl Recipe {
                 chosen: pairs.chosen.clone(),
                 rejected: pairs.rejected.clone(),
                 files,
+                versions,
             },
             vae: VaeSource { path: vae.to_path_buf(), xxh3: file_fingerprint(vae)?, size: model.size() },
             perturbation,
@@ -271,6 +276,10 @@ impl Recipe {
         // What a pattern or a folder stands for may be links.
         if let Some(near) = near.filter(|_| moved.is_empty()) {
             seeds.files().iter().try_for_each(|file| near.require(&file.path))?;
+        }
+        let versions = self.seeds.versions.as_ref().filter(|_| moved.is_empty());
+        if versions.is_some_and(|versions| seeds.versions().as_ref() == Some(versions)) {
+            return Ok(seeds);
         }
         let found = seeds.scan()?.sources;
         // Only the data counts: a file that has moved may have another name, and a header of another length.

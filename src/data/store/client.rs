@@ -92,14 +92,20 @@ impl Clients {
     }
 }
 
+/// Longest time of a request, in the library's words: a part of an upload on a slow line.
+const TIMEOUT: (&str, &str) = ("timeout", "2m");
+
 /// Credentials, region, endpoint and the like, from the variables that the stores' own programs use.
 fn settings() -> impl Iterator<Item = (String, String)> {
     let ours = |name: &str| VARIABLES.iter().any(|start| name.starts_with(start));
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.into_string().ok()?))
     };
-    std::env::vars_os()
+    let timeout = (TIMEOUT.0.to_string(), TIMEOUT.1.to_string());
+    let given = std::env::vars_os()
         .filter_map(text)
         .filter(move |(name, _)| ours(name))
-        .map(|(name, value)| (name.to_lowercase(), value))
+        .map(|(name, value)| (name.to_lowercase(), value));
+    // What is given comes later, and counts.
+    std::iter::once(timeout).chain(given)
 }

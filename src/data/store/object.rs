@@ -19,10 +19,13 @@ use super::{ObjectState, Version};
 use crate::data::fault::change;
 use crate::error::{Error, Result};
 
-/// Bytes of a request for a range and of a part of an upload, unless the store's limit on parts needs longer ones.
-const PIECE: u64 = 8 << 20;
-/// Requests for pieces of one object that are under way at once.
-const AT_ONCE: usize = 4;
+/// Bytes of a request for a range.
+const PIECE: u64 = 16 << 20;
+/// Bytes of a part of an upload, unless the store's limit on parts needs longer ones. Stores allow so many requests a second
+/// that shorter ones would be what holds up a large run.
+const PART: u64 = 32 << 20;
+/// Requests of one object that are under way at once: each is in memory.
+const AT_ONCE: usize = 3;
 /// Pauses between attempts of a put on condition: the first, which doubles each time, and the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
@@ -163,11 +166,11 @@ impl Object {
 
     async fn upload_pieces(&self, file: &File, len: u64) -> Result<(), StoreError> {
         let store = &self.client.store;
-        if len <= PIECE {
+        if len <= PART {
             return store.put(&self.key, read_piece(file, 0..len)?.into()).await.map(drop);
         }
         let mut upload = store.put_multipart(&self.key).await?;
-        let piece = PIECE.max(len.div_ceil(MOST_PARTS));
+        let piece = PART.max(len.div_ceil(MOST_PARTS));
         let result = upload_parts(upload.as_mut(), file, len, piece).await;
         if result.is_err() {
             // Parts that are left behind cost money; the error that led here is the one to report.
