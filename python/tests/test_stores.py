@@ -88,6 +88,7 @@ def assert_whole(store: s3_server.Store, lab: Path, out: str) -> None:
     recipes = [json.loads(folder["recipe.json"]) for folder in (expected, found)]
     assert recipes[1]["seeds"].pop("sources") == ["s3://bucket/in/seeds.safetensors"]
     assert recipes[1]["vae"].pop("path") == "s3://bucket/in/vae.safetensors"
+    assert len(recipes[1]["seeds"].pop("versions")) == 1
     recipes[0]["seeds"].pop("sources"), recipes[0]["vae"].pop("path")
     assert recipes[0] == recipes[1]
     assert store.unfinished() == []
@@ -294,7 +295,7 @@ def test_large_shards_go_up_in_parts_and_memory_stays_small(store, lab, engine, 
     def plan(number: int, method: str, path: str) -> str | None:
         if "partNumber=" in path:
             parts.append(path)
-            return "busy" if len(parts) % 5 == 1 else None
+            return "busy" if len(parts) % 3 == 1 else None
         return None
 
     code = (
@@ -314,12 +315,12 @@ def test_large_shards_go_up_in_parts_and_memory_stays_small(store, lab, engine, 
 
     with store.failing(plan):
         remote = peak("s3://bucket/large/seeds.safetensors", "s3://bucket/large/out")
-    assert len(parts) > 15
+    assert len(parts) > 5
     assert store.unfinished() == []
     assert store.get("large/out/pairs-00000.safetensors") == (tmp_path / "disk" / "pairs-00000.safetensors").read_bytes()
     local = peak(tmp_path / "seeds.safetensors", tmp_path / "again")
-    # Four requests of 8 MiB down and as many up, with what the connections hold.
-    assert remote < local + 160, (remote, local)
+    # Three pieces of 32 MiB up and three of 16 down, with what the connections hold.
+    assert remote < local + 220, (remote, local)
 
 
 def test_python_reads_and_writes_urls(store, lab):
@@ -391,7 +392,7 @@ def test_ray_needs_no_shared_folder(store, lab):
     code = """
 import json, ray
 from lensmith.ray import generate, read_pairs
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
 made = generate("s3://bucket/recipe", "s3://bucket/ray", num_parts=3, shard_rows=100)
 assert (made["pairs"], made["shards"], made["resumed"]) == (600, 6, 0), made
 assert generate("s3://bucket/recipe/", "s3://bucket/ray", num_parts=3, shard_rows=100)["resumed"] == 600

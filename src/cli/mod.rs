@@ -69,7 +69,8 @@ const EXAMPLES: &str = "Examples:
   lensmith inspect pairs.safetensors                     what is in a file
 
 Exit codes: 0 done, 1 failed, 2 wrong usage. Pairs are safetensors files with tensors `chosen` and
-`rejected`, both [n, d], F32, F16 or BF16.";
+`rejected`, both [n, d], F32, F16 or BF16. A path may be the URL of an object in a store: s3://,
+gs:// or az://, with credentials from the environment.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

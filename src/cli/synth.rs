@@ -21,6 +21,7 @@ use crate::synth::{OutputKind, Part, Recipe};
   lensmith synth seeds.safetensors --vae vae.safetensors --fold 8 --out synth/
   lensmith synth seeds.safetensors --vae vae.safetensors --per-side 31 --output latents --out z/
   lensmith synth seeds.safetensors --vae vae.safetensors --fold 8 --part 3/40 --out synth/
+  lensmith synth s3://bucket/seeds.safetensors --vae vae.safetensors --out s3://bucket/synth/
 
 The folder gets recipe.json, manifest.json and shards pairs-00000.safetensors and so on. Killed
 at any moment, the same command goes on where it stopped; the bytes depend on the seeds, the VAE,
