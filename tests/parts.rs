@@ -311,7 +311,7 @@ fn folders_without_parts_and_folders_at_work() {
     let lab = lab();
     fs::create_dir(lab.at("empty")).expect("a folder");
     refused(&lab, "empty", &["empty: manifests: 0, at least 1 needed"]);
-    refused(&lab, "gone", &["cannot list", "gone", "No such file"]);
+    refused(&lab, "gone", &["cannot read folder", "gone", "No such file"]);
     assert_eq!(lab.run("merge-manifests").code, Some(2));
     thirds(&lab, "parts");
     let lock = FolderLock::acquire(&lab.at("parts"), "synth").expect("a lock");
