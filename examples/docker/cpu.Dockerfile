@@ -14,6 +14,8 @@ COPY examples/hh-harmless examples/hh-harmless
 RUN cargo build --release --locked --bin lensmith
 
 FROM debian:bookworm-slim
+# Certificates, for object stores.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home lensmith
 COPY --from=build /build/target/release/lensmith /usr/local/bin/lensmith
 USER 10001

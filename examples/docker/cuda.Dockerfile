@@ -19,6 +19,8 @@ RUN LENSMITH_REQUIRE_CUDA=1 cargo build --release --locked --bin lensmith
 
 # Without a compiler; the driver comes from the machine.
 FROM nvidia/cuda:13.0.2-base-ubuntu24.04
+# Certificates, for object stores.
+RUN apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home lensmith
 COPY --from=build /build/target/release/lensmith /usr/local/bin/lensmith
 USER 10001
