@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lensmith::data::{AtomicFile, is_url, read_small};
+use lensmith::data::{AtomicFile, Object, is_url, read_small};
 use lensmith::{
     Checkpoint, DeviceChoice, Engine, Error, PairOptions, PairSet, Part, Recipe, RowSet, SynthJob,
     SynthesisOptions, Vae, VaeTraining, VerifyOptions, file_exists, keep_file, merge_manifests, write_pairs,
@@ -56,6 +56,10 @@ fn outputs() -> Vec<String> {
     shards.chain(["manifest.json".to_string()]).collect()
 }
 
+fn remove(path: &Path) {
+    Object::at(path).and_then(|object| object.remove()).expect("removes");
+}
+
 fn bytes(path: PathBuf) -> Vec<u8> {
     read_small(&path, "file", 1 << 30).expect("a file")
 }
@@ -77,12 +81,12 @@ fn a_run_in_a_store_has_the_bytes_of_one_on_disk() {
     assert_eq!((verified.shards, verified.missing), (6, None));
 
     // A shard that is gone is made again, and one of another length is not taken for whole.
-    lensmith::data::remove(&out.join("pairs-00004.safetensors")).expect("removes");
+    remove(&out.join("pairs-00004.safetensors"));
     fs::write(folder.path().join("short"), b"short").expect("a file");
     keep_file(&folder.path().join("short"), &out.join("pairs-00001.safetensors"), false).expect("writes");
     let error = write(&engine, &made, out, Part::WHOLE).expect_err("it is no shard");
     assert!(error.to_string().contains("pairs-00001.safetensors"), "{error}");
-    lensmith::data::remove(&out.join("pairs-00001.safetensors")).expect("removes");
+    remove(&out.join("pairs-00001.safetensors"));
     assert_eq!(write(&engine, &made, out, Part::WHOLE).expect("goes on"), SEEDS as u64 * FOLD - 2 * ROWS);
     for name in outputs() {
         assert!(bytes(out.join(&name)) == bytes(disk.join(&name)), "{name}");
@@ -137,7 +141,7 @@ fn what_is_replaced_meanwhile_is_an_error() {
     assert!(matches!(rows(&set), Err(Error::Changed { .. })));
     assert!(matches!(set.require_unchanged(), Err(Error::Changed { .. })));
     again.require_unchanged().expect("as it was");
-    lensmith::data::remove(url).expect("removes");
+    remove(url);
     assert!(matches!(again.require_unchanged(), Err(Error::Changed { .. })));
 }
 
@@ -154,7 +158,7 @@ fn a_recipe_knows_the_versions_of_its_seeds() {
     let copy = tempfile::tempdir().expect("a folder");
     let local = copy.path().join("seeds.safetensors");
     keep_file(&seeds, &local, false).expect("copies");
-    lensmith::data::remove(&seeds).expect("removes");
+    remove(&seeds);
     keep_file(&local, &seeds, false).expect("copies");
     open().expect("the same bytes");
     let mut other = fs::read(&local).expect("a file");
@@ -167,7 +171,6 @@ fn a_recipe_knows_the_versions_of_its_seeds() {
 
 #[test]
 fn manifests_are_replaced_on_condition() {
-    use lensmith::data::Object;
     let object = Object::at(Path::new("memory://condition/manifest.json")).expect("a URL");
     let first = object.replace(b"one", None).expect("nothing is there");
     assert!(matches!(object.replace(b"two", None), Err(Error::Busy { .. })));

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::is_checkpoint;
 use super::lock::FolderLock;
 use super::manifest::Manifest;
-use super::place::{FileId, Folder, file_id, file_name, list, read_small, remove};
-use super::store::is_url;
+use super::place::{FileId, Folder, file_id, file_name, list, read_small};
+use super::store::{Object, is_url};
 use super::writer::inspect_shard;
 use crate::error::{Error, Result};
 
@@ -96,10 +96,18 @@ impl Contents {
         let _locks = others.map(|lock| FolderLock::acquire(&self.dir, lock)).collect::<Result<Vec<_>>>()?;
         // Manifests last: as long as one is there, a run that is killed meanwhile is known by it.
         let (manifests, others): (Vec<&PathBuf>, Vec<&PathBuf>) = all().partition(|path| is_manifest(path));
+        // Opened once: names are looked up where the folder is by now.
+        let folder = (!is_url(&self.dir)).then(|| Folder::open(&self.dir)).transpose()?;
         for path in others.into_iter().chain(manifests) {
-            remove(path)?;
+            match &folder {
+                Some(folder) => {
+                    let name = path.file_name().unwrap_or_default();
+                    folder.remove(name).map_err(Error::io("remove", path))?;
+                }
+                None => Object::at(path)?.remove()?,
+            }
         }
-        if is_url(&self.dir) { Ok(()) } else { Folder::open(&self.dir)?.sync() }
+        folder.map_or(Ok(()), |folder| folder.sync())
     }
 }
 

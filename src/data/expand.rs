@@ -37,7 +37,7 @@ pub fn expand_sources<T>(
         // A path that exists is never a pattern, whatever characters it holds.
         if is_folder(named)? {
             entries.extend(folder(named)?);
-        } else if !is_there(named).is_ok_and(|there| there) && source.contains(['*', '?', '[']) {
+        } else if source.contains(['*', '?', '[']) && !is_there(named).is_ok_and(|there| there) {
             let before = entries.len();
             for found in glob_matches(source)? {
                 if !is_url(&found) && found.is_dir() {

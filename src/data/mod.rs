@@ -52,7 +52,7 @@ pub use manifest::Manifest;
 pub use map::{FileBytes, Io, ignore_file_size_signal, install_sigbus_guard};
 pub use place::{
     absolute, at_once, create_folder, file_name, file_state, is_folder, is_there, lengths, list, open_input,
-    read_small, remove,
+    read_small,
 };
 pub use reader::{CandidateSet, EmbeddingSet, PairOptions, PairSet};
 pub use responses::{ResponseColumns, ResponseRow, ResponseSet, Talk};

@@ -174,16 +174,6 @@ pub fn create_folder(path: &Path) -> Result<()> {
     missing.iter().try_for_each(|made| Folder::of(made)?.sync())
 }
 
-/// Removes a file or an object from its folder, which is not synced.
-pub fn remove(path: &Path) -> Result<()> {
-    match is_url(path) {
-        true => Object::at(path)?.remove(),
-        false => {
-            Folder::of(path)?.remove(path.file_name().unwrap_or_default()).map_err(Error::io("remove", path))
-        }
-    }
-}
-
 /// An open folder, in which names are looked up.
 #[derive(Debug)]
 pub struct Folder {
