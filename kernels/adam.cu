@@ -8,7 +8,7 @@
 // Requires: no overlap among the arrays; any n and grid; a one-dimensional block of up to eight whole warps
 // Accuracy: the bits of the reference: each operation rounds once, to nearest even; nothing is contracted
 // Reference: src/backend/cpu/train/adam.rs
-// H200 by model, 2026-11: among the 25.1 us of a VAE step and the 24.0 us of a reward step; bound by memory
+// H200 by model, 2026-11: among the 25.2 us of a VAE step and the 24.0 us of a reward step; bound by memory
 #define LAUNCHES_START_EARLY
 #include "include/adam.cuh"
 #include "include/train.cuh"

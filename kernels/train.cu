@@ -6,7 +6,7 @@
 // Needs nothing of alignment
 // Exact: the bits of `Standardizer::apply`
 // Reference: src/model/standardizer.rs
-// H200 by model, 2026-11: among the 25.1 us of a VAE step and the 24.0 us of a reward step (BF16)
+// H200 by model, 2026-11: among the 25.2 us of a VAE step and the 24.0 us of a reward step (BF16)
 #define LAUNCHES_START_EARLY
 #include "include/gather.cuh"
 #include "include/normal.cuh"

@@ -6,7 +6,7 @@
 // Needs latent a multiple of 16; row numbers below 2^32
 // Accuracy: losses and gradients of the codes in F64, rounded once; sums of squares in F64
 // Reference: src/backend/cpu/train/{vae,latent_block,output_layer}.rs
-// H200 by model, 2026-11: among the 25.1 us of a VAE step in BF16; vae_reconstruct bound by memory
+// H200 by model, 2026-11: among the 25.2 us of a VAE step in BF16; vae_reconstruct bound by memory
 #define LAUNCHES_START_EARLY
 #include "include/vae_codes.cuh"
 

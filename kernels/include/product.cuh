@@ -12,11 +12,9 @@ struct product {
     extern __shared__ __align__(1024) unsigned char memory[];
     carver carve(memory);
     const LAYOUT shared(carve);
-    const auto [pa, pb, lda, ldb, m, from, end] = share::of<LIMITS_K>(p, place.slice, DEPTH);
+    const share own = share::of<LIMITS_K>(p, place, DEPTH);
     SUMS t;
-    t.clear();
-    t.template add<A_BY_ROWS, B_BY_ROWS>(shared, pa, lda, place.row, m, pb, ldb, place.column, p.n, from,
-                                         end);
+    t.template multiply<A_BY_ROWS, B_BY_ROWS>(shared, own.a, own.b, own.from, own.end);
     const bool whole = p.slices == 1;
     float* out = whole ? p.out : p.partial + u64(place.slice) * p.m * p.ldo;
     t.each([&](u32 r, u32 c, const auto& values) {

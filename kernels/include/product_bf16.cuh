@@ -7,57 +7,42 @@
 namespace product_bf16 {
 
 using gpu::bf16;
+using gpu::operand;
 using gpu::u32;
 using gpu::u64;
 using namespace gpu::tensor;
 
 constexpr u32 TILE = 64, DEPTH = 32;
 constexpr u32 GROUPS = TILE * DEPTH / 4 / THREADS;
-static_assert(TILE * stride_of(DEPTH) * sizeof(bf16) >= 512 * sizeof(double), "room for column sums");
 
 struct layout {
-  bf16 *a, *b;  // 64 rows of 32 of k, or 32 of k by 64 rows
+  static constexpr u32 PLACE = TILE * stride_of(DEPTH);
+  bf16 *a, *b;  // two places each: 64 rows of 32 of k, or 32 of k by 64 rows
 
   GPU_FN explicit layout(gpu::carver& carve) {
-    a = carve.take<bf16>(TILE * stride_of(DEPTH));
-    b = carve.take<bf16>(TILE * stride_of(DEPTH));
+    a = carve.take<bf16>(2 * PLACE);
+    b = carve.take<bf16>(2 * PLACE);
   }
 };
+static_assert(2 * layout::PLACE * sizeof(bf16) >= 512 * sizeof(double), "room for column sums");
 
 /// Values between rows of an operand in shared memory; 64 rows of 40 or 32 of 72 both fit 64 x 40.
 constexpr GPU_FN u32 stride_in(bool by_rows) { return by_rows ? stride_of(DEPTH) : stride_of(TILE); }
 
-/// A thread's part of 64 rows by 32 of k, on its way from global to shared memory. By rows: k runs along a
-/// row of the source, of which eight lanes read 128 bytes; else k counts its rows.
+/// By rows, eight lanes read 128 bytes, and a half of a warp writes rows four apart, whose banks differ.
 template <bool BY_ROWS>
-struct part {
-  float4 group[GROUPS];
-
-  /// The row of group `at` by rows: a half of a warp writes rows four apart, whose banks differ.
-  GPU_FN static u32 row_of(u32 at) { return at / 64 * 8 + at / 8 % 2 * 4 + at / 16 % 4; }
-
-  GPU_FN void fetch(const float* from, u32 ld, u32 row, u32 rows, u32 k, u32 end) {
-    const bool vector = ld % 4 == 0;
-#pragma unroll
-    for (u32 i = 0; i < GROUPS; i++) {
-      const u32 at = threadIdx.x + i * THREADS;
-      if (BY_ROWS) {
-        const u32 r = row + row_of(at), c = k + at % 8 * 4;
-        group[i] = gpu::load_up_to_4(from + u64(r) * ld + c, r < rows ? gpu::below(end, c) : 0, vector);
-      } else {
-        const u32 c = k + at / 16, r = row + at % 16 * 4;
-        group[i] = gpu::load_up_to_4(from + u64(c) * ld + r, c < end ? gpu::below(rows, r) : 0, vector);
-      }
-    }
+struct part : gpu::fetched<part<BY_ROWS>, BY_ROWS, GROUPS> {
+  GPU_FN static u32 at(u32 i) { return threadIdx.x + i * THREADS; }
+  GPU_FN static u32 row(u32 i) {
+    return BY_ROWS ? at(i) / 64 * 8 + at(i) / 8 % 2 * 4 + at(i) / 16 % 4 : at(i) % 16 * 4;
   }
+  GPU_FN static u32 k(u32 i) { return BY_ROWS ? at(i) % 8 * 4 : at(i) / 16; }
 
   GPU_FN void put(bf16* to) const {
 #pragma unroll
     for (u32 i = 0; i < GROUPS; i++) {
-      const u32 at = threadIdx.x + i * THREADS;
-      const u32 place = BY_ROWS ? row_of(at) * stride_in(true) + at % 8 * 4
-                                : at / 16 * stride_in(false) + at % 16 * 4;
-      const float4 v = group[i];
+      const u32 place = BY_ROWS ? row(i) * stride_in(true) + k(i) : k(i) * stride_in(false) + row(i);
+      const float4 v = this->group[i];
       // One store of 8 bytes; of a pair of words the compiler makes two.
       *reinterpret_cast<u64*>(to + place) =
           u64(gpu::pack_bf16(v.z, v.w)) << 32 | gpu::pack_bf16(v.x, v.y);
@@ -70,30 +55,16 @@ struct sums : tile<2, 2> {
   GPU_FN static u32 own() { return threadIdx.x / gpu::WARP / 2 * 32; }
   GPU_FN static u32 aside() { return threadIdx.x / gpu::WARP % 2 * 32; }
 
-  /// Adds the products of two operands over k from `from` to `end`: rows `row` .. below `m` of a, columns
-  /// `column` .. below `n`. All threads of the block together.
+  /// The products of two operands over k from `from` to `end`. All threads of the block together.
   template <bool A_BY_ROWS, bool B_BY_ROWS>
-  GPU_FN void add(const layout& shared, const float* pa, u32 lda, u32 row, u32 m, const float* pb, u32 ldb,
-                  u32 column, u32 n, u32 from, u32 end) {
-    // The same for the whole block: rows past the limit are zeros without work.
-    if (row >= m || from >= end) return;
-    part<A_BY_ROWS> x;
-    part<B_BY_ROWS> w;
-    x.fetch(pa, lda, row, m, from, end);
-    w.fetch(pb, ldb, column, n, from, end);
-    for (u32 k = from; k < end; k += DEPTH) {
-      __syncthreads();
-      x.put(shared.a);
-      w.put(shared.b);
-      __syncthreads();
-      if (k + DEPTH < end) {
-        x.fetch(pa, lda, row, m, k + DEPTH, end);
-        w.fetch(pb, ldb, column, n, k + DEPTH, end);
-      }
-      const bf16* a = shared.a + (A_BY_ROWS ? own() * stride_in(true) : own());
-      const bf16* b = shared.b + (B_BY_ROWS ? aside() * stride_in(true) : aside());
-      tile::add<A_BY_ROWS, B_BY_ROWS>(a, stride_in(A_BY_ROWS), b, stride_in(B_BY_ROWS), DEPTH);
-    }
+  GPU_FN void multiply(const layout& shared, const operand& a, const operand& b, u32 from, u32 end) {
+    clear();
+    gpu::by_chunks<part<A_BY_ROWS>, part<B_BY_ROWS>, DEPTH>(
+        shared, a, b, from, end, [&](const bf16* chunk_a, const bf16* chunk_b) {
+          const bf16* x = chunk_a + (A_BY_ROWS ? own() * stride_in(true) : own());
+          const bf16* w = chunk_b + (B_BY_ROWS ? aside() * stride_in(true) : aside());
+          tile::add<A_BY_ROWS, B_BY_ROWS>(x, stride_in(A_BY_ROWS), w, stride_in(B_BY_ROWS), DEPTH);
+        });
   }
 
   GPU_FN void join(const sums& other) {

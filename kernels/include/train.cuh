@@ -6,6 +6,7 @@
 // the first may start early (dependent.cuh), so each kernel begins with gpu::begin_early.
 #pragma once
 #include "dependent.cuh"
+#include "operand.cuh"
 #include "reduce.cuh"
 #include "train_params.cuh"
 #include "types.cuh"
@@ -86,67 +87,22 @@ GPU_FN const params::product& own_product(const params::products& group, u32& bl
   return group.of[i];
 }
 
-/// What a block has to do of a product: its operands, rows below m, and its slice of k, which ends with a
+/// What a block has to do of a product: its part of both operands, and its slice of k, which ends with a
 /// multiple of `granule` or with k. `LIMITS_K`: the limit is on k, else on m.
 struct share {
-  const float *a, *b;
-  u32 lda, ldb, m, from, end;
+  operand a, b;
+  u32 from, end;
 
   template <bool LIMITS_K>
-  GPU_FN static share of(const params::product& p, u32 slice, u32 granule) {
+  GPU_FN static share of(const params::product& p, const place& own, u32 granule) {
     const u32 slices = p.slices - (p.c ? 1 : 0);
-    if (p.c && slice == slices) return {p.c, p.d, p.l, p.l, p.m, 0, p.l};
+    if (p.c && own.slice == slices) return {{p.c, p.l, own.row, p.m}, {p.d, p.l, own.column, p.n}, 0, p.l};
     const u32 limit = p.limit ? *p.limit : 0xffffffffu;
     const u32 m = LIMITS_K ? p.m : min(limit, p.m), k = LIMITS_K ? min(limit, p.k) : p.k;
-    const u32 deep = u32(round_up((k + slices - 1) / slices, granule));
-    return {p.a, p.b, p.lda, p.ldb, m, slice * deep, min(slice * deep + deep, k)};
+    const u32 deep = u32(round_up((k + slices - 1) / slices, granule)), from = own.slice * deep;
+    return {{p.a, p.lda, own.row, m}, {p.b, p.ldb, own.column, p.n}, from, min(from + deep, k)};
   }
 };
-
-/// Four values, of which `there` exist; the others are 0.
-GPU_FN float4 load_up_to_4(const float* at, u32 there, bool vector) {
-  if (there >= 4 && vector) return load_4(at);
-  return make_float4(there > 0 ? at[0] : 0.0f, there > 1 ? at[1] : 0.0f, there > 2 ? at[2] : 0.0f,
-                     there > 3 ? at[3] : 0.0f);
-}
-
-/// The same of COUNT values, two or four, on a multiple of as many.
-template <u32 COUNT>
-GPU_FN void load_up_to(float (&v)[COUNT], const float* at, u32 there, bool vector) {
-  if (there >= COUNT && vector) {
-    if constexpr (COUNT == 4) {
-      const float4 all = load_4(at);
-      v[0] = all.x;
-      v[1] = all.y;
-      v[2] = all.z;
-      v[3] = all.w;
-    } else {
-      const float2 both = load_2(at);
-      v[0] = both.x;
-      v[1] = both.y;
-    }
-  } else {
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++) v[i] = i < there ? at[i] : 0.0f;
-  }
-}
-
-/// Stores those of them that exist.
-template <u32 COUNT>
-GPU_FN void store_up_to(float* to, const float (&v)[COUNT], u32 there, bool vector) {
-  if (there >= COUNT && vector) {
-    if constexpr (COUNT == 4)
-      store_4(to, make_float4(v[0], v[1], v[2], v[3]));
-    else
-      *reinterpret_cast<float2*>(to) = make_float2(v[0], v[1]);
-  } else {
-#pragma unroll
-    for (u32 i = 0; i < COUNT; i++)
-      if (i < there) to[i] = v[i];
-  }
-}
-
-GPU_FN u32 below(u32 limit, u32 at) { return limit > at ? limit - at : 0; }
 
 /// The end of a block that wrote its slice of a TILE x TILE tile to p.partial: the tile's last block adds all
 /// slices in their order, so that the bits do not depend on which block that is.

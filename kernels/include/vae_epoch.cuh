@@ -83,9 +83,9 @@ class vae_epoch {
       const u32 slice = i / tiles, row = i % tiles / hidden_tiles * TILE, column = i % hidden_tiles * TILE;
       const u32 from = slice * p.deep;
       sums t;
-      t.clear();
-      t.template add<true, true>(operands, x, p.dim, row, rows, p.w + p.weight[0], p.dim, column, p.hidden,
-                                 from, min(from + p.deep, p.dim));
+      t.template multiply<true, true>(operands, {x, p.dim, row, rows},
+                                      {p.w + p.weight[0], p.dim, column, p.hidden}, from,
+                                      min(from + p.deep, p.dim));
       store_partial(t, slice, row, column);
     }
   }
@@ -138,9 +138,8 @@ class vae_epoch {
       __syncthreads();
       for (u32 column = from; column < end; column += TILE) {
         sums t;
-        t.clear();
-        t.template add<true, true>(operands, p.decoder_hidden, p.hidden, row, rows, weight, p.hidden, column,
-                                   end, 0, p.hidden);
+        t.template multiply<true, true>(operands, {p.decoder_hidden, p.hidden, row, rows},
+                                        {weight, p.hidden, column, end}, 0, p.hidden);
         t.each([&](u32 r, u32 c, const auto& values) {
           constexpr u32 COUNT = sizeof(values) / sizeof(float);
           const u32 there = row + r < rows ? below(end, column + c) : 0;
@@ -169,9 +168,9 @@ class vae_epoch {
       __syncthreads();
       for (u32 h = 0; h < hidden_tiles; h++) {
         sums t;
-        t.clear();
-        t.template add<true, false>(operands, tile, stride, 0, rows - row, weight + u64(from) * p.hidden,
-                                    p.hidden, h * TILE, p.hidden, 0, end - from);
+        t.template multiply<true, false>(operands, {tile, stride, 0, rows - row},
+                                         {weight + u64(from) * p.hidden, p.hidden, h * TILE, p.hidden}, 0,
+                                         end - from);
         store_partial(t, slice, row, h * TILE);
       }
     }
@@ -281,9 +280,9 @@ class vae_epoch {
       sums total, t;
 #pragma unroll 1
       for (u32 s = 0; s < slices; s++) {
-        t.clear();
-        t.template add<false, false>(operands, g.dy, g.outputs, row, g.outputs, g.input, g.inputs, column,
-                                     g.inputs, s * deep, min(s * deep + deep, rows));
+        t.template multiply<false, false>(operands, {g.dy, g.outputs, row, g.outputs},
+                                          {g.input, g.inputs, column, g.inputs}, s * deep,
+                                          min(s * deep + deep, rows));
         if (s == 0)
           total = t;
         else

@@ -253,8 +253,8 @@ pub fn score_latents(precision: Precision, size: VaeSize, width: usize) -> Block
 pub fn product(precision: Precision) -> usize {
     let mut carver = Carver::default();
     match precision {
-        Precision::F32 => carver.take::<f32>(16 * 68).take::<f32>(16 * 68).bytes,
-        Precision::Bf16 => carver.take::<bf16>(64 * 40).take::<bf16>(64 * 40).bytes,
+        Precision::F32 => carver.take::<f32>(2 * 16 * 68).take::<f32>(2 * 16 * 68).bytes,
+        Precision::Bf16 => carver.take::<bf16>(2 * 64 * 40).take::<bf16>(2 * 64 * 40).bytes,
     }
 }
 
