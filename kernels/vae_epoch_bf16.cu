@@ -5,7 +5,7 @@
 // Needs hidden below 256, latent and hidden multiples of 16, all blocks on the device at once
 // Accuracy: the bits of the step's launches (train_vae.cu, product_bf16.cu, adam.cu)
 // Reference: those launches
-// H200 by model, 2026-11, a step of 128 pairs: 15.5 us, and five barriers of the grid; bound by L2
+// H200 by model, 2026-11, a step of 128 pairs: 15.0 us, and five barriers of the grid; bound by L2
 #define LAUNCHES_START_EARLY  // Loads by the coherent cache: the launch writes what it reads.
 #include "include/product_bf16.cuh"
 #include "include/vae_epoch.cuh"

@@ -99,18 +99,32 @@ struct tile {
   }
 };
 
-/// Brings eight values from `at` on, of which `there` exist, to shared memory as BF16; the others are 0.
+/// Values of a source that one lane moves at a time, of 16 bytes: neighbours read whole sectors.
 template <class S>
-GPU_FN void put_8(bf16* to, const S* at, u32 there, bool vector) {
-  if (there >= 8 && vector) {
-    float v[8];
-    read_aligned(v, at);
-    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
-                                               pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+constexpr u32 GROUP = vec16<S>::COUNT;
+
+/// A group to shared memory as BF16, or zeros.
+template <class S>
+GPU_FN void put_group(bf16* to, const vec16<S>& group, bool there) {
+  u32 pair[GROUP<S> / 2];
+#pragma unroll
+  for (u32 i = 0; i < GROUP<S> / 2; i++)
+    pair[i] = there ? pack_bf16(to_f32(group.value[2 * i]), to_f32(group.value[2 * i + 1])) : 0;
+  if constexpr (GROUP<S> == 8)
+    *reinterpret_cast<uint4*>(to) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+  else
+    *reinterpret_cast<uint2*>(to) = make_uint2(pair[0], pair[1]);
+}
+
+/// The same of values from `at` on, of which `there` exist; the others are 0.
+template <class S>
+GPU_FN void put_up_to(bf16* to, const S* at, u32 there, bool vector) {
+  if (there >= GROUP<S> && vector) {
+    put_group(to, read_16(at), true);
   } else {
     // Pair by pair: rare, and beside a product's sums there are few registers.
 #pragma unroll 1
-    for (u32 i = 0; i < 8; i += 2) {
+    for (u32 i = 0; i < GROUP<S>; i += 2) {
       const float low = i < there ? to_f32(read(at + i)) : 0.0f;
       const float high = i + 1 < there ? to_f32(read(at + i + 1)) : 0.0f;
       *reinterpret_cast<u32*>(to + i) = pack_bf16(low, high);
@@ -140,18 +154,18 @@ struct rows_from {
 template <class S, class F>
 GPU_FN void copy_rows_of(bf16* to, u32 stride, const S* from, F source_of, u64 rows, u32 ld, u32 column,
                          u32 columns, u32 count) {
-  const u32 groups = columns / 8;
-  const bool vector = ld % (16 / sizeof(S)) == 0;
+  const u32 groups = columns / GROUP<S>;
+  const bool vector = ld % GROUP<S> == 0;
   for (u32 at = threadIdx.x; at < count * groups; at += blockDim.x) {
-    const u32 r = at / groups, c = column + at % groups * 8;
+    const u32 r = at / groups, c = column + at % groups * GROUP<S>;
     const u64 row = source_of(r);
-    const u32 there = row < rows && c < ld ? (ld - c < 8 ? ld - c : 8) : 0;
+    const u32 there = row < rows && c < ld ? min(ld - c, GROUP<S>) : 0;
     const S* source = there ? from + row * ld + c : from;
-    bf16* target = to + r * stride + at % groups * 8;
+    bf16* target = to + r * stride + at % groups * GROUP<S>;
     if (is_bf16<S>::VALUE && vector)
       copy_async_16(target, source, 2 * there);
     else
-      put_8(target, source, there, vector);
+      put_up_to(target, source, there, vector);
   }
 }
 
@@ -165,14 +179,17 @@ GPU_FN void copy_rows(bf16* to, u32 stride, const S* from, u64 row, u64 rows, u3
 constexpr u32 DEPTH = 64, CHUNK_STRIDE = DEPTH + 8;
 
 /// A thread's share of COUNT rows of a matrix [rows, ld] on their way into stages, DEPTH columns at a time:
-/// eight values of every 16th row. Their addresses are found once: a chunk costs an addition and a load each.
-/// Rows past the last are the last again, whose results nobody keeps; columns past the last are zeros.
+/// eight values of every 16th row, in groups of 16 bytes. Their addresses are found once: a chunk costs an
+/// addition and a load for each. Rows past the last are the last again, whose results nobody keeps; columns
+/// past the last are zeros.
 ///
 /// Three types do it for three ways of lying in memory. `start` begins the next chunk, of columns `k` and on;
 /// `finish` ends it: between them stands the work that hides the time of the loads.
 template <class S, u32 COUNT>
 struct share_of_rows {
   static constexpr u32 STEP = THREADS / (DEPTH / 8), EACH = COUNT / STEP;
+  // Groups of a thread in a row, and columns from one to the next.
+  static constexpr u32 PARTS = 8 / GROUP<S>, APART = 8;
   // Many rows are those of a weight, whose number is a multiple of 16: what is missing of them is missing for
   // all threads, and offsets need no registers of a thread's own.
   static constexpr bool WHOLE_STEPS = EACH > 4;
@@ -181,7 +198,7 @@ struct share_of_rows {
   u32 column, ld, most;             // `most`: bytes to its last row that exists, where steps are whole
 
   GPU_FN share_of_rows(const S* first, u64 row, u64 rows, u32 ld)
-      : column(threadIdx.x % (DEPTH / 8) * 8), ld(ld) {
+      : column(first_column()), ld(ld) {
     const u32 r = threadIdx.x / (DEPTH / 8), count = u32(rows - row < COUNT ? rows - row : COUNT);
     const u32 bytes = ld * u32(sizeof(S));
     most = (count / STEP - 1) * STEP * bytes;
@@ -197,9 +214,14 @@ struct share_of_rows {
 
   /// Bytes from `from` to the thread's row i.
   GPU_FN u32 offset(u32 i) const { return WHOLE_STEPS ? min(i * own[0], most) : own[i]; }
-  GPU_FN bool inside(u32 k) const { return k + column < ld; }
-  GPU_FN bf16* target(bf16* stage, u32 i) const {
-    return stage + (threadIdx.x / (DEPTH / 8) + i * STEP) * CHUNK_STRIDE + column;
+  /// Two lanes share what groups of four leave apart, so that each access takes whole sectors and all banks.
+  GPU_FN static u32 first_column() {
+    const u32 lane = threadIdx.x % (DEPTH / 8);
+    return PARTS == 1 ? 8 * lane : lane / 2 * 16 + lane % 2 * 4;
+  }
+  GPU_FN bool inside(u32 k, u32 part) const { return k + column + part * APART < ld; }
+  GPU_FN bf16* target(bf16* stage, u32 i, u32 part) const {
+    return stage + (threadIdx.x / (DEPTH / 8) + i * STEP) * CHUNK_STRIDE + column + part * APART;
   }
 };
 
@@ -211,11 +233,11 @@ struct aligned_rows<bf16, COUNT> : share_of_rows<bf16, COUNT> {
   using share_of_rows<bf16, COUNT>::share_of_rows;
 
   GPU_FN void start(bf16* stage, u32 k) {
-    const u32 bytes = this->inside(k) ? 16 : 0;
+    const u32 bytes = this->inside(k, 0) ? 16 : 0;
     this->from += DEPTH;
 #pragma unroll
     for (u32 i = 0; i < this->EACH; i++)
-      copy_async_16(this->target(stage, i), behind(this->from, this->offset(i)), bytes);
+      copy_async_16(this->target(stage, i, 0), behind(this->from, this->offset(i)), bytes);
   }
   GPU_FN void finish(bf16*, u32) {}
 };
@@ -223,34 +245,30 @@ struct aligned_rows<bf16, COUNT> : share_of_rows<bf16, COUNT> {
 /// F32 and F16 rows on multiples of 16 bytes, rounded to BF16 on their way through registers.
 template <class S, u32 COUNT>
 struct aligned_rows : share_of_rows<S, COUNT> {
-  static constexpr u32 PARTS = 8 / vec16<S>::COUNT;
-  vec16<S> held[share_of_rows<S, COUNT>::EACH][PARTS];
+  using share = share_of_rows<S, COUNT>;
+  vec16<S> held[share::EACH][share::PARTS];
 
-  using share_of_rows<S, COUNT>::share_of_rows;
+  using share::share_of_rows;
 
   GPU_FN void start(bf16*, u32 k) {
     this->from += DEPTH;
-    if (!this->inside(k)) return;
+    if (!this->inside(k, 0)) return;
 #pragma unroll
-    for (u32 i = 0; i < this->EACH; i++) {
-      const S* at = static_cast<const S*>(behind(this->from, this->offset(i)));
+    for (u32 p = 0; p < share::PARTS; p++) {
+      if (!this->inside(k, p)) return;
 #pragma unroll
-      for (u32 p = 0; p < PARTS; p++)
-        held[i][p] = read_16(at + p * vec16<S>::COUNT);
+      for (u32 i = 0; i < share::EACH; i++) {
+        const S* row = static_cast<const S*>(behind(this->from, this->offset(i)));
+        held[i][p] = read_16(row + p * share::APART);
+      }
     }
   }
   GPU_FN void finish(bf16* stage, u32 k) {
-    const bool inside = this->inside(k);
 #pragma unroll
-    for (u32 i = 0; i < this->EACH; i++) {
-      u32 pair[4];
+    for (u32 p = 0; p < share::PARTS; p++) {
 #pragma unroll
-      for (u32 j = 0; j < 4; j++) {
-        const vec16<S>& part = held[i][2 * j / vec16<S>::COUNT];
-        const u32 at = 2 * j % vec16<S>::COUNT;
-        pair[j] = inside ? pack_bf16(to_f32(part.value[at]), to_f32(part.value[at + 1])) : 0;
-      }
-      *reinterpret_cast<uint4*>(this->target(stage, i)) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+      for (u32 i = 0; i < share::EACH; i++)
+        put_group(this->target(stage, i, p), held[i][p], this->inside(k, p));
     }
   }
 };
@@ -281,37 +299,39 @@ template <u32 STAGES, u32 N, u32 R, u32 G, class X, class W>
 GPU_FN void add_chunks(tile<R, G>& t, bf16* stages, X x, W w, u32 chunks) {
   constexpr u32 SIZE = stage_of(16 * G * N);
   const u32 warp = threadIdx.x / WARP;
-  auto start = [&](u32 stage, u32 chunk) {
+  auto start = [&](bf16* stage, u32 chunk) {
     if (chunk < chunks) {
-      x.start(stages + stage, chunk * DEPTH);
-      w.start(stages + stage + ROWS * CHUNK_STRIDE, chunk * DEPTH);
+      x.start(stage, chunk * DEPTH);
+      w.start(stage + ROWS * CHUNK_STRIDE, chunk * DEPTH);
     }
     copy_async_commit();
   };
-  auto finish = [&](u32 stage, u32 chunk) {
-    if (chunk < chunks) x.finish(stages + stage, chunk * DEPTH);
+  auto finish = [&](bf16* stage, u32 chunk) {
+    if (chunk < chunks) x.finish(stage, chunk * DEPTH);
   };
   // The stages may still be read for what came before.
   __syncthreads();
 #pragma unroll
   for (u32 s = 0; s < STAGES - 1; s++) {
-    start(s * SIZE, s);
-    finish(s * SIZE, s);
+    start(stages + s * SIZE, s);
+    finish(stages + s * SIZE, s);
   }
-  // Where stages start: the one that is read and the one that is filled.
-  u32 read = 0, write = (STAGES - 1) * SIZE;
+  // The stage that is read and the one that is filled. Pointers: behind an offset the compiler no longer
+  // sees that a group can be stored at once.
+  bf16* const last = stages + (STAGES - 1) * SIZE;
+  bf16 *read = stages, *write = last;
 #pragma unroll 1
   for (u32 chunk = 0; chunk < chunks; chunk++) {
     copy_async_wait<STAGES - 2>();
     __syncthreads();
     // Into the stage that all have left since the barrier.
     start(write, chunk + STAGES - 1);
-    const bf16* a = stages + read + warp / N * 16 * R * CHUNK_STRIDE;
-    const bf16* b = stages + read + (ROWS + warp % N * 16 * G) * CHUNK_STRIDE;
+    const bf16* a = read + warp / N * 16 * R * CHUNK_STRIDE;
+    const bf16* b = read + (ROWS + warp % N * 16 * G) * CHUNK_STRIDE;
     t.template add<true, true>(a, CHUNK_STRIDE, b, CHUNK_STRIDE, DEPTH);
     finish(write, chunk + STAGES - 1);
-    read = read == (STAGES - 1) * SIZE ? 0 : read + SIZE;
-    write = write == (STAGES - 1) * SIZE ? 0 : write + SIZE;
+    read = read == last ? stages : read + SIZE;
+    write = write == last ? stages : write + SIZE;
   }
 }
 
