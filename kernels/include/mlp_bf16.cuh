@@ -252,7 +252,6 @@ struct aligned_rows : share_of_rows<S, COUNT> {
 
   GPU_FN void start(bf16*, u32 k) {
     this->from += DEPTH;
-    if (!this->inside(k, 0)) return;
 #pragma unroll
     for (u32 p = 0; p < share::PARTS; p++) {
       if (!this->inside(k, p)) return;

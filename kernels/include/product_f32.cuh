@@ -11,6 +11,7 @@ using gpu::operand;
 using gpu::u32;
 
 constexpr u32 THREADS = 128, TILE = 64, DEPTH = 16, STRIDE = TILE + 4;
+constexpr u32 GROUPS = TILE * DEPTH / 4 / THREADS;
 
 struct layout {
   static constexpr u32 PLACE = DEPTH * STRIDE;
@@ -26,13 +27,13 @@ static_assert(2 * layout::PLACE >= TILE / 2 * TILE, "room for half of the sums")
 
 /// By rows, two lanes read a sector.
 template <bool BY_ROWS>
-struct part : gpu::fetched<part<BY_ROWS>, BY_ROWS, TILE * DEPTH / 4 / THREADS> {
+struct part : gpu::fetched<part<BY_ROWS>, BY_ROWS, GROUPS> {
   GPU_FN static u32 row(u32 i) { return BY_ROWS ? threadIdx.x / 2 : threadIdx.x % 16 * 4; }
   GPU_FN static u32 k(u32 i) { return BY_ROWS ? 8 * i + threadIdx.x % 2 * 4 : 8 * i + threadIdx.x / 16; }
 
   GPU_FN void put(float* to) const {
 #pragma unroll
-    for (u32 i = 0; i < TILE * DEPTH / 4 / THREADS; i++) {
+    for (u32 i = 0; i < GROUPS; i++) {
       const float4 v = this->group[i];
       float* own = to + k(i) * STRIDE + row(i);
       if (BY_ROWS) {
